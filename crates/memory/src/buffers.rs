@@ -1,0 +1,118 @@
+//! Guest RAM that a request under way owns.
+
+use std::sync::Arc;
+
+use crate::address::Gpa;
+use crate::ram::{OutsideRam, Ram};
+
+/// Pieces of guest RAM in order, as the kernel takes them (`iovec`), with a share in the RAM they lie in.
+///
+/// A request keeps its buffers until the kernel or the device is done with them; the RAM stays mapped that
+/// long, whatever the guest resets meanwhile. To keep the reference count local to a queue, share an
+/// `Arc<Ram>` per queue.
+pub struct Buffers {
+    ram: Arc<Ram>,
+    pieces: Vec<libc::iovec>,
+    bytes: u64,
+}
+
+// SAFETY: the pointers lead to guest RAM, which `ram` keeps mapped and which is shared memory for every thread.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
+    /// No piece yet.
+    pub fn new(ram: Arc<Ram>) -> Buffers {
+        Buffers { ram, pieces: Vec::new(), bytes: 0 }
+    }
+
+    /// Adds `len` bytes at `gpa`; pieces that touch in host memory become one. Nothing is added on failure.
+    pub fn push(&mut self, gpa: Gpa, len: u64) -> Result<(), OutsideRam> {
+        let slice = self.ram.slice(gpa, len)?;
+        self.bytes += len;
+        if let Some(last) = self.pieces.last_mut()
+            && last.iov_base as usize + last.iov_len == slice.as_ptr() as usize
+        {
+            last.iov_len += slice.len();
+        } else if !slice.is_empty() {
+            self.pieces.push(libc::iovec { iov_base: slice.as_ptr().cast(), iov_len: slice.len() });
+        }
+        Ok(())
+    }
+
+    /// The pieces for the kernel. They stay valid as long as `self`.
+    pub fn iovecs(&self) -> &[libc::iovec] {
+        &self.pieces
+    }
+
+    /// Bytes in all pieces.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Forgets the pieces and keeps the room for new ones.
+    pub fn clear(&mut self) {
+        self.pieces.clear();
+        self.bytes = 0;
+    }
+
+    /// Copies `bytes` into the pieces in order; returns how many fitted.
+    pub fn write(&self, bytes: &[u8]) -> usize {
+        self.each(bytes.len(), |slice, done| slice.write(&bytes[done..]))
+    }
+
+    /// Copies out of the pieces in order into `bytes`; returns how many there were.
+    pub fn read(&self, bytes: &mut [u8]) -> usize {
+        self.each(bytes.len(), |slice, done| slice.read(&mut bytes[done..]))
+    }
+
+    fn each(&self, limit: usize, mut copy: impl FnMut(crate::GuestSlice<'_>, usize) -> usize) -> usize {
+        let mut done = 0;
+        for piece in &self.pieces {
+            if done == limit {
+                break;
+            }
+            let start = std::ptr::NonNull::new(piece.iov_base.cast::<u8>()).expect("guest RAM is never at 0");
+            // SAFETY: the piece came from `Ram::slice` on `self.ram`, which is still held.
+            done += copy(unsafe { crate::GuestSlice::new(start, piece.iov_len) }, done);
+        }
+        done
+    }
+}
+
+impl std::fmt::Debug for Buffers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffers({} bytes in {} pieces)", self.bytes, self.pieces.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::GpaRange;
+
+    #[test]
+    fn neighbours_become_one_piece_and_copies_run_across_pieces() {
+        let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 0x4000).unwrap()]).unwrap());
+        let mut buffers = Buffers::new(ram.clone());
+        buffers.push(Gpa(0x1000), 0x1000).unwrap();
+        buffers.push(Gpa(0x2000), 0x800).unwrap();
+        buffers.push(Gpa(0), 0x10).unwrap();
+        assert!(buffers.push(Gpa(0x3fff), 2).is_err());
+        assert_eq!((buffers.iovecs().len(), buffers.bytes()), (2, 0x1810));
+        let pattern: Vec<u8> = (0..0x1810u32).map(|i| i as u8).collect();
+        assert_eq!(buffers.write(&pattern), 0x1810);
+        let mut back = vec![0; 0x1810];
+        assert_eq!(buffers.read(&mut back), 0x1810);
+        assert_eq!(back, pattern);
+        assert_eq!(ram.read_obj::<u8>(Gpa(0)).unwrap(), pattern[0x1800]);
+    }
+
+    #[test]
+    fn buffers_keep_the_ram_they_lie_in() {
+        let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 0x1000).unwrap()]).unwrap());
+        let mut buffers = Buffers::new(ram.clone());
+        buffers.push(Gpa(0), 16).unwrap();
+        drop(ram);
+        assert_eq!(buffers.write(&[9; 16]), 16);
+    }
+}

@@ -1,0 +1,190 @@
+//! One piece of guest RAM: a memfd, mapped once, with guards around it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr::NonNull;
+
+use crate::address::GpaRange;
+
+/// Nothing is mapped this far before and behind a segment, so a stray host access faults at once.
+const GUARD: usize = 2 << 20;
+
+/// Segments start at a multiple of this in host memory, as they do in the guest, so that the kernel can use
+/// large pages for both.
+const ALIGNMENT: usize = 2 << 20;
+
+/// Why guest RAM could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// A segment does not start or end on a page.
+    #[error("guest RAM {range} does not begin and end on a 4 KiB page")]
+    Unaligned {
+        /// The segment asked for.
+        range: GpaRange,
+    },
+    /// Two segments share addresses.
+    #[error("guest RAM {one} overlaps guest RAM {other}")]
+    Overlap {
+        /// The segment asked for first.
+        one: GpaRange,
+        /// The one that collides with it.
+        other: GpaRange,
+    },
+    /// The kernel refused.
+    #[error("cannot {what} {} MiB of guest RAM at {range}: {cause}. {hint}", range.len() >> 20)]
+    System {
+        /// What was tried: "allocate", "map", "wire" …
+        what: &'static str,
+        /// The segment.
+        range: GpaRange,
+        /// The kernel's answer.
+        cause: io::Error,
+        /// What a person can do.
+        hint: &'static str,
+    },
+}
+
+/// One piece of guest RAM: a range of guest addresses and the memfd behind it, mapped shared.
+#[derive(Debug)]
+pub struct Segment {
+    range: GpaRange,
+    file: File,
+    host: NonNull<u8>,
+    /// The whole reservation with its guards, for unmapping.
+    reserved: (NonNull<u8>, usize),
+}
+
+// SAFETY: the mapping is shared memory that lives as long as the segment; all access goes through volatile
+// copies or atomics, so moving or sharing the segment between threads adds nothing.
+unsafe impl Send for Segment {}
+// SAFETY: as above.
+unsafe impl Sync for Segment {}
+
+impl Segment {
+    /// Allocates RAM for `range`, which must begin and end on a page.
+    pub(crate) fn new(range: GpaRange) -> Result<Segment, RamError> {
+        if !range.start().0.is_multiple_of(4096) || !range.len().is_multiple_of(4096) {
+            return Err(RamError::Unaligned { range });
+        }
+        let fail = |what, hint| move |cause| RamError::System { what, range, cause, hint };
+        let smaller = "Give the VM less memory (--memory), or free some on this host.";
+        let file = memfd(range.len()).map_err(fail("allocate", smaller))?;
+        let (host, reserved) = map(&file, range.len()).map_err(fail("map", smaller))?;
+        Ok(Segment { range, file, host, reserved })
+    }
+
+    /// The guest addresses of this segment.
+    pub fn range(&self) -> GpaRange {
+        self.range
+    }
+
+    /// The memfd behind it; the segment is the whole file, from offset 0.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where the segment lies in this process. The mapping lives as long as the segment.
+    pub fn host_address(&self) -> NonNull<u8> {
+        self.host
+    }
+
+    /// Makes every page present and locks it, so that it neither moves to swap nor faults later.
+    pub(crate) fn wire(&self) -> Result<(), RamError> {
+        let len = self.range.len() as usize;
+        // SAFETY: the range is our own mapping of exactly `len` bytes; mlock does not change its content.
+        if unsafe { libc::mlock(self.host.as_ptr().cast(), len) } == 0 {
+            return Ok(());
+        }
+        Err(RamError::System {
+            what: "wire",
+            range: self.range,
+            cause: io::Error::last_os_error(),
+            hint: "Raise the limit of locked memory (ulimit -l unlimited, or LimitMEMLOCK=infinity in a unit), or run as root.",
+        })
+    }
+
+    /// Makes every page present, in pages as large as the kernel allows. Fewer, larger pages mean fewer
+    /// faults for the guest; a kernel that cannot do it leaves small pages, which work as well.
+    pub(crate) fn populate(&self) -> Result<(), RamError> {
+        let len = self.range.len() as usize;
+        // SAFETY: both calls concern our own mapping of exactly `len` bytes and keep its content.
+        let populated = unsafe {
+            libc::madvise(self.host.as_ptr().cast(), len, libc::MADV_HUGEPAGE);
+            libc::madvise(self.host.as_ptr().cast(), len, libc::MADV_POPULATE_WRITE)
+        };
+        if populated == 0 {
+            return Ok(());
+        }
+        Err(RamError::System {
+            what: "populate",
+            range: self.range,
+            cause: io::Error::last_os_error(),
+            hint: "Give the VM less memory (--memory), or free some on this host.",
+        })
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        let (start, len) = self.reserved;
+        // SAFETY: this is the reservation made in `map`; nothing borrows from a segment beyond its life.
+        unsafe { libc::munmap(start.as_ptr().cast(), len) };
+    }
+}
+
+fn memfd(len: u64) -> io::Result<File> {
+    // SAFETY: the name is a C string; the returned descriptor is new and ours.
+    let fd =
+        unsafe { libc::memfd_create(c"guest-ram".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` is a valid descriptor that nothing else owns.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(len)?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: a plain fcntl on our own descriptor.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+/// Reserves room for the file and guards around it, then maps the file into the middle.
+fn map(file: &File, len: u64) -> io::Result<(NonNull<u8>, (NonNull<u8>, usize))> {
+    let len = usize::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    let reserve =
+        len.checked_add(2 * GUARD + ALIGNMENT).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new anonymous reservation without access, at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), reserve, libc::PROT_NONE, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let inner = (start as usize + GUARD).next_multiple_of(ALIGNMENT);
+    // SAFETY: `inner..inner+len` lies inside the reservation just made (it is `2 * GUARD + ALIGNMENT` larger
+    // than `len`), so MAP_FIXED replaces nothing but that reservation.
+    let host = unsafe {
+        libc::mmap(
+            inner as *mut libc::c_void,
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_FIXED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if host == libc::MAP_FAILED {
+        let error = io::Error::last_os_error();
+        // SAFETY: the reservation made above, which nobody uses yet.
+        unsafe { libc::munmap(start, reserve) };
+        return Err(error);
+    }
+    // SAFETY: as the first mmap: our own new mapping. Core files without guest RAM are what people want.
+    unsafe { libc::madvise(host, len, libc::MADV_DONTDUMP) };
+    let (Some(host), Some(start)) = (NonNull::new(host.cast()), NonNull::new(start.cast())) else {
+        unreachable!("mmap without MAP_FIXED at 0 never returns address 0");
+    };
+    Ok((host, (start, reserve)))
+}
