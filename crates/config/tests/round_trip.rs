@@ -1,19 +1,18 @@
 //! From a VM to TOML and back, and what arbitrary input does.
 
+use std::fmt::Debug;
 use std::hint::black_box;
+use std::str::FromStr;
 
 use config::{Assign, Boot, Console, Cpus, Disk, DiskModel, Distinct, File, Key, MemorySize, PciAddress, Vm};
 use proptest::option;
 use proptest::prelude::*;
 
-fn parsed<T: std::str::FromStr>(text: impl Strategy<Value = String>) -> impl Strategy<Value = T>
-where
-    T: std::fmt::Debug,
-{
+fn parsed<T: FromStr + Debug>(text: impl Strategy<Value = String>) -> impl Strategy<Value = T> {
     text.prop_filter_map("not of this kind", |text| text.parse().ok())
 }
 
-fn path<T: std::str::FromStr + std::fmt::Debug>() -> impl Strategy<Value = T> {
+fn path<T: FromStr + Debug>() -> impl Strategy<Value = T> {
     parsed(prop_oneof!["/[a-z,='\"\\\\/ ]{1,20}", "(?s).{1,20}"])
 }
 
