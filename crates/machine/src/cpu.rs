@@ -1,0 +1,132 @@
+//! One vCPU: its registers at power-on and at the kernel's entry, and its exits.
+
+use std::io;
+
+use boot::{CpuState, Segment};
+use kvm_bindings::{
+    KVM_MP_STATE_RUNNABLE, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
+
+use crate::kvm::{KvmError, failed};
+
+/// The time stamp counter goes on counting over a reset, as on hardware.
+const IA32_TSC: u32 = 0x10;
+
+/// The state of a vCPU that was never run, to return to when the VM starts afresh.
+pub struct PowerOn {
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    fpu: kvm_fpu,
+    xcrs: Option<kvm_xcrs>,
+    debug: kvm_debugregs,
+    lapic: kvm_lapic_state,
+    events: kvm_vcpu_events,
+    mp_state: kvm_mp_state,
+    msrs: Vec<kvm_msr_entry>,
+}
+
+impl PowerOn {
+    /// Takes the state of a vCPU that has not run yet. Of the registers in `msrs` those are kept that KVM
+    /// both reads and writes.
+    pub fn of(vm: &VmFd, cpu: &VcpuFd, msrs: &[u32]) -> Result<PowerOn, KvmError> {
+        let entry = |index| kvm_msr_entry { index, ..Default::default() };
+        let mut kept = Vec::new();
+        for index in msrs.iter().copied().filter(|index| *index != IA32_TSC) {
+            let mut one = Msrs::from_entries(&[entry(index)]).expect("one register fits");
+            if cpu.get_msrs(&mut one).is_ok_and(|got| got == 1)
+                && cpu.set_msrs(&one).is_ok_and(|set| set == 1)
+            {
+                kept.push(one.as_slice()[0]);
+            }
+        }
+        let read = || -> Result<PowerOn, kvm_ioctls::Error> {
+            Ok(PowerOn {
+                regs: cpu.get_regs()?,
+                sregs: cpu.get_sregs()?,
+                fpu: cpu.get_fpu()?,
+                xcrs: if vm.check_extension(Cap::Xcrs) { Some(cpu.get_xcrs()?) } else { None },
+                debug: cpu.get_debug_regs()?,
+                lapic: cpu.get_lapic()?,
+                events: cpu.get_vcpu_events()?,
+                mp_state: cpu.get_mp_state()?,
+                msrs: kept,
+            })
+        };
+        read().map_err(failed("read a vCPU's state"))
+    }
+
+    /// Puts a vCPU back into this state.
+    pub fn restore(&self, cpu: &VcpuFd) -> Result<(), KvmError> {
+        let write = || -> Result<(), kvm_ioctls::Error> {
+            cpu.set_mp_state(self.mp_state)?;
+            cpu.set_regs(&self.regs)?;
+            cpu.set_sregs(&self.sregs)?;
+            cpu.set_fpu(&self.fpu)?;
+            if let Some(xcrs) = &self.xcrs {
+                cpu.set_xcrs(xcrs)?;
+            }
+            cpu.set_debug_regs(&self.debug)?;
+            // KVM takes a batch of registers up to the first that it refuses; the batch as a whole was taken
+            // one by one when the state was read.
+            for batch in self.msrs.chunks(64) {
+                let batch = Msrs::from_entries(batch).expect("64 registers fit");
+                if cpu.set_msrs(&batch)? != batch.as_slice().len() {
+                    return Err(kvm_ioctls::Error::new(libc::EINVAL));
+                }
+            }
+            cpu.set_lapic(&self.lapic)?;
+            cpu.set_vcpu_events(&self.events)
+        };
+        write().map_err(failed("reset a vCPU"))
+    }
+}
+
+/// Puts the boot CPU at the kernel's entry.
+pub fn enter(cpu: &VcpuFd, state: &CpuState) -> Result<(), KvmError> {
+    let write = || -> Result<(), kvm_ioctls::Error> {
+        let mut sregs = cpu.get_sregs()?;
+        let data = segment(&state.data);
+        (sregs.cs, sregs.tr) = (segment(&state.cs), segment(&state.tr));
+        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        (sregs.gdt.base, sregs.gdt.limit) = (state.gdt.base.0, state.gdt.limit);
+        (sregs.idt.base, sregs.idt.limit) = (state.idt.base.0, state.idt.limit);
+        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (state.cr0, state.cr3, state.cr4, state.efer);
+        cpu.set_sregs(&sregs)?;
+        let (rip, rflags, rbx, rsi) = (state.rip, state.rflags, state.rbx, state.rsi);
+        cpu.set_regs(&kvm_regs { rip, rflags, rbx, rsi, ..Default::default() })?;
+        cpu.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })
+    };
+    write().map_err(failed("set the boot CPU's registers"))
+}
+
+fn segment(segment: &Segment) -> kvm_segment {
+    kvm_segment {
+        base: segment.base,
+        limit: segment.limit,
+        selector: segment.selector,
+        type_: segment.kind,
+        present: segment.present.into(),
+        dpl: segment.dpl,
+        db: segment.big.into(),
+        s: segment.code_or_data.into(),
+        l: segment.long.into(),
+        g: segment.pages.into(),
+        unusable: u8::from(!segment.present),
+        ..Default::default()
+    }
+}
+
+/// Where a vCPU was when something went wrong, for the report.
+pub fn describe(cpu: &VcpuFd) -> String {
+    match (cpu.get_regs(), cpu.get_sregs()) {
+        (Ok(regs), Ok(sregs)) => {
+            format!(
+                "rip {:#x}, rsp {:#x}, cr0 {:#x}, cr3 {:#x}, cr2 {:#x}",
+                regs.rip, regs.rsp, sregs.cr0, sregs.cr3, sregs.cr2
+            )
+        }
+        (Err(error), _) | (_, Err(error)) => format!("registers unreadable: {}", io::Error::from(error)),
+    }
+}
