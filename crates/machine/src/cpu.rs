@@ -11,8 +11,27 @@ use kvm_ioctls::{Cap, VcpuFd, VmFd};
 
 use crate::kvm::{KvmError, failed};
 
-/// The time stamp counter goes on counting over a reset, as on hardware.
-const IA32_TSC: u32 = 0x10;
+/// Model-specific registers that a reset returns to their power-on value: system calls, memory types, the
+/// deadline timer, speculation control, and the pages that the guest shares with KVM (clock, steal time,
+/// asynchronous page faults, end of interrupt). The time stamp counter goes on counting, as on hardware.
+const RESET_MSRS: [std::ops::RangeInclusive<u32>; 16] = [
+    0x11..=0x12,
+    0x3b..=0x3b,
+    0x48..=0x48,
+    0x174..=0x176,
+    0x1a0..=0x1a0,
+    0x200..=0x20f,
+    0x250..=0x250,
+    0x258..=0x259,
+    0x268..=0x26f,
+    0x277..=0x277,
+    0x2ff..=0x2ff,
+    0x6e0..=0x6e0,
+    0x4b56_4d00..=0x4b56_4d08,
+    0xc000_0081..=0xc000_0084,
+    0xc000_0102..=0xc000_0103,
+    0xda0..=0xda0,
+];
 
 /// The state of a vCPU that was never run, to return to when the VM starts afresh.
 pub struct PowerOn {
@@ -28,17 +47,15 @@ pub struct PowerOn {
 }
 
 impl PowerOn {
-    /// Takes the state of a vCPU that has not run yet. Of the registers in `msrs` those are kept that KVM
-    /// both reads and writes.
-    pub fn of(vm: &VmFd, cpu: &VcpuFd, msrs: &[u32]) -> Result<PowerOn, KvmError> {
-        let entry = |index| kvm_msr_entry { index, ..Default::default() };
-        let mut kept = Vec::new();
-        for index in msrs.iter().copied().filter(|index| *index != IA32_TSC) {
-            let mut one = Msrs::from_entries(&[entry(index)]).expect("one register fits");
-            if cpu.get_msrs(&mut one).is_ok_and(|got| got == 1)
-                && cpu.set_msrs(&one).is_ok_and(|set| set == 1)
-            {
-                kept.push(one.as_slice()[0]);
+    /// Takes the state of a vCPU that has not run yet.
+    pub fn of(vm: &VmFd, cpu: &VcpuFd) -> Result<PowerOn, KvmError> {
+        let mut msrs = Vec::new();
+        for index in RESET_MSRS.into_iter().flatten() {
+            let entry = kvm_msr_entry { index, ..Default::default() };
+            let mut one = Msrs::from_entries(&[entry]).expect("one register fits");
+            // Which of them there are depends on the CPU and on KVM's version.
+            if cpu.get_msrs(&mut one).is_ok_and(|got| got == 1) {
+                msrs.push(one.as_slice()[0]);
             }
         }
         let read = || -> Result<PowerOn, kvm_ioctls::Error> {
@@ -51,7 +68,7 @@ impl PowerOn {
                 lapic: cpu.get_lapic()?,
                 events: cpu.get_vcpu_events()?,
                 mp_state: cpu.get_mp_state()?,
-                msrs: kept,
+                msrs,
             })
         };
         read().map_err(failed("read a vCPU's state"))
@@ -68,13 +85,10 @@ impl PowerOn {
                 cpu.set_xcrs(xcrs)?;
             }
             cpu.set_debug_regs(&self.debug)?;
-            // KVM takes a batch of registers up to the first that it refuses; the batch as a whole was taken
-            // one by one when the state was read.
-            for batch in self.msrs.chunks(64) {
-                let batch = Msrs::from_entries(batch).expect("64 registers fit");
-                if cpu.set_msrs(&batch)? != batch.as_slice().len() {
-                    return Err(kvm_ioctls::Error::new(libc::EINVAL));
-                }
+            for msr in &self.msrs {
+                let one = Msrs::from_entries(&[*msr]).expect("one register fits");
+                // A register that cannot be written (0 of 1 done) the guest has not changed either.
+                cpu.set_msrs(&one)?;
             }
             cpu.set_lapic(&self.lapic)?;
             cpu.set_vcpu_events(&self.events)

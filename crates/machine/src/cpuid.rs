@@ -6,6 +6,8 @@ use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 /// Leaf 1, ECX: the local APIC timer counts in TSC ticks.
 const TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1, ECX: this is a VM, so leaf 4000_0000h means something.
+const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: EBX says how many logical CPUs the package has.
 const HTT: u32 = 1 << 28;
 
@@ -39,6 +41,7 @@ impl Template {
             (1, _) => {
                 entry.ebx = entry.ebx & 0xffff | count.min(255) << 16 | apic_id << 24;
                 set(&mut entry.ecx, TSC_DEADLINE, self.tsc_deadline);
+                set(&mut entry.ecx, HYPERVISOR, true);
                 set(&mut entry.edx, HTT, count > 1);
             }
             (4, _) if entry.eax & 0x1f != 0 => {

@@ -125,11 +125,6 @@ impl Hypervisor {
         if wanted as usize > limit { Err(KvmError::TooManyCpus { wanted, limit }) } else { Ok(()) }
     }
 
-    /// The model-specific registers that KVM saves and restores.
-    pub fn msrs(&self) -> Result<Vec<u32>, KvmError> {
-        Ok(self.kvm.get_msr_index_list().map_err(failed("list the CPU's registers"))?.as_slice().to_vec())
-    }
-
     /// Whether the guest's local APIC timer can count in TSC ticks.
     pub fn tsc_deadline(&self) -> bool {
         self.kvm.check_extension(Cap::TscDeadlineTimer)

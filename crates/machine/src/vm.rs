@@ -312,12 +312,11 @@ fn assemble(
     let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender });
 
     let template = Template::new(hypervisor.cpuid(), cpus, layout.address_bits, hypervisor.tsc_deadline());
-    let msrs = hypervisor.msrs()?;
     let mut fds = Vec::new();
     for apic_id in cpus.apic_ids() {
         let fd = vm.create_vcpu(apic_id.into()).map_err(failed("make a vCPU"))?;
         fd.set_cpuid2(&template.for_cpu(apic_id)).map_err(failed("tell a vCPU its features"))?;
-        let power_on = PowerOn::of(&vm, &fd, &msrs)?;
+        let power_on = PowerOn::of(&vm, &fd)?;
         fds.push((fd, power_on));
     }
     let platform = Platform {
