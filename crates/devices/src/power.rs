@@ -112,7 +112,7 @@ impl PortDevice for Power {
     }
 }
 
-/// The PM timer: 32 bits at 3.579545 MHz.
+/// The PM timer: 24 bits at 3.579545 MHz.
 pub struct PmTimer(Instant);
 
 impl PmTimer {
@@ -130,7 +130,7 @@ impl Default for PmTimer {
 
 impl PortDevice for PmTimer {
     fn read(&self, offset: u16, data: &mut [u8]) {
-        let ticks = (self.0.elapsed().as_nanos() * 3_579_545 / 1_000_000_000) as u32;
+        let ticks = (self.0.elapsed().as_nanos() * 3_579_545 / 1_000_000_000) as u32 & 0xff_ffff;
         for (byte, value) in data.iter_mut().zip(ticks.to_le_bytes().into_iter().skip(offset.into())) {
             *byte = value;
         }

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use boot::platform::gsi;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
     KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
@@ -17,16 +18,12 @@ use kvm_ioctls::VmFd;
 use pci::{Address, Line, MsiMessage, Pin, ServiceError, Vector};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Pins of the I/O APIC.
-const PINS: u32 = 24;
-/// The first of the eight pins that carry INTx lines.
-const FIRST_INTX: u32 = 16;
 /// KVM's bound on the routing table (KVM_MAX_IRQ_ROUTES).
 const ROUTES: u32 = 4096;
 
 /// The pin of the I/O APIC that a function's INTx line is wired to, as the DSDT's `_PRT` says.
 pub fn intx_gsi(device: Address, pin: Pin) -> u32 {
-    FIRST_INTX + (u32::from(device.device()) + pin as u32 - 1) % 8
+    gsi::of_pci(device.device(), pin as u8 - 1)
 }
 
 /// All interrupts of a VM.
@@ -34,7 +31,7 @@ pub struct Interrupts {
     vm: Arc<VmFd>,
     messages: Mutex<BTreeMap<u32, Option<MsiMessage>>>,
     /// How many functions assert each pin; lines are shared.
-    asserted: Mutex<[u32; PINS as usize]>,
+    asserted: Mutex<[u32; gsi::COUNT as usize]>,
 }
 
 impl Interrupts {
@@ -50,7 +47,7 @@ impl Interrupts {
         let fail = |cause| ServiceError { device, what: "make an interrupt vector".into(), cause };
         let eventfd = EventFd::new(EFD_NONBLOCK).map_err(fail)?;
         let mut messages = self.messages();
-        let free = (PINS..ROUTES).find(|gsi| !messages.contains_key(gsi));
+        let free = (gsi::COUNT..ROUTES).find(|gsi| !messages.contains_key(gsi));
         let gsi = free.ok_or_else(|| fail(io::Error::from_raw_os_error(libc::ENOSPC)))?;
         messages.insert(gsi, None);
         Ok(Arc::new(MessageVector { interrupts: self.clone(), device, gsi, eventfd }))
@@ -75,8 +72,8 @@ impl Interrupts {
 
     /// Gives KVM the whole table.
     fn commit(&self, messages: &BTreeMap<u32, Option<MsiMessage>>) -> io::Result<()> {
-        let mut entries = Vec::with_capacity(PINS as usize + 16 + messages.len());
-        for gsi in 0..PINS {
+        let mut entries = Vec::with_capacity(gsi::COUNT as usize + 16 + messages.len());
+        for gsi in 0..gsi::COUNT {
             if gsi < 16 && gsi != 2 {
                 let (chip, pin) =
                     if gsi < 8 { (KVM_IRQCHIP_PIC_MASTER, gsi) } else { (KVM_IRQCHIP_PIC_SLAVE, gsi - 8) };

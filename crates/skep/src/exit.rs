@@ -16,11 +16,13 @@ pub enum Exit {
     GuestCrashed,
     /// The host or skep failed while the VM was running.
     Failed,
+    /// The VM was stopped by a second signal (or key) before its guest powered off.
+    Stopped,
 }
 
 impl Exit {
-    const ALL: [Exit; 5] =
-        [Exit::PoweredOff, Exit::CouldNotStart, Exit::Usage, Exit::GuestCrashed, Exit::Failed];
+    const ALL: [Exit; 6] =
+        [Exit::PoweredOff, Exit::CouldNotStart, Exit::Usage, Exit::GuestCrashed, Exit::Failed, Exit::Stopped];
 
     /// The number the process ends with.
     pub fn status(self) -> u8 {
@@ -30,6 +32,7 @@ impl Exit {
             Exit::Usage => 2,
             Exit::GuestCrashed => 3,
             Exit::Failed => 4,
+            Exit::Stopped => 5,
         }
     }
 
@@ -40,6 +43,7 @@ impl Exit {
             Exit::Usage => "the flags or the file are wrong",
             Exit::GuestCrashed => "the guest crashed (triple fault)",
             Exit::Failed => "the host or skep failed while the VM was running",
+            Exit::Stopped => "the VM was stopped on request before its guest powered off",
         }
     }
 

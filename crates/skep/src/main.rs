@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use exit::Exit;
 
 #[allow(dead_code, reason = "a VM's console reads it, once this build runs VMs")]
+mod console;
 mod escape;
 mod exit;
 mod lab;
@@ -15,6 +16,7 @@ mod report;
 mod run;
 #[allow(dead_code, reason = "for the running VM, once this build runs VMs")]
 mod signals;
+mod start;
 #[allow(dead_code, reason = "for the running VM, once this build runs VMs")]
 mod stop;
 #[allow(dead_code, reason = "for the running VM, once this build runs VMs")]

@@ -9,6 +9,7 @@ use config::{File, Key, Vm};
 use crate::escape;
 use crate::exit::Exit;
 use crate::report;
+use crate::start;
 
 /// What follows `skep run`.
 #[derive(Args)]
@@ -75,13 +76,7 @@ pub fn run(arguments: &Arguments) -> Exit {
         Ok(vm) => vm,
         Err(exit) => return exit,
     };
-    if arguments.check_config { print(&vm) } else { start(vm) }
-}
-
-/// Starts the VM and stays until its end.
-fn start(_vm: Vm) -> Exit {
-    report::error("this build cannot run a VM yet. It can check its description: --check-config.");
-    Exit::CouldNotStart
+    if arguments.check_config { print(&vm) } else { start::start(&vm) }
 }
 
 fn print(vm: &Vm) -> Exit {

@@ -69,6 +69,11 @@ impl Terminal {
         signals::suspend();
     }
 
+    /// Gives the terminal back for good.
+    pub fn close(&self) {
+        give_back();
+    }
+
     /// Takes the terminal again after the process was stopped and continued in the foreground.
     pub fn resume(&self) -> io::Result<()> {
         match self {
