@@ -7,19 +7,15 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use exit::Exit;
 
-#[allow(dead_code, reason = "a VM's console reads it, once this build runs VMs")]
 mod console;
 mod escape;
 mod exit;
 mod lab;
 mod report;
 mod run;
-#[allow(dead_code, reason = "for the running VM, once this build runs VMs")]
 mod signals;
 mod start;
-#[allow(dead_code, reason = "for the running VM, once this build runs VMs")]
 mod stop;
-#[allow(dead_code, reason = "for the running VM, once this build runs VMs")]
 mod terminal;
 
 /// Virtual machines with assigned PCI devices and physical disks, side by side.
