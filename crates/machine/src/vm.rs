@@ -26,6 +26,10 @@ use crate::ports::Ports;
 use crate::services::KvmServices;
 use crate::slots::Slots;
 
+/// RAM that is made present before the guest starts: what a kernel touches while it boots, and a few gigabytes
+/// more would only delay the start. RAM for assigned devices is present as a whole, for they reach all of it.
+const POPULATED: u64 = 1 << 30;
+
 /// Why a VM could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -284,6 +288,7 @@ fn assemble(
 ) -> Result<Vm, StartError> {
     let Checked { hypervisor, kernel, initrd, layout, cpus } = checked;
     let ram = Arc::new(Ram::new(&layout.ram)?);
+    ram.populate(POPULATED)?;
     let vm = Arc::new(hypervisor.create_vm()?);
     let chips = Chips::of(&vm)?;
     let slots =
