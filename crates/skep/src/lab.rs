@@ -1,0 +1,110 @@
+//! `skep lab`: the emulated host on the command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use lab::{Builder, Device, Disk, Iommu, Kernel, Lab, Size};
+
+/// What follows `skep lab`.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot an emulated host, run a command in it, and end with the command's exit status
+    #[command(after_help = EXEC_HELP)]
+    Exec(Exec),
+}
+
+const EXEC_HELP: &str = "\
+In the emulated host: skep, lab-io and busybox on the PATH; the folder that holds skep read-only at /tree;
+/lab/disks.json with each disk's serial number, size and SHA-256; a guest at /lab/guest/vmlinux, vmlinuz and initrd,
+which runs the shell script given as lab.run=BASE64 on its kernel command line. Standard input is empty.
+
+Exit status: the command's own; 124 when the time is over; 125 when the lab itself failed.";
+
+#[derive(Args)]
+struct Exec {
+    /// intel, amd or none, with QEMU's options (intel,intremap=off)
+    #[arg(long, value_name = "MODEL", default_value = "intel")]
+    iommu: Iommu,
+    /// CPUs of the emulated host
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// RAM of the emulated host
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    memory: Size,
+    /// Huge pages of 2 MiB to set aside beside it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    hugepages: u32,
+    /// debian, lab (everything built in, with iommufd), or a bzImage or ELF kernel
+    #[arg(long, value_name = "debian|lab|PATH", default_value = "debian")]
+    kernel: Kernel,
+    /// A device: e1000e, igb, ahci, edu, xhci or another of QEMU's, with its options (igb,k=v). Without any
+    /// --device and --disk: an AHCI disk, two NVMe controllers, an e1000e and the edu device
+    #[arg(long = "device", value_name = "SPEC")]
+    devices: Vec<Device>,
+    /// A disk: ahci, nvme, virtio, usb or scsi, then :SIZE or :PATH, then serial=, logical=, physical= and for
+    /// ahci controller= (ahci:64M,serial=A). An image given by PATH is written back
+    #[arg(long = "disk", value_name = "SPEC")]
+    disks: Vec<Disk>,
+    /// A folder of this machine, writable at /share
+    #[arg(long, value_name = "DIR")]
+    share: Option<PathBuf>,
+    /// Show this machine's / at /host (chroot /host ...); what is written there is forgotten
+    #[arg(long)]
+    host_root: bool,
+    /// More words for the kernel's command line
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    append: String,
+    /// Seconds for boot and command together
+    #[arg(long, value_name = "S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    timeout: u64,
+    /// Write how it went to a file, for programs
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Show the emulated host's console on stderr
+    #[arg(long)]
+    verbose: bool,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(arguments: Arguments) -> ExitCode {
+    match arguments.command {
+        Command::Exec(exec) => exec.run(),
+    }
+}
+
+impl Exec {
+    fn run(self) -> ExitCode {
+        let _lab = self.describe().build();
+        ExitCode::from(125)
+    }
+
+    /// The flags as the lab's description.
+    fn describe(&self) -> Builder {
+        let mut lab = Lab::builder()
+            .iommu(self.iommu.clone())
+            .cpus(self.cpus)
+            .memory(self.memory)
+            .hugepages(self.hugepages)
+            .kernel(self.kernel.clone())
+            .host_root(self.host_root)
+            .append(&self.append)
+            .timeout(Duration::from_secs(self.timeout))
+            .verbose(self.verbose);
+        if let Some(folder) = &self.share {
+            lab = lab.share(folder);
+        }
+        lab = self.disks.iter().cloned().fold(lab, Builder::disk);
+        self.devices.iter().cloned().fold(lab, Builder::device)
+    }
+}
