@@ -51,8 +51,14 @@ pub struct Segment {
     range: GpaRange,
     file: File,
     host: NonNull<u8>,
-    /// The whole reservation with its guards, for unmapping.
-    reserved: (NonNull<u8>, usize),
+    reserved: Reservation,
+}
+
+/// Host addresses that hold the segment and its guards, for unmapping.
+#[derive(Debug)]
+struct Reservation {
+    start: *mut libc::c_void,
+    len: usize,
 }
 
 // SAFETY: the mapping is shared memory that lives as long as the segment; all access goes through volatile
@@ -127,9 +133,8 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        let (start, len) = self.reserved;
         // SAFETY: this is the reservation made in `map`; nothing borrows from a segment beyond its life.
-        unsafe { libc::munmap(start.as_ptr().cast(), len) };
+        unsafe { libc::munmap(self.reserved.start, self.reserved.len) };
     }
 }
 
@@ -152,7 +157,7 @@ fn memfd(len: u64) -> io::Result<File> {
 }
 
 /// Reserves room for the file and guards around it, then maps the file into the middle.
-fn map(file: &File, len: u64) -> io::Result<(NonNull<u8>, (NonNull<u8>, usize))> {
+fn map(file: &File, len: u64) -> io::Result<(NonNull<u8>, Reservation)> {
     let len = usize::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
     let reserve =
         len.checked_add(2 * GUARD + ALIGNMENT).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
@@ -183,8 +188,6 @@ fn map(file: &File, len: u64) -> io::Result<(NonNull<u8>, (NonNull<u8>, usize))>
     }
     // SAFETY: as the first mmap: our own new mapping. Core files without guest RAM are what people want.
     unsafe { libc::madvise(host, len, libc::MADV_DONTDUMP) };
-    let (Some(host), Some(start)) = (NonNull::new(host.cast()), NonNull::new(start.cast())) else {
-        unreachable!("mmap without MAP_FIXED at 0 never returns address 0");
-    };
-    Ok((host, (start, reserve)))
+    let host = NonNull::new(host.cast()).expect("the place is above a guard, so never 0");
+    Ok((host, Reservation { start, len: reserve }))
 }
