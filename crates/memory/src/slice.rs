@@ -78,16 +78,22 @@ impl<'ram> GuestSlice<'ram> {
     /// The 16 bits at `offset` as an atomic, or `None` when they are outside or not aligned.
     pub fn atomic_u16(self, offset: usize) -> Option<&'ram AtomicU16> {
         let place = self.sub(offset, 2)?.start.cast::<AtomicU16>();
+        if !place.is_aligned() {
+            return None;
+        }
         // SAFETY: in bounds and aligned; the memory lives for 'ram and is shared only by atomic or volatile
         // access.
-        place.is_aligned().then(|| unsafe { place.as_ref() })
+        Some(unsafe { place.as_ref() })
     }
 
     /// The 32 bits at `offset` as an atomic, or `None` when they are outside or not aligned.
     pub fn atomic_u32(self, offset: usize) -> Option<&'ram AtomicU32> {
         let place = self.sub(offset, 4)?.start.cast::<AtomicU32>();
+        if !place.is_aligned() {
+            return None;
+        }
         // SAFETY: as in `atomic_u16`.
-        place.is_aligned().then(|| unsafe { place.as_ref() })
+        Some(unsafe { place.as_ref() })
     }
 
     /// Fills the slice from a reader by way of a bounded buffer; `next` gets the buffer and how many bytes

@@ -1,0 +1,222 @@
+use std::process::Command;
+
+use acpi_tables::aml::{EISAName, Name, Path};
+
+use super::*;
+use crate::map::low;
+use crate::platform::tests::{platform, range};
+use crate::platform::{Cpus, Ecam};
+
+fn built(platform: &Platform) -> AcpiTables {
+    tables(platform, low::acpi(), low::FACS).unwrap()
+}
+
+fn cpus(count: u32) -> Cpus {
+    Cpus::new(1, count, 1).unwrap()
+}
+
+/// The one table with this signature.
+fn find<'a>(tables: &'a AcpiTables, signature: &[u8]) -> &'a PlacedTable {
+    tables.tables.iter().find(|table| table.bytes.starts_with(signature)).expect("the table is there")
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+}
+
+#[test]
+fn every_checksum_is_right_and_every_length_is_the_tables() {
+    let tables = built(&platform(cpus(300)));
+    for table in &tables.tables {
+        let signature = String::from_utf8_lossy(&table.bytes[..4]);
+        match &*signature {
+            "RSD " => assert_eq!((sum(&table.bytes[..20]), sum(&table.bytes)), (0, 0)),
+            "FACS" => {}
+            _ => assert_eq!(sum(&table.bytes), 0, "{signature}"),
+        }
+        let length_at = if signature == "RSD " { 20 } else { 4 };
+        assert_eq!(u32_at(&table.bytes, length_at) as usize, table.bytes.len(), "{signature}");
+    }
+}
+
+#[test]
+fn the_rsdp_leads_to_every_table() {
+    let tables = built(&platform(cpus(2)));
+    let rsdp = find(&tables, b"RSD PTR ");
+    assert_eq!((tables.rsdp, rsdp.at), (Gpa(0xe_0000), Gpa(0xe_0000)));
+    let xsdt = find(&tables, b"XSDT");
+    assert_eq!(u64_at(&rsdp.bytes, 24), xsdt.at.0);
+    let listed: Vec<_> = xsdt.bytes[36..].chunks(8).map(|entry| u64_at(entry, 0)).collect();
+    assert_eq!(listed, [b"FACP", b"APIC", b"MCFG"].map(|signature| find(&tables, signature).at.0));
+    let fadt = &find(&tables, b"FACP").bytes;
+    assert_eq!(u64::from(u32_at(fadt, 36)), find(&tables, b"FACS").at.0);
+    assert_eq!(u64_at(fadt, 140), find(&tables, b"DSDT").at.0);
+}
+
+#[test]
+fn the_tables_lie_apart_inside_their_place() {
+    let tables = built(&platform(cpus(1000)));
+    let mut ranges: Vec<_> =
+        tables.tables.iter().map(|table| range(table.at.0, table.bytes.len() as u64)).collect();
+    ranges.sort_by_key(|range| range.start());
+    assert!(ranges.windows(2).all(|pair| !pair[0].overlaps(pair[1])), "{ranges:?}");
+    // The FACS is first, for it lies outside; it needs an address that is a multiple of 64.
+    assert_eq!(ranges[0], range(low::FACS.0, 64));
+    assert!(ranges[1..].iter().all(|range| low::acpi().covers(*range)));
+}
+
+#[test]
+fn too_many_cpus_for_the_tables_is_an_error_that_says_so() {
+    let error = tables(&platform(cpus(4096)), low::acpi(), low::FACS).unwrap_err();
+    assert!(error.to_string().starts_with("the ACPI tables take "), "{error}");
+    assert!(error.to_string().ends_with("room for 65536 at 0xe0000-0xeffff. Use fewer CPUs."), "{error}");
+}
+
+#[test]
+fn the_fadt_names_the_fixed_ports() {
+    let mut described = platform(cpus(1));
+    let tables = built(&described);
+    let fadt = &find(&tables, b"FACP").bytes;
+    assert_eq!(fadt[46], 9, "SCI");
+    assert_eq!((u32_at(fadt, 48), fadt[52]), (0, 0), "no SMI command port: always in ACPI mode");
+    assert_eq!([u32_at(fadt, 56), u32_at(fadt, 64), u32_at(fadt, 76)], [0x600, 0x604, 0x608]);
+    assert_eq!([fadt[88], fadt[89], fadt[91]], [4, 2, 4]);
+    // WBINVD, C1, no sleep button, clock not fixed, reset register; power button fixed, not reduced.
+    assert_eq!(u32_at(fadt, 112), 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 10);
+    // Reset register: I/O, 8 bits, at 0xcf9; value 6.
+    assert_eq!((&fadt[116..120], u64_at(fadt, 120), fadt[128]), (&[1, 8, 0, 1][..], 0xcf9, 6));
+    assert_eq!((&fadt[148..152], u64_at(fadt, 152)), (&[1, 32, 0, 2][..], 0x600));
+    assert_eq!(fadt[109], 1 << 2, "neither keyboard controller nor VGA");
+    described.i8042 = true;
+    described.vga = true;
+    assert_eq!(find(&built(&described), b"FACP").bytes[109], 1 << 1);
+}
+
+/// The entries of a MADT.
+fn madt_entries(madt: &[u8]) -> Vec<&[u8]> {
+    let (mut rest, mut entries) = (&madt[44..], Vec::new());
+    while !rest.is_empty() {
+        let (entry, behind) = rest.split_at(usize::from(rest[1]));
+        entries.push(entry);
+        rest = behind;
+    }
+    entries
+}
+
+#[test]
+fn the_madt_has_a_cpu_for_each_apic_id_and_the_wide_form_above_254() {
+    let tables = built(&platform(cpus(257)));
+    let madt = &find(&tables, b"APIC").bytes;
+    assert_eq!((u32_at(madt, 36), u32_at(madt, 40)), (0xfee0_0000, 1));
+    let entries = madt_entries(madt);
+    assert_eq!(entries[..2], [[0, 8, 0, 0, 1, 0, 0, 0], [0, 8, 1, 1, 1, 0, 0, 0]]);
+    assert_eq!(entries[254], [0, 8, 254, 254, 1, 0, 0, 0]);
+    assert_eq!(entries[255], [9, 16, 0, 0, 255, 0, 0, 0, 1, 0, 0, 0, 255, 0, 0, 0]);
+    assert_eq!(entries[257], [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
+    assert_eq!(entries[258], [2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
+    assert_eq!(entries[259], [2, 10, 0, 9, 9, 0, 0, 0, 0xd, 0]);
+    assert_eq!(entries[260], [4, 6, 0xff, 0, 0, 1]);
+    assert_eq!(entries[261][..2], [10, 12]);
+}
+
+#[test]
+fn the_mcfg_names_configuration_space() {
+    let mut platform = platform(cpus(1));
+    platform.pci.ecam = Ecam::new(range(0xe020_0000, 6 << 20), 2).unwrap();
+    let tables = built(&platform);
+    let mcfg = &find(&tables, b"MCFG").bytes;
+    assert_eq!((u64_at(mcfg, 44), &mcfg[52..56]), (0xe000_0000, &[0, 0, 2, 7][..]));
+}
+
+/// Writes a table to a file and disassembles it; `None` when there is no disassembler here.
+fn disassembled(table: &[u8]) -> Option<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("table.aml");
+    std::fs::write(&file, table).unwrap();
+    let Ok(run) = Command::new("iasl").arg("-d").arg(&file).output() else {
+        eprintln!("skipped: iasl is not installed (Debian package acpica-tools)");
+        return None;
+    };
+    let said = [run.stdout, run.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(run.status.success(), "{said}");
+    for word in ["Error", "Warning", "Invalid", "ncorrect", "Could not"] {
+        assert!(!said.contains(word), "{said}");
+    }
+    Some(std::fs::read_to_string(file.with_extension("dsl")).unwrap())
+}
+
+/// Compiles source; asserts that there is nothing to complain about.
+fn compiles_cleanly(source: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("table.dsl");
+    std::fs::write(&file, source).unwrap();
+    let run = Command::new("iasl").arg(&file).output().unwrap();
+    let said = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert!(said.contains("0 Errors, 0 Warnings"), "{said}");
+}
+
+#[test]
+fn iasl_disassembles_every_table_without_complaint() {
+    let mut described = platform(cpus(300));
+    described.i8042 = true;
+    for table in built(&described).tables {
+        if !table.bytes.starts_with(b"RSD ") {
+            let Some(text) = disassembled(&table.bytes) else { return };
+            for word in ["Error", "Warning", "ncorrect checksum", "Unknown"] {
+                assert!(!text.contains(word), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn iasl_compiles_the_dsdt_again_without_warnings() {
+    let mut described = platform(cpus(1));
+    described.i8042 = true;
+    let tables = built(&described);
+    let Some(text) = disassembled(&find(&tables, b"DSDT").bytes) else { return };
+    compiles_cleanly(&text);
+    for words in
+        ["Name (_HID, EisaId (\"PNP0A08\")", "PNP0C02", "PNP0501", "PNP0B00", "PNP0303", "_S5", "_OSC"]
+    {
+        assert!(text.contains(words), "{words} is missing in {text}");
+    }
+}
+
+#[test]
+fn every_pin_of_every_device_is_wired_to_an_input_of_its_own_row() {
+    let dsdt = find(&built(&platform(cpus(1))), b"DSDT").bytes.clone();
+    for device in 0..32u32 {
+        for pin in 0..4u8 {
+            let expected = super::bytes(&acpi_tables::aml::Package::new(vec![
+                &(device << 16 | 0xffff),
+                &pin,
+                &0u8,
+                &(16 + (device + u32::from(pin)) % 8),
+            ]));
+            assert_eq!(dsdt.windows(expected.len()).filter(|bytes| *bytes == expected).count(), 1);
+        }
+    }
+}
+
+#[test]
+fn soft_off_is_sleep_type_5_and_a_keyboard_is_there_only_when_told() {
+    let mut described = platform(cpus(1));
+    let without = find(&built(&described), b"DSDT").bytes.clone();
+    let soft_off = b"\x08_S5_\x12\x07\x04\x0a\x05\0\0\0";
+    assert!(without.windows(soft_off.len()).any(|bytes| bytes == soft_off));
+    described.i8042 = true;
+    let with = find(&built(&described), b"DSDT").bytes.clone();
+    let keyboard = super::bytes(&Name::new(Path::new("_HID"), &EISAName::new("PNP0303")));
+    assert!(with.windows(keyboard.len()).any(|bytes| bytes == keyboard));
+    assert!(!without.windows(keyboard.len()).any(|bytes| bytes == keyboard));
+}

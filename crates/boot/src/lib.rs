@@ -1,0 +1,176 @@
+//! Starting a kernel without firmware: reading its image into guest RAM, and writing what a guest finds
+//! there when it wakes up: command line, initrd, memory map, ACPI tables, SMBIOS.
+//!
+//! [`load`] does all of it and returns the state in which the boot CPU must enter, as plain data. Nothing
+//! here knows about KVM. The machine that the tables describe is a [`platform::Platform`]; its fixed ports,
+//! interrupts and addresses are named in [`platform`], once, for the device models too.
+
+pub mod acpi;
+mod cpu;
+mod initrd;
+mod kernel;
+mod linux;
+mod map;
+pub mod platform;
+mod pvh;
+pub mod smbios;
+mod source;
+
+use memory::{Gpa, GpaRange, OutsideRam, Ram};
+
+pub use cpu::{CpuState, Segment, Table};
+pub use initrd::{Initrd, InitrdError};
+pub use kernel::{KernelError, KernelImage};
+pub use map::{MapEntry, MemoryKind, memory_map};
+pub use source::SourceError;
+
+use kernel::Format;
+use map::low;
+use platform::{LayoutError, Platform};
+
+/// What is to be started.
+#[derive(Debug)]
+pub struct LinuxBoot<'a> {
+    /// The kernel.
+    pub kernel: &'a KernelImage,
+    /// Its initial RAM disk.
+    pub initrd: Option<&'a Initrd>,
+    /// Its command line.
+    pub command_line: &'a str,
+}
+
+/// Why a VM could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The machine's layout is impossible.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The kernel cannot be started.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The initrd cannot be given to it.
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    /// A file could not be read while it was copied.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The command line is longer than the kernel takes.
+    #[error("the kernel's command line has {len} bytes, but this kernel takes {max} at most. Shorten it.")]
+    CommandLineTooLong {
+        /// Its length in bytes.
+        len: usize,
+        /// The kernel's limit.
+        max: u64,
+    },
+    /// The command line holds a zero byte, which would end it.
+    #[error("the kernel's command line has a zero byte at offset {at}, which would cut it there. Remove it.")]
+    CommandLineZero {
+        /// The byte's place.
+        at: usize,
+    },
+    /// There is no RAM where every PC has some.
+    #[error(
+        "the VM has no RAM from address 0 to 1 MiB, where its tables go. Give it at least 16 MiB of memory."
+    )]
+    NoLowRam,
+    /// Too many pieces of RAM.
+    #[error(
+        "the memory map has {count} ranges, but a kernel takes {} at most. Use fewer pieces of RAM.",
+        map::MAX_ENTRIES
+    )]
+    MapTooLong {
+        /// How many they are.
+        count: usize,
+    },
+    /// The tables do not fit into the space that a PC has for them.
+    #[error("the {what} tables take {len} bytes, but there is room for {room} at {place}. Use fewer CPUs.", room = .place.len())]
+    TablesTooLarge {
+        /// "ACPI" or "SMBIOS".
+        what: &'static str,
+        /// Their length in bytes.
+        len: u64,
+        /// Their place.
+        place: GpaRange,
+    },
+    /// A write missed RAM: RAM was not what the layout said.
+    #[error("cannot write the boot data: {0}. Give the VM at least 16 MiB of memory.")]
+    OutsideRam(#[from] OutsideRam),
+}
+
+/// What every boot protocol hands to the kernel, besides the command line at its fixed place.
+struct Handover {
+    map: Vec<MapEntry>,
+    initrd: Option<GpaRange>,
+    rsdp: Gpa,
+}
+
+/// Loads a kernel and everything it needs into `ram`, and returns how the boot CPU must enter it.
+///
+/// Everything is checked before the first write; only a file that cannot be read any more fails later. It
+/// may be called again for the same RAM, to restart a guest: all that it writes, it writes anew.
+pub fn load(boot: &LinuxBoot<'_>, platform: &Platform, ram: &Ram) -> Result<CpuState, LoadError> {
+    platform.check(ram)?;
+    let low_end = Gpa(ram.contiguous(Gpa(0)));
+    if low_end < low::HIGH {
+        return Err(LoadError::NoLowRam);
+    }
+    let kernel = boot.kernel;
+    kernel.fits(low_end)?;
+    let (initrd_max, command_line_max) = match kernel.format() {
+        Format::Pvh(_) => (pvh::INITRD_MAX, pvh::COMMAND_LINE_MAX),
+        Format::BzImage(image) => (image.initrd_max(), image.command_line_max()),
+    };
+    let command_line = terminated(boot.command_line, command_line_max)?;
+    let initrd = boot.initrd.map(|initrd| initrd.place(kernel.range(), low_end, initrd_max)).transpose()?;
+    let map = memory_map(platform, ram);
+    if map.len() > map::MAX_ENTRIES {
+        return Err(LoadError::MapTooLong { count: map.len() });
+    }
+    let acpi = acpi::tables(platform, low::acpi(), low::FACS)?;
+    let smbios = smbios::tables(platform, ram, low::smbios())?;
+
+    kernel.copy(ram)?;
+    if let Some((image, place)) = boot.initrd.zip(initrd) {
+        image.copy(ram, place)?;
+    }
+    ram.write(low::COMMAND_LINE, &command_line)?;
+    for table in acpi.tables.iter().chain([&smbios]) {
+        ram.write(table.at, &table.bytes)?;
+    }
+    let given = Handover { map, initrd, rsdp: acpi.rsdp };
+    match kernel.format() {
+        Format::Pvh(elf) => {
+            pvh::write_start_info(ram, &given)?;
+            cpu::enter_pvh(ram, elf.entry(), low::START_INFO)
+        }
+        Format::BzImage(image) => {
+            linux::write_zero_page(ram, image, &given)?;
+            cpu::enter_long(ram, image.entry(), low::ZERO_PAGE)
+        }
+    }
+}
+
+/// A table and the guest address at which it lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedTable {
+    /// Where.
+    pub at: Gpa,
+    /// What.
+    pub bytes: Vec<u8>,
+}
+
+/// The command line with its final zero.
+fn terminated(line: &str, max: u32) -> Result<Vec<u8>, LoadError> {
+    let room = low::CONVENTIONAL_END.0 - low::COMMAND_LINE.0 - 1;
+    let max = room.min(max.into());
+    if line.len() as u64 > max {
+        return Err(LoadError::CommandLineTooLong { len: line.len(), max });
+    }
+    if let Some(at) = line.bytes().position(|byte| byte == 0) {
+        return Err(LoadError::CommandLineZero { at });
+    }
+    Ok([line.as_bytes(), &[0]].concat())
+}
+
+#[cfg(test)]
+mod tests;

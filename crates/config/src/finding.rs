@@ -1,0 +1,171 @@
+//! What is wrong with a description, and where.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::values::Invalid;
+
+/// Everything that is wrong with a description, in the order of its sources. Never empty.
+///
+/// It prints as one line per finding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Findings(Vec<Finding>);
+
+impl Findings {
+    /// These findings, or `value` if there are none.
+    pub(crate) fn none_or<T>(findings: Vec<Finding>, value: Option<T>) -> Result<T, Findings> {
+        match value {
+            Some(value) if findings.is_empty() => Ok(value),
+            _ => Err(Findings(findings)),
+        }
+    }
+
+    /// The findings, one after another.
+    pub fn iter(&self) -> std::slice::Iter<'_, Finding> {
+        self.0.iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Findings {
+    type Item = &'a Finding;
+    type IntoIter = std::slice::Iter<'a, Finding>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, finding) in self.0.iter().enumerate() {
+            let separator = if n == 0 { "" } else { "\n" };
+            write!(f, "{separator}{finding}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Findings {}
+
+/// One thing that is wrong: `vm.toml:3:1: …` or `--memory 17M: …`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}{problem}")]
+pub struct Finding {
+    /// Where it is written.
+    pub place: Place,
+    /// What is wrong there.
+    pub problem: Problem,
+}
+
+/// Where a part of a description is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In the file.
+    File {
+        /// The file's name as given.
+        name: Arc<str>,
+        /// The line, from 1.
+        line: usize,
+        /// The column in characters, from 1.
+        column: usize,
+    },
+    /// In a flag; this is the flag with its value.
+    Flag(Arc<str>),
+    /// Nowhere: it is missing.
+    Nowhere,
+}
+
+/// As it stands before a message: `vm.toml:3:1: `.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::File { name, line, column } => write!(f, "{name}:{line}:{column}: "),
+            Place::Flag(text) => write!(f, "{text}: "),
+            Place::Nowhere => Ok(()),
+        }
+    }
+}
+
+/// As it stands within a message: `line 3 of vm.toml`.
+impl Place {
+    fn in_words(&self) -> String {
+        match self {
+            Place::File { name, line, .. } => format!("in line {line} of {name}"),
+            Place::Flag(text) => format!("by {text}"),
+            Place::Nowhere => "nowhere".into(),
+        }
+    }
+}
+
+/// What is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// The file is not UTF-8.
+    #[error("the file is not UTF-8 text from here on. Save it as UTF-8.")]
+    NotUtf8,
+    /// The file is not TOML.
+    #[error("{message}")]
+    Syntax {
+        /// What the TOML parser says.
+        message: String,
+    },
+    /// A list of a flag has an item that is nothing.
+    #[error("there is an empty item between two commas. Remove a comma; within a value write it twice (,,).")]
+    EmptyItem,
+    /// An item of a flag's list has no `=`.
+    #[error("`{item}` has no value. Write {item}=VALUE, or one of: {}.", keys(valid))]
+    NoValue {
+        /// The item.
+        item: String,
+        /// The keys that exist here.
+        valid: &'static [&'static str],
+    },
+    /// There is no such key.
+    #[error("unknown key `{key}`. {}", match nearest {
+        Some(nearest) => format!("Did you mean `{nearest}`?"),
+        None => format!("The keys here are: {}.", keys(valid)),
+    })]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The valid key that looks most like it, if one does.
+        nearest: Option<&'static str>,
+        /// The keys that exist here.
+        valid: &'static [&'static str],
+    },
+    /// A value of another type than its key has.
+    #[error("`{key}` is {found}; it must be {expected}.")]
+    WrongType {
+        /// The key.
+        key: &'static str,
+        /// What its value must be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A value of the right type that cannot be.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// A key that must be there is not.
+    #[error("{within} has no `{key}`. {hint}")]
+    Missing {
+        /// What lacks it: "the VM", "this disk".
+        within: &'static str,
+        /// The key.
+        key: &'static str,
+        /// How to write it.
+        hint: &'static str,
+    },
+    /// The same key or the same thing, a second time.
+    #[error("{what} was given before, {}. Remove one of them.", first.in_words())]
+    Repeated {
+        /// The key or thing.
+        what: String,
+        /// Where it was given first.
+        first: Place,
+    },
+}
+
+fn keys(valid: &[&str]) -> String {
+    valid.join(", ")
+}

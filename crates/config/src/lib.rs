@@ -1,0 +1,39 @@
+//! A VM's description: one model for flags and for TOML.
+//!
+//! A [`Vm`] says everything `skep run` needs to know, and a value of it is always valid: every field's type
+//! checks itself when it is made. It comes from two sources, which [`describe`] puts together:
+//!
+//! - **a file** in TOML: see `docs/vm.toml` for every key with its meaning;
+//! - **flags**: each key of the file is a flag of the same name ([`Key`]), with the same values.
+//!
+//! Where both speak, a flag wins for what a VM has once (`--memory`, `--kernel` …), and is added behind the
+//! file's entries for what it has several of (`--disk`, `--assign`).
+//!
+//! The values of `--disk` and `--assign` are lists `key=value,key=value`. A value that contains a comma writes
+//! it twice (`path=/images/a,,b.img`). The first item may leave out its key where one is obvious: `--disk
+//! /dev/sda` means `path=/dev/sda`, `--assign 01:00.0` means `address=01:00.0`; the file has the same short
+//! form (`assign = ["01:00.0"]`).
+//!
+//! Everything that is wrong is found at once ([`Findings`]), and each finding names its place: file, line and
+//! column, or the flag as written.
+//!
+//! Relative paths mean relative to the working directory, in a file as well as in a flag.
+
+mod describe;
+mod finding;
+mod nearest;
+mod print;
+mod source;
+mod values;
+mod vm;
+
+pub use describe::{File, Key, describe};
+pub use finding::{Finding, Findings, Place, Problem};
+pub use values::address::PciAddress;
+pub use values::count::{Cpus, Queues};
+pub use values::name::VmName;
+pub use values::path::{HostPath, SocketPath};
+pub use values::size::{ByteSize, MemorySize};
+pub use values::text::{Cmdline, Serial};
+pub use values::{Invalid, Repeated};
+pub use vm::{Assign, Boot, Console, Disk, DiskModel, Distinct, Identified, Vm};

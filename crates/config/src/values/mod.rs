@@ -1,0 +1,158 @@
+//! The values of a description. Each checks itself once, when it is made, and is right from then on.
+
+pub(crate) mod address;
+pub(crate) mod count;
+pub(crate) mod name;
+pub(crate) mod path;
+pub(crate) mod size;
+pub(crate) mod text;
+
+use size::{ByteSize, MemorySize};
+
+/// Why a value is not one of its kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// Not a VM name.
+    #[error(
+        "{text:?} is not a VM name. A name has 1 to 64 of the characters A-Z a-z 0-9 . _ - and begins with \
+         neither '.' nor '-'."
+    )]
+    Name {
+        /// What was written.
+        text: String,
+    },
+    /// Not a size.
+    #[error(
+        "{text:?} is not a size. Write a whole number and a unit, as in 512M, 6G or 1GiB; without a unit it \
+         counts MiB."
+    )]
+    Size {
+        /// What was written.
+        text: String,
+    },
+    /// A unit that some read as 1000 and some as 1024.
+    #[error(
+        "{text:?} could mean units of 1000 or of 1024. Write {suggestion}, which counts in units of 1024."
+    )]
+    AmbiguousUnit {
+        /// What was written.
+        text: String,
+        /// The same with a clear unit.
+        suggestion: String,
+    },
+    /// A size that no 64-bit number of bytes holds.
+    #[error("{text:?} is more than 64 bits of bytes. Write a smaller size.")]
+    SizeTooLarge {
+        /// What was written.
+        text: String,
+    },
+    /// Memory outside what a VM can have.
+    #[error(
+        "{size} of memory is outside what a VM can have. Give it at least {} and at most {}.",
+        MemorySize::MIN,
+        MemorySize::MAX
+    )]
+    MemoryOutOfRange {
+        /// The size asked for.
+        size: ByteSize,
+    },
+    /// Memory that large pages do not divide.
+    #[error("{size} of memory is not a multiple of 2 MiB, the size of a large page. Give the VM {} or {}.",
+        ByteSize::from_bytes(size.bytes() / MemorySize::GRAIN * MemorySize::GRAIN),
+        ByteSize::from_bytes((size.bytes() / MemorySize::GRAIN + 1) * MemorySize::GRAIN))]
+    MemoryMisaligned {
+        /// The size asked for.
+        size: ByteSize,
+    },
+    /// Too few or too many vCPUs.
+    #[error("a VM cannot have {count} vCPUs. Give it 1 to {}.", count::Cpus::MAX)]
+    Cpus {
+        /// The number asked for.
+        count: i64,
+    },
+    /// Too few or too many queues.
+    #[error(
+        "a disk cannot have {count} queues. Give it 1 to {}, or none for one per vCPU.",
+        count::Queues::MAX
+    )]
+    Queues {
+        /// The number asked for.
+        count: i64,
+    },
+    /// No path.
+    #[error("the path is empty. Write the path of a file or device of this host.")]
+    EmptyPath,
+    /// A path no system call takes.
+    #[error("the path {text:?} contains a NUL character. Write it without.")]
+    NulInPath {
+        /// What was written.
+        text: String,
+    },
+    /// A socket path that the kernel's address structure does not hold.
+    #[error(
+        "the socket path {text:?} has {} bytes; the kernel takes at most {}. Write a shorter one.",
+        text.len(), path::SocketPath::MAX
+    )]
+    SocketPathTooLong {
+        /// What was written.
+        text: String,
+    },
+    /// A kernel command line longer than Linux reads.
+    #[error(
+        "the kernel command line has {len} bytes; Linux reads at most {}. Shorten it.",
+        text::Cmdline::MAX
+    )]
+    CmdlineTooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// A kernel command line that is more than a line.
+    #[error(
+        "the kernel command line contains {character:?}. Write it as one line without control characters."
+    )]
+    CmdlineControl {
+        /// The first character that does not belong.
+        character: char,
+    },
+    /// Not a serial number.
+    #[error(
+        "{text:?} is not a disk's serial number. Write 1 to {} printable ASCII characters.",
+        text::Serial::MAX
+    )]
+    Serial {
+        /// What was written.
+        text: String,
+    },
+    /// Not a PCI address.
+    #[error(
+        "{text:?} is not a PCI address. Write it as lspci -D prints it, segment:bus:device.function in \
+         hexadecimal: 0000:01:00.0 (0000: may be left out; device at most 1f, function at most 7)."
+    )]
+    PciAddress {
+        /// What was written.
+        text: String,
+    },
+    /// No such disk model.
+    #[error("{text:?} is not a disk model. Write {}.", crate::vm::DiskModel::NAMES.join(" or "))]
+    DiskModel {
+        /// What was written.
+        text: String,
+    },
+    /// No such console.
+    #[error("{text:?} is not a console. Write stdio, file:PATH or socket:PATH.")]
+    Console {
+        /// What was written.
+        text: String,
+    },
+    /// The value makes no sense beside another one.
+    #[error(transparent)]
+    Repeated(#[from] Repeated),
+}
+
+/// Two entries of a list are the same thing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} is given twice. Remove one of them.")]
+pub struct Repeated {
+    /// The thing, as in "disk /dev/sda".
+    pub what: String,
+}

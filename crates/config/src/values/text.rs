@@ -1,0 +1,104 @@
+//! Texts that the guest gets to see.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::Invalid;
+
+/// The guest kernel's command line: one line of at most 2047 bytes (Linux x86 `COMMAND_LINE_SIZE` is 2048 with
+/// the NUL at its end).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Cmdline(String);
+
+impl Cmdline {
+    /// The longest command line in bytes.
+    pub const MAX: usize = 2047;
+
+    /// The line.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// `console=ttyS0`, so that the kernel's messages come out of the VM's console.
+impl Default for Cmdline {
+    fn default() -> Cmdline {
+        Cmdline("console=ttyS0".into())
+    }
+}
+
+impl FromStr for Cmdline {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Cmdline, Invalid> {
+        if let Some(character) = text.chars().find(|c| c.is_control() && *c != '\t') {
+            return Err(Invalid::CmdlineControl { character });
+        }
+        if text.len() > Cmdline::MAX {
+            return Err(Invalid::CmdlineTooLong { len: text.len() });
+        }
+        Ok(Cmdline(text.into()))
+    }
+}
+
+impl fmt::Display for Cmdline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A disk's serial number as the guest sees it: 1 to 20 printable ASCII characters (virtio 1.3 section 5.2.6
+/// and the ATA and NVMe identify data all have 20 bytes for it).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Serial(String);
+
+impl Serial {
+    /// The longest serial number in characters.
+    pub const MAX: usize = 20;
+
+    /// The serial number.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Serial {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Serial, Invalid> {
+        let fits = (1..=Serial::MAX).contains(&text.len());
+        if fits && text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            Ok(Serial(text.into()))
+        } else {
+            Err(Invalid::Serial { text: text.into() })
+        }
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_is_one_line_that_linux_reads_whole() {
+        assert!("".parse::<Cmdline>().is_ok());
+        assert!("x".repeat(2047).parse::<Cmdline>().is_ok());
+        assert_eq!("x".repeat(2048).parse::<Cmdline>(), Err(Invalid::CmdlineTooLong { len: 2048 }));
+        assert_eq!("a\nb".parse::<Cmdline>(), Err(Invalid::CmdlineControl { character: '\n' }));
+        assert!("a\0".parse::<Cmdline>().is_err());
+    }
+
+    #[test]
+    fn a_serial_number_has_20_printable_characters_at_most() {
+        assert!("WD-1234 567".parse::<Serial>().is_ok());
+        for bad in ["", "ä", "a\tb", &"x".repeat(21)] {
+            assert!(bad.parse::<Serial>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! What a file and flags mean together, and what is said about their errors.
+
+use config::{Cmdline, Console, Disk, DiskModel, File, Key, Vm};
+
+fn describe(file: Option<&str>, flags: &[(Key, &str)]) -> Result<Vm, String> {
+    let flags: Vec<(Key, String)> = flags.iter().map(|(key, value)| (*key, value.to_string())).collect();
+    let file = file.map(|text| File { name: "vm.toml", bytes: text.as_bytes() });
+    config::describe(file, &flags).map_err(|findings| findings.to_string())
+}
+
+/// Everything that is wrong with a file, one string per line of the output.
+fn findings(file: &str) -> Vec<String> {
+    describe(Some(file), &[]).unwrap_err().lines().map(str::to_owned).collect()
+}
+
+/// Everything that is wrong with one flag beside a good kernel.
+fn flag_findings(key: Key, value: &str) -> String {
+    describe(None, &[(Key::Kernel, "k"), (key, value)]).unwrap_err()
+}
+
+#[test]
+fn the_documented_example_reads_as_it_says() {
+    let vm = describe(Some(include_str!("../../../docs/vm.toml")), &[]).unwrap();
+    assert_eq!(vm.name.as_str(), "storage");
+    assert_eq!(vm.cpus.get().get(), 2);
+    assert_eq!(vm.memory.bytes(), 6 << 30);
+    assert_eq!(vm.boot.kernel.as_str(), "/lab/guest/vmlinux");
+    assert_eq!(vm.boot.initrd.as_ref().unwrap().as_str(), "/lab/guest/initrd");
+    assert_eq!(vm.boot.cmdline.as_str(), "console=ttyS0 quiet");
+    assert_eq!(vm.console, Console::Stdio);
+    assert_eq!(vm.assigned[0].address.to_string(), "0000:01:00.0");
+    let first = Disk {
+        path: "/dev/disk/by-id/ata-WD-1234".parse().unwrap(),
+        model: DiskModel::VirtioBlk,
+        readonly: true,
+        queues: Some(2.try_into().unwrap()),
+        serial: Some("WD-1234".parse().unwrap()),
+    };
+    assert_eq!(vm.disks[0], first);
+    assert_eq!(vm.disks[1].path.as_str(), "/dev/sda");
+    assert!(!vm.disks[1].readonly);
+}
+
+#[test]
+fn the_documented_example_shows_every_key() {
+    let text = include_str!("../../../docs/vm.toml");
+    for key in Key::ALL {
+        let forms = [format!("\n{} = ", key.name()), format!("\n[[{}]]", key.name())];
+        assert!(forms.iter().any(|form| text.contains(form)), "{key:?}");
+    }
+}
+
+#[test]
+fn a_kernel_is_enough() {
+    let vm = describe(None, &[(Key::Kernel, "vmlinux")]).unwrap();
+    assert_eq!(vm.name.as_str(), "vm");
+    assert_eq!(vm.cpus.get().get(), 1);
+    assert_eq!(vm.memory.bytes(), 256 << 20);
+    assert_eq!(vm.boot.cmdline, Cmdline::default());
+    assert_eq!(vm.console, Console::Stdio);
+    assert!(vm.disks.is_empty() && vm.assigned.is_empty());
+}
+
+#[test]
+fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
+    let file = "name = \"a\"\ncpus = 2\nmemory = 512\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
+                console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\" }]\n\
+                [[disk]]\npath = \"d\"\nmodel = \"virtio-blk\"\nreadonly = true\nqueues = 3\nserial = \"s\"\n";
+    let flags = [
+        (Key::Name, "a"),
+        (Key::Cpus, "2"),
+        (Key::Memory, "512"),
+        (Key::Kernel, "k"),
+        (Key::Initrd, "i"),
+        (Key::Cmdline, "c"),
+        (Key::Console, "file:o"),
+        (Key::Assign, "0000:01:00.0"),
+        (Key::Assign, "address=02:00.0"),
+        (Key::Disk, "d,model=virtio-blk,readonly=on,queues=3,serial=s"),
+    ];
+    assert_eq!(describe(Some(file), &[]).unwrap(), describe(None, &flags).unwrap());
+}
+
+#[test]
+fn flags_win_over_the_file_and_add_to_its_lists() {
+    let file = "memory = \"1G\"\ncpus = 2\nkernel = \"k\"\ndisk = [\"/dev/sda\"]\nassign = [\"01:00.0\"]\n";
+    let flags = [(Key::Memory, "2G"), (Key::Disk, "/dev/sdb"), (Key::Assign, "02:00.0")];
+    let vm = describe(Some(file), &flags).unwrap();
+    assert_eq!((vm.memory.bytes(), vm.cpus.get().get()), (2 << 30, 2));
+    let disks: Vec<&str> = vm.disks.iter().map(|disk| disk.path.as_str()).collect();
+    assert_eq!(disks, ["/dev/sda", "/dev/sdb"]);
+    assert_eq!(vm.assigned[1].address.to_string(), "0000:02:00.0");
+}
+
+#[test]
+fn a_wrong_value_in_the_file_is_said_even_if_a_flag_wins_over_it() {
+    let error = describe(Some("memory = \"x\"\nkernel = \"k\""), &[(Key::Memory, "1G")]).unwrap_err();
+    assert!(error.starts_with("vm.toml:1:10: \"x\" is not a size."), "{error}");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
+    assert_eq!(
+        findings("kernel = \"k\"\n\n  memroy = \"1G\"\n"),
+        ["vm.toml:3:3: unknown key `memroy`. Did you mean `memory`?"]
+    );
+    assert_eq!(
+        findings("kernel = \"k\"\n[[disk]]\npath = \"d\"\nread-only = true\n"),
+        ["vm.toml:4:1: unknown key `read-only`. Did you mean `readonly`?"]
+    );
+    assert_eq!(
+        findings("kernel = \"k\"\n[network]\n"),
+        [
+            "vm.toml:2:2: unknown key `network`. The keys here are: name, cpus, memory, kernel, initrd, cmdline, \
+          console, assign, disk."
+        ]
+    );
+}
+
+#[test]
+fn all_errors_of_a_file_are_found_at_once_and_in_its_order() {
+    let file = "naem = \"a\"\ncpus = \"two\"\nmemory = \"17M\"\nkernel = 5\nassign = [\"1\", 2]\nconsole = true\n\
+                [[disk]]\nmodel = \"ide\"\nreadonly = \"on\"\nqueues = 0\nserial = 1.5\n\
+                [[disk]]\npath = \"a\"\n[[disk]]\npath = \"./a\"\n[[disk]]\npath = \"a/\"\n";
+    let found = findings(file);
+    let expected = [
+        "vm.toml:1:1: unknown key `naem`. Did you mean `name`?",
+        "vm.toml:2:8: `cpus` is the text \"two\"; it must be a whole number.",
+        "vm.toml:3:10: 17M of memory is not a multiple of 2 MiB, the size of a large page. Give the VM 16M or 18M.",
+        "vm.toml:4:10: `kernel` is the number 5; it must be a path in quotes.",
+        "vm.toml:5:11: \"1\" is not a PCI address.",
+        "vm.toml:5:16: `assign` is the number 2; it must be a list of PCI addresses, [\"0000:01:00.0\"].",
+        "vm.toml:6:11: `console` is true; it must be text in quotes: stdio, file:PATH or socket:PATH.",
+        "vm.toml:7:1: this disk has no `path`. Say what holds its data, as in path=/dev/sda.",
+        "vm.toml:8:9: \"ide\" is not a disk model. Write virtio-blk.",
+        "vm.toml:9:12: `readonly` is the text \"on\"; it must be true or false (in a flag also on or off).",
+        "vm.toml:10:10: a disk cannot have 0 queues.",
+        "vm.toml:11:10: `serial` is a number with a fraction; it must be text in quotes.",
+        "vm.toml:14:1: disk a was given before, in line 12 of vm.toml. Remove one of them.",
+        "vm.toml:16:1: disk a was given before, in line 12 of vm.toml. Remove one of them.",
+    ];
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "\n{found}\n{expected}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn all_lines_that_are_not_toml_are_found_and_nothing_that_follows_from_them() {
+    let found = findings("name = \ncpus = 2\nkernel = k\nmemroy = 1\ninitrd \"x\"\n");
+    let lines: Vec<&str> = found.iter().filter_map(|finding| finding.split(':').nth(1)).collect();
+    assert_eq!(lines, ["1", "3", "4", "5"], "{found:#?}");
+    assert!(found[2].contains("Did you mean `memory`?"), "{found:#?}");
+    assert!(!found.iter().any(|finding| finding.contains("has no `kernel`")), "{found:#?}");
+}
+
+#[test]
+fn a_key_given_twice_is_found() {
+    let found = findings("cpus = 1\ncpus = 2\nkernel = \"k\"\n");
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].starts_with("vm.toml:2:") && found[0].contains("duplicate key"), "{found:#?}");
+}
+
+#[test]
+fn a_file_that_is_not_utf_8_is_refused_with_the_line() {
+    let error = config::describe(Some(File { name: "vm.toml", bytes: b"cpus = 2\nname = \"\xff\"" }), &[]);
+    let error = error.unwrap_err().to_string();
+    assert_eq!(error, "vm.toml:2:9: the file is not UTF-8 text from here on. Save it as UTF-8.");
+}
+
+#[test]
+fn a_missing_kernel_is_said_with_both_ways_to_give_one() {
+    for file in [None, Some("cpus = 2")] {
+        let error = describe(file, &[]).unwrap_err();
+        assert!(error.starts_with("the VM has no `kernel`."), "{error}");
+        assert!(error.contains("--kernel") && error.contains("kernel = "), "{error}");
+    }
+}
+
+#[test]
+fn numbers_are_read_as_toml_writes_them() {
+    let vm = describe(Some("kernel = \"k\"\ncpus = 0x1_0\nmemory = 1_024\n"), &[]).unwrap();
+    assert_eq!((vm.cpus.get().get(), vm.memory.bytes()), (16, 1 << 30));
+    assert!(findings("kernel = \"k\"\ncpus = -1")[0].contains("cannot have -1 vCPUs"));
+    assert!(findings("kernel = \"k\"\nmemory = -1")[0].contains("\"-1\" is not a size"));
+    assert!(findings("kernel = \"k\"\nmemory = 9223372036854775807")[0].contains("more than 64 bits"));
+    assert!(findings("kernel = \"k\"\ncpus = 9223372036854775808")[0].contains("a number beyond 64 bits"));
+}
+
+#[test]
+fn an_error_in_a_flag_names_the_flag_as_written() {
+    assert_eq!(
+        flag_findings(Key::Disk, "path=/dev/sda,modle=virtio-blk"),
+        "--disk path=/dev/sda,modle=virtio-blk: unknown key `modle`. Did you mean `model`?"
+    );
+    assert_eq!(
+        flag_findings(Key::Disk, "model=virtio-blk"),
+        "--disk model=virtio-blk: this disk has no `path`. Say what holds its data, as in path=/dev/sda."
+    );
+    assert!(
+        flag_findings(Key::Cpus, "two").starts_with("--cpus two: `cpus` is the text \"two\"; it must be")
+    );
+    assert!(flag_findings(Key::Cpus, "0").starts_with("--cpus 0: a VM cannot have 0 vCPUs."));
+    assert!(flag_findings(Key::Assign, "1").starts_with("--assign 1: \"1\" is not a PCI address."));
+    assert!(
+        flag_findings(Key::Assign, "01:00.0,rom=off")
+            .contains("unknown key `rom`. The keys here are: address.")
+    );
+    assert!(flag_findings(Key::Console, "pty").starts_with("--console pty: \"pty\" is not a console."));
+    assert!(flag_findings(Key::Name, "-x").starts_with("--name -x: \"-x\" is not a VM name."));
+}
+
+#[test]
+fn all_errors_of_a_list_are_found_at_once() {
+    let error = flag_findings(Key::Disk, "/dev/sda,readonly,,x,queues=many,,model=ide,,,readonly=maybe,");
+    for part in
+        ["`readonly,x` has no value", "`queues` is the text \"many,model=ide,\"", "between two commas"]
+    {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(error.contains("`readonly` is the text \"maybe\""), "{error}");
+    let error = flag_findings(Key::Disk, "path=a,path=b");
+    assert!(error.contains("`path` was given before, by --disk path=a,path=b."), "{error}");
+}
+
+#[test]
+fn a_key_without_a_value_is_no_path() {
+    let error = flag_findings(Key::Disk, "readonly");
+    assert!(error.contains("`readonly` has no value. Write readonly=VALUE"), "{error}");
+}
+
+#[test]
+fn what_file_and_flags_have_in_common_is_a_repetition() {
+    let file = "kernel = \"k\"\nassign = [\"01:00.0\"]\ndisk = [\"/dev/sda\"]\n";
+    let error =
+        describe(Some(file), &[(Key::Assign, "0000:01:00.0"), (Key::Disk, "path=/dev/sda")]).unwrap_err();
+    let expected = "--assign 0000:01:00.0: PCI device 0000:01:00.0 was given before, in line 2 of vm.toml. Remove one \
+                    of them.\n--disk path=/dev/sda: disk /dev/sda was given before, in line 3 of vm.toml. Remove one \
+                    of them.";
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn a_flag_for_one_value_given_twice_is_found() {
+    let error = flag_findings(Key::Kernel, "other");
+    assert_eq!(error, "--kernel other: `kernel` was given before, by --kernel k. Remove one of them.");
+}
+
+#[test]
+fn a_single_table_where_a_list_belongs_is_explained() {
+    let found = findings("kernel = \"k\"\n[disk]\npath = \"a\"\n");
+    assert_eq!(found, ["vm.toml:2:1: `disk` is a table; it must be tables that begin with [[disk]]."]);
+}
+
+#[test]
+fn endless_keys_and_nesting_are_refused() {
+    for text in
+        ["a.".repeat(100_000) + "a = 1", "[".repeat(100_000), "a = ".to_string() + &"{a = ".repeat(10_000)]
+    {
+        assert!(describe(Some(&text), &[]).is_err());
+    }
+}

@@ -1,0 +1,11 @@
+//! What the guest sees: device models. Guest data is hostile here: copied once, checked once, never asserted on.
+
+mod ports;
+mod power;
+mod rtc;
+mod serial;
+
+pub use ports::PortDevice;
+pub use power::{PmTimer, Power, PowerRequest, ResetPort};
+pub use rtc::Rtc;
+pub use serial::SerialPort;

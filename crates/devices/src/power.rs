@@ -1,0 +1,231 @@
+//! Power: the ACPI fixed registers (PM1 event and control, PM timer) and the reset register
+//! (ACPI 6.5, 4.8.3 and 4.8.4).
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use crate::ports::PortDevice;
+
+/// PM1 status and enable: the power button.
+const POWER_BUTTON: u16 = 1 << 8;
+/// PM1 status and enable: the timer's top bit changed; never set here, but guests enable it.
+const TIMER: u16 = 1 << 0;
+/// PM1 enable: global lock released; likewise.
+const GLOBAL: u16 = 1 << 5;
+/// PM1 enable: the sleep button; likewise.
+const SLEEP_BUTTON: u16 = 1 << 9;
+/// PM1 enable: the clock's alarm; likewise.
+const CLOCK: u16 = 1 << 10;
+const ENABLES: u16 = TIMER | GLOBAL | POWER_BUTTON | SLEEP_BUTTON | CLOCK;
+/// PM1 control: interrupts are SCIs. Always 1: there is no mode without ACPI.
+const SCI_ENABLE: u16 = 1 << 0;
+/// PM1 control: go to the sleep state in bits 12:10.
+const SLEEP_ENABLE: u16 = 1 << 13;
+/// The value of SLP_TYP that `\_S5` names.
+pub(crate) const S5: u16 = 5;
+
+/// What the guest asks of the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PowerRequest {
+    /// Power off (ACPI S5).
+    Off,
+    /// Start afresh.
+    Reset,
+}
+
+type Ask = Box<dyn Fn(PowerRequest) + Send + Sync>;
+/// Asserts or releases the SCI.
+type Sci = Box<dyn Fn(bool) + Send + Sync>;
+
+/// PM1a: the event registers at offset 0 (status, enable) and the control register at offset 4.
+pub struct Power {
+    registers: Mutex<Registers>,
+    sci: Sci,
+    ask: Ask,
+}
+
+#[derive(Default)]
+struct Registers {
+    status: u16,
+    enable: u16,
+    control: u16,
+}
+
+impl Power {
+    /// `sci` sets the level of the system control interrupt; `ask` is called from a vCPU when the guest powers
+    /// off.
+    pub fn new(sci: Sci, ask: Ask) -> Power {
+        Power { registers: Mutex::default(), sci, ask }
+    }
+
+    /// Presses the power button. A guest that has not enabled it yet sees it when it does.
+    pub fn press_button(&self) {
+        let mut registers = self.lock();
+        registers.status |= POWER_BUTTON;
+        self.settle(&registers);
+    }
+
+    fn settle(&self, registers: &Registers) {
+        (self.sci)(registers.status & registers.enable != 0);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Registers> {
+        self.registers.lock().expect("no code panics with this lock held")
+    }
+}
+
+impl PortDevice for Power {
+    fn read(&self, offset: u16, data: &mut [u8]) {
+        let registers = self.lock();
+        let words = [registers.status, registers.enable, registers.control | SCI_ENABLE];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        for (at, byte) in (usize::from(offset)..).zip(data) {
+            *byte = bytes.get(at).copied().unwrap_or(0xff);
+        }
+    }
+
+    fn write(&self, offset: u16, data: &[u8]) {
+        let mut registers = self.lock();
+        let mut off = false;
+        for (at, byte) in (offset..).zip(data) {
+            let shift = at % 2 * 8;
+            let bits = u16::from(*byte) << shift;
+            match at / 2 {
+                0 => registers.status &= !bits,
+                1 => {
+                    registers.enable = registers.enable & !(0xff << shift) | bits & ENABLES;
+                }
+                2 => {
+                    off |= at == 5 && bits & SLEEP_ENABLE != 0 && bits >> 10 & 7 == S5;
+                    registers.control = registers.control & !(0xff << shift) | bits & !SLEEP_ENABLE;
+                }
+                _ => {}
+            }
+        }
+        self.settle(&registers);
+        drop(registers);
+        if off {
+            (self.ask)(PowerRequest::Off);
+        }
+    }
+
+    fn reset(&self) {
+        let mut registers = self.lock();
+        *registers = Registers::default();
+        self.settle(&registers);
+    }
+}
+
+/// The PM timer: 24 bits at 3.579545 MHz.
+pub struct PmTimer(Instant);
+
+impl PmTimer {
+    /// A timer that counts from now.
+    pub fn new() -> PmTimer {
+        PmTimer(Instant::now())
+    }
+}
+
+impl Default for PmTimer {
+    fn default() -> PmTimer {
+        PmTimer::new()
+    }
+}
+
+impl PortDevice for PmTimer {
+    fn read(&self, offset: u16, data: &mut [u8]) {
+        let ticks = (self.0.elapsed().as_nanos() * 3_579_545 / 1_000_000_000) as u32 & 0xff_ffff;
+        for (byte, value) in data.iter_mut().zip(ticks.to_le_bytes().into_iter().skip(offset.into())) {
+            *byte = value;
+        }
+    }
+
+    fn write(&self, _: u16, _: &[u8]) {}
+
+    fn reset(&self) {}
+}
+
+/// A port of one byte to which writing a certain bit pattern starts the machine afresh: 0xCF9 (bit 2, the
+/// ACPI reset register) or the keyboard controller's 0x64 (0xFE).
+pub struct ResetPort {
+    means_reset: fn(u8) -> bool,
+    ask: Ask,
+}
+
+impl ResetPort {
+    /// The reset control register of PC chipsets, at port 0xCF9.
+    pub fn cf9(ask: Ask) -> ResetPort {
+        ResetPort { means_reset: |value| value & 4 != 0, ask }
+    }
+
+    /// The keyboard controller's command port, 0x64, of which only "pulse the reset line" is there.
+    pub fn keyboard(ask: Ask) -> ResetPort {
+        ResetPort { means_reset: |value| value == 0xfe, ask }
+    }
+}
+
+impl PortDevice for ResetPort {
+    fn read(&self, _: u16, _: &mut [u8]) {}
+
+    fn write(&self, _: u16, data: &[u8]) {
+        if data.first().is_some_and(|value| (self.means_reset)(*value)) {
+            (self.ask)(PowerRequest::Reset);
+        }
+    }
+
+    fn reset(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    fn power() -> (Power, Arc<AtomicBool>, Arc<Mutex<Vec<PowerRequest>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let sci = Arc::new(AtomicBool::new(false));
+        let level = sci.clone();
+        let log = asked.clone();
+        let ask = Box::new(move |request| log.lock().unwrap().push(request));
+        let sci_line = Box::new(move |asserted| level.store(asserted, Ordering::SeqCst));
+        (Power::new(sci_line, ask), sci, asked)
+    }
+
+    #[test]
+    fn the_power_button_asserts_the_sci_once_the_guest_listens_until_the_guest_acknowledges() {
+        let (power, sci, _) = power();
+        power.press_button();
+        assert!(!sci.load(Ordering::SeqCst), "not enabled yet");
+        power.write(2, &POWER_BUTTON.to_le_bytes());
+        assert!(sci.load(Ordering::SeqCst));
+        power.write(0, &POWER_BUTTON.to_le_bytes());
+        let mut status = [0; 2];
+        power.read(0, &mut status);
+        assert_eq!(status, [0, 0]);
+        assert!(!sci.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn only_sleep_state_5_powers_off() {
+        let (power, _, asked) = power();
+        power.write(4, &(SLEEP_ENABLE | 3 << 10).to_le_bytes());
+        power.write(4, &(5u16 << 10).to_le_bytes());
+        assert!(asked.lock().unwrap().is_empty());
+        power.write(4, &(SLEEP_ENABLE | 5 << 10).to_le_bytes());
+        assert_eq!(*asked.lock().unwrap(), [PowerRequest::Off]);
+    }
+
+    #[test]
+    fn the_timer_counts_at_its_own_rate() {
+        let timer = PmTimer::new();
+        let ticks = || {
+            let mut data = [0; 4];
+            timer.read(0, &mut data);
+            u32::from_le_bytes(data)
+        };
+        let first = ticks();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(ticks() - first >= 71_590);
+    }
+}

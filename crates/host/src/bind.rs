@@ -1,0 +1,436 @@
+//! Taking a device from its driver for vfio-pci, and giving it back.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::in_use::Reason;
+use crate::record::{Leftover, Record};
+use crate::{Host, HostError, PciAddress, PciDevice, attribute, link_name};
+
+/// The driver that hands devices to user space.
+const VFIO: &str = "vfio-pci";
+
+/// How long a driver may take to show up at a device after a probe.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a device could not be taken or given back.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The device itself could not be read.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The host uses it.
+    #[error("PCI device {address} cannot be taken from this host: {}", list(reasons))]
+    InUse {
+        /// The device.
+        address: PciAddress,
+        /// All reasons.
+        reasons: Vec<Reason>,
+    },
+    /// Another skep has it.
+    #[error("PCI device {address} is in use by process {pid}. Stop that VM first, or assign another device")]
+    Taken {
+        /// The device.
+        address: PciAddress,
+        /// The other process.
+        pid: u32,
+    },
+    /// The kernel has no vfio-pci, and it could not be loaded.
+    #[error(
+        "the kernel's vfio-pci driver is not there, and `modprobe vfio-pci` failed: {cause}. Load it as root, or \
+         use a kernel with CONFIG_VFIO_PCI"
+    )]
+    NoVfio {
+        /// What modprobe said.
+        cause: io::Error,
+    },
+    /// A step of binding or unbinding failed.
+    #[error("cannot {step} PCI device {address}: {cause} ({}). {hint}", path.display())]
+    Step {
+        /// What was tried: "unbind", "probe a driver for" …
+        step: &'static str,
+        /// The device.
+        address: PciAddress,
+        /// The attribute written.
+        path: PathBuf,
+        /// The kernel's answer.
+        cause: io::Error,
+        /// What a person can do.
+        hint: &'static str,
+    },
+    /// The kernel took the writes, and yet the wrong driver has the device.
+    #[error(
+        "PCI device {address} should be with driver {wanted} now but is with {}. See the kernel's log (`dmesg`) \
+         for why {wanted} refused it",
+        found.as_deref().unwrap_or("none")
+    )]
+    WrongDriver {
+        /// The device.
+        address: PciAddress,
+        /// The driver that should have it.
+        wanted: String,
+        /// The one that has.
+        found: Option<String>,
+    },
+    /// The record of what was bound could not be read or kept.
+    #[error(
+        "cannot keep the record of PCI device {address} in {}: {cause}. skep needs it to give the device back \
+         after a crash; run as root, or make that folder writable",
+        path.display()
+    )]
+    Record {
+        /// The device.
+        address: PciAddress,
+        /// The record's file.
+        path: PathBuf,
+        /// What went wrong.
+        cause: io::Error,
+    },
+    /// A step failed, and so did undoing the steps before it.
+    #[error("{failed} Undoing what was done before failed too: {undo}")]
+    Undo {
+        /// The first failure.
+        failed: Box<BindError>,
+        /// The failure while undoing.
+        undo: Box<BindError>,
+    },
+}
+
+fn list(reasons: &[Reason]) -> String {
+    reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// A device that is with vfio-pci for us. Dropped, or given back explicitly, it returns to the driver it had;
+/// one that was with vfio-pci before stays there.
+///
+/// Close every VFIO file descriptor of the device first: the kernel unbinds a driver only then.
+#[derive(Debug)]
+#[must_use = "dropping it gives the device back at once"]
+pub struct Bound {
+    host: Host,
+    address: PciAddress,
+    /// What to go back to; `None` once given back, and when there is nothing to restore.
+    before: Option<Record>,
+}
+
+impl Bound {
+    /// The device.
+    pub fn address(&self) -> PciAddress {
+        self.address
+    }
+
+    /// Returns the device to the driver it had and waits until that has it.
+    pub fn give_back(mut self) -> Result<(), BindError> {
+        match self.before.take() {
+            Some(record) => self.host.restore(self.address, &record),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if let Some(record) = self.before.take()
+            && let Err(error) = self.host.restore(self.address, &record)
+        {
+            eprintln!("skep: {error}");
+        }
+    }
+}
+
+impl Host {
+    /// Takes a device for vfio-pci, unless the host uses it. On failure it is as it was.
+    pub fn bind_to_vfio(&self, device: &PciDevice) -> Result<Bound, BindError> {
+        let address = device.address;
+        let old = self.record(address)?;
+        if let Some(other) = old.as_ref().filter(|record| self.is_alive(record)) {
+            return Err(BindError::Taken { address, pid: other.pid });
+        }
+        let reasons = self.device_in_use(device);
+        if !reasons.is_empty() {
+            return Err(BindError::InUse { address, reasons });
+        }
+        if self.driver_of(address).as_deref() == Some(VFIO) {
+            // Bound by a process that was killed: it becomes ours to give back. Else it was so before skep.
+            let before = old.map(|record| self.sign(record));
+            if let Some(record) = &before {
+                self.keep_record(address, record)?;
+            }
+            return Ok(Bound { host: self.clone(), address, before });
+        }
+        self.ensure_vfio_pci()?;
+        let record = self.sign(Record {
+            address: address.to_string(),
+            driver: self.driver_of(address),
+            driver_override: self.override_of(address),
+            pid: 0,
+            started: None,
+        });
+        self.keep_record(address, &record)?;
+        match self.hand_to_vfio(address) {
+            Ok(()) => Ok(Bound { host: self.clone(), address, before: Some(record) }),
+            Err(failed) => Err(match self.restore(address, &record) {
+                Ok(()) => failed,
+                Err(undo) => BindError::Undo { failed: failed.into(), undo: undo.into() },
+            }),
+        }
+    }
+
+    /// Gives back a device that a killed process left with vfio-pci.
+    pub fn give_back_leftover(&self, leftover: &Leftover) -> Result<(), BindError> {
+        self.restore(leftover.address, &leftover.record)
+    }
+
+    fn sign(&self, record: Record) -> Record {
+        let pid = std::process::id();
+        Record { pid, started: self.started(pid), ..record }
+    }
+
+    fn ensure_vfio_pci(&self) -> Result<(), BindError> {
+        let there = || self.path("/sys/bus/pci/drivers").join(VFIO).exists();
+        if there() {
+            return Ok(());
+        }
+        self.kernel.load(VFIO).map_err(|cause| BindError::NoVfio { cause })?;
+        if there() {
+            return Ok(());
+        }
+        Err(BindError::NoVfio { cause: io::Error::other("it loaded, but no such driver appeared") })
+    }
+
+    fn hand_to_vfio(&self, address: PciAddress) -> Result<(), BindError> {
+        self.set_override(address, VFIO)?;
+        self.unbind(address)?;
+        self.probe(address)?;
+        self.await_driver(address, VFIO)
+    }
+
+    /// Brings a device back to what the record says, from whatever state it is in, then drops the record.
+    fn restore(&self, address: PciAddress, before: &Record) -> Result<(), BindError> {
+        if !self.device_dir(address).exists() {
+            return self.drop_record(address); // unplugged: nothing to give back
+        }
+        let now = self.driver_of(address);
+        if now.as_deref() == Some(VFIO) {
+            self.unbind(address)?;
+        }
+        if self.override_of(address) != before.driver_override {
+            self.set_override(address, before.driver_override.as_deref().unwrap_or("\n"))?;
+        }
+        if let Some(driver) = &before.driver {
+            if self.driver_of(address).is_none() {
+                self.probe(address)?;
+            }
+            self.await_driver(address, driver)?;
+        }
+        self.drop_record(address)
+    }
+
+    fn driver_of(&self, address: PciAddress) -> Option<String> {
+        link_name(&self.device_dir(address).join("driver"))
+    }
+
+    fn override_of(&self, address: PciAddress) -> Option<String> {
+        let text = attribute(&self.device_dir(address).join("driver_override"))?;
+        (!text.is_empty() && text != "(null)").then_some(text)
+    }
+
+    fn set_override(&self, address: PciAddress, driver: &str) -> Result<(), BindError> {
+        let path = self.device_dir(address).join("driver_override");
+        self.step("choose the driver of", address, path, driver)
+    }
+
+    fn unbind(&self, address: PciAddress) -> Result<(), BindError> {
+        let path = self.device_dir(address).join("driver/unbind");
+        if !path.parent().is_some_and(std::path::Path::exists) {
+            return Ok(());
+        }
+        self.step("unbind", address, path, &address.to_string())
+    }
+
+    fn probe(&self, address: PciAddress) -> Result<(), BindError> {
+        let path = self.path("/sys/bus/pci/drivers_probe");
+        self.step("probe a driver for", address, path, &address.to_string())
+    }
+
+    fn step(
+        &self,
+        step: &'static str,
+        address: PciAddress,
+        path: PathBuf,
+        text: &str,
+    ) -> Result<(), BindError> {
+        self.kernel.write(&path, text).map_err(|cause| {
+            let hint = match cause.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "This needs root",
+                io::ErrorKind::TimedOut => "Some process still has it open: `fuser -v /dev/vfio/*` names it",
+                _ => "See the kernel's log (`dmesg`)",
+            };
+            BindError::Step { step, address, path, cause, hint }
+        })
+    }
+
+    /// Drivers may be bound a moment after the probe returns.
+    fn await_driver(&self, address: PciAddress, wanted: &str) -> Result<(), BindError> {
+        let end = Instant::now() + if cfg!(test) { Duration::from_millis(50) } else { PATIENCE };
+        loop {
+            let found = self.driver_of(address);
+            if found.as_deref() == Some(wanted) {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                return Err(BindError::WrongDriver { address, wanted: wanted.to_owned(), found });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeHost;
+
+    const BDF: &str = "0000:01:00.0";
+
+    fn device(host: &Host) -> PciDevice {
+        PciDevice::open(host, BDF.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_device_goes_to_vfio_and_back_to_the_driver_it_had() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        let bound = host.bind_to_vfio(&device(&host)).unwrap();
+        assert_eq!(device(&host).driver.as_deref(), Some("vfio-pci"));
+        assert!(fake.path("/run/skep/vfio-0000:01:00.0.json").exists());
+        bound.give_back().unwrap();
+        assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
+        assert!(!fake.path("/run/skep/vfio-0000:01:00.0.json").exists());
+    }
+
+    #[test]
+    fn dropping_the_guard_gives_back_too_and_keeps_a_former_override() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        fake.set_override(BDF, "nvme");
+        let host = fake.host();
+        drop(host.bind_to_vfio(&device(&host)).unwrap());
+        assert_eq!(fake.state(BDF), (Some("nvme".into()), Some("nvme".into())));
+    }
+
+    #[test]
+    fn a_device_without_a_driver_goes_back_to_none() {
+        let fake = FakeHost::new();
+        fake.pci(BDF, 0x00ff00, None, 5);
+        let host = fake.host();
+        host.bind_to_vfio(&device(&host)).unwrap().give_back().unwrap();
+        assert_eq!(fake.state(BDF), (None, None));
+    }
+
+    #[test]
+    fn a_device_already_with_vfio_pci_is_used_and_left_there() {
+        let fake = FakeHost::new();
+        fake.pci(BDF, 0x010802, Some("vfio-pci"), 9);
+        let host = fake.host();
+        host.bind_to_vfio(&device(&host)).unwrap().give_back().unwrap();
+        assert_eq!(device(&host).driver.as_deref(), Some("vfio-pci"));
+        assert_eq!(fake.writes(), 0);
+    }
+
+    #[test]
+    fn whichever_step_fails_the_device_is_as_it_was_and_the_error_names_it() {
+        for call in 0..3 {
+            let fake = FakeHost::new();
+            fake.nvme(BDF, 9);
+            fake.fail_at(call);
+            let host = fake.host();
+            let error = host.bind_to_vfio(&device(&host)).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.contains(BDF) && text.contains("Permission denied") && text.contains("root"),
+                "{text}"
+            );
+            assert_eq!(fake.state(BDF), (Some("nvme".into()), None), "call {call}");
+            assert!(host.leftovers().is_empty() && host.record(BDF.parse().unwrap()).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn a_failure_to_give_back_is_an_error_and_stays_on_record() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        let bound = host.bind_to_vfio(&device(&host)).unwrap();
+        fake.fail_at(fake.writes());
+        assert!(matches!(bound.give_back(), Err(BindError::Step { step: "unbind", .. })));
+        assert!(host.record(BDF.parse().unwrap()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_driver_that_refuses_its_device_is_named() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        let bound = host.bind_to_vfio(&device(&host)).unwrap();
+        fake.refuse("nvme");
+        let text = bound.give_back().unwrap_err().to_string();
+        assert!(text.contains("should be with driver nvme now but is with none"), "{text}");
+    }
+
+    #[test]
+    fn a_killed_owner_leaves_a_record_by_which_the_device_is_given_back() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+        assert!(host.leftovers().is_empty(), "the owner still runs");
+        assert!(matches!(host.bind_to_vfio(&device(&host)), Err(BindError::Taken { .. })));
+        fake.kill_owner();
+        let leftovers = host.leftovers();
+        assert_eq!((leftovers.len(), leftovers[0].driver.as_deref()), (1, Some("nvme")));
+        host.give_back_leftover(&leftovers[0]).unwrap();
+        assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
+        assert!(host.leftovers().is_empty());
+    }
+
+    #[test]
+    fn who_takes_a_leftover_gives_it_back_to_its_first_driver() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+        fake.kill_owner();
+        let bound = host.bind_to_vfio(&device(&host)).unwrap();
+        bound.give_back().unwrap();
+        assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
+    }
+
+    #[test]
+    fn vfio_pci_is_loaded_when_it_is_not_there_and_said_when_it_cannot_be() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        fake.remove("/sys/bus/pci/drivers/vfio-pci");
+        let host = fake.host();
+        host.bind_to_vfio(&device(&host)).unwrap().give_back().unwrap();
+        fake.remove("/sys/bus/pci/drivers/vfio-pci");
+        fake.no_modules();
+        let text = host.bind_to_vfio(&device(&host)).unwrap_err().to_string();
+        assert!(text.contains("`modprobe vfio-pci` failed"), "{text}");
+        assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
+    }
+
+    #[test]
+    fn a_device_in_use_is_refused_before_anything_is_touched() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        fake.disk(BDF, "nvme0/nvme0n1", "259:0");
+        fake.file("/proc/self/mountinfo", "22 1 259:0 / /srv rw - ext4 /dev/nvme0n1 rw\n");
+        let host = fake.host();
+        let text = host.bind_to_vfio(&device(&host)).unwrap_err().to_string();
+        assert!(text.contains("nvme0n1 is mounted on /srv"), "{text}");
+        assert_eq!(fake.writes(), 0);
+    }
+}

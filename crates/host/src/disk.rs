@@ -1,0 +1,160 @@
+//! Whether the host uses a disk.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use crate::in_use::Reason;
+use crate::{Host, HostError, attribute, names};
+
+/// How deep devices may stand on devices (a file system on dm-crypt on LVM on md on a partition is 5).
+const DEPTH: usize = 16;
+
+impl Host {
+    /// Every reason why a guest may not have the disk at `path` (a block device, or a link to one); empty when
+    /// it may, and for what is no block device. A whole disk is in use when a partition of it is.
+    pub fn disk_in_use(&self, path: &Path) -> Result<Vec<Reason>, HostError> {
+        let fail = |cause| HostError::Read { what: "the disk", path: path.to_owned(), cause };
+        let facts = std::fs::metadata(path).map_err(fail)?;
+        if !facts.file_type().is_block_device() {
+            return Ok(Vec::new());
+        }
+        // The kernel's encoding of a device number: 12 bits of major above 8 of minor, the rest above both.
+        let number = facts.rdev();
+        let major = number >> 8 & 0xfff | number >> 32 & !0xfff;
+        let minor = number & 0xff | number >> 12 & !0xff;
+        let link = self.path(format!("/sys/dev/block/{major}:{minor}"));
+        let place =
+            link.canonicalize().map_err(|cause| HostError::Read { what: "the disk", path: link, cause })?;
+        let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(self.block_in_use(&name))
+    }
+
+    /// As [`Host::disk_in_use`], by the kernel's name of the block device: `sda`, `nvme0n1p2`.
+    pub fn block_in_use(&self, name: &str) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        let dir = self.path("/sys/class/block").join(name);
+        let is_partition = |child: &String| dir.join(child).join("partition").exists();
+        let parts = names(&dir).into_iter().filter(is_partition);
+        for block in std::iter::once(name.to_owned()).chain(parts) {
+            self.one_in_use(&block, DEPTH, &mut reasons);
+        }
+        reasons
+    }
+
+    fn one_in_use(&self, block: &str, depth: usize, reasons: &mut Vec<Reason>) {
+        let dir = self.path("/sys/class/block").join(block);
+        let number = attribute(&dir.join("dev"));
+        let is_it = |source: &str| self.block_name(source).as_deref() == Some(block);
+
+        for mount in
+            attribute(&self.path("/proc/self/mountinfo")).unwrap_or_default().lines().filter_map(mount)
+        {
+            if Some(mount.number) == number.as_deref() || is_it(&unescape(mount.source)) {
+                reasons.push(Reason::Mounted { block: block.to_owned(), at: unescape(mount.at).into() });
+            }
+        }
+        let btrfs = self.path("/sys/fs/btrfs");
+        for id in names(&btrfs).into_iter().filter(|id| btrfs.join(id).join("devices").join(block).exists()) {
+            reasons.push(Reason::InFilesystem { block: block.to_owned(), filesystem: format!("btrfs {id}") });
+        }
+        for line in attribute(&self.path("/proc/swaps")).unwrap_or_default().lines().skip(1) {
+            if line.split_whitespace().next().is_some_and(|source| is_it(&unescape(source))) {
+                reasons.push(Reason::Swap { block: block.to_owned() });
+            }
+        }
+        for holder in names(&dir.join("holders")) {
+            let name = attribute(&self.path("/sys/class/block").join(&holder).join("dm/name"));
+            let by = name.map_or(holder.clone(), |name| format!("{holder} ({name})"));
+            reasons.push(Reason::Held { block: block.to_owned(), by });
+            if depth > 0 {
+                self.one_in_use(&holder, depth - 1, reasons);
+            }
+        }
+    }
+
+    /// The kernel's name of the block device behind a path such as `/dev/mapper/vg-root`.
+    fn block_name(&self, source: &str) -> Option<String> {
+        let path = Path::new(source).strip_prefix("/dev").ok()?;
+        let place = self.path("/dev").join(path);
+        let place = place.canonicalize().unwrap_or(place);
+        Some(place.file_name()?.to_str()?.to_owned())
+    }
+}
+
+/// What we need of a line of mountinfo (proc_pid_mountinfo(5)).
+struct Mount<'a> {
+    number: &'a str,
+    at: &'a str,
+    source: &'a str,
+}
+
+fn mount(line: &str) -> Option<Mount<'_>> {
+    let (front, back) = line.split_once(" - ")?;
+    let mut front = front.split(' ').skip(2);
+    Some(Mount { number: front.next()?, at: front.nth(1)?, source: back.split(' ').nth(1)? })
+}
+
+/// Undoes the kernel's octal escapes of white space and backslash.
+fn unescape(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .into_iter()
+        .fold(text.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeHost;
+
+    #[test]
+    fn a_mount_of_what_stands_on_a_disk_is_found_through_every_layer() {
+        let fake = FakeHost::new();
+        fake.pci("0000:00:05.0", 0x010601, Some("ahci"), 1);
+        fake.disk("0000:00:05.0", "ata1/sda", "8:0");
+        fake.partition("sda", "sda1", "8:1");
+        fake.virtual_disk("md0", "9:0", None);
+        fake.virtual_disk("dm-0", "253:0", Some("secret"));
+        fake.holder("sda1", "md0");
+        fake.holder("md0", "dm-0");
+        fake.file("/proc/self/mountinfo", "22 1 253:0 / / rw - ext4 /dev/mapper/secret rw\n");
+        let found = fake.host().block_in_use("sda");
+        assert!(found.contains(&Reason::Mounted { block: "dm-0".into(), at: "/".into() }), "{found:?}");
+        assert_eq!(found.len(), 3);
+    }
+
+    #[test]
+    fn a_file_system_with_a_made_up_number_is_found_by_its_source() {
+        let fake = FakeHost::new();
+        fake.pci("0000:00:05.0", 0x010601, Some("ahci"), 1);
+        fake.disk("0000:00:05.0", "ata1/sda", "8:0");
+        fake.disk("0000:00:05.0", "ata2/sdb", "8:16");
+        fake.file("/proc/self/mountinfo", "22 1 0:38 / /data rw - btrfs /dev/sda rw\n");
+        fake.dir("/sys/fs/btrfs/1234-5678/devices/sdb");
+        assert_eq!(
+            fake.host().block_in_use("sda"),
+            [Reason::Mounted { block: "sda".into(), at: "/data".into() }]
+        );
+        assert!(matches!(&fake.host().block_in_use("sdb")[..], [Reason::InFilesystem { .. }]));
+    }
+
+    #[test]
+    fn a_partition_is_free_while_only_its_sibling_is_used() {
+        let fake = FakeHost::new();
+        fake.pci("0000:00:05.0", 0x010601, Some("ahci"), 1);
+        fake.disk("0000:00:05.0", "ata1/sda", "8:0");
+        fake.partition("sda", "sda1", "8:1");
+        fake.partition("sda", "sda2", "8:2");
+        fake.file("/proc/self/mountinfo", "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n");
+        assert_eq!(fake.host().block_in_use("sda2"), []);
+        assert_eq!(fake.host().block_in_use("sda").len(), 1);
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_is_an_error_and_a_plain_file_is_free() {
+        let fake = FakeHost::new();
+        fake.file("/plain", "");
+        assert_eq!(fake.host().disk_in_use(&fake.path("/plain")).unwrap(), []);
+        let error = fake.host().disk_in_use(Path::new("/dev/none")).unwrap_err().to_string();
+        assert!(error.contains("/dev/none") && error.contains("No such file"), "{error}");
+    }
+}

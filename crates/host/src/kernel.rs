@@ -1,0 +1,46 @@
+//! The few ways in which this crate changes the host, so that tests can stand in for the kernel.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// How long the kernel may take over one write. Unbinding waits for whoever has the device open.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the kernel does for us.
+pub(crate) trait Kernel: Send + Sync {
+    /// Writes an attribute of sysfs.
+    fn write(&self, path: &Path, text: &str) -> io::Result<()>;
+
+    /// Loads a module.
+    fn load(&self, module: &str) -> io::Result<()>;
+}
+
+/// The kernel of this machine.
+pub(crate) struct RealKernel;
+
+impl Kernel for RealKernel {
+    fn write(&self, path: &Path, text: &str) -> io::Result<()> {
+        let (done, answer) = mpsc::channel();
+        let (path, text) = (path.to_owned(), text.to_owned());
+        std::thread::Builder::new().name("sysfs".into()).spawn(move || {
+            let file = std::fs::OpenOptions::new().write(true).open(path);
+            let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+            // Nobody waits any more after a time-out, and then there is nobody to tell.
+            drop(done.send(written));
+        })?;
+        answer.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel has not answered for 10 s"))
+        })
+    }
+
+    fn load(&self, module: &str) -> io::Result<()> {
+        let run = Command::new("modprobe").arg(module).output()?;
+        if run.status.success() {
+            return Ok(());
+        }
+        Err(io::Error::other(String::from_utf8_lossy(&run.stderr).trim().to_owned()))
+    }
+}

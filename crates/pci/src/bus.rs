@@ -1,0 +1,290 @@
+//! The bus: finds functions, and keeps the map of what their BARs decode.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, RwLock};
+
+use memory::{Gpa, GpaRange};
+
+use crate::address::Address;
+use crate::bar::{BarKind, BarSpec, Decoded, DecodedAt, Windows};
+use crate::function::Function;
+use crate::services::ServiceError;
+
+/// What can go wrong on the bus.
+#[derive(Debug, thiserror::Error)]
+pub enum PciError {
+    /// The machine could not do what a function asked.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// The address is taken.
+    #[error("PCI address {0} is taken already")]
+    Taken(Address),
+    /// All 32 device numbers are in use.
+    #[error("the guest's PCI bus is full: it has room for 31 devices")]
+    Full,
+    /// A BAR fits into no window.
+    #[error(
+        "{function}: BAR {bar} of {size:#x} bytes fits into no window of the guest's address space. {hint}"
+    )]
+    NoRoom {
+        /// The function's name.
+        function: String,
+        /// The BAR.
+        bar: usize,
+        /// Its size in bytes.
+        size: u64,
+        /// What a person can do.
+        hint: &'static str,
+    },
+    /// An assigned device or a model failed in its own way.
+    #[error("{function}: {what}")]
+    Function {
+        /// The function's name.
+        function: String,
+        /// What happened, with its cause and a hint.
+        what: String,
+    },
+}
+
+/// One PCI bus with its functions. Config accesses are served one at a time; BAR accesses all at once.
+pub struct Bus {
+    windows: Windows,
+    slots: Mutex<BTreeMap<Address, Slot>>,
+    claims: RwLock<Claims>,
+    free: Mutex<Free>,
+}
+
+struct Slot {
+    function: Arc<dyn Function>,
+    /// What the bus routes to the function now. Less than the function decodes where BARs collide.
+    claimed: Decoded,
+}
+
+#[derive(Default)]
+struct Claims {
+    memory: BTreeMap<u64, Claim>,
+    ports: BTreeMap<u64, Claim>,
+}
+
+#[derive(Clone)]
+struct Claim {
+    len: u64,
+    function: Arc<dyn Function>,
+    bar: usize,
+}
+
+/// Next free address in each window, for BARs placed before the guest starts.
+struct Free {
+    memory32: u64,
+    memory64: u64,
+    ports: u64,
+}
+
+impl Bus {
+    /// An empty bus.
+    pub fn new(windows: &Windows) -> Bus {
+        let free = Free {
+            memory32: windows.memory32.start().0,
+            memory64: windows.memory64.map_or(0, |window| window.start().0),
+            ports: u64::from(windows.ports.0),
+        };
+        Bus {
+            windows: windows.clone(),
+            slots: Mutex::default(),
+            claims: RwLock::default(),
+            free: Mutex::new(free),
+        }
+    }
+
+    /// The windows in which BARs may decode.
+    pub fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    /// The next address without a device.
+    pub fn free_address(&self) -> Result<Address, PciError> {
+        let slots = self.slots();
+        let mut all = (1..32).filter_map(|device| Address::new(0, device, 0));
+        all.find(|address| !slots.contains_key(address)).ok_or(PciError::Full)
+    }
+
+    /// Finds an address for a BAR, aligned to its size: 64-bit BARs above RAM when there is room, else below
+    /// 4 GiB. Given out once; for functions that are there before the guest starts.
+    pub fn allocate(&self, function: &str, bar: BarSpec) -> Result<u64, PciError> {
+        let mut free = self.free.lock().expect("no code panics with this lock held");
+        let take = |next: &mut u64, end: u64| {
+            let start = next.checked_next_multiple_of(bar.size())?;
+            (start.checked_add(bar.size())? <= end).then(|| {
+                *next = start + bar.size();
+                start
+            })
+        };
+        let low = self.windows.memory32.end().0;
+        let high = self.windows.memory64.map_or(0, |window| window.end().0);
+        let found = match bar.kind() {
+            BarKind::Io => take(&mut free.ports, u64::from(self.windows.ports.1) + 1),
+            BarKind::Memory64 { .. } => {
+                take(&mut free.memory64, high).or_else(|| take(&mut free.memory32, low))
+            }
+            BarKind::Memory32 { .. } | BarKind::Rom => take(&mut free.memory32, low),
+        };
+        found.ok_or_else(|| PciError::NoRoom {
+            function: function.to_owned(),
+            bar: bar.index(),
+            size: bar.size(),
+            hint: match bar.kind() {
+                BarKind::Memory64 { .. } => {
+                    "The window ends where this host's IOMMU and CPU end; give the VM less memory or fewer large devices."
+                }
+                _ => "Give the VM fewer devices.",
+            },
+        })
+    }
+
+    /// Puts a function on the bus.
+    pub fn add(&self, address: Address, function: Arc<dyn Function>) -> Result<(), PciError> {
+        let mut slots = self.slots();
+        if slots.contains_key(&address) {
+            return Err(PciError::Taken(address));
+        }
+        slots.insert(address, Slot { function, claimed: Decoded::default() });
+        self.settle(&mut slots)
+    }
+
+    /// The functions, by address.
+    pub fn functions(&self) -> Vec<(Address, Arc<dyn Function>)> {
+        self.slots().iter().map(|(address, slot)| (*address, slot.function.clone())).collect()
+    }
+
+    /// Reads configuration space; ones where there is no function.
+    pub fn read_config(&self, address: Address, offset: u16, data: &mut [u8]) {
+        match self.slots().get(&address) {
+            Some(slot) if usize::from(offset) + data.len() <= 4096 => slot.function.read_config(offset, data),
+            _ => data.fill(0xff),
+        }
+    }
+
+    /// Writes configuration space, and moves what decodes elsewhere now. An error is news for the VM's owner;
+    /// the guest's access is done in any case.
+    pub fn write_config(&self, address: Address, offset: u16, data: &[u8]) -> Result<(), PciError> {
+        let mut slots = self.slots();
+        let Some(slot) = slots.get(&address) else { return Ok(()) };
+        if usize::from(offset) + data.len() > 4096 {
+            return Ok(());
+        }
+        let before = slot.function.decoded();
+        let written = slot.function.write_config(offset, data);
+        if slot.function.decoded() != before { written.and(self.settle(&mut slots)) } else { written }
+    }
+
+    /// Reads memory space; `false`, and `data` untouched, when no BAR is there.
+    pub fn read_memory(&self, at: Gpa, data: &mut [u8]) -> bool {
+        self.find(|claims| &claims.memory, at.0, data.len())
+            .map(|(claim, offset)| claim.function.read_bar(claim.bar, offset, data))
+            .is_some()
+    }
+
+    /// Writes memory space; `None` when no BAR is there.
+    pub fn write_memory(&self, at: Gpa, data: &[u8]) -> Option<Result<(), PciError>> {
+        let (claim, offset) = self.find(|claims| &claims.memory, at.0, data.len())?;
+        Some(claim.function.write_bar(claim.bar, offset, data))
+    }
+
+    /// Reads I/O ports; `false`, and `data` untouched, when no BAR is there.
+    pub fn read_port(&self, port: u16, data: &mut [u8]) -> bool {
+        self.find(|claims| &claims.ports, u64::from(port), data.len())
+            .map(|(claim, offset)| claim.function.read_bar(claim.bar, offset, data))
+            .is_some()
+    }
+
+    /// Writes I/O ports; `None` when no BAR is there.
+    pub fn write_port(&self, port: u16, data: &[u8]) -> Option<Result<(), PciError>> {
+        let (claim, offset) = self.find(|claims| &claims.ports, u64::from(port), data.len())?;
+        Some(claim.function.write_bar(claim.bar, offset, data))
+    }
+
+    /// Resets every function; BARs decode nowhere afterwards. Goes on after a failure and returns all.
+    pub fn reset(&self) -> Vec<PciError> {
+        let mut slots = self.slots();
+        let mut errors = Vec::new();
+        for slot in slots.values_mut() {
+            for bar in 0..slot.claimed.len() {
+                errors.extend(self.release(slot, bar).err());
+            }
+            errors.extend(slot.function.reset().err());
+        }
+        errors.extend(self.settle(&mut slots).err());
+        errors
+    }
+
+    fn slots(&self) -> std::sync::MutexGuard<'_, BTreeMap<Address, Slot>> {
+        self.slots.lock().expect("no code panics with this lock held")
+    }
+
+    fn find(
+        &self,
+        which: impl Fn(&Claims) -> &BTreeMap<u64, Claim>,
+        at: u64,
+        len: usize,
+    ) -> Option<(Claim, u64)> {
+        let claims = self.claims.read().expect("no code panics with this lock held");
+        let (start, claim) = which(&claims).range(..=at).next_back()?;
+        let offset = at - start;
+        (offset.checked_add(len as u64)? <= claim.len).then(|| (claim.clone(), offset))
+    }
+
+    /// Makes the claims equal to what functions decode: first releases what moved, then claims what is free.
+    /// Where two BARs collide the one that was there first stays; the other follows when it goes.
+    fn settle(&self, slots: &mut BTreeMap<Address, Slot>) -> Result<(), PciError> {
+        let mut outcome = Ok(());
+        for slot in slots.values_mut() {
+            let decoded = slot.function.decoded();
+            for (bar, wanted) in decoded.into_iter().enumerate() {
+                if slot.claimed[bar].is_some() && slot.claimed[bar] != wanted {
+                    outcome = outcome.and(self.release(slot, bar));
+                }
+            }
+        }
+        for slot in slots.values_mut() {
+            let decoded = slot.function.decoded();
+            for (bar, wanted) in decoded.into_iter().enumerate() {
+                let Some(wanted) = wanted else { continue };
+                if slot.claimed[bar].is_none() && self.claim(slot, bar, wanted) {
+                    outcome = outcome.and(slot.function.bar_moved(bar, Some(wanted)));
+                }
+            }
+        }
+        outcome
+    }
+
+    fn release(&self, slot: &mut Slot, bar: usize) -> Result<(), PciError> {
+        let Some(at) = slot.claimed[bar].take() else { return Ok(()) };
+        {
+            let mut claims = self.claims.write().expect("no code panics with this lock held");
+            match at {
+                DecodedAt::Memory(range) => claims.memory.remove(&range.start().0),
+                DecodedAt::Ports(first, _) => claims.ports.remove(&u64::from(first)),
+            };
+        }
+        slot.function.bar_moved(bar, None)
+    }
+
+    fn claim(&self, slot: &mut Slot, bar: usize, at: DecodedAt) -> bool {
+        let mut claims = self.claims.write().expect("no code panics with this lock held");
+        let (map, start, len) = match at {
+            DecodedAt::Memory(range) => (&mut claims.memory, range.start().0, range.len()),
+            DecodedAt::Ports(first, count) => (&mut claims.ports, u64::from(first), u64::from(count)),
+        };
+        let Some(wanted) = GpaRange::new(Gpa(start), len) else { return false };
+        let below = map.range(..wanted.end().0).next_back();
+        let free = below.is_none_or(|(other, claim)| other + claim.len <= start);
+        if free {
+            map.insert(start, Claim { len, function: slot.function.clone(), bar });
+            slot.claimed[bar] = Some(at);
+        }
+        free
+    }
+}
+
+#[cfg(test)]
+mod tests;

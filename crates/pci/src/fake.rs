@@ -1,0 +1,137 @@
+//! A machine for tests: it remembers what functions asked of it. With the feature `fake` other crates' tests
+//! have it too.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use memory::Gpa;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::address::{Address, Pin};
+use crate::services::{
+    HostMemory, Line, MemorySlot, MsiMessage, ResampledLine, ServiceError, Services, Vector,
+};
+
+/// Remembers vectors, doorbells and memory.
+#[derive(Default)]
+pub struct FakeServices {
+    vectors: Mutex<Vec<Arc<FakeVector>>>,
+    doorbells: Mutex<Vec<(Gpa, u32)>>,
+    memory: Mutex<Vec<(MemorySlot, Gpa, usize)>>,
+    lines: Mutex<Vec<Arc<FakeLine>>>,
+    slots: AtomicU32,
+}
+
+/// A vector whose message can be looked at.
+pub struct FakeVector {
+    eventfd: EventFd,
+    message: Mutex<Option<MsiMessage>>,
+}
+
+/// A line whose level can be looked at.
+#[derive(Default)]
+pub struct FakeLine(AtomicU32);
+
+impl FakeLine {
+    /// Whether it is asserted.
+    pub fn asserted(&self) -> bool {
+        self.0.load(Ordering::SeqCst) != 0
+    }
+}
+
+impl FakeServices {
+    /// The messages of all vectors made, in the order they were made.
+    pub fn messages(&self) -> Vec<Option<MsiMessage>> {
+        self.vectors.lock().unwrap().iter().map(|vector| *vector.message.lock().unwrap()).collect()
+    }
+
+    /// How often vector `index` (in the order they were made) was raised since last asked.
+    pub fn raised(&self, index: usize) -> u64 {
+        self.vectors.lock().unwrap()[index].eventfd.read().unwrap_or(0)
+    }
+
+    /// Doorbells that are there now: address and width.
+    pub fn doorbells(&self) -> Vec<(Gpa, u32)> {
+        self.doorbells.lock().unwrap().clone()
+    }
+
+    /// Memory that is there now: address and bytes.
+    pub fn memory(&self) -> Vec<(Gpa, usize)> {
+        self.memory.lock().unwrap().iter().map(|(_, at, len)| (*at, *len)).collect()
+    }
+
+    /// The lines handed out, in order.
+    pub fn lines(&self) -> Vec<Arc<FakeLine>> {
+        self.lines.lock().unwrap().clone()
+    }
+}
+
+impl Vector for FakeVector {
+    fn eventfd(&self) -> &EventFd {
+        &self.eventfd
+    }
+
+    fn set(&self, message: Option<MsiMessage>) -> Result<(), ServiceError> {
+        *self.message.lock().unwrap() = message;
+        Ok(())
+    }
+
+    fn pending(&self) -> bool {
+        let raised = self.eventfd.read().unwrap_or(0);
+        if raised != 0 {
+            self.eventfd.write(raised).unwrap();
+        }
+        raised != 0
+    }
+}
+
+impl Line for FakeLine {
+    fn set(&self, asserted: bool) {
+        self.0.store(u32::from(asserted), Ordering::SeqCst);
+    }
+}
+
+impl Services for FakeServices {
+    fn vector(&self, _: Address) -> Result<Arc<dyn Vector>, ServiceError> {
+        let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+        let vector = Arc::new(FakeVector { eventfd, message: Mutex::default() });
+        self.vectors.lock().unwrap().push(vector.clone());
+        Ok(vector)
+    }
+
+    fn line(&self, _: Address, _: Pin) -> Arc<dyn Line> {
+        let line = Arc::new(FakeLine::default());
+        self.lines.lock().unwrap().push(line.clone());
+        line
+    }
+
+    fn resampled_line(&self, _: Address, _: Pin) -> Result<Arc<ResampledLine>, ServiceError> {
+        let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
+        Ok(Arc::new(ResampledLine { trigger: eventfd(), resample: eventfd() }))
+    }
+
+    fn remove_resampled_line(&self, _: Address, _: Pin, _: &ResampledLine) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    fn add_doorbell(&self, _: Address, at: Gpa, width: u32, _: &EventFd) -> Result<(), ServiceError> {
+        self.doorbells.lock().unwrap().push((at, width));
+        Ok(())
+    }
+
+    fn remove_doorbell(&self, _: Address, at: Gpa, width: u32, _: &EventFd) -> Result<(), ServiceError> {
+        self.doorbells.lock().unwrap().retain(|doorbell| *doorbell != (at, width));
+        Ok(())
+    }
+
+    unsafe fn add_memory(&self, _: Address, at: Gpa, memory: HostMemory) -> Result<MemorySlot, ServiceError> {
+        let slot = MemorySlot(self.slots.fetch_add(1, Ordering::SeqCst));
+        self.memory.lock().unwrap().push((slot, at, memory.len));
+        Ok(slot)
+    }
+
+    fn remove_memory(&self, _: Address, slot: MemorySlot) -> Result<(), ServiceError> {
+        self.memory.lock().unwrap().retain(|(other, _, _)| *other != slot);
+        Ok(())
+    }
+}

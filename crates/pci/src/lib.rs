@@ -1,0 +1,33 @@
+//! PCI as a guest sees it: functions with a configuration space, BARs that decode where the guest puts them,
+//! and interrupts as messages or on a line.
+//!
+//! A device is a [`Function`]; the [`Bus`] finds it by its [`Address`], carries configuration accesses to it
+//! and keeps the map of what its BARs decode. What a function needs from the machine (interrupt vectors,
+//! doorbells, memory in the guest's address space) it asks of [`Services`].
+//!
+//! Register names and offsets are those of the PCI Local Bus Specification 3.0, chapter 6, and the PCI Express
+//! Base Specification, chapter 7.
+
+mod address;
+mod bar;
+mod bus;
+pub mod capability;
+mod config_space;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+mod function;
+mod host_bridge;
+mod msi;
+mod msix;
+pub mod register;
+mod services;
+
+pub use address::{Address, Pin};
+pub use bar::{BarKind, BarSpec, Decoded, DecodedAt, ROM, Windows};
+pub use bus::{Bus, PciError};
+pub use config_space::{ConfigSpace, Identity};
+pub use function::Function;
+pub use host_bridge::HostBridge;
+pub use msi::Msi;
+pub use msix::{MSIX_ENTRY_SIZE, Msix};
+pub use services::{HostMemory, Line, MemorySlot, MsiMessage, ResampledLine, ServiceError, Services, Vector};
