@@ -5,6 +5,7 @@
 
 mod board;
 mod chips;
+mod config_ports;
 mod console;
 mod cpu;
 mod cpuid;

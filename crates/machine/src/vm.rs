@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::board::Board;
 use crate::chips::Chips;
+use crate::config_ports::ConfigPorts;
 use crate::console::{Console, ConsoleWriter};
 use crate::cpu::PowerOn;
 use crate::cpuid::Template;
@@ -313,7 +314,9 @@ fn assemble(
     let sci = interrupts.clone();
     let power =
         Arc::new(Power::new(Box::new(move |level| sci.set_pin(gsi::SCI.into(), level)), ask(&sender)));
-    let ports = fixed_ports(&serial, &power, ask(&sender), ask(&sender));
+    let mut ports = fixed_ports(&serial, &power, ask(&sender));
+    let config = ConfigPorts::new(bus.clone(), ResetPort::cf9(ask(&sender)), sender.clone());
+    ports.add(port::PCI_CONFIG_ADDRESS..=port::PCI_CONFIG_DATA + 3, Arc::new(config));
     let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender });
 
     let template = Template::new(hypervisor.cpuid(), cpus, layout.address_bits, hypervisor.tsc_deadline());
@@ -347,7 +350,6 @@ fn assemble(
 fn fixed_ports(
     serial: &Arc<SerialPort>,
     power: &Arc<Power>,
-    cf9: Box<dyn Fn(PowerRequest) + Send + Sync>,
     keyboard: Box<dyn Fn(PowerRequest) + Send + Sync>,
 ) -> Ports {
     let mut ports = Ports::default();
@@ -357,7 +359,6 @@ fn fixed_ports(
     add(port::RTC, 2, Arc::new(Rtc::new()));
     add(port::PM1A_EVENT, 6, power.clone());
     add(port::PM_TIMER, 4, Arc::new(PmTimer::new()));
-    add(port::RESET, 1, Arc::new(ResetPort::cf9(cf9)));
     add(port::I8042_COMMAND, 1, Arc::new(ResetPort::keyboard(keyboard)));
     ports
 }
