@@ -315,8 +315,8 @@ fn assemble(
     let power =
         Arc::new(Power::new(Box::new(move |level| sci.set_pin(gsi::SCI.into(), level)), ask(&sender)));
     let mut ports = fixed_ports(&serial, &power, ask(&sender));
-    let config = ConfigPorts::new(bus.clone(), ResetPort::cf9(ask(&sender)), sender.clone());
-    ports.add(port::PCI_CONFIG_ADDRESS..=port::PCI_CONFIG_DATA + 3, Arc::new(config));
+    let config_ports = ConfigPorts::new(bus.clone(), ResetPort::cf9(ask(&sender)), sender.clone());
+    ports.add(port::PCI_CONFIG_ADDRESS..=port::PCI_CONFIG_DATA + 3, Arc::new(config_ports));
     let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender });
 
     let template = Template::new(hypervisor.cpuid(), cpus, layout.address_bits, hypervisor.tsc_deadline());
