@@ -28,7 +28,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         domain.audit(&ram)?;
         println!("ledger: {}", domain.mappings()[0]);
         let device = domain.open_device(number, &address.to_string())?;
-        for interrupt in [vfio::Interrupt::Intx, vfio::Interrupt::Msi, vfio::Interrupt::Msix, vfio::Interrupt::Error, vfio::Interrupt::Request] {
+        for interrupt in [
+            vfio::Interrupt::Intx,
+            vfio::Interrupt::Msi,
+            vfio::Interrupt::Msix,
+            vfio::Interrupt::Error,
+            vfio::Interrupt::Request,
+        ] {
             println!("{interrupt:?}: {:?}", device.irq(interrupt)?);
         }
         println!("can reset: {}; dependents: {:?}", device.can_reset(), device.hot_reset_dependents());
