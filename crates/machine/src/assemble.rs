@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::alarms::AlarmWatch;
 use crate::assigned::Claimed;
 use crate::board::Board;
-use crate::check::Checked;
+use crate::check::{Checked, OpenDisk};
 use crate::chips::Chips;
 use crate::config_ports::ConfigPorts;
 use crate::console::Console;
@@ -78,8 +78,10 @@ pub fn assemble(
         None => Vec::new(),
     };
     steps.begin("disks")?;
-    for disk in disks {
-        put_disk_on(&bus, disk, &ram, &services, &sender)?;
+    let mut open_disks = Vec::new();
+    for OpenDisk { disk, model } in disks {
+        put_disk_on(&bus, model, &ram, &services, &sender)?;
+        open_disks.push(disk);
     }
 
     steps.begin("console")?;
@@ -110,6 +112,7 @@ pub fn assemble(
         cpus: threads,
         board,
         assigned,
+        disks: open_disks,
         claimed,
         boot,
         entry,

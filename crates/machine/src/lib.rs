@@ -24,7 +24,8 @@ mod slots;
 pub mod steps;
 mod vm;
 
+pub use disk::Counters;
 pub use error::StartError;
 pub use kvm::{Hypervisor, KvmError};
 pub use layout::{Layout, LayoutError};
-pub use vm::{Control, Outcome, Reporter, Vm};
+pub use vm::{Control, Ended, Outcome, Reporter, Vm};

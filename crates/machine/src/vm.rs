@@ -8,6 +8,7 @@ use std::time::Duration;
 use assign::Assigned;
 use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
 use devices::{Power, PowerRequest, SerialPort};
+use disk::{Counters, Disk};
 use kvm_ioctls::VmFd;
 use memory::Ram;
 
@@ -32,6 +33,15 @@ pub enum Outcome {
     Crashed(String),
     /// KVM or the host failed, and how.
     Failed(String),
+}
+
+/// A VM's end, and what went through its disks.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Its disks by name, with everything that was read and written, and what of it was copied on its way.
+    pub disks: Vec<(String, Counters)>,
 }
 
 /// What happens to a running VM.
@@ -90,6 +100,7 @@ pub struct Vm {
     pub(crate) cpus: Cpus,
     pub(crate) board: Arc<Board>,
     pub(crate) assigned: Vec<Arc<Assigned>>,
+    pub(crate) disks: Vec<Arc<Disk>>,
     pub(crate) claimed: Option<Claimed>,
     pub(crate) boot: BootPlan,
     pub(crate) entry: CpuState,
@@ -145,13 +156,17 @@ impl Vm {
     }
 
     /// Runs the VM until it ends, then gives its devices back.
-    pub fn run(self) -> Outcome {
+    pub fn run(self) -> Ended {
         self.cpus.reset(&self.entry);
         self.cpus.run();
         let outcome = self.attend();
         self.console_writer.stop_waiting();
         self.cpus.hold();
-        self.dismantle(outcome)
+        let disks = self.disks.clone();
+        let outcome = self.dismantle(outcome);
+        // Only now has every queue ended and counted its last request.
+        let disks = disks.iter().map(|disk| (disk.name().to_owned(), disk.counters())).collect();
+        Ended { outcome, disks }
     }
 
     /// Serves events until one of them is the end.
@@ -208,14 +223,15 @@ impl Vm {
     /// Takes the VM apart: vCPUs end, devices go quiet and are given back. What fails there is reported, and
     /// turns a good end into a failure, for the host is then not as it was.
     fn dismantle(self, outcome: Outcome) -> Outcome {
-        let Vm { alarms, cpus, board, assigned, claimed, boot, vm, console, report, events, .. } = self;
+        let Vm { alarms, cpus, board, assigned, disks, claimed, boot, vm, console, report, events, .. } =
+            self;
         drop((alarms, cpus));
         let mut troubles = Vec::new();
         for device in &assigned {
             troubles.extend(device.shut_down().err().map(|error| error.to_string()));
         }
         // The last holders of functions, and so of queues and of device files, go here.
-        drop((assigned, board));
+        drop((assigned, board, disks));
         if let Some(claimed) = claimed {
             troubles.extend(claimed.give_back().err().map(|error| error.to_string()));
         }
