@@ -122,18 +122,19 @@ impl Bound {
 
     /// Returns the device to the driver it had and waits until that has it.
     pub fn give_back(mut self) -> Result<(), BindError> {
-        match self.before.take() {
-            Some(record) => self.host.restore(self.address, &record),
-            None => Ok(()),
-        }
+        self.restore()
+    }
+
+    fn restore(&mut self) -> Result<(), BindError> {
+        let Some(record) = self.before.take() else { return Ok(()) };
+        let _held = self.host.hold(self.address)?;
+        self.host.restore(self.address, &record)
     }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if let Some(record) = self.before.take()
-            && let Err(error) = self.host.restore(self.address, &record)
-        {
+        if let Err(error) = self.restore() {
             eprintln!("skep: {error}");
         }
     }
@@ -143,6 +144,7 @@ impl Host {
     /// Takes a device for vfio-pci, unless the host uses it. On failure it is as it was.
     pub fn bind_to_vfio(&self, device: &PciDevice) -> Result<Bound, BindError> {
         let address = device.address;
+        let _held = self.hold(address)?;
         let old = self.record(address)?;
         if let Some(other) = old.as_ref().filter(|record| self.is_alive(record)) {
             return Err(BindError::Taken { address, pid: other.pid });
@@ -177,8 +179,13 @@ impl Host {
         }
     }
 
-    /// Gives back a device that a killed process left with vfio-pci.
+    /// Gives back a device that a killed process left with vfio-pci, unless another process has done so or taken
+    /// it meanwhile.
     pub fn give_back_leftover(&self, leftover: &Leftover) -> Result<(), BindError> {
+        let _held = self.hold(leftover.address)?;
+        if self.record(leftover.address)?.as_ref() != Some(&leftover.record) {
+            return Ok(()); // another process was faster
+        }
         self.restore(leftover.address, &leftover.record)
     }
 
@@ -394,6 +401,34 @@ mod tests {
         host.give_back_leftover(&leftovers[0]).unwrap();
         assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
         assert!(host.leftovers().is_empty());
+    }
+
+    #[test]
+    fn a_leftover_that_another_process_took_meanwhile_stays_taken() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+        fake.kill_owner();
+        let leftovers = host.leftovers();
+        let bound = host.bind_to_vfio(&device(&host)).unwrap();
+        host.give_back_leftover(&leftovers[0]).unwrap();
+        assert_eq!(device(&host).driver.as_deref(), Some("vfio-pci"));
+        bound.give_back().unwrap();
+    }
+
+    #[test]
+    fn of_many_who_want_a_device_at_once_one_gets_it() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        let device = device(&host);
+        let take = || host.bind_to_vfio(&device).map(std::mem::forget).is_ok();
+        let taken = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(take)).collect();
+            all.into_iter().filter_map(|thread| thread.join().ok()).filter(|taken| *taken).count()
+        });
+        assert_eq!(taken, 1);
     }
 
     #[test]
