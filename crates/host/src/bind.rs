@@ -153,22 +153,21 @@ impl Host {
         if !reasons.is_empty() {
             return Err(BindError::InUse { address, reasons });
         }
-        if self.driver_of(address).as_deref() == Some(VFIO) {
-            // Bound by a process that was killed: it becomes ours to give back. Else it was so before skep.
-            let before = old.map(|record| self.sign(record));
-            if let Some(record) = &before {
-                self.keep_record(address, record)?;
-            }
-            return Ok(Bound { host: self.clone(), address, before });
+        let with_vfio = self.driver_of(address).as_deref() == Some(VFIO);
+        if with_vfio && old.is_none() {
+            return Ok(Bound { host: self.clone(), address, before: None });
         }
-        self.ensure_vfio_pci()?;
-        let record = self.sign(Record {
+        if !with_vfio {
+            self.ensure_vfio_pci()?;
+        }
+        // Where a process was killed half way, what the device was before that one is what it goes back to.
+        let record = self.sign(old.unwrap_or_else(|| Record {
             address: address.to_string(),
             driver: self.driver_of(address),
             driver_override: self.override_of(address),
             pid: 0,
             started: None,
-        });
+        }));
         self.keep_record(address, &record)?;
         match self.hand_to_vfio(address) {
             Ok(()) => Ok(Bound { host: self.clone(), address, before: Some(record) }),
@@ -208,8 +207,10 @@ impl Host {
 
     fn hand_to_vfio(&self, address: PciAddress) -> Result<(), BindError> {
         self.set_override(address, VFIO)?;
-        self.unbind(address)?;
-        self.probe(address)?;
+        if self.driver_of(address).as_deref() != Some(VFIO) {
+            self.unbind(address)?;
+            self.probe(address)?;
+        }
         self.await_driver(address, VFIO)
     }
 
@@ -401,6 +402,27 @@ mod tests {
         host.give_back_leftover(&leftovers[0]).unwrap();
         assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
         assert!(host.leftovers().is_empty());
+    }
+
+    #[test]
+    fn whatever_moment_its_owner_was_killed_at_a_device_goes_back_to_its_first_driver() {
+        for steps in 0..3 {
+            let fake = FakeHost::new();
+            fake.nvme(BDF, 9);
+            let host = fake.host();
+            let address = BDF.parse().unwrap();
+            std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+            fake.kill_owner();
+            if steps < 2 {
+                host.unbind(address).unwrap();
+            }
+            if steps < 1 {
+                host.set_override(address, "\n").unwrap();
+                host.probe(address).unwrap();
+            }
+            host.bind_to_vfio(&device(&host)).unwrap().give_back().unwrap();
+            assert_eq!(fake.state(BDF), (Some("nvme".into()), None), "after {steps} steps");
+        }
     }
 
     #[test]
