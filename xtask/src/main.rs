@@ -1,10 +1,13 @@
 //! skep's chores. `cargo xtask help` lists them.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+mod build;
+
+const CHORES: &str = "\
+  build       the static programs in target/dist";
 
 fn main() -> ExitCode {
     match run() {
@@ -18,23 +21,12 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
-        Some("build") => build(),
-        Some(other) => bail!("unknown chore {other:?}; there is: build"),
-        None => bail!("which chore? there is: build"),
+        Some("build") => build::run(),
+        Some("help" | "--help") => {
+            println!("cargo xtask CHORE, where the chore is one of:\n{CHORES}");
+            Ok(())
+        }
+        Some(other) => bail!("there is no chore {other:?}. There is:\n{CHORES}"),
+        None => bail!("which chore? There is:\n{CHORES}"),
     }
-}
-
-/// Leaves the static release binary at `target/dist/skep`.
-fn build() -> Result<()> {
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--package", "skep", "--target", TARGET])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .status()
-        .context("cannot start cargo")?;
-    if !status.success() {
-        bail!("the release build failed");
-    }
-    std::fs::create_dir_all("target/dist")?;
-    std::fs::copy(format!("target/{TARGET}/release/skep"), "target/dist/skep")?;
-    Ok(())
 }

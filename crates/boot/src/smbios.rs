@@ -220,3 +220,78 @@ fn memory(table: &mut Table, ram: &Ram) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::map::low;
+    use crate::platform::Cpus;
+    use crate::platform::tests::platform;
+
+    /// The structures of a table: formatted part and strings.
+    fn structures(mut bytes: &[u8]) -> Vec<(&[u8], Vec<String>)> {
+        let mut found = Vec::new();
+        while !bytes.is_empty() {
+            let (fields, rest) = bytes.split_at(usize::from(bytes[1]));
+            let end = rest.windows(2).position(|pair| pair == [0, 0]).unwrap();
+            let strings = rest[..end].split(|byte| *byte == 0).filter(|string| !string.is_empty());
+            found.push((fields, strings.map(|string| String::from_utf8(string.to_vec()).unwrap()).collect()));
+            bytes = &rest[end + 2..];
+        }
+        found
+    }
+
+    fn built(cpus: Cpus, size: u64) -> Vec<u8> {
+        let ram = Ram::new(&memory::ram_ranges(size)).unwrap();
+        tables(&platform(cpus), &ram, low::smbios()).unwrap().bytes
+    }
+
+    #[test]
+    fn the_entry_point_checks_and_leads_to_the_structures() {
+        let bytes = built(Cpus::new(1, 1, 1).unwrap(), 1 << 30);
+        assert_eq!(&bytes[..5], b"_SM3_");
+        assert_eq!(bytes[..24].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        assert_eq!(bytes[16..24], 0xf_0020u64.to_le_bytes());
+        assert_eq!(bytes[12..16], (bytes.len() as u32 - 32).to_le_bytes());
+    }
+
+    #[test]
+    fn structures_have_the_lengths_and_contents_of_smbios_3_0() {
+        let bytes = built(Cpus::new(2, 300, 2).unwrap(), 64 << 30);
+        let all = structures(&bytes[32..]);
+        let kinds: Vec<_> = all.iter().map(|(fields, _)| (fields[0], fields.len())).collect();
+        let expected = [
+            (0, 24),
+            (1, 27),
+            (3, 22),
+            (4, 48),
+            (4, 48),
+            (16, 23),
+            (17, 40),
+            (19, 31),
+            (19, 31),
+            (32, 11),
+            (127, 4),
+        ];
+        assert_eq!(kinds, expected);
+
+        let (system, strings) = &all[1];
+        assert_eq!(system[8..24], *b"\x33\x22\x11\x00\x55\x44\x77\x66\x88\x99\xaa\xbb\xcc\xdd\xee\xff");
+        assert_eq!(strings, &["skep", "skep", env!("CARGO_PKG_VERSION")]);
+        let (cpu, strings) = &all[4];
+        assert_eq!((&cpu[35..38], &cpu[42..48]), (&[255, 255, 255][..], &[44, 1, 44, 1, 88, 2][..]));
+        assert_eq!(strings[0], "CPU 1");
+        let module = all[6].0;
+        assert_eq!((&module[12..14], &module[28..32]), (&[0xff, 0x7f][..], &(64u32 << 10).to_le_bytes()[..]));
+        let high = all[8].0;
+        assert_eq!(high[4..8], (4u32 << 20).to_le_bytes());
+        assert_eq!(high[8..12], ((65u32 << 20) - 1).to_le_bytes());
+    }
+
+    #[test]
+    fn a_small_module_says_its_size_in_mib() {
+        let bytes = built(Cpus::new(1, 1, 1).unwrap(), 256 << 20);
+        let all = structures(&bytes[32..]);
+        assert_eq!((&all[5].0[12..14], &all[5].0[28..32]), (&256u16.to_le_bytes()[..], &[0; 4][..]));
+    }
+}

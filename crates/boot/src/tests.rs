@@ -172,6 +172,10 @@ fn a_kernel_that_does_not_fit_says_how_much_memory_would_do() {
          VM at least 17 MiB of memory."
     );
     loaded(tiny_bzimage(), None, "", &ram(17 << 20)).unwrap();
+    let mut far = tiny_bzimage();
+    put(&mut far, 0x258, &(1u64 << 40).to_le_bytes());
+    let error = loaded(far, None, "", &ram(17 << 20)).unwrap_err();
+    assert!(error.to_string().contains("More memory would not help"), "{error}");
     assert!(matches!(loaded(tiny_elf(), None, "", &ram(512 << 10)), Err(LoadError::NoLowRam)));
 }
 
@@ -213,6 +217,27 @@ fn a_kernel_in_a_file_is_loaded_like_one_in_memory() {
     std::fs::write(&path, &tiny_elf()[..0x200]).unwrap();
     let error = load(&boot, &one_cpu(), &ram).unwrap_err();
     assert!(error.to_string().starts_with("cannot read 64 bytes at offset 768 of "), "{error}");
+}
+
+#[test]
+fn the_kernels_in_the_cache_load() {
+    let folder = std::env::home_dir().unwrap_or_default().join(".cache/skep");
+    let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+    let is_kernel = |path: &std::path::PathBuf| {
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"vmlinu"))
+    };
+    let kernels: Vec<_> = entries.map(|entry| entry.path()).filter(is_kernel).collect();
+    if kernels.is_empty() {
+        eprintln!("skipped: no vmlinuz or vmlinux in {}", folder.display());
+    }
+    for path in kernels {
+        let kernel = KernelImage::open(&path).unwrap();
+        let (ram, boot) =
+            (ram(512 << 20), LinuxBoot { kernel: &kernel, initrd: None, command_line: "quiet" });
+        let state = load(&boot, &one_cpu(), &ram).unwrap();
+        eprintln!("{}: enters at {:#x}, takes {}", path.display(), state.rip, kernel.range());
+        assert_ne!(object::<[u8; 64]>(&ram, state.rip), [0; 64]);
+    }
 }
 
 /// Loads into RAM with an island behind a gap: whatever is loaded, it may not come to lie there.

@@ -12,6 +12,11 @@ const POWER_BUTTON: u16 = 1 << 8;
 const TIMER: u16 = 1 << 0;
 /// PM1 enable: global lock released; likewise.
 const GLOBAL: u16 = 1 << 5;
+/// PM1 enable: the sleep button; likewise.
+const SLEEP_BUTTON: u16 = 1 << 9;
+/// PM1 enable: the clock's alarm; likewise.
+const CLOCK: u16 = 1 << 10;
+const ENABLES: u16 = TIMER | GLOBAL | POWER_BUTTON | SLEEP_BUTTON | CLOCK;
 /// PM1 control: interrupts are SCIs. Always 1: there is no mode without ACPI.
 const SCI_ENABLE: u16 = 1 << 0;
 /// PM1 control: go to the sleep state in bits 12:10.
@@ -88,8 +93,7 @@ impl PortDevice for Power {
             match at / 2 {
                 0 => registers.status &= !bits,
                 1 => {
-                    registers.enable =
-                        registers.enable & !(0xff << shift) | bits & (POWER_BUTTON | TIMER | GLOBAL);
+                    registers.enable = registers.enable & !(0xff << shift) | bits & ENABLES;
                 }
                 2 => {
                     off |= at == 5 && bits & SLEEP_ENABLE != 0 && bits >> 10 & 7 == S5;
@@ -112,7 +116,7 @@ impl PortDevice for Power {
     }
 }
 
-/// The PM timer: 32 bits at 3.579545 MHz.
+/// The PM timer: 24 bits at 3.579545 MHz.
 pub struct PmTimer(Instant);
 
 impl PmTimer {
@@ -130,7 +134,7 @@ impl Default for PmTimer {
 
 impl PortDevice for PmTimer {
     fn read(&self, offset: u16, data: &mut [u8]) {
-        let ticks = (self.0.elapsed().as_nanos() * 3_579_545 / 1_000_000_000) as u32;
+        let ticks = (self.0.elapsed().as_nanos() * 3_579_545 / 1_000_000_000) as u32 & 0xff_ffff;
         for (byte, value) in data.iter_mut().zip(ticks.to_le_bytes().into_iter().skip(offset.into())) {
             *byte = value;
         }

@@ -57,15 +57,31 @@ impl Buffers {
 
     /// Copies `bytes` into the pieces in order; returns how many fitted.
     pub fn write(&self, bytes: &[u8]) -> usize {
-        self.each(bytes.len(), |slice, done| slice.write(&bytes[done..]))
+        self.write_at(0, bytes)
     }
 
     /// Copies out of the pieces in order into `bytes`; returns how many there were.
     pub fn read(&self, bytes: &mut [u8]) -> usize {
-        self.each(bytes.len(), |slice, done| slice.read(&mut bytes[done..]))
+        self.read_at(0, bytes)
     }
 
-    fn each(&self, limit: usize, mut copy: impl FnMut(crate::GuestSlice<'_>, usize) -> usize) -> usize {
+    /// Copies `bytes` into the pieces behind their first `offset` bytes; returns how many fitted.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> usize {
+        self.each(offset, bytes.len(), |slice, done| slice.write(&bytes[done..]))
+    }
+
+    /// Copies from behind the first `offset` bytes of the pieces into `bytes`; returns how many there were.
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> usize {
+        self.each(offset, bytes.len(), |slice, done| slice.read(&mut bytes[done..]))
+    }
+
+    fn each(
+        &self,
+        offset: u64,
+        limit: usize,
+        mut copy: impl FnMut(crate::GuestSlice<'_>, usize) -> usize,
+    ) -> usize {
+        let mut skip = usize::try_from(offset).unwrap_or(usize::MAX);
         let mut done = 0;
         for piece in &self.pieces {
             if done == limit {
@@ -73,7 +89,12 @@ impl Buffers {
             }
             let start = std::ptr::NonNull::new(piece.iov_base.cast::<u8>()).expect("guest RAM is never at 0");
             // SAFETY: the piece came from `Ram::slice` on `self.ram`, which is still held.
-            done += copy(unsafe { crate::GuestSlice::new(start, piece.iov_len) }, done);
+            let slice = unsafe { crate::GuestSlice::new(start, piece.iov_len) };
+            let skipped = skip.min(slice.len());
+            skip -= skipped;
+            if let Some(slice) = slice.sub(skipped, slice.len() - skipped) {
+                done += copy(slice, done);
+            }
         }
         done
     }
@@ -104,6 +125,13 @@ mod tests {
         let mut back = vec![0; 0x1810];
         assert_eq!(buffers.read(&mut back), 0x1810);
         assert_eq!(back, pattern);
+        let mut tail = [0; 0x20];
+        assert_eq!(buffers.read_at(0x17f8, &mut tail), 0x18);
+        assert_eq!(tail[..0x18], pattern[0x17f8..]);
+        assert_eq!(buffers.write_at(0x17ff, &[0xaa; 2]), 2);
+        assert_eq!(ram.read_obj::<u8>(Gpa(0)).unwrap(), 0xaa);
+        assert_eq!(buffers.write_at(0x1810, &[0xaa; 2]), 0);
+        assert_eq!(buffers.write(&pattern), 0x1810);
         assert_eq!(ram.read_obj::<u8>(Gpa(0)).unwrap(), pattern[0x1800]);
     }
 

@@ -55,9 +55,14 @@ impl Ram {
         self.segments.iter().try_for_each(Segment::wire)
     }
 
-    /// Makes every page present, in large pages where the kernel has them.
-    pub fn populate(&self) -> Result<(), RamError> {
-        self.segments.iter().try_for_each(Segment::populate)
+    /// Makes the first `len` bytes present, in large pages where the kernel has them.
+    pub fn populate(&self, len: u64) -> Result<(), RamError> {
+        let mut left = len;
+        for segment in &self.segments {
+            segment.populate(left)?;
+            left = left.saturating_sub(segment.range().len());
+        }
+        Ok(())
     }
 
     /// `len` bytes from `gpa`, which must lie in one segment.
@@ -172,6 +177,17 @@ mod tests {
         let error = Ram::new(&[range(0x1000, 0x2000), range(0, 0x2000)]).unwrap_err();
         assert_eq!(error.to_string(), "guest RAM 0x0-0x1fff overlaps guest RAM 0x1000-0x2fff");
         assert!(matches!(Ram::new(&[range(0x10, 0x1000)]), Err(RamError::Unaligned { .. })));
+    }
+
+    #[test]
+    fn populating_keeps_what_is_there_and_takes_a_length_beyond_the_end() {
+        let ram = Ram::new(&[GpaRange::new(Gpa(0), 5 << 20).unwrap()]).unwrap();
+        ram.write_obj(Gpa(0x1234), &0x55u8).unwrap();
+        ram.write_obj(Gpa((5 << 20) - 1), &0x66u8).unwrap();
+        ram.populate(u64::MAX).unwrap();
+        assert_eq!(ram.read_obj::<u8>(Gpa(0x1234)).unwrap(), 0x55);
+        assert_eq!(ram.read_obj::<u8>(Gpa((5 << 20) - 1)).unwrap(), 0x66);
+        assert_eq!(ram.read_obj::<u8>(Gpa(0x20_0000)).unwrap(), 0);
     }
 
     #[test]

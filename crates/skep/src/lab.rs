@@ -1,11 +1,15 @@
 //! `skep lab`: the emulated host on the command line.
 
+use std::fs;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use lab::{Builder, Device, Disk, Iommu, Kernel, Lab, Size};
+use lab::{Builder, Device, Disk, Event, Iommu, Kernel, Lab, LabError, Outcome, Size, Stream};
+use serde_json::json;
 
 /// What follows `skep lab`.
 #[derive(Args)]
@@ -85,8 +89,29 @@ pub fn run(arguments: Arguments) -> ExitCode {
 
 impl Exec {
     fn run(self) -> ExitCode {
-        let _lab = self.describe().build();
-        ExitCode::from(125)
+        let limit = Duration::from_secs(self.timeout);
+        // The lab ends in time by itself. It cannot when nobody reads our output any more: writing then waits.
+        thread::spawn(move || {
+            thread::sleep(limit + Duration::from_secs(30));
+            std::process::exit(124);
+        });
+        let command: Vec<&str> = self.command.iter().map(String::as_str).collect();
+        let verbose = self.verbose;
+        let result = self.describe().build().stream(&command, |event| show(&event, verbose));
+        if let Some(file) = &self.json
+            && let Err(error) = fs::write(file, format!("{:#}\n", report(&result)))
+        {
+            eprintln!("skep lab: cannot write {}: {error}", file.display());
+            return ExitCode::from(125);
+        }
+        match result {
+            // The status of a process has 8 bits, in the emulated host as here.
+            Ok(outcome) => ExitCode::from(outcome.status as u8),
+            Err(error) => {
+                eprintln!("skep lab: {error}");
+                ExitCode::from(error.exit_status())
+            }
+        }
     }
 
     /// The flags as the lab's description.
@@ -106,5 +131,36 @@ impl Exec {
         }
         lab = self.disks.iter().cloned().fold(lab, Builder::disk);
         self.devices.iter().cloned().fold(lab, Builder::device)
+    }
+}
+
+/// Passes on what happens in the lab. A reader that went away ends us as it ends every filter.
+fn show(event: &Event<'_>, verbose: bool) {
+    let written = match event {
+        Event::Output(Stream::Stdout, bytes) => {
+            io::stdout().write_all(bytes).and_then(|()| io::stdout().flush())
+        }
+        Event::Output(Stream::Stderr, bytes) => io::stderr().write_all(bytes),
+        Event::Retrying(why) => writeln!(io::stderr(), "skep lab: {why}; starting again"),
+        Event::Note(text) if verbose => writeln!(io::stderr(), "skep lab: {text}"),
+        Event::Booting | Event::Up | Event::Note(_) => Ok(()),
+    };
+    if written.is_err() {
+        std::process::exit(125);
+    }
+}
+
+/// How it went, for programs.
+fn report(result: &Result<Outcome, LabError>) -> serde_json::Value {
+    match result {
+        Ok(outcome) => json!({
+            "status": outcome.status,
+            "kernel": outcome.kernel,
+            "boots": outcome.boots,
+            "boot_seconds": outcome.boot.as_secs_f64(),
+            "seconds": outcome.total.as_secs_f64(),
+            "disks": outcome.disks,
+        }),
+        Err(error) => json!({ "status": error.exit_status(), "error": error.to_string() }),
     }
 }

@@ -5,8 +5,18 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use exit::Exit;
 
+mod console;
+mod escape;
+mod exit;
 mod lab;
+mod report;
+mod run;
+mod signals;
+mod start;
+mod stop;
+mod terminal;
 
 /// Virtual machines with assigned PCI devices and physical disks, side by side.
 #[derive(Parser)]
@@ -18,12 +28,22 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a VM
+    Run(run::Arguments),
     /// Try things out in an emulated host, away from the real machine
     Lab(lab::Arguments),
 }
 
 fn main() -> ExitCode {
-    match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            report::usage(&error);
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.status()));
+        }
+    };
+    match arguments.command {
+        Command::Run(arguments) => run::run(&arguments).into(),
         Command::Lab(arguments) => lab::run(arguments),
     }
 }

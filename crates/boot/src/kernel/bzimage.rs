@@ -155,7 +155,7 @@ mod tests {
         assert!(said(&|b| b[0x1f4] = 0xff).contains("bytes of code, but the file has"));
         assert!(said(&|b| b.truncate(0x210)).contains("ends within its boot header"));
         assert!(said(&|b| b[0x230] = 3).contains("aligned to"));
-        assert!(said(&|b| b[0x25f] = 0xff).contains("wants to lie at"));
+        assert!(said(&|b| b[0x258..0x260].fill(0xff)).contains("wants to lie at"));
     }
 
     #[test]

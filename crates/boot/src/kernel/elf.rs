@@ -219,7 +219,7 @@ mod tests {
         // The first program header is the note, the others are segments.
         assert!(said(&|b| b[64] = 0).contains("no PVH entry"));
         assert!(said(&|b| b[64 + 56 + 8 + 7] = 0x80).contains("which ends at"));
-        assert!(said(&|b| b[64 + 56 + 40 + 7] = 0xff).contains("impossible size"));
+        assert!(said(&|b| b[64 + 56 + 40..][..8].fill(0xff)).contains("impossible size"));
     }
 
     #[test]

@@ -70,8 +70,8 @@ pub enum KernelError {
     },
     /// It does not fit into RAM.
     #[error(
-        "the kernel {} needs the RAM at {needs}, but the VM's low RAM ends at {end}. Give the VM at least {} MiB of memory.",
-        .path.display(), mib(needs.end())
+        "the kernel {} needs the RAM at {needs}, but the VM's low RAM ends at {end}. {}",
+        .path.display(), enough(needs.end())
     )]
     NoRoom {
         /// The file.
@@ -86,6 +86,14 @@ pub enum KernelError {
 /// MiB, rounded up.
 pub(crate) fn mib(bytes: Gpa) -> u64 {
     bytes.0.div_ceil(1 << 20)
+}
+
+fn enough(end: Gpa) -> String {
+    if end <= memory::LOW_RAM_END {
+        format!("Give the VM at least {} MiB of memory.", mib(end))
+    } else {
+        "More memory would not help: the file is damaged or made for another kind of machine.".into()
+    }
 }
 
 impl KernelImage {

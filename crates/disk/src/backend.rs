@@ -1,0 +1,51 @@
+//! What a back end must do.
+
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::counters::QueueCounters;
+use crate::disk::QueueError;
+use crate::geometry::Geometry;
+use crate::queue::Event;
+use crate::request::Request;
+
+/// Something behind a [`crate::Disk`].
+pub trait Backend: Send + Sync {
+    /// What the disk is.
+    fn geometry(&self) -> &Geometry;
+
+    /// A new engine for up to `depth` requests under way at once. It counts the bytes it moves in `counters`.
+    fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError>;
+}
+
+/// Whether to wait for something to happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Patience {
+    /// Come back at once.
+    Poll,
+    /// Come back with at least one event, or when a signal interrupts.
+    Wait,
+}
+
+/// One queue of a back end. It is made on any thread and then belongs to the one that calls
+/// [`start`](Engine::start).
+///
+/// Requests have been checked: they lie inside the disk, in whole blocks, within the limits of the geometry, and
+/// there are never more than the depth. An engine keeps a request's buffers until the device or the kernel has
+/// let go of them; being dropped, it waits for that.
+pub trait Engine {
+    /// Makes the calling thread the engine's own.
+    fn start(&mut self) -> io::Result<()>;
+
+    /// Reports [`Event::Wake`] whenever the eventfd is written, once or more. The engine keeps a
+    /// descriptor of its own and does not read it.
+    fn watch(&mut self, eventfd: &EventFd) -> io::Result<()>;
+
+    /// Notes a request down for the next [`advance`](Engine::advance).
+    fn submit(&mut self, request: Request);
+
+    /// Hands what was noted to the device and appends what has happened to `events`.
+    fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()>;
+}

@@ -1,0 +1,118 @@
+//! A disk: opened once, claimed, described.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::backend::Backend;
+use crate::counters::{Counters, QueueCounters};
+use crate::geometry::{Access, Geometry};
+use crate::kernel::{Bounce, KernelDisk, OpenError};
+use crate::queue::PreparedQueue;
+
+/// Which disk to open, and how.
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    /// A block device or a raw image file.
+    pub path: PathBuf,
+    /// Whether the VM may change it.
+    pub access: Access,
+    /// Whether data is copied on its way even where that is not needed.
+    pub bounce: Bounce,
+}
+
+impl DiskOptions {
+    /// Reads and writes, no copies.
+    pub fn new(path: impl Into<PathBuf>) -> DiskOptions {
+        DiskOptions { path: path.into(), access: Access::ReadWrite, bounce: Bounce::WhenNeeded }
+    }
+
+    /// The same, for reading only.
+    pub fn read_only(self) -> DiskOptions {
+        DiskOptions { access: Access::ReadOnly, ..self }
+    }
+}
+
+/// Why a queue could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("disk {disk}: cannot make a queue for {depth} requests: {cause}. {hint}")]
+pub struct QueueError {
+    /// The disk's name.
+    pub disk: Arc<str>,
+    /// Requests asked for.
+    pub depth: u16,
+    /// The kernel's answer.
+    #[source]
+    pub cause: io::Error,
+    /// What a person can do.
+    pub hint: &'static str,
+}
+
+/// A disk of the host that belongs to this process until it is dropped.
+pub struct Disk {
+    name: Arc<str>,
+    backend: Box<dyn Backend>,
+    counters: Mutex<Vec<Arc<QueueCounters>>>,
+}
+
+impl Disk {
+    /// Opens and claims a block device or a raw image file.
+    pub fn open(options: &DiskOptions) -> Result<Disk, OpenError> {
+        let backend = KernelDisk::open(options)?;
+        Ok(Disk::new(options.path.display().to_string(), Box::new(backend)))
+    }
+
+    /// A disk over a back end of the caller's.
+    pub fn new(name: impl Into<Arc<str>>, backend: Box<dyn Backend>) -> Disk {
+        Disk { name: name.into(), backend, counters: Mutex::default() }
+    }
+
+    /// What the disk is called in messages: its path.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the disk is.
+    pub fn geometry(&self) -> &Geometry {
+        self.backend.geometry()
+    }
+
+    /// A queue for up to `depth` requests at once, to be started on the thread that will use it.
+    pub fn prepare_queue(&self, depth: u16) -> Result<PreparedQueue, QueueError> {
+        let counters = self.unused_counters();
+        let engine = self.backend.engine(depth, counters.clone())?;
+        Ok(PreparedQueue {
+            disk: self.name.clone(),
+            geometry: self.geometry().clone(),
+            depth,
+            counters,
+            engine,
+        })
+    }
+
+    /// What went through all queues of this disk since it was opened.
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        let all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().for_each(|queue| queue.add_to(&mut sum));
+        sum
+    }
+
+    /// Counters that no queue uses any more go on counting for the next one, so that a guest that resets its
+    /// queues for ever does not make the list grow.
+    fn unused_counters(&self) -> Arc<QueueCounters> {
+        let mut all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(unused) = all.iter().find(|counters| Arc::strong_count(counters) == 1) {
+            return unused.clone();
+        }
+        let new = Arc::new(QueueCounters::default());
+        all.push(new.clone());
+        new
+    }
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk").field("name", &self.name).field("geometry", self.geometry()).finish()
+    }
+}

@@ -1,0 +1,152 @@
+//! A queue of requests to a disk, as its user sees it.
+
+use std::io;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use memory::Buffers;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::backend::{Engine, Patience};
+use crate::counters::QueueCounters;
+use crate::geometry::Geometry;
+use crate::request::{DiskError, Operation, Request, check};
+
+/// Something a queue's thread has to deal with.
+#[derive(Debug)]
+pub enum Event {
+    /// A request is done; its buffers are the caller's again.
+    Done {
+        /// The request's own tag.
+        tag: u64,
+        /// What was asked for.
+        operation: Operation,
+        /// Success means all of it.
+        result: Result<(), DiskError>,
+        /// The request's buffers.
+        buffers: Buffers,
+    },
+    /// The watched eventfd was written, once or more.
+    Wake,
+}
+
+/// A request that was refused before it reached the disk.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} refused: {error}")]
+pub struct Refused {
+    /// Why.
+    pub error: DiskError,
+    /// What was asked for.
+    pub operation: Operation,
+    /// The request's buffers, back again.
+    pub buffers: Buffers,
+}
+
+/// A queue can no longer be driven.
+#[derive(Debug, thiserror::Error)]
+#[error("disk {disk}: the queue stopped working: {cause}. Requests under way are lost; restart the VM.")]
+pub struct WaitError {
+    /// The disk's name.
+    pub disk: Arc<str>,
+    /// The kernel's answer.
+    #[source]
+    pub cause: io::Error,
+}
+
+/// A queue that is ready to run on whichever thread starts it.
+pub struct PreparedQueue {
+    pub(crate) disk: Arc<str>,
+    pub(crate) geometry: Geometry,
+    pub(crate) depth: u16,
+    pub(crate) counters: Arc<QueueCounters>,
+    pub(crate) engine: Box<dyn Engine + Send>,
+}
+
+impl PreparedQueue {
+    /// Starts the queue on this thread, where it stays.
+    pub fn start(mut self) -> Result<DiskQueue, WaitError> {
+        let started = self.engine.start();
+        started.map_err(|cause| WaitError { disk: self.disk.clone(), cause })?;
+        Ok(DiskQueue {
+            disk: self.disk,
+            geometry: self.geometry,
+            depth: self.depth,
+            under_way: 0,
+            counters: self.counters,
+            engine: self.engine,
+            thread: PhantomData,
+        })
+    }
+}
+
+/// A queue of requests to a disk, bound to the thread that started it. Dropping it waits for everything under
+/// way.
+pub struct DiskQueue {
+    disk: Arc<str>,
+    geometry: Geometry,
+    depth: u16,
+    under_way: u16,
+    counters: Arc<QueueCounters>,
+    engine: Box<dyn Engine>,
+    /// Not `Send`: the kernel takes requests only from the thread that started the queue.
+    thread: PhantomData<*const ()>,
+}
+
+impl DiskQueue {
+    /// Wakes this queue with [`Event::Wake`] whenever `eventfd` is written. The eventfd is
+    /// never read, so it may have any number of watchers.
+    pub fn watch(&mut self, eventfd: &EventFd) -> Result<(), WaitError> {
+        self.engine.watch(eventfd).map_err(|cause| WaitError { disk: self.disk.clone(), cause })
+    }
+
+    /// Checks a request and notes it down. It begins with the next [`wait`](Self::wait) or
+    /// [`poll`](Self::poll).
+    pub fn submit(&mut self, request: Request) -> Result<(), Refused> {
+        let verdict = if self.under_way == self.depth {
+            Err(DiskError::QueueFull)
+        } else {
+            check(&self.geometry, request.operation, request.buffers.bytes())
+        };
+        if let Err(error) = verdict {
+            self.counters.error();
+            return Err(Refused { error, operation: request.operation, buffers: request.buffers });
+        }
+        self.under_way += 1;
+        self.engine.submit(request);
+        Ok(())
+    }
+
+    /// Begins everything noted down, waits for at least one event and appends what there is to `events`. A
+    /// signal may end the wait without any.
+    pub fn wait(&mut self, events: &mut Vec<Event>) -> Result<(), WaitError> {
+        self.advance(Patience::Wait, events)
+    }
+
+    /// Begins everything noted down and appends to `events` what has happened already.
+    pub fn poll(&mut self, events: &mut Vec<Event>) -> Result<(), WaitError> {
+        self.advance(Patience::Poll, events)
+    }
+
+    /// Requests submitted and not yet reported.
+    pub fn under_way(&self) -> u16 {
+        self.under_way
+    }
+
+    fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> Result<(), WaitError> {
+        let before = events.len();
+        let outcome = self.engine.advance(patience, events);
+        for event in &events[before..] {
+            if let Event::Done { operation, result, buffers, .. } = event {
+                self.under_way -= 1;
+                match (operation, result) {
+                    (_, Err(_)) => self.counters.error(),
+                    (Operation::Read { .. }, Ok(())) => self.counters.read(buffers.bytes()),
+                    (Operation::Write { .. }, Ok(())) => self.counters.write(buffers.bytes()),
+                    (Operation::Flush, Ok(())) => self.counters.flush(),
+                    (Operation::Discard(_) | Operation::WriteZeroes(..), Ok(())) => self.counters.discard(),
+                }
+            }
+        }
+        outcome.map_err(|cause| WaitError { disk: self.disk.clone(), cause })
+    }
+}

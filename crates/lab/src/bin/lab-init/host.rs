@@ -1,0 +1,209 @@
+//! Init of the emulated host: sets it up, runs the command, says how it ended.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::wire::{Frame, JOB_PATH, Job, Mount, PORT};
+
+use crate::drivers::Drivers;
+use crate::system;
+
+const PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
+
+/// How long the port and the disks may take to appear.
+const PORT_LIMIT: Duration = Duration::from_secs(60);
+const DISK_LIMIT: Duration = Duration::from_secs(60);
+
+/// The port to the outer machine, shared by all who speak.
+type Port = Arc<Mutex<File>>;
+
+/// Does the job of this host.
+pub fn run() {
+    system::mount_the_usual();
+    let drivers = Drivers::of_this_kernel();
+    let port = match connect(&drivers) {
+        Ok(port) => Arc::new(Mutex::new(port)),
+        Err(error) => return eprintln!("lab: no port to the outer machine: {error}"),
+    };
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    say(&port, &Frame::Hello(release.trim().to_owned()));
+    let end = match serve(&drivers, &port) {
+        Ok(status) => Frame::Exit(status),
+        Err(error) => Frame::Failure(error.to_string()),
+    };
+    system::sync();
+    say(&port, &end);
+}
+
+fn serve(drivers: &Drivers, port: &Port) -> io::Result<i32> {
+    let job = Job::decode(&fs::read(JOB_PATH)?)?;
+    // Loading modules and mounting folders wait for different things: do both at once.
+    thread::scope(|scope| {
+        let folders = scope.spawn(|| {
+            drivers.load(&["9p", "9pnet_virtio"])?;
+            job.mounts.iter().try_for_each(mount_folder)?;
+            job.overlay.iter().try_for_each(|at| {
+                drivers.load(&["overlay"])?;
+                overlay(at, &job.mounts)
+            })
+        });
+        let hypervisor = scope.spawn(|| drivers.load(&["kvm-amd", "vfio-pci", "vfio_iommu_type1", "loop"]));
+        let (mut complaints, found) = drivers.load_until_disks(job.disks, DISK_LIMIT);
+        complaints.extend(hypervisor.join().ok().and_then(Result::err).map(|error| error.to_string()));
+        for complaint in complaints {
+            say(port, &Frame::Note(complaint));
+        }
+        folders.join().unwrap_or(Ok(()))?;
+        if found < job.disks {
+            return Err(io::Error::other(format!("only {found} of {} disks appeared", job.disks)));
+        }
+        Ok(())
+    })?;
+    // The loopback interface is one ioctl away, but busybox has it.
+    let _without_network = Command::new("/bin/ip").args(["link", "set", "lo", "up"]).status();
+    say(port, &Frame::Started);
+    command(&job.command, port)
+}
+
+/// Loads what the port needs and opens it.
+fn connect(drivers: &Drivers) -> io::Result<File> {
+    drivers.load(&["virtio_pci", "virtio_console"])?;
+    let deadline = Instant::now() + PORT_LIMIT;
+    loop {
+        for port in fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten() {
+            let name = fs::read_to_string(port.path().join("name")).unwrap_or_default();
+            let device = format!("/dev/{}", port.file_name().to_string_lossy());
+            if name.trim() == PORT && fs::exists(&device)? {
+                return File::options().read(true).write(true).open(device);
+            }
+        }
+        if Instant::now() > deadline {
+            return Err(io::Error::other(format!("no virtio-serial port is called {PORT}")));
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn say(port: &Port, frame: &Frame) {
+    let mut port = port.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(error) = frame.write(&mut *port) {
+        eprintln!("lab: cannot speak to the outer machine: {error}");
+    }
+}
+
+fn mount_folder(mount: &Mount) -> io::Result<()> {
+    let Mount { tag, at, writable } = mount;
+    // A read-only tree does not change under us; a shared folder may, from both sides.
+    let (flags, cache) = if *writable { (0, "mmap") } else { (libc::MS_RDONLY, "loose") };
+    let options = format!("trans=virtio,version=9p2000.L,msize=512000,cache={cache}");
+    system::mount("9p", tag, at, flags, &options)
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot mount {at} by 9p: {e}")))
+}
+
+/// Makes the outer machine's root a writable tree at `at`: what is written goes to RAM. The host's own
+/// devices, processes and folders are seen in it.
+fn overlay(at: &str, mounts: &[Mount]) -> io::Result<()> {
+    let what =
+        |e: io::Error| io::Error::new(e.kind(), format!("cannot make {at} of the outer machine's /: {e}"));
+    system::mount("tmpfs", "tmpfs", "/run/overlay", 0, "").map_err(what)?;
+    fs::create_dir_all("/run/overlay/upper")?;
+    fs::create_dir_all("/run/overlay/work")?;
+    let options = "lowerdir=/run/root,upperdir=/run/overlay/upper,workdir=/run/overlay/work";
+    system::mount("overlay", "overlay", at, 0, options).map_err(what)?;
+    let own = ["/dev", "/proc", "/sys", "/tmp"].into_iter();
+    let folders = mounts.iter().map(|mount| mount.at.as_str()).filter(|folder| *folder != "/run/root");
+    for folder in own.chain(folders) {
+        let inside = format!("{at}{folder}");
+        system::mount("", folder, &inside, libc::MS_BIND | libc::MS_REC, "").map_err(what)?;
+    }
+    fs::copy("/lab/disks.json", format!("{at}/lab/disks.json")).map(|_| ()).map_err(what)
+}
+
+/// Runs the command to its end and passes on all that it writes. Its status as a shell gives it.
+fn command(words: &[String], port: &Port) -> io::Result<i32> {
+    let [program, arguments @ ..] = words else { return Err(io::Error::other("there is no command")) };
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .current_dir("/root")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.env_clear().envs([("PATH", PATH), ("HOME", "/root"), ("TERM", "dumb"), ("LC_ALL", "C.UTF-8")]);
+    // The search for the program is that of the command's own PATH, not of init's.
+    // SAFETY: nothing else runs in this process that reads the environment: threads have ended.
+    unsafe { std::env::set_var("PATH", PATH) };
+    // SAFETY: the closure calls only setsid, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setsid();
+            Ok(())
+        });
+    }
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            say(port, &Frame::Stderr(format!("lab: cannot start {program}: {error}\n").into_bytes()));
+            return Ok(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 });
+        }
+    };
+    let (done, ended) = channel();
+    let stdout = child.stdout.take().map(|s| pump(s.into(), Frame::Stdout, port, done.clone()));
+    let stderr = child.stderr.take().map(|s| pump(s.into(), Frame::Stderr, port, done));
+    let status = reap_until(child.id())?;
+    // What the command wrote is in the pipes. Whoever it left behind may hold them open for ever.
+    for _ in stdout.into_iter().chain(stderr) {
+        let _late = ended.recv_timeout(Duration::from_millis(500));
+    }
+    Ok(status)
+}
+
+/// Passes on what is written to a pipe, until its end.
+fn pump(pipe: OwnedFd, frame: fn(Vec<u8>) -> Frame, port: &Port, done: Sender<()>) -> thread::JoinHandle<()> {
+    let port = Arc::clone(port);
+    thread::spawn(move || {
+        let mut pipe = File::from(pipe);
+        grow(&pipe);
+        let mut bytes = vec![0; 1 << 16];
+        loop {
+            match pipe.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(n) => say(&port, &frame(bytes[..n].to_vec())),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        // The command may have ended long ago, and nobody waits any more.
+        let _unheard = done.send(());
+    })
+}
+
+/// Gives a pipe more room, so that the command waits less.
+fn grow(pipe: &File) {
+    // SAFETY: fcntl with F_SETPIPE_SZ takes no memory.
+    unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, 1 << 20) };
+}
+
+/// Reaps whoever ends, as init must, until it is the child of this number.
+fn reap_until(child: u32) -> io::Result<i32> {
+    loop {
+        let mut status = 0;
+        // SAFETY: the status lives through the call.
+        let id = unsafe { libc::waitpid(-1, &raw mut status, 0) };
+        match io::Error::last_os_error() {
+            _ if id > 0 && id.cast_unsigned() == child => {
+                return Ok(system::shell_status(std::os::unix::process::ExitStatusExt::from_raw(status)));
+            }
+            _ if id > 0 => {}
+            error if error.kind() == io::ErrorKind::Interrupted => {}
+            error => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Linux native AIO by raw system calls: enough of it to keep several reads in flight.
+
+use std::io;
+use std::os::fd::RawFd;
+
+/// `struct iocb` of include/uapi/linux/aio_abi.h, little endian.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Iocb {
+    data: u64,
+    key: u32,
+    rw_flags: u32,
+    opcode: u16,
+    priority: i16,
+    fd: u32,
+    buffer: u64,
+    length: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    eventfd: u32,
+}
+
+/// `IOCB_CMD_PREAD`.
+const PREAD: u16 = 0;
+
+/// `struct io_event` of the same file.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct IoEvent {
+    data: u64,
+    iocb: u64,
+    result: i64,
+    result2: i64,
+}
+
+/// A queue of reads.
+pub struct Queue {
+    context: libc::c_ulong,
+    fd: RawFd,
+    control: Vec<Iocb>,
+    events: Vec<IoEvent>,
+}
+
+impl Queue {
+    /// A queue for `depth` reads at once from this open file.
+    pub fn new(fd: RawFd, depth: usize) -> io::Result<Queue> {
+        let mut context: libc::c_ulong = 0;
+        // SAFETY: io_setup writes the context's number, which lives through the call.
+        if unsafe { libc::syscall(libc::SYS_io_setup, depth, &raw mut context) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Queue {
+            context,
+            fd,
+            control: vec![Iocb::default(); depth],
+            events: vec![IoEvent::default(); depth],
+        })
+    }
+
+    /// Starts a read into slot `slot`, whose buffer is `buffer`.
+    ///
+    /// # Safety
+    /// The buffer has `length` bytes, and stays mapped and untouched until the slot's read is reaped.
+    pub unsafe fn read(
+        &mut self,
+        slot: usize,
+        buffer: *mut u8,
+        length: usize,
+        offset: u64,
+    ) -> io::Result<()> {
+        let control = &mut self.control[slot];
+        *control = Iocb {
+            data: slot as u64,
+            opcode: PREAD,
+            fd: self.fd.cast_unsigned(),
+            buffer: buffer as u64,
+            length: length as u64,
+            offset: offset.cast_signed(),
+            ..Iocb::default()
+        };
+        let mut pointer: *mut Iocb = control;
+        // SAFETY: one pointer to a control block that lives as long as the queue; the buffer is the caller's
+        // promise.
+        let n = unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1_i64, &raw mut pointer) };
+        if n == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Waits for at least one read to end; their slots and how many bytes they read.
+    pub fn reap(&mut self) -> io::Result<Vec<(usize, io::Result<usize>)>> {
+        let most = self.events.len();
+        // SAFETY: the kernel writes at most `most` events to a vector of that length.
+        let n = unsafe {
+            libc::syscall(
+                libc::SYS_io_getevents,
+                self.context,
+                1_i64,
+                most,
+                self.events.as_mut_ptr(),
+                0_usize,
+            )
+        };
+        let n = match usize::try_from(n) {
+            Ok(n) => n,
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => 0,
+            Err(_) => return Err(io::Error::last_os_error()),
+        };
+        let ended = self.events[..n].iter().map(|event| {
+            // Errors are negative errno values, which fit.
+            let result =
+                usize::try_from(event.result).map_err(|_| io::Error::from_raw_os_error(-event.result as i32));
+            (event.data as usize, result)
+        });
+        Ok(ended.collect())
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: the context is ours; io_destroy waits until the kernel touches no buffer any more.
+        unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
+    }
+}

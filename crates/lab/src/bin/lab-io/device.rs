@@ -1,0 +1,38 @@
+//! A disk, opened past the page cache.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+/// An open disk.
+pub struct Device {
+    file: File,
+    path: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+impl Device {
+    /// Opens a disk, or a file, by O_DIRECT.
+    pub fn open(path: &str, writable: bool) -> Result<Device, String> {
+        let open = || {
+            let mut file =
+                File::options().read(true).write(writable).custom_flags(libc::O_DIRECT).open(path)?;
+            let size = file.seek(SeekFrom::End(0))?;
+            Ok::<_, io::Error>((file, size))
+        };
+        let (file, size) = open().map_err(|error| format!("cannot open {path}: {error}"))?;
+        Ok(Device { file, path: path.to_owned(), size })
+    }
+
+    /// Its descriptor.
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Waits until all that was written lasts.
+    pub fn flush(&self) -> Result<(), String> {
+        self.file.sync_all().map_err(|error| format!("cannot flush {}: {error}", self.path))
+    }
+}

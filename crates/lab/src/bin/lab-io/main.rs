@@ -1,0 +1,64 @@
+//! `lab-io`: reads, writes and compares disks in the emulated host and in its guests. All of it by O_DIRECT,
+//! so that what is measured and checked is the disk, not the page cache.
+
+mod aio;
+mod bench;
+mod buffer;
+mod device;
+mod pattern;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage:
+  lab-io randread DEV BS QD SECONDS [SEED]   random reads of BS bytes, QD at once
+  lab-io seqread  DEV BS QD SECONDS          sequential reads
+  lab-io fill     DEV OFFSET LEN BS SEED     writes a pattern, BS bytes at once, from scattered pages
+  lab-io check    DEV OFFSET LEN BS SEED     compares it; ends with 1 and the first offset that differs
+Sizes in bytes, or with K, M or G. LEN 0 means up to the end.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["randread", device, bs, qd, seconds] => bench::random(device, bs, qd, seconds, "1"),
+        ["randread", device, bs, qd, seconds, seed] => bench::random(device, bs, qd, seconds, seed),
+        ["seqread", device, bs, qd, seconds] => bench::sequential(device, bs, qd, seconds),
+        ["fill", device, offset, length, bs, seed] => pattern::fill(device, offset, length, bs, seed),
+        ["check", device, offset, length, bs, seed] => pattern::check(device, offset, length, bs, seed),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(line) => {
+            println!("{} {line}", words[0]);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("lab-io {}: {error}", words.join(" "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A number with K, M or G.
+fn size(text: &str) -> Result<u64, String> {
+    let zero = text == "0";
+    let size = text.parse::<lab::Size>().map(lab::Size::as_bytes);
+    if zero { Ok(0) } else { size.map_err(|error| error.to_string()) }
+}
+
+/// A plain number.
+fn number<T: std::str::FromStr>(what: &str, text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("{what} {text:?} is not a number that fits"))
+}
+
+/// splitmix64: a well mixed number from a number.
+fn mix(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,77 @@
+//! What the CPUs reach beside RAM: ports, configuration space and BARs.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use memory::{Gpa, GpaRange};
+use pci::{Address, Bus, PciError};
+
+use crate::cpus::{End, Exits};
+use crate::ports::Ports;
+use crate::vm::Event;
+
+/// Ports, configuration space and BARs of a machine.
+pub struct Board {
+    /// Devices at fixed ports.
+    pub ports: Ports,
+    /// PCI functions.
+    pub bus: Arc<Bus>,
+    /// Where configuration space lies.
+    pub ecam: GpaRange,
+    /// The machine's owner.
+    pub events: Sender<Event>,
+}
+
+impl Board {
+    /// The guest's access is done in any case; what went wrong is news for the VM's owner.
+    fn report(&self, result: Result<(), PciError>) {
+        if let Err(error) = result {
+            self.tell(Event::Trouble(error.to_string()));
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        // The owner listens as long as vCPUs run; after that nobody needs to know.
+        drop(self.events.send(event));
+    }
+}
+
+impl Exits for Board {
+    fn read_port(&self, port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        match self.ports.find(port, data.len()) {
+            Some((device, offset)) => device.read(offset, data),
+            None => drop(self.bus.read_port(port, data)),
+        }
+    }
+
+    fn write_port(&self, port: u16, data: &[u8]) {
+        match self.ports.find(port, data.len()) {
+            Some((device, offset)) => device.write(offset, data),
+            None => self.report(self.bus.write_port(port, data).unwrap_or(Ok(()))),
+        }
+    }
+
+    fn read_memory(&self, at: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if self.ecam.contains(Gpa(at)) {
+            let offset = at - self.ecam.start().0;
+            self.bus.read_config(Address::from_ecam(offset), (offset & 0xfff) as u16, data);
+        } else {
+            self.bus.read_memory(Gpa(at), data);
+        }
+    }
+
+    fn write_memory(&self, at: u64, data: &[u8]) {
+        if self.ecam.contains(Gpa(at)) {
+            let offset = at - self.ecam.start().0;
+            self.report(self.bus.write_config(Address::from_ecam(offset), (offset & 0xfff) as u16, data));
+        } else {
+            self.report(self.bus.write_memory(Gpa(at), data).unwrap_or(Ok(())));
+        }
+    }
+
+    fn ended(&self, end: End) {
+        self.tell(Event::Ended(end));
+    }
+}

@@ -1,0 +1,146 @@
+//! One vCPU: its registers at power-on and at the kernel's entry, and its exits.
+
+use std::io;
+
+use boot::{CpuState, Segment};
+use kvm_bindings::{
+    KVM_MP_STATE_RUNNABLE, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
+
+use crate::kvm::{KvmError, failed};
+
+/// Model-specific registers that a reset returns to their power-on value: system calls, memory types, the
+/// deadline timer, speculation control, and the pages that the guest shares with KVM (clock, steal time,
+/// asynchronous page faults, end of interrupt). The time stamp counter goes on counting, as on hardware.
+const RESET_MSRS: [std::ops::RangeInclusive<u32>; 16] = [
+    0x11..=0x12,
+    0x3b..=0x3b,
+    0x48..=0x48,
+    0x174..=0x176,
+    0x1a0..=0x1a0,
+    0x200..=0x20f,
+    0x250..=0x250,
+    0x258..=0x259,
+    0x268..=0x26f,
+    0x277..=0x277,
+    0x2ff..=0x2ff,
+    0x6e0..=0x6e0,
+    0x4b56_4d00..=0x4b56_4d08,
+    0xc000_0081..=0xc000_0084,
+    0xc000_0102..=0xc000_0103,
+    0xda0..=0xda0,
+];
+
+/// The state of a vCPU that was never run, to return to when the VM starts afresh.
+pub struct PowerOn {
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    fpu: kvm_fpu,
+    xcrs: Option<kvm_xcrs>,
+    debug: kvm_debugregs,
+    lapic: kvm_lapic_state,
+    events: kvm_vcpu_events,
+    mp_state: kvm_mp_state,
+    msrs: Vec<kvm_msr_entry>,
+}
+
+impl PowerOn {
+    /// Takes the state of a vCPU that has not run yet.
+    pub fn of(vm: &VmFd, cpu: &VcpuFd) -> Result<PowerOn, KvmError> {
+        let mut msrs = Vec::new();
+        for index in RESET_MSRS.into_iter().flatten() {
+            let entry = kvm_msr_entry { index, ..Default::default() };
+            let mut one = Msrs::from_entries(&[entry]).expect("one register fits");
+            // Which of them there are depends on the CPU and on KVM's version.
+            if cpu.get_msrs(&mut one).is_ok_and(|got| got == 1) {
+                msrs.push(one.as_slice()[0]);
+            }
+        }
+        let read = || -> Result<PowerOn, kvm_ioctls::Error> {
+            Ok(PowerOn {
+                regs: cpu.get_regs()?,
+                sregs: cpu.get_sregs()?,
+                fpu: cpu.get_fpu()?,
+                xcrs: if vm.check_extension(Cap::Xcrs) { Some(cpu.get_xcrs()?) } else { None },
+                debug: cpu.get_debug_regs()?,
+                lapic: cpu.get_lapic()?,
+                events: cpu.get_vcpu_events()?,
+                mp_state: cpu.get_mp_state()?,
+                msrs,
+            })
+        };
+        read().map_err(failed("read a vCPU's state"))
+    }
+
+    /// Puts a vCPU back into this state.
+    pub fn restore(&self, cpu: &VcpuFd) -> Result<(), KvmError> {
+        let write = || -> Result<(), kvm_ioctls::Error> {
+            cpu.set_mp_state(self.mp_state)?;
+            cpu.set_regs(&self.regs)?;
+            cpu.set_sregs(&self.sregs)?;
+            cpu.set_fpu(&self.fpu)?;
+            if let Some(xcrs) = &self.xcrs {
+                cpu.set_xcrs(xcrs)?;
+            }
+            cpu.set_debug_regs(&self.debug)?;
+            for msr in &self.msrs {
+                let one = Msrs::from_entries(&[*msr]).expect("one register fits");
+                // A register that cannot be written (0 of 1 done) the guest has not changed either.
+                cpu.set_msrs(&one)?;
+            }
+            cpu.set_lapic(&self.lapic)?;
+            cpu.set_vcpu_events(&self.events)
+        };
+        write().map_err(failed("reset a vCPU"))
+    }
+}
+
+/// Puts the boot CPU at the kernel's entry.
+pub fn enter(cpu: &VcpuFd, state: &CpuState) -> Result<(), KvmError> {
+    let write = || -> Result<(), kvm_ioctls::Error> {
+        let mut sregs = cpu.get_sregs()?;
+        let data = segment(&state.data);
+        (sregs.cs, sregs.tr) = (segment(&state.cs), segment(&state.tr));
+        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        (sregs.gdt.base, sregs.gdt.limit) = (state.gdt.base.0, state.gdt.limit);
+        (sregs.idt.base, sregs.idt.limit) = (state.idt.base.0, state.idt.limit);
+        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (state.cr0, state.cr3, state.cr4, state.efer);
+        cpu.set_sregs(&sregs)?;
+        let (rip, rflags, rbx, rsi) = (state.rip, state.rflags, state.rbx, state.rsi);
+        cpu.set_regs(&kvm_regs { rip, rflags, rbx, rsi, ..Default::default() })?;
+        cpu.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })
+    };
+    write().map_err(failed("set the boot CPU's registers"))
+}
+
+fn segment(segment: &Segment) -> kvm_segment {
+    kvm_segment {
+        base: segment.base,
+        limit: segment.limit,
+        selector: segment.selector,
+        type_: segment.kind,
+        present: segment.present.into(),
+        dpl: segment.dpl,
+        db: segment.big.into(),
+        s: segment.code_or_data.into(),
+        l: segment.long.into(),
+        g: segment.pages.into(),
+        unusable: u8::from(!segment.present),
+        ..Default::default()
+    }
+}
+
+/// Where a vCPU was when something went wrong, for the report.
+pub fn describe(cpu: &VcpuFd) -> String {
+    match (cpu.get_regs(), cpu.get_sregs()) {
+        (Ok(regs), Ok(sregs)) => {
+            format!(
+                "rip {:#x}, rsp {:#x}, cr0 {:#x}, cr3 {:#x}, cr2 {:#x}",
+                regs.rip, regs.rsp, sregs.cr0, sregs.cr3, sregs.cr2
+            )
+        }
+        (Err(error), _) | (_, Err(error)) => format!("registers unreadable: {}", io::Error::from(error)),
+    }
+}

@@ -1,0 +1,99 @@
+//! What CPUID tells each vCPU: the host's features as KVM passes them on, with its own number, the VM's
+//! topology and the VM's address width.
+
+use boot::platform::Cpus;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+
+/// Leaf 1, ECX: the local APIC timer counts in TSC ticks.
+const TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1, ECX: this is a VM, so leaf 4000_0000h means something.
+const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1, EDX: EBX says how many logical CPUs the package has.
+const HTT: u32 = 1 << 28;
+
+/// What all vCPUs have in common.
+pub struct Template {
+    supported: CpuId,
+    cpus: Cpus,
+    address_bits: u8,
+    tsc_deadline: bool,
+}
+
+impl Template {
+    /// From what KVM supports.
+    pub fn new(supported: &CpuId, cpus: Cpus, address_bits: u8, tsc_deadline: bool) -> Template {
+        Template { supported: supported.clone(), cpus, address_bits, tsc_deadline }
+    }
+
+    /// CPUID for the vCPU with this APIC id.
+    pub fn for_cpu(&self, apic_id: u32) -> CpuId {
+        let mut cpuid = self.supported.clone();
+        for entry in cpuid.as_mut_slice() {
+            self.edit(entry, apic_id);
+        }
+        cpuid
+    }
+
+    /// Registers by the Intel SDM vol. 2A, CPUID, and the AMD APM vol. 3, appendix E.
+    fn edit(&self, entry: &mut kvm_cpuid_entry2, apic_id: u32) {
+        let count = self.cpus.cores() * self.cpus.threads();
+        match (entry.function, entry.index) {
+            (1, _) => {
+                entry.ebx = entry.ebx & 0xffff | count.min(255) << 16 | apic_id << 24;
+                set(&mut entry.ecx, TSC_DEADLINE, self.tsc_deadline);
+                set(&mut entry.ecx, HYPERVISOR, true);
+                set(&mut entry.edx, HTT, count > 1);
+            }
+            (4, _) if entry.eax & 0x1f != 0 => {
+                let level = entry.eax >> 5 & 7;
+                let sharing = if level < 3 { self.cpus.threads() } else { count };
+                let ids = |n: u32| n.next_power_of_two() - 1;
+                entry.eax =
+                    entry.eax & 0x3fff | ids(sharing).min(0xfff) << 14 | ids(self.cpus.cores()).min(63) << 26;
+            }
+            (0xb | 0x1f, index) => {
+                entry.edx = apic_id;
+                (entry.eax, entry.ebx, entry.ecx) = match index {
+                    0 => (self.cpus.thread_bits(), self.cpus.threads(), 1 << 8),
+                    1 => (self.cpus.package_bits(), count, 2 << 8 | 1),
+                    _ => (0, 0, index),
+                };
+            }
+            (0x8000_0008, _) => {
+                entry.eax = entry.eax & 0xffff_ff00 | u32::from(self.address_bits);
+                entry.ecx = self.cpus.package_bits() << 12 | (count - 1).min(0xff);
+            }
+            (0x8000_001e, _) => {
+                entry.eax = apic_id;
+                entry.ebx = apic_id >> self.cpus.thread_bits() & 0xff | (self.cpus.threads() - 1) << 8;
+                entry.ecx = 0;
+            }
+            _ => {}
+        }
+    }
+}
+
+fn set(register: &mut u32, bit: u32, on: bool) {
+    *register = if on { *register | bit } else { *register & !bit };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cpu_is_told_its_own_number_and_all_the_same_address_width() {
+        let entry = |function, eax| kvm_cpuid_entry2 { function, eax, ..Default::default() };
+        let supported =
+            CpuId::from_entries(&[entry(1, 0), entry(0xb, 0), entry(0x8000_0008, 0x3030)]).unwrap();
+        let cpus = Cpus::new(1, 3, 1).unwrap();
+        let template = Template::new(&supported, cpus, 39, true);
+        let two = template.for_cpu(2);
+        let leaf = |function| *two.as_slice().iter().find(|entry| entry.function == function).unwrap();
+        assert_eq!(leaf(1).ebx, 2 << 24 | 3 << 16);
+        assert_eq!(leaf(1).edx & HTT, HTT);
+        assert_eq!(leaf(0xb).edx, 2);
+        assert_eq!(leaf(0x8000_0008).eax, 0x3027);
+        assert_eq!(leaf(0x8000_0008).ecx, 2 << 12 | 2);
+    }
+}

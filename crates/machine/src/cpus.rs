@@ -1,0 +1,274 @@
+//! All vCPUs: a thread each, that runs, holds still or ends as it is told.
+
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use boot::CpuState;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::cpu::{self, PowerOn};
+
+/// What a vCPU's exits are served by.
+pub trait Exits: Send + Sync {
+    /// Reads I/O ports.
+    fn read_port(&self, port: u16, data: &mut [u8]);
+    /// Writes I/O ports.
+    fn write_port(&self, port: u16, data: &[u8]);
+    /// Reads memory space where there is no RAM.
+    fn read_memory(&self, at: u64, data: &mut [u8]);
+    /// Writes memory space where there is no RAM.
+    fn write_memory(&self, at: u64, data: &[u8]);
+    /// A vCPU can go no further; it holds still until the machine decides.
+    fn ended(&self, end: End);
+}
+
+/// Why a vCPU can go no further.
+#[derive(Debug)]
+pub enum End {
+    /// Triple fault.
+    Crashed {
+        /// The vCPU.
+        cpu: u32,
+        /// Where it was.
+        place: String,
+    },
+    /// KVM gave up, or the host did something wrong.
+    Failed {
+        /// The vCPU.
+        cpu: u32,
+        /// What happened.
+        what: String,
+    },
+}
+
+/// The signal that gets a thread out of KVM. Its handler does nothing; that a signal arrives is enough.
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+#[derive(Clone)]
+enum Order {
+    /// Stay out of the guest.
+    Hold,
+    /// Run the guest.
+    Run,
+    /// Return to power-on; the boot CPU then goes to a kernel's entry. Then hold.
+    Reset(CpuState),
+    /// End the thread.
+    Quit,
+}
+
+struct Shared {
+    order: Mutex<Orders>,
+    changed: Condvar,
+    /// Set with every order but `Run`, so that a running vCPU looks for it after each exit.
+    look: AtomicBool,
+    exits: Arc<dyn Exits>,
+}
+
+struct Orders {
+    order: Order,
+    /// Counts orders, so that a thread can tell a new one from the one it has carried out.
+    number: u64,
+    /// How many vCPUs have carried out the latest order and stay out of the guest.
+    done: u32,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Orders> {
+        self.order.lock().expect("no code panics with this lock held")
+    }
+}
+
+/// The vCPUs of a VM. They hold still until told to run; dropping them ends their threads.
+pub struct Cpus {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Cpus {
+    /// Starts a thread for each vCPU; all hold still.
+    pub fn new(cpus: Vec<(VcpuFd, PowerOn)>, exits: Arc<dyn Exits>) -> io::Result<Cpus> {
+        install_kick_handler()?;
+        let orders = Orders { order: Order::Hold, number: 0, done: cpus.len() as u32 };
+        let shared = Arc::new(Shared {
+            order: Mutex::new(orders),
+            changed: Condvar::new(),
+            look: AtomicBool::new(true),
+            exits,
+        });
+        let mut all = Cpus { shared, threads: Vec::new() };
+        for (index, (fd, power_on)) in (0u32..).zip(cpus) {
+            let shared = all.shared.clone();
+            let thread = Thread { index, fd, power_on, shared, carried_out: 0 };
+            let name = format!("vcpu{index}");
+            all.threads.push(std::thread::Builder::new().name(name).spawn(move || thread.work())?);
+        }
+        Ok(all)
+    }
+
+    /// All run.
+    pub fn run(&self) {
+        self.give(Order::Run);
+    }
+
+    /// All hold still; returns when they do.
+    pub fn hold(&self) {
+        self.give(Order::Hold);
+        self.wait();
+    }
+
+    /// All return to power-on, the first to the kernel's entry, and hold still; returns when they do.
+    pub fn reset(&self, entry: &CpuState) {
+        self.give(Order::Reset(*entry));
+        self.wait();
+    }
+
+    fn give(&self, order: Order) {
+        let mut orders = self.shared.lock();
+        self.shared.look.store(!matches!(order, Order::Run), Ordering::SeqCst);
+        orders.order = order;
+        orders.number += 1;
+        orders.done = 0;
+        drop(orders);
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until every vCPU has carried out the order. A signal that comes just before a thread enters the
+    /// guest is lost, so they are repeated.
+    fn wait(&self) {
+        let mut orders = self.shared.lock();
+        while orders.done < self.threads.len() as u32 {
+            self.kick();
+            let waited = self.shared.changed.wait_timeout(orders, Duration::from_millis(2));
+            orders = waited.expect("no code panics with this lock held").0;
+        }
+    }
+
+    fn kick(&self) {
+        for thread in &self.threads {
+            // SAFETY: the thread is not joined before `self` is dropped, so its handle is valid; the signal
+            // has a handler that does nothing.
+            unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+        }
+    }
+}
+
+impl Drop for Cpus {
+    fn drop(&mut self) {
+        self.give(Order::Quit);
+        self.wait();
+        for thread in self.threads.drain(..) {
+            drop(thread.join());
+        }
+    }
+}
+
+struct Thread {
+    index: u32,
+    fd: VcpuFd,
+    power_on: PowerOn,
+    shared: Arc<Shared>,
+    carried_out: u64,
+}
+
+impl Thread {
+    fn work(mut self) {
+        loop {
+            match self.next_order() {
+                Order::Run => self.run(),
+                Order::Hold => self.report_done(),
+                Order::Reset(entry) => {
+                    let mut reset = self.power_on.restore(&self.fd);
+                    if self.index == 0 {
+                        reset = reset.and_then(|()| cpu::enter(&self.fd, &entry));
+                    }
+                    if let Err(error) = reset {
+                        self.shared.exits.ended(End::Failed { cpu: self.index, what: error.to_string() });
+                    }
+                    self.report_done();
+                }
+                Order::Quit => return self.report_done(),
+            }
+        }
+    }
+
+    fn next_order(&mut self) -> Order {
+        let mut orders = self.shared.lock();
+        while orders.number == self.carried_out {
+            orders = self.shared.changed.wait(orders).expect("no code panics with this lock held");
+        }
+        self.carried_out = orders.number;
+        orders.order.clone()
+    }
+
+    fn report_done(&self) {
+        let mut orders = self.shared.lock();
+        if orders.number == self.carried_out {
+            orders.done += 1;
+            drop(orders);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Runs the guest until there is another order or nothing more to run.
+    fn run(&mut self) {
+        while !self.shared.look.load(Ordering::Relaxed) {
+            let exits = &self.shared.exits;
+            let failed = |what: String| End::Failed { cpu: 0, what };
+            let end = match self.fd.run() {
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    exits.write_port(port, data);
+                    continue;
+                }
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    exits.read_port(port, data);
+                    continue;
+                }
+                Ok(VcpuExit::MmioRead(at, data)) => {
+                    exits.read_memory(at, data);
+                    continue;
+                }
+                Ok(VcpuExit::MmioWrite(at, data)) => {
+                    exits.write_memory(at, data);
+                    continue;
+                }
+                Ok(VcpuExit::Hlt | VcpuExit::Intr) => continue,
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
+                Ok(VcpuExit::Shutdown) => End::Crashed { cpu: 0, place: String::new() },
+                Ok(VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_CRASH, _)) => {
+                    End::Crashed { cpu: 0, place: String::new() }
+                }
+                Ok(VcpuExit::InternalError) => {
+                    failed("KVM cannot emulate an instruction of the guest".to_owned())
+                }
+                Ok(VcpuExit::FailEntry(reason, _)) => {
+                    failed(format!("the CPU refuses the guest's state ({reason:#x})"))
+                }
+                Ok(other) => failed(format!("KVM returned with {other:?}, which nothing here asked for")),
+                Err(error) => failed(format!("KVM cannot run it: {}", io::Error::from(error))),
+            };
+            let (cpu, place) = (self.index, cpu::describe(&self.fd));
+            return self.shared.exits.ended(match end {
+                End::Crashed { .. } => End::Crashed { cpu, place },
+                End::Failed { what, .. } => End::Failed { cpu, what: format!("{what} ({place})") },
+            });
+        }
+    }
+}
+
+fn install_kick_handler() -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: a zeroed sigaction is a valid one without flags (no SA_RESTART, so system calls return) and with
+    // an empty mask; the handler does nothing, which is safe at any moment.
+    let installed = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+        libc::sigaction(kick_signal(), &action, std::ptr::null_mut())
+    };
+    if installed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

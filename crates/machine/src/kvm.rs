@@ -1,0 +1,199 @@
+//! The host's KVM: is it there, is it real, and what can it do.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VmFd};
+use memory::{Gpa, GpaRange, Ram};
+
+use crate::layout::IDENTITY_MAP;
+
+/// Why this host cannot run a VM.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// No /dev/kvm.
+    #[error(
+        "cannot open /dev/kvm: {0}. This host offers no hardware virtualization: turn on SVM or VT-x in the firmware and load \
+         kvm_amd or kvm_intel, or rehearse in an emulated host with `skep lab exec -- skep run …`."
+    )]
+    Absent(io::Error),
+    /// /dev/kvm is there but not for us.
+    #[error(
+        "cannot open /dev/kvm: {0}. Run skep as root, or join the group that owns /dev/kvm (usually `kvm`)."
+    )]
+    Denied(io::Error),
+    /// KVM lacks something that every kernel since 5.x has.
+    #[error("this host's KVM lacks {0}. Use a Linux kernel of version 6.1 or later.")]
+    Lacks(&'static str),
+    /// KVM emulates instruction by instruction.
+    #[error(
+        "this host's KVM emulates guests instruction by instruction ({rate} million instructions a second), which is far too slow \
+         to run one. Use a host with SVM or VT-x, or an emulated host: `skep lab exec -- skep run …`."
+    )]
+    Emulates {
+        /// Millions of guest instructions a second.
+        rate: u64,
+    },
+    /// More CPUs than KVM takes.
+    #[error(
+        "{wanted} CPUs are more than this host's KVM takes: {limit} at most. Give the VM fewer (--cpus)."
+    )]
+    TooManyCpus {
+        /// CPUs asked for.
+        wanted: u32,
+        /// KVM's limit.
+        limit: usize,
+    },
+    /// An ioctl failed.
+    #[error("KVM cannot {what}: {cause}. The kernel's log (dmesg) may say more.")]
+    Failed {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+}
+
+/// For `map_err`: what was tried.
+pub(crate) fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> KvmError {
+    move |cause| KvmError::Failed { what, cause: cause.into() }
+}
+
+/// The host's KVM.
+pub struct Hypervisor {
+    kvm: Kvm,
+    cpuid: CpuId,
+}
+
+impl Hypervisor {
+    /// Opens /dev/kvm and checks what skep needs of it.
+    pub fn open() -> Result<Hypervisor, KvmError> {
+        let kvm = Kvm::new().map_err(|error| match io::Error::from(error) {
+            error if error.kind() == io::ErrorKind::PermissionDenied => KvmError::Denied(error),
+            error => KvmError::Absent(error),
+        })?;
+        let needed = [
+            (Cap::Irqchip, "an interrupt controller of its own"),
+            (Cap::Irqfd, "irqfd"),
+            (Cap::IrqfdResample, "irqfd with resampling"),
+            (Cap::Ioeventfd, "ioeventfd"),
+            (Cap::IoeventfdNoLength, "ioeventfd without length"),
+            (Cap::IrqRouting, "interrupt routing"),
+            (Cap::Pit2, "a timer of its own"),
+            (Cap::ImmediateExit, "immediate exit"),
+            (Cap::UserMemory, "memory slots"),
+        ];
+        if let Some((_, name)) = needed.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(KvmError::Lacks(name));
+        }
+        let cpuid =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("list the CPU's features"))?;
+        Ok(Hypervisor { kvm, cpuid })
+    }
+
+    /// Recognises a KVM without hardware behind it. A CPU that says it has SVM or VT-x is believed; any other
+    /// has to show how fast a short guest loop runs.
+    pub fn check_speed(&self) -> Result<(), KvmError> {
+        let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        if flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx") {
+            return Ok(());
+        }
+        let rate = self.loop_rate().map_err(failed("run a short test guest"))?;
+        judge_rate(rate)
+    }
+
+    /// What KVM can show the guest of the host's CPU.
+    pub fn cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+
+    /// Address bits of this host's CPU (CPUID 8000_0008h).
+    pub fn address_bits(&self) -> u8 {
+        let leaf = self.cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
+        leaf.map_or(36, |entry| entry.eax as u8).clamp(36, 52)
+    }
+
+    /// Memory slots that a VM can have.
+    pub fn memory_slots(&self) -> usize {
+        self.kvm.get_nr_memslots()
+    }
+
+    /// Checks a number of CPUs against KVM's limit.
+    pub fn check_cpus(&self, wanted: u32) -> Result<(), KvmError> {
+        let limit = self.kvm.get_max_vcpus();
+        if wanted as usize > limit { Err(KvmError::TooManyCpus { wanted, limit }) } else { Ok(()) }
+    }
+
+    /// Whether the guest's local APIC timer can count in TSC ticks.
+    pub fn tsc_deadline(&self) -> bool {
+        self.kvm.check_extension(Cap::TscDeadlineTimer)
+    }
+
+    /// A VM with interrupt controllers and timer, and nothing else.
+    pub fn create_vm(&self) -> Result<VmFd, KvmError> {
+        let vm = self.kvm.create_vm().map_err(failed("make a VM"))?;
+        vm.set_identity_map_address(IDENTITY_MAP).map_err(failed("place its identity map"))?;
+        vm.set_tss_address(IDENTITY_MAP as usize + 0x1000).map_err(failed("place its task state"))?;
+        vm.create_irq_chip().map_err(failed("make its interrupt controllers"))?;
+        // Dummy speaker: port 0x61 is answered in the kernel, as guests expect beside a timer.
+        let pit = kvm_pit_config { flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(pit).map_err(failed("make its timer"))?;
+        Ok(vm)
+    }
+
+    /// Instructions a second of a short loop in real mode, at most 100 ms of it.
+    fn loop_rate(&self) -> io::Result<u64> {
+        // mov cx, 0xffff; again: dec cx; jnz again; hlt
+        const CODE: [u8; 7] = [0xb9, 0xff, 0xff, 0x49, 0x75, 0xfd, 0xf4];
+        let range = GpaRange::new(Gpa(0), 4096).expect("a page");
+        let ram = Ram::new(&[range]).map_err(io::Error::other)?;
+        ram.write(Gpa(0), &CODE).map_err(io::Error::other)?;
+        let vm = self.kvm.create_vm()?;
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: 4096,
+            userspace_addr: ram.segments()[0].host_address().as_ptr() as u64,
+        };
+        // SAFETY: `ram` outlives `vm` and `cpu`, which are declared after it.
+        unsafe { vm.set_user_memory_region(region)? };
+        let mut cpu = vm.create_vcpu(0)?;
+        let mut sregs = cpu.get_sregs()?;
+        sregs.cs.base = 0;
+        sregs.cs.selector = 0;
+        cpu.set_sregs(&sregs)?;
+        let (start, mut rounds) = (Instant::now(), 0);
+        while rounds < 16 && start.elapsed() < Duration::from_millis(100) {
+            let mut regs = cpu.get_regs()?;
+            regs.rip = 0;
+            regs.rflags = 2;
+            cpu.set_regs(&regs)?;
+            match cpu.run()? {
+                VcpuExit::Hlt => rounds += 1,
+                other => return Err(io::Error::other(format!("the test guest ended with {other:?}"))),
+            }
+        }
+        Ok(rounds * 2 * 0xffff * 1_000_000 / start.elapsed().as_micros().max(1) as u64)
+    }
+}
+
+/// Hardware does a thousand million instructions a second, emulation inside emulation still a hundred; a
+/// kernel that interprets them does a few.
+fn judge_rate(rate: u64) -> Result<(), KvmError> {
+    const SLOWEST: u64 = 25_000_000;
+    if rate < SLOWEST { Err(KvmError::Emulates { rate: rate / 1_000_000 }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kvm_that_interprets_instructions_is_refused_and_the_lab_is_named() {
+        let error = judge_rate(2_000_000).unwrap_err().to_string();
+        assert!(error.contains("2 million") && error.contains("skep lab"), "{error}");
+        assert!(judge_rate(80_000_000).is_ok());
+    }
+}

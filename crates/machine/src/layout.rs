@@ -1,0 +1,103 @@
+//! Where everything lies in the guest's address space.
+//!
+//! ```text
+//! 0                RAM, up to 3 GiB
+//! 0xc000_0000      32-bit window: BARs below 4 GiB
+//! 0xe000_0000      ECAM: configuration space of bus 0
+//! 0xfec0_0000      I/O APIC
+//! 0xfee0_0000      local APICs
+//! 0xfffb_c000      4 pages that KVM needs on Intel CPUs
+//! 0x1_0000_0000    RAM that did not fit below
+//! above it         64-bit window, up to what the CPU and the IOMMU can address
+//! ```
+
+use memory::{Gpa, GpaRange, HIGH_RAM_START, ram_ranges};
+use pci::Windows;
+
+/// Start of the page that KVM maps for real mode on Intel CPUs; three more follow for the task state.
+pub const IDENTITY_MAP: u64 = 0xfffb_c000;
+
+const MEMORY32: (u64, u64) = (0xc000_0000, 0x2000_0000);
+const ECAM: (u64, u64) = (0xe000_0000, 1 << 20);
+const PORTS: (u16, u16) = (0xc000, 0xffff);
+/// The 64-bit window begins at a multiple of this, so that large BARs find aligned places.
+const WINDOW_ALIGNMENT: u64 = 1 << 30;
+
+/// More RAM than the guest's addresses have room for.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{ram_mib} MiB of RAM do not fit: this host's CPU and IOMMU address {address_bits} bits, and the RAM would end at {end}. \
+     Give the VM less memory (--memory)."
+)]
+pub struct LayoutError {
+    ram_mib: u64,
+    address_bits: u8,
+    end: Gpa,
+}
+
+/// The guest's address space.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// RAM, one or two ranges.
+    pub ram: Vec<GpaRange>,
+    /// Configuration space of bus 0.
+    pub ecam: GpaRange,
+    /// Where BARs may decode.
+    pub windows: Windows,
+    /// How many address bits the guest is told its CPU has.
+    pub address_bits: u8,
+}
+
+impl Layout {
+    /// Lays out `ram` bytes for a guest whose addresses have `address_bits` bits (32 to 52).
+    pub fn new(ram: u64, address_bits: u8) -> Result<Layout, LayoutError> {
+        let ranges = ram_ranges(ram);
+        let limit = 1u64 << address_bits;
+        let end = ranges.last().map_or(Gpa(0), |range| range.end());
+        if end.0 > limit {
+            return Err(LayoutError { ram_mib: ram >> 20, address_bits, end });
+        }
+        let start = end.max(HIGH_RAM_START).align_up(WINDOW_ALIGNMENT);
+        let memory64 = start.and_then(|start| GpaRange::new(start, limit.checked_sub(start.0)?));
+        let range = |(start, len)| GpaRange::new(Gpa(start), len).expect("a constant range");
+        let windows = Windows { memory32: range(MEMORY32), memory64, ports: PORTS };
+        Ok(Layout { ram: ranges, ecam: range(ECAM), windows, address_bits })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_64_bit_window_ends_where_a_39_bit_iommu_ends() {
+        let layout = Layout::new(6 << 30, 39).unwrap();
+        let window = layout.windows.memory64.unwrap();
+        assert_eq!((window.start(), window.end()), (Gpa(7 << 30), Gpa(1 << 39)));
+        assert!(Layout::new(256 << 20, 32).unwrap().windows.memory64.is_none());
+    }
+
+    #[test]
+    fn ram_that_the_iommu_cannot_address_is_refused_with_the_numbers() {
+        let error = Layout::new(600 << 30, 39).unwrap_err().to_string();
+        assert!(error.contains("614400 MiB") && error.contains("39 bits"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_overlaps(ram in (1u64..1 << 20).prop_map(|pages| pages << 21), bits in 33u8..52) {
+            if let Ok(layout) = Layout::new(ram, bits) {
+                let mut all = layout.ram.clone();
+                all.extend([layout.ecam, layout.windows.memory32]);
+                all.extend(layout.windows.memory64);
+                all.sort_by_key(|range| range.start());
+                for pair in all.windows(2) {
+                    prop_assert!(!pair[0].overlaps(pair[1]), "{:?}", pair);
+                }
+                prop_assert!(all.last().unwrap().end().0 <= 1 << bits.max(32));
+                prop_assert_eq!(layout.ram.iter().map(|range| range.len()).sum::<u64>(), ram);
+            }
+        }
+    }
+}

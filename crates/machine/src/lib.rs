@@ -1,0 +1,23 @@
+//! The machine: KVM, vCPUs, interrupt routing, the assembly of a VM from its description, and its life.
+//!
+//! [`Vm::build`] makes everything or nothing; [`Vm::run`] returns when the VM has ended, with the reason. In
+//! between a [`Control`] presses the power button, stops the VM and types on its console.
+
+mod board;
+mod chips;
+mod config_ports;
+mod console;
+mod cpu;
+mod cpuid;
+mod cpus;
+mod interrupts;
+mod kvm;
+mod layout;
+mod ports;
+mod services;
+mod slots;
+mod vm;
+
+pub use kvm::{Hypervisor, KvmError};
+pub use layout::{Layout, LayoutError};
+pub use vm::{Control, Outcome, StartError, Vm};

@@ -1,0 +1,97 @@
+//! What KVM does for PCI functions.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use memory::Gpa;
+use pci::{Address, HostMemory, Line, MemorySlot, Pin, ResampledLine, ServiceError, Services, Vector};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::interrupts::{Interrupts, intx_gsi};
+use crate::slots::Slots;
+
+/// A VM's services to its functions.
+pub struct KvmServices {
+    vm: Arc<VmFd>,
+    interrupts: Arc<Interrupts>,
+    slots: Slots,
+}
+
+impl KvmServices {
+    /// Services on one VM.
+    pub fn new(vm: Arc<VmFd>, interrupts: Arc<Interrupts>, slots: Slots) -> KvmServices {
+        KvmServices { vm, interrupts, slots }
+    }
+}
+
+fn failed<E: Into<io::Error>>(device: Address, what: String) -> impl FnOnce(E) -> ServiceError {
+    move |cause| ServiceError { device, what, cause: cause.into() }
+}
+
+impl Services for KvmServices {
+    fn vector(&self, device: Address) -> Result<Arc<dyn Vector>, ServiceError> {
+        self.interrupts.vector(device)
+    }
+
+    fn line(&self, device: Address, pin: Pin) -> Arc<dyn Line> {
+        self.interrupts.line(device, pin)
+    }
+
+    fn resampled_line(&self, device: Address, pin: Pin) -> Result<Arc<ResampledLine>, ServiceError> {
+        let gsi = intx_gsi(device, pin);
+        let eventfd = || EventFd::new(EFD_NONBLOCK).map_err(failed(device, "make an eventfd".into()));
+        let line = ResampledLine { trigger: eventfd()?, resample: eventfd()? };
+        self.vm
+            .register_irqfd_with_resample(&line.trigger, &line.resample, gsi)
+            .map_err(failed(device, format!("connect its pin {pin:?} to interrupt {gsi}")))?;
+        Ok(Arc::new(line))
+    }
+
+    fn remove_resampled_line(
+        &self,
+        device: Address,
+        pin: Pin,
+        line: &ResampledLine,
+    ) -> Result<(), ServiceError> {
+        let gsi = intx_gsi(device, pin);
+        self.vm
+            .unregister_irqfd(&line.trigger, gsi)
+            .map_err(failed(device, format!("disconnect its pin {pin:?} from interrupt {gsi}")))
+    }
+
+    fn add_doorbell(&self, device: Address, at: Gpa, width: u32, fd: &EventFd) -> Result<(), ServiceError> {
+        // Any value rings, so KVM must not look at the length of the write either (length 0), which it also
+        // serves fastest.
+        self.vm
+            .register_ioevent(fd, &IoEventAddress::Mmio(at.0), NoDatamatch)
+            .map_err(failed(device, format!("put a doorbell of {width} bytes at {at}")))
+    }
+
+    fn remove_doorbell(
+        &self,
+        device: Address,
+        at: Gpa,
+        width: u32,
+        fd: &EventFd,
+    ) -> Result<(), ServiceError> {
+        self.vm
+            .unregister_ioevent(fd, &IoEventAddress::Mmio(at.0), NoDatamatch)
+            .map_err(failed(device, format!("take the doorbell of {width} bytes away from {at}")))
+    }
+
+    unsafe fn add_memory(
+        &self,
+        device: Address,
+        at: Gpa,
+        memory: HostMemory,
+    ) -> Result<MemorySlot, ServiceError> {
+        // SAFETY: our caller keeps the memory mapped until the slot is removed.
+        unsafe { self.slots.add(at, memory) }
+            .map_err(failed(device, format!("map {:#x} bytes at {at}", memory.len)))
+    }
+
+    fn remove_memory(&self, device: Address, slot: MemorySlot) -> Result<(), ServiceError> {
+        self.slots.remove(slot).map_err(failed(device, format!("unmap memory slot {}", slot.0)))
+    }
+}

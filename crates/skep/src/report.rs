@@ -1,0 +1,53 @@
+//! What skep says on standard error: lines that begin with `skep: `.
+
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+
+/// Says an error. Each line of it is a line of its own, so several findings are several lines.
+pub fn error(error: impl Display) {
+    write(&lines(&error.to_string(), coloured()));
+}
+
+/// Says how a command line is wrong, with clap's words.
+pub fn usage(error: &clap::Error) {
+    // An answer to a question (--help, --version) is no error, and goes to standard output.
+    if !error.use_stderr() {
+        // Where nobody reads on, there is nobody to tell.
+        drop(error.print());
+        return;
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
+    write(&(lines(first, coloured()) + rest));
+}
+
+fn lines(text: &str, coloured: bool) -> String {
+    let prefix = if coloured { "\x1b[1;31mskep:\x1b[0m " } else { "skep: " };
+    text.lines().map(|line| format!("{prefix}{line}\n")).collect()
+}
+
+/// Colours belong on a terminal, and only if its owner has not said otherwise (NO_COLOR).
+fn coloured() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn write(text: &str) {
+    // If standard error is gone there is no place left to say so.
+    drop(std::io::stderr().write_all(text.as_bytes()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_finding_is_a_line_with_the_prefix() {
+        assert_eq!(lines("a\nb", false), "skep: a\nskep: b\n");
+    }
+
+    #[test]
+    fn colour_is_around_the_prefix_only() {
+        assert_eq!(lines("a", true), "\x1b[1;31mskep:\x1b[0m a\n");
+    }
+}

@@ -1,0 +1,135 @@
+//! `skep run`: a VM, from its description to its end.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use config::{File, Key, Vm};
+
+use crate::escape;
+use crate::exit::Exit;
+use crate::report;
+use crate::start;
+
+/// What follows `skep run`.
+#[derive(Args)]
+#[command(after_help = help())]
+pub struct Arguments {
+    /// A TOML file that describes the VM; its keys are the flags below, without dashes. Flags win over the file;
+    /// --disk and --assign add to it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the VM that flags and file describe, as TOML, and end
+    #[arg(long)]
+    check_config: bool,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// One flag for each [`Key`]. Their values are checked by the description, so that flags and file get the same
+/// errors, all at once.
+#[derive(Args)]
+#[command(next_help_heading = "The VM")]
+struct Flags {
+    /// What the VM is called [default: vm]
+    #[arg(long)]
+    name: Option<String>,
+    /// How many vCPUs it has [default: 1]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    cpus: Option<String>,
+    /// How much RAM it has: 512M, 6G, 1GiB; a bare number counts MiB [default: 256M]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    memory: Option<String>,
+    /// The kernel to boot: an ELF vmlinux with a PVH entry, or a bzImage
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<String>,
+    /// The initial RAM disk
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<String>,
+    /// The kernel's command line [default: console=ttyS0]
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// A disk of the host for the guest: path=/dev/...[,model=virtio-blk][,readonly=on][,queues=N][,serial=...].
+    /// A comma within a value is written twice. Any number of disks
+    #[arg(long, value_name = "SPEC")]
+    disk: Vec<String>,
+    /// A PCI device of the host for the guest alone, as lspci -D prints it: 0000:01:00.0. Any number of devices
+    #[arg(long, value_name = "ADDRESS")]
+    assign: Vec<String>,
+    /// Where the serial console goes [default: stdio]
+    #[arg(long, value_name = "stdio|file:PATH|socket:PATH")]
+    console: Option<String>,
+}
+
+fn help() -> String {
+    format!(
+        "With --console stdio, when standard input is a terminal:\n{}\n\
+         SIGTERM, SIGINT and SIGHUP press the VM's power button; a second one stops the VM now.\n\n{}",
+        escape::HELP,
+        Exit::help()
+    )
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Exit {
+    let vm = match arguments.describe() {
+        Ok(vm) => vm,
+        Err(exit) => return exit,
+    };
+    if arguments.check_config { print(&vm) } else { start::start(&vm) }
+}
+
+fn print(vm: &Vm) -> Exit {
+    match std::io::stdout().write_all(vm.to_toml().as_bytes()) {
+        Ok(()) => Exit::PoweredOff,
+        Err(cause) => {
+            report::error(format_args!("cannot write the description to standard output: {cause}."));
+            Exit::Failed
+        }
+    }
+}
+
+impl Arguments {
+    /// The VM that flags and file describe together. What is wrong has been said.
+    fn describe(&self) -> Result<Vm, Exit> {
+        let file = match &self.config {
+            None => None,
+            Some(path) => Some((path.display().to_string(), read(path)?)),
+        };
+        let file = file.as_ref().map(|(name, bytes)| File { name, bytes });
+        config::describe(file, &self.flags.given()).map_err(|findings| {
+            report::error(findings);
+            Exit::Usage
+        })
+    }
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>, Exit> {
+    std::fs::read(path).map_err(|cause| {
+        let path = path.display();
+        report::error(format_args!(
+            "cannot read the description {path}: {cause}. Check the path after --config."
+        ));
+        Exit::CouldNotStart
+    })
+}
+
+impl Flags {
+    /// The flags with their values.
+    fn given(&self) -> Vec<(Key, String)> {
+        let once = [
+            (Key::Name, &self.name),
+            (Key::Cpus, &self.cpus),
+            (Key::Memory, &self.memory),
+            (Key::Kernel, &self.kernel),
+            (Key::Initrd, &self.initrd),
+            (Key::Cmdline, &self.cmdline),
+            (Key::Console, &self.console),
+        ];
+        let once = once.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        let several = [(Key::Disk, &self.disk), (Key::Assign, &self.assign)];
+        let several =
+            several.into_iter().flat_map(|(key, values)| values.iter().map(move |value| (key, value)));
+        once.chain(several).map(|(key, value)| (key, value.clone())).collect()
+    }
+}

@@ -1,0 +1,301 @@
+//! A virtio device as a PCI function (VIRTIO 1.2, 4.1), without the legacy interface.
+//!
+//! BAR 0 holds everything of virtio: the common registers, the ISR status, the device's configuration and one
+//! doorbell per queue, which becomes an eventfd that the kernel signals. BAR 2 holds the MSI-X table.
+
+mod common;
+mod layout;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ::pci::{
+    Address, ConfigSpace, Decoded, DecodedAt, Function, Msix, PciError, Pin, ServiceError, Services, Windows,
+    capability, register,
+};
+use memory::{Gpa, Ram};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::device::VirtioDevice;
+use crate::features::Features;
+use crate::interrupt::{ConfigChange, Report, Route, Shared};
+use common::Common;
+use layout::{MSIX_BAR, VIRTIO_BAR, Window};
+
+/// Features of the transport itself.
+const TRANSPORT: Features = Features(Features::VERSION_1.0 | Features::RING_RESET.0);
+
+/// A virtio device on the PCI bus.
+pub struct VirtioPci {
+    name: String,
+    address: Address,
+    services: Arc<dyn Services>,
+    shared: Arc<Shared>,
+    kicks: Vec<EventFd>,
+    state: Mutex<State>,
+    /// Where the doorbells are now.
+    doorbells: Mutex<Vec<Gpa>>,
+}
+
+struct State {
+    config: ConfigSpace,
+    msix: Msix,
+    msix_at: u16,
+    /// Where the PCI configuration access capability lies.
+    window_at: u16,
+    common: Common,
+}
+
+impl VirtioPci {
+    /// Makes a function for `address` of the device. `report` gets sentences about faults of its driver and
+    /// failures of the host.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        address: Address,
+        ram: Arc<Ram>,
+        services: Arc<dyn Services>,
+        windows: &Windows,
+        report: Report,
+    ) -> Result<VirtioPci, ServiceError> {
+        let name = device.name().to_owned();
+        let queues = device.queue_sizes().len();
+        let kick = || {
+            EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(|cause| ServiceError {
+                device: address,
+                what: format!("make a doorbell for {name}"),
+                cause,
+            })
+        };
+        let kicks: Vec<EventFd> = std::iter::repeat_with(kick).take(queues).collect::<Result<_, _>>()?;
+        let line = services.line(address, Pin::A);
+        let shared = Arc::new(Shared::new(name.clone(), queues, line, report));
+
+        let vectors = queues as u16 + 1;
+        let msix = Msix::new(address, services.clone(), vectors);
+        let mut config = ConfigSpace::new(layout::identity(device.as_ref()), &layout::bars(vectors), windows);
+        config.set(register::INTERRUPT_PIN, &[Pin::A as u8]);
+        let (body, writable) =
+            msix.capability((MSIX_BAR as u8, 0), (MSIX_BAR as u8, layout::pending_at(vectors)));
+        let msix_at = config.add_capability(capability::MSIX, &body, &writable);
+        let window_at = layout::add_capabilities(&mut config, queues as u32);
+
+        let common = Common::new(device, ram, shared.clone(), ConfigChange(shared.clone()), &kicks)
+            .map_err(|cause| ServiceError { device: address, what: format!("set up {name}"), cause })?;
+        let state = Mutex::new(State { config, msix, msix_at, window_at, common });
+        let doorbells = Mutex::default();
+        Ok(VirtioPci { name, address, services, shared, kicks, state, doorbells })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics with this lock held")
+    }
+
+    fn kick(&self, queue: u64) {
+        if let Some(kick) = usize::try_from(queue).ok().and_then(|queue| self.kicks.get(queue)) {
+            // The only failure is a counter at its limit, which wakes the queue as well.
+            kick.write(1).ok();
+        }
+    }
+
+    fn read_virtio(&self, state: &mut State, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        match Window::at(offset) {
+            Some((Window::Common, offset)) => {
+                state.common.read(offset, data);
+                if let Err(error) = self.route(state) {
+                    self.shared.report(&error);
+                }
+            }
+            Some((Window::Isr, 0)) => data[0] = self.shared.take_isr(),
+            Some((Window::Device, offset)) => state.common.device().read_config(offset, data),
+            Some((Window::Isr | Window::Notify, _)) | None => {}
+        }
+    }
+
+    fn write_virtio(&self, state: &mut State, offset: u64, data: &[u8]) -> Result<(), PciError> {
+        match Window::at(offset) {
+            Some((Window::Common, offset)) => {
+                state.common.write(offset, data);
+                self.route(state)
+            }
+            Some((Window::Device, offset)) => {
+                state.common.device_mut().write_config(offset, data);
+                Ok(())
+            }
+            Some((Window::Notify, offset)) => {
+                self.kick(offset / layout::NOTIFY_MULTIPLIER);
+                Ok(())
+            }
+            Some((Window::Isr, _)) | None => Ok(()),
+        }
+    }
+
+    /// Sends interrupts where the driver wants them. A vector that cannot be had reads back as none, which
+    /// tells the driver (4.1.5.1.2.1).
+    fn route(&self, state: &mut State) -> Result<(), PciError> {
+        if !std::mem::take(&mut state.common.vectors_changed) {
+            return Ok(());
+        }
+        let State { msix, common, .. } = state;
+        let mut outcome = Ok(());
+        let enabled = msix.enabled();
+        let mut route = |vector: &mut u16| match msix.vector(usize::from(*vector)) {
+            Ok(Some(_)) if !enabled => Route::Line,
+            Ok(Some(vector)) => Route::Vector(vector),
+            Ok(None) => {
+                *vector = layout::NO_VECTOR;
+                if enabled { Route::Nowhere } else { Route::Line }
+            }
+            Err(error) => {
+                *vector = layout::NO_VECTOR;
+                outcome = Err(PciError::from(error));
+                Route::Nowhere
+            }
+        };
+        let (config, queues) = common.vectors();
+        let config = route(config);
+        let queues = queues.map(route).collect();
+        self.shared.set_routes(config, queues);
+        outcome
+    }
+
+    /// The PCI configuration access capability (4.1.4.9): which piece of a BAR its data field stands for.
+    fn window(state: &State) -> Option<(usize, u64, usize)> {
+        let bar = state.config.u32(state.window_at + 4) as u8;
+        let offset = u64::from(state.config.u32(state.window_at + 8));
+        let len = state.config.u32(state.window_at + 12) as usize;
+        let bar = usize::from(bar);
+        let size = state.config.bars().iter().find(|spec| spec.index() == bar)?.size();
+        let inside = offset.checked_add(len as u64)? <= size;
+        (matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len as u64) && inside)
+            .then_some((bar, offset, len))
+    }
+
+    fn read_state(&self, state: &mut State, bar: usize, offset: u64, data: &mut [u8]) {
+        match bar {
+            VIRTIO_BAR => self.read_virtio(state, offset, data),
+            MSIX_BAR => {
+                let pending = u64::from(layout::pending_at(state.msix.count() as u16));
+                match offset.checked_sub(pending) {
+                    Some(offset) => state.msix.read_pending(offset, data),
+                    None => state.msix.read_table(offset, data),
+                }
+            }
+            _ => data.fill(0xff),
+        }
+    }
+
+    fn write_state(&self, state: &mut State, bar: usize, offset: u64, data: &[u8]) -> Result<(), PciError> {
+        match bar {
+            VIRTIO_BAR => self.write_virtio(state, offset, data),
+            MSIX_BAR => Ok(state.msix.write_table(offset, data)?),
+            _ => Ok(()),
+        }
+    }
+
+    fn remove_doorbells(&self) -> Result<(), PciError> {
+        let mut doorbells = self.doorbells.lock().expect("no code panics with this lock held");
+        let mut outcome = Ok(());
+        for (kick, at) in self.kicks.iter().zip(doorbells.drain(..)) {
+            outcome =
+                outcome.and(self.services.remove_doorbell(self.address, at, layout::DOORBELL_WIDTH, kick));
+        }
+        Ok(outcome?)
+    }
+
+    fn add_doorbells(&self, bar: Gpa) -> Result<(), PciError> {
+        for (queue, kick) in self.kicks.iter().enumerate() {
+            let at = Gpa(bar.0 + Window::Notify.start() + queue as u64 * layout::NOTIFY_MULTIPLIER);
+            if let Err(error) = self.services.add_doorbell(self.address, at, layout::DOORBELL_WIDTH, kick) {
+                // Kicks come by `write_bar` then, which is slower and works as well.
+                self.remove_doorbells()?;
+                return Err(error.into());
+            }
+            self.doorbells.lock().expect("no code panics with this lock held").push(at);
+        }
+        Ok(())
+    }
+}
+
+impl Function for VirtioPci {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        let state = &mut *self.state();
+        let field = state.window_at + layout::WINDOW_DATA;
+        if offset < field + 4
+            && offset as usize + data.len() > field as usize
+            && let Some((bar, at, len)) = Self::window(state)
+        {
+            let mut value = [0; 4];
+            self.read_state(state, bar, at, &mut value[..len]);
+            state.config.set(field, &value);
+        }
+        let status = state.config.u16(register::STATUS) & !register::STATUS_INTERRUPT;
+        let pin = if self.shared.pin_wanted() { register::STATUS_INTERRUPT } else { 0 };
+        state.config.set(register::STATUS, &(status | pin).to_le_bytes());
+        state.config.read(offset, data);
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) -> Result<(), PciError> {
+        let state = &mut *self.state();
+        state.config.write(offset, data);
+        let touches = |at: u16, len: u16| offset < at + len && offset as usize + data.len() > usize::from(at);
+        if touches(register::COMMAND, 2) {
+            self.shared.disable_pin(state.config.command() & register::COMMAND_INTX_DISABLE != 0);
+        }
+        if touches(state.msix_at + 2, 2) {
+            let control = state.config.u16(state.msix_at + 2);
+            state.msix.set_control(control)?;
+            state.common.vectors_changed = true;
+            self.route(state)?;
+        }
+        let field = state.window_at + layout::WINDOW_DATA;
+        if touches(field, 4)
+            && let Some((bar, at, len)) = Self::window(state)
+        {
+            let value = state.config.u32(field).to_le_bytes();
+            self.write_state(state, bar, at, &value[..len])?;
+        }
+        Ok(())
+    }
+
+    fn decoded(&self) -> Decoded {
+        self.state().config.decoded()
+    }
+
+    fn read_bar(&self, bar: usize, offset: u64, data: &mut [u8]) {
+        self.read_state(&mut self.state(), bar, offset, data);
+    }
+
+    fn write_bar(&self, bar: usize, offset: u64, data: &[u8]) -> Result<(), PciError> {
+        if let (VIRTIO_BAR, Some((Window::Notify, offset))) = (bar, Window::at(offset)) {
+            self.kick(offset / layout::NOTIFY_MULTIPLIER);
+            return Ok(());
+        }
+        self.write_state(&mut self.state(), bar, offset, data)
+    }
+
+    fn bar_moved(&self, bar: usize, at: Option<DecodedAt>) -> Result<(), PciError> {
+        match (bar, at) {
+            (VIRTIO_BAR, None) => self.remove_doorbells(),
+            (VIRTIO_BAR, Some(DecodedAt::Memory(range))) => self.add_doorbells(range.start()),
+            _ => Ok(()),
+        }
+    }
+
+    fn reset(&self) -> Result<(), PciError> {
+        let state = &mut *self.state();
+        state.common.reset_now();
+        let outcome = state.msix.reset();
+        state.config.set(state.msix_at + 2, &(state.msix.count() as u16 - 1).to_le_bytes());
+        state.config.reset();
+        self.shared.disable_pin(false);
+        state.common.vectors_changed = true;
+        self.route(state)?;
+        Ok(outcome?)
+    }
+}
