@@ -231,8 +231,9 @@ fn main() -> Result<(), Failure> {
         let at = bus.free_address()?;
         let services = Arc::new(Machine::default());
         let report: assign::Report = Arc::new(|event| println!("event: {event}"));
-        let function = Assigned::new(&claim, *address, at, &bus, services.clone(), report)?;
+        let function = Assigned::new(&claim, *address, at, &windows, services.clone(), report)?;
         bus.add(at, function.clone())?;
+        bus.place_bars(at)?;
         functions.push(function);
         let mut guest = Guest { bus: bus.clone(), at, ram: ram.clone(), services, base: 0 };
         guest.base = u64::from(guest.config(0x10) & !0xf);
@@ -260,7 +261,8 @@ fn main() -> Result<(), Failure> {
     claim.release()?;
     for (address, before) in addresses.iter().zip(before) {
         let after = PciDevice::open(&host, *address)?;
-        assert_eq!(after.driver, before.driver);
+        // One that a killed run left with vfio-pci goes back to the driver it had before that.
+        assert!(after.driver == before.driver || before.driver.as_deref() == Some("vfio-pci"));
         println!("given back: {after}");
     }
     Ok(())

@@ -8,7 +8,7 @@ use dma::vfio::{Interrupt, VfioDevice, VfioError};
 use host::PciAddress;
 use memory::Gpa;
 use pci::{
-    Address, BarSpec, Bus, Decoded, DecodedAt, Function, MSIX_ENTRY_SIZE, Msi, Msix, PciError, Pin, Services,
+    Address, BarSpec, Decoded, DecodedAt, Function, MSIX_ENTRY_SIZE, Msi, Msix, PciError, Pin, Services,
     Windows, register,
 };
 
@@ -42,8 +42,7 @@ struct Hardware {
     reset: Reset,
     snapshot: Snapshot,
     msix: Option<MsixLayout>,
-    /// Where the BARs were put before the guest started.
-    placed: Vec<(BarSpec, u64)>,
+    bars: Vec<BarSpec>,
     windows: Windows,
 }
 
@@ -56,13 +55,14 @@ struct State {
 }
 
 impl Assigned {
-    /// Opens a device of the claim, whose RAM must be mapped, resets it, and makes it a function at `at` on the
-    /// guest's bus. The device cannot be bus master until the guest says so. `report` is told what happens to it.
+    /// Opens a device of the claim, whose RAM must be mapped, resets it, and makes it a function for `at` on the
+    /// guest's bus, with BARs that decode in `windows`. The device cannot be bus master until the guest says so.
+    /// `report` is told what happens to it.
     pub fn new(
         claim: &Claim,
         address: PciAddress,
         at: Address,
-        bus: &Bus,
+        windows: &Windows,
         services: Arc<dyn Services>,
         report: Report,
     ) -> Result<Arc<Assigned>, AssignError> {
@@ -95,16 +95,7 @@ impl Assigned {
             count: layout.count.min(irq.count.try_into().unwrap_or(u16::MAX)),
             ..layout
         });
-        let mut bars = bars::find(address, &device, &snapshot, &trapped(msix.as_ref()))?;
-        let mut placed = Vec::new();
-        for bar in &bars {
-            match bus.allocate(&name, bar.spec) {
-                Ok(address) => placed.push((bar.spec, address)),
-                Err(_) if bar.spec.index() == pci::ROM => {} // a guest can do without a ROM
-                Err(error) => return Err(error.into()),
-            }
-        }
-        bars.retain(|bar| placed.iter().any(|(spec, _)| *spec == bar.spec));
+        let bars = bars::find(address, &device, &snapshot, &trapped(msix.as_ref()))?;
         let kinds = kinds(&device, &snapshot, msix.as_ref(), at, &services)?;
         let interrupts = Interrupts::new(at, device.clone(), services.clone(), kinds, irq.no_resize);
 
@@ -114,8 +105,8 @@ impl Assigned {
             reset,
             snapshot,
             msix,
-            placed,
-            windows: bus.windows().clone(),
+            bars: bars.iter().map(|bar| bar.spec).collect(),
+            windows: windows.clone(),
         };
         let config = hardware.config(&interrupts);
         let state = State { config, interrupts, bars, shut: false };
@@ -162,7 +153,9 @@ impl Assigned {
         state.interrupts.reset()?;
         self.hardware.run_reset()?;
         set_command(&self.hardware.device, COMMAND_IDLE)?;
-        state.config = self.hardware.config(&state.interrupts);
+        let config = self.hardware.config(&state.interrupts);
+        let before = std::mem::replace(&mut state.config, config);
+        state.config.place_bars_as(&before);
         self.settle_pin(state);
         Ok(())
     }
@@ -271,7 +264,7 @@ fn set_command(device: &VfioDevice, command: u16) -> Result<(), VfioError> {
 }
 
 impl Hardware {
-    /// The configuration space as after reset, with the BARs where they were put first.
+    /// The configuration space as after reset.
     fn config(&self, interrupts: &Interrupts) -> Config {
         let features = Features {
             msi: interrupts.kinds.msi.as_ref(),
@@ -284,12 +277,7 @@ impl Hardware {
             resettable: matches!(self.reset, Reset::Function),
             pin: interrupts.kinds.pin,
         };
-        let bars: Vec<BarSpec> = self.placed.iter().map(|(bar, _)| *bar).collect();
-        let mut config = Config::new(&self.snapshot, &bars, &self.windows, &features);
-        for (bar, address) in &self.placed {
-            config.place_bar(*bar, *address);
-        }
-        config
+        Config::new(&self.snapshot, &self.bars, &self.windows, &features)
     }
 
     fn run_reset(&self) -> Result<(), VfioError> {
