@@ -8,7 +8,7 @@ use dma::vfio::{Interrupt, VfioDevice, VfioError};
 use host::PciAddress;
 use memory::Gpa;
 use pci::{
-    Address, BarSpec, Decoded, DecodedAt, Function, MSIX_ENTRY_SIZE, Msi, Msix, PciError, Pin, Services,
+    Address, BarSpec, Bus, Decoded, DecodedAt, Function, MSIX_ENTRY_SIZE, Msi, Msix, PciError, Pin, Services,
     Windows, register,
 };
 
@@ -42,7 +42,8 @@ struct Hardware {
     reset: Reset,
     snapshot: Snapshot,
     msix: Option<MsixLayout>,
-    bars: Vec<BarSpec>,
+    /// Where the BARs were put before the guest started.
+    placed: Vec<(BarSpec, u64)>,
     windows: Windows,
 }
 
@@ -55,14 +56,13 @@ struct State {
 }
 
 impl Assigned {
-    /// Opens a device of the claim, whose RAM must be mapped, resets it, and makes it a function for `at` on the
-    /// guest's bus, with BARs that decode in `windows`. The device cannot be bus master until the guest says so.
-    /// `report` is told what happens to it.
+    /// Opens a device of the claim, whose RAM must be mapped, resets it, and makes it a function at `at` on the
+    /// guest's bus. The device cannot be bus master until the guest says so. `report` is told what happens to it.
     pub fn new(
         claim: &Claim,
         address: PciAddress,
         at: Address,
-        windows: &Windows,
+        bus: &Bus,
         services: Arc<dyn Services>,
         report: Report,
     ) -> Result<Arc<Assigned>, AssignError> {
@@ -95,7 +95,16 @@ impl Assigned {
             count: layout.count.min(irq.count.try_into().unwrap_or(u16::MAX)),
             ..layout
         });
-        let bars = bars::find(address, &device, &snapshot, &trapped(msix.as_ref()))?;
+        let mut bars = bars::find(address, &device, &snapshot, &trapped(msix.as_ref()))?;
+        let mut placed = Vec::new();
+        for bar in &bars {
+            match bus.allocate(&name, bar.spec) {
+                Ok(address) => placed.push((bar.spec, address)),
+                Err(_) if bar.spec.index() == pci::ROM => {} // a guest can do without a ROM
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bars.retain(|bar| placed.iter().any(|(spec, _)| *spec == bar.spec));
         let kinds = kinds(&device, &snapshot, msix.as_ref(), at, &services)?;
         let interrupts = Interrupts::new(at, device.clone(), services.clone(), kinds, irq.no_resize);
 
@@ -105,8 +114,8 @@ impl Assigned {
             reset,
             snapshot,
             msix,
-            bars: bars.iter().map(|bar| bar.spec).collect(),
-            windows: windows.clone(),
+            placed,
+            windows: bus.windows().clone(),
         };
         let config = hardware.config(&interrupts);
         let state = State { config, interrupts, bars, shut: false };
@@ -153,9 +162,7 @@ impl Assigned {
         state.interrupts.reset()?;
         self.hardware.run_reset()?;
         set_command(&self.hardware.device, COMMAND_IDLE)?;
-        let config = self.hardware.config(&state.interrupts);
-        let before = std::mem::replace(&mut state.config, config);
-        state.config.place_bars_as(&before);
+        state.config = self.hardware.config(&state.interrupts);
         self.settle_pin(state);
         Ok(())
     }
@@ -264,7 +271,7 @@ fn set_command(device: &VfioDevice, command: u16) -> Result<(), VfioError> {
 }
 
 impl Hardware {
-    /// The configuration space as after reset.
+    /// The configuration space as after reset, with the BARs where they were put first.
     fn config(&self, interrupts: &Interrupts) -> Config {
         let features = Features {
             msi: interrupts.kinds.msi.as_ref(),
@@ -277,7 +284,12 @@ impl Hardware {
             resettable: matches!(self.reset, Reset::Function),
             pin: interrupts.kinds.pin,
         };
-        Config::new(&self.snapshot, &self.bars, &self.windows, &features)
+        let bars: Vec<BarSpec> = self.placed.iter().map(|(bar, _)| *bar).collect();
+        let mut config = Config::new(&self.snapshot, &bars, &self.windows, &features);
+        for (bar, address) in &self.placed {
+            config.place_bar(*bar, *address);
+        }
+        config
     }
 
     fn run_reset(&self) -> Result<(), VfioError> {

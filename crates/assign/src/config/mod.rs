@@ -187,10 +187,8 @@ impl Config {
         self.space.decoded()
     }
 
-    /// Puts the BARs where another configuration of the same function has them.
-    pub fn place_bars_as(&mut self, other: &Config) {
-        for bar in other.space.bars() {
-            self.space.place_bar(*bar, other.space.bar_address(*bar));
-        }
+    /// Puts a BAR at an address.
+    pub fn place_bar(&mut self, bar: BarSpec, address: u64) {
+        self.space.place_bar(bar, address);
     }
 }
