@@ -27,7 +27,7 @@ impl Claim {
     /// Checks all devices, and everything about them, before anything is touched; then binds them to vfio-pci and
     /// puts their groups into a new domain called `name`. On failure the host is as it was.
     pub fn new(host: &Host, name: &str, addresses: &[PciAddress]) -> Result<Claim, AssignError> {
-        let (devices, groups) = check(host, addresses)?;
+        let (devices, groups) = examine(host, addresses)?;
         let bound: Vec<Bound> =
             devices.iter().map(|device| host.bind_to_vfio(device)).collect::<Result<_, _>>()?;
         let groups = groups.into_iter().map(Group::open).collect::<Result<_, _>>()?;
@@ -73,8 +73,13 @@ impl Claim {
     }
 }
 
+/// Everything that can be known to stand in the way of taking these devices, at once, with nothing touched.
+pub fn check(host: &Host, addresses: &[PciAddress]) -> Result<(), AssignError> {
+    examine(host, addresses).map(drop)
+}
+
 /// Everything that can be known to stand in the way, at once; else the devices and their groups.
-fn check(host: &Host, addresses: &[PciAddress]) -> Result<(Vec<PciDevice>, BTreeSet<u32>), AssignError> {
+fn examine(host: &Host, addresses: &[PciAddress]) -> Result<(Vec<PciDevice>, BTreeSet<u32>), AssignError> {
     let (mut devices, mut groups, mut errors) = (Vec::new(), BTreeSet::new(), Vec::new());
     for (index, address) in addresses.iter().enumerate() {
         if addresses[..index].contains(address) {

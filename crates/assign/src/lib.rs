@@ -20,5 +20,5 @@ mod reset;
 
 pub use alarms::{Alarms, Event, Report};
 pub use assigned::Assigned;
-pub use claim::Claim;
+pub use claim::{Claim, check};
 pub use error::AssignError;
