@@ -53,7 +53,8 @@ impl Guest {
         let report = Arc::new(move |report| sink.lock().unwrap().push(report));
         let bus = Bus::new(&windows);
         let address = bus.free_address().unwrap();
-        let function = VirtioPci::new(device, address, ram.clone(), services.clone(), &bus, report).unwrap();
+        let function =
+            VirtioPci::new(device, address, ram.clone(), services.clone(), &windows, report).unwrap();
         bus.add(address, Arc::new(function)).unwrap();
         let guest = Guest { bus, address, ram, services, reports };
         for (register, bar) in [(0x10, Self::BAR), (0x18, Self::MSIX)] {

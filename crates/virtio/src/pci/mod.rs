@@ -11,7 +11,7 @@ mod tests;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use ::pci::{
-    Address, Bus, ConfigSpace, Decoded, DecodedAt, Function, Msix, PciError, Pin, ServiceError, Services,
+    Address, ConfigSpace, Decoded, DecodedAt, Function, Msix, PciError, Pin, ServiceError, Services, Windows,
     capability, register,
 };
 use memory::{Gpa, Ram};
@@ -48,16 +48,16 @@ struct State {
 }
 
 impl VirtioPci {
-    /// Makes a function of the device, to be added to `bus` at `address`; its BARs have their places there
-    /// already. `report` gets sentences about faults of its driver and failures of the host.
+    /// Makes a function for `address` of the device. `report` gets sentences about faults of its driver and
+    /// failures of the host.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         address: Address,
         ram: Arc<Ram>,
         services: Arc<dyn Services>,
-        bus: &Bus,
+        windows: &Windows,
         report: Report,
-    ) -> Result<VirtioPci, PciError> {
+    ) -> Result<VirtioPci, ServiceError> {
         let name = device.name().to_owned();
         let queues = device.queue_sizes().len();
         let kick = || {
@@ -73,11 +73,7 @@ impl VirtioPci {
 
         let vectors = queues as u16 + 1;
         let msix = Msix::new(address, services.clone(), vectors);
-        let bars = layout::bars(vectors);
-        let mut config = ConfigSpace::new(layout::identity(device.as_ref()), &bars, bus.windows());
-        for bar in bars {
-            config.place_bar(bar, bus.allocate(&name, bar)?);
-        }
+        let mut config = ConfigSpace::new(layout::identity(device.as_ref()), &layout::bars(vectors), windows);
         config.set(register::INTERRUPT_PIN, &[Pin::A as u8]);
         let (body, writable) =
             msix.capability((MSIX_BAR as u8, 0), (MSIX_BAR as u8, layout::pending_at(vectors)));
