@@ -6,6 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
 use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort, VirtioBlk};
+use host::Host;
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::Ram;
 use pci::{Address, Bus, PciError, Services};
@@ -49,6 +50,7 @@ pub fn assemble(
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
+    give_back_leftovers(&host, &report);
     let mut claimed = Claimed::new(&host, config.name.as_str(), &devices)?;
     steps.begin("RAM")?;
     let ram = Arc::new(Ram::new(&layout.ram)?);
@@ -125,6 +127,20 @@ pub fn assemble(
         vm,
         console,
     })
+}
+
+/// Gives back what VMs that were killed left bound. That it fails concerns this VM only if it wants such a device,
+/// and then claiming it says why.
+fn give_back_leftovers(host: &Host, report: &Reporter) {
+    for leftover in host.leftovers() {
+        match host.give_back_leftover(&leftover) {
+            Ok(()) => report(&format!(
+                "gave {} back, which a killed VM (process {}) had left",
+                leftover.address, leftover.pid
+            )),
+            Err(error) => report(&error.to_string()),
+        }
+    }
 }
 
 fn put_disk_on(
