@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
 
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
 use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort, VirtioBlk};
@@ -24,6 +23,7 @@ use crate::cpu::PowerOn;
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
 use crate::error::{StartError, system};
+use crate::events::{Event, Events, Reporter, Teller, events};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
@@ -31,7 +31,7 @@ use crate::ports::Ports;
 use crate::services::KvmServices;
 use crate::slots::Slots;
 use crate::steps::Steps;
-use crate::vm::{BootPlan, Event, Reporter, Vm};
+use crate::vm::{BootPlan, Vm};
 
 /// RAM that is made present before the guest starts: what a kernel touches while it boots, and a few gigabytes
 /// more would only delay the start. RAM for assigned devices is present as a whole, for they reach all of it.
@@ -46,7 +46,7 @@ pub fn assemble(
 ) -> Result<Vm, StartError> {
     let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, devices } = checked;
     let steps = Steps::from_environment();
-    let (sender, events) = channel();
+    let (sender, inbox) = events();
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
@@ -122,8 +122,8 @@ pub fn assemble(
         power,
         serial,
         console_writer,
-        report,
-        events,
+        teller: Teller::new(report),
+        inbox,
         vm,
         console,
     })
@@ -148,12 +148,11 @@ fn put_disk_on(
     disk: VirtioBlk,
     ram: &Arc<Ram>,
     services: &Arc<dyn Services>,
-    events: &Sender<Event>,
+    events: &Events,
 ) -> Result<(), StartError> {
     let at = bus.free_address()?;
     let events = events.clone();
-    // The owner listens as long as queues run.
-    let report = Arc::new(move |what: String| drop(events.send(Event::Trouble(what))));
+    let report = Arc::new(move |what: String| events.trouble(what));
     let function = VirtioPci::new(Box::new(disk), at, ram.clone(), services.clone(), bus.windows(), report)
         .map_err(PciError::from)?;
     bus.add(at, Arc::new(function))?;
@@ -178,18 +177,12 @@ fn make_cpus(
 }
 
 /// Sends what the guest asks for to the VM's owner.
-fn ask(events: &Sender<Event>) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
+fn ask(events: &Events) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
     let events = events.clone();
-    // The owner listens as long as vCPUs run.
-    Box::new(move |request| drop(events.send(Event::Power(request))))
+    Box::new(move |request| events.send(Event::Power(request)))
 }
 
-fn fixed_ports(
-    serial: &Arc<SerialPort>,
-    power: &Arc<Power>,
-    bus: &Arc<Bus>,
-    events: &Sender<Event>,
-) -> Ports {
+fn fixed_ports(serial: &Arc<SerialPort>, power: &Arc<Power>, bus: &Arc<Bus>, events: &Events) -> Ports {
     let mut ports = Ports::default();
     let mut add =
         |first: u16, count: u16, device: Arc<dyn PortDevice>| ports.add(first..=first + count - 1, device);

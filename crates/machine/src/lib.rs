@@ -15,6 +15,7 @@ mod cpu;
 mod cpuid;
 mod cpus;
 mod error;
+mod events;
 mod interrupts;
 mod kvm;
 mod layout;
@@ -26,6 +27,7 @@ mod vm;
 
 pub use disk::Counters;
 pub use error::StartError;
+pub use events::Reporter;
 pub use kvm::{Hypervisor, KvmError};
 pub use layout::{Layout, LayoutError};
-pub use vm::{Control, Ended, Outcome, Reporter, Vm};
+pub use vm::{Control, Ended, Outcome, Vm};
