@@ -4,8 +4,10 @@ mod ports;
 mod power;
 mod rtc;
 mod serial;
+mod virtio_blk;
 
 pub use ports::PortDevice;
 pub use power::{PmTimer, Power, PowerRequest, ResetPort};
 pub use rtc::Rtc;
 pub use serial::SerialPort;
+pub use virtio_blk::{VirtioBlk, VirtioBlkError, VirtioBlkOptions};

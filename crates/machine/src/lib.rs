@@ -3,20 +3,31 @@
 //! [`Vm::build`] makes everything or nothing; [`Vm::run`] returns when the VM has ended, with the reason. In
 //! between a [`Control`] presses the power button, stops the VM and types on its console.
 
+mod alarms;
+mod assemble;
+mod assigned;
 mod board;
+mod check;
 mod chips;
+mod config_ports;
 mod console;
 mod cpu;
 mod cpuid;
 mod cpus;
+mod error;
+mod events;
 mod interrupts;
 mod kvm;
 mod layout;
 mod ports;
 mod services;
 mod slots;
+pub mod steps;
 mod vm;
 
+pub use disk::Counters;
+pub use error::StartError;
+pub use events::Reporter;
 pub use kvm::{Hypervisor, KvmError};
 pub use layout::{Layout, LayoutError};
-pub use vm::{Control, Outcome, StartError, Vm};
+pub use vm::{Control, Ended, Outcome, Vm};

@@ -286,5 +286,6 @@ impl Bus {
     }
 }
 
+mod place;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! Interrupts of a device as VFIO sees them.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_INFO_NORESIZE,
@@ -9,6 +9,8 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
     VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX, vfio_irq_info,
 };
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::device::VfioDevice;
 use super::error::VfioError;
@@ -73,7 +75,7 @@ impl VfioDevice {
         &self,
         interrupt: Interrupt,
         start: u32,
-        eventfds: &[Option<BorrowedFd<'_>>],
+        eventfds: &[Option<&EventFd>],
     ) -> Result<(), VfioError> {
         let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
         self.set_irqs(interrupt, flags, start, eventfds).map_err(|cause| {
@@ -97,7 +99,7 @@ impl VfioDevice {
     }
 
     /// Has the kernel unmask the pin whenever this eventfd is signalled.
-    pub fn unmask_intx_on(&self, eventfd: BorrowedFd<'_>) -> Result<(), VfioError> {
+    pub fn unmask_intx_on(&self, eventfd: &EventFd) -> Result<(), VfioError> {
         let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_UNMASK;
         let fail = |cause| VfioError::new(self.name(), "have its interrupt pin unmasked", cause, "");
         self.set_irqs(Interrupt::Intx, flags, 0, &[Some(eventfd)]).map_err(fail)
@@ -125,11 +127,11 @@ impl VfioDevice {
         interrupt: Interrupt,
         flags: u32,
         start: u32,
-        eventfds: &[Option<BorrowedFd<'_>>],
+        eventfds: &[Option<&EventFd>],
     ) -> io::Result<()> {
         let count = eventfds.len() as u32;
         let mut request = vec![20 + 4 * count, flags, interrupt as u32, start, count];
-        let number = |fd: &Option<BorrowedFd<'_>>| fd.map_or(-1, |fd| fd.as_raw_fd()) as u32;
+        let number = |fd: &Option<&EventFd>| fd.map_or(-1, AsRawFd::as_raw_fd) as u32;
         request.extend(eventfds.iter().map(number));
         ioctl::words(&self.as_fd(), ioctl::VFIO_DEVICE_SET_IRQS(), &mut request)?;
         Ok(())

@@ -111,6 +111,24 @@ fn of_two_colliding_bars_the_first_stays_until_it_goes() {
 }
 
 #[test]
+fn bars_are_found_by_their_registers_and_placed_without_overlap() {
+    let (bus, probes) = bus(2);
+    for (address, probe) in &probes {
+        bus.place_bars(*address).unwrap();
+        let space = probe.space.lock().unwrap();
+        let bars = space.bars();
+        assert!(
+            bars.iter().all(|bar| space.bar_address(*bar) != 0 && space.bar_address(*bar) % bar.size() == 0)
+        );
+        assert_eq!(space.command(), 0);
+    }
+    for (address, probe) in &probes {
+        bus.write_config(*address, 4, &[3, 0]).unwrap();
+        assert_eq!(probe.seen.lock().unwrap().iter().flatten().count(), 3);
+    }
+}
+
+#[test]
 fn absent_functions_read_as_ones() {
     let (bus, _) = bus(1);
     let mut data = [0; 4];

@@ -1,20 +1,19 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ::pci::fake::FakeServices;
-use ::pci::{Bus, MsiMessage};
+use ::pci::MsiMessage;
 use memory::GpaRange;
 
 use super::*;
 use crate::device::{QueueSetup, StartError, Worker};
-use crate::driver::{Driver, Layout};
+use crate::driver::{Driver, Guest, Layout};
 use crate::queue::{Chain, Piece};
 
-const BAR: u64 = 0x40_0000_0000;
-const COMMON: u64 = BAR;
-const ISR: u64 = BAR + 0x1000;
-const DEVICE: u64 = BAR + 0x2000;
-const NOTIFY: u64 = BAR + 0x3000;
+const BAR: u64 = Guest::BAR;
+const COMMON: u64 = Guest::COMMON;
+const ISR: u64 = Guest::ISR;
+const DEVICE: u64 = Guest::DEVICE;
+const NOTIFY: u64 = Guest::NOTIFY;
 
 /// Gives every chain back with its number of bytes; while `hold` is set, its threads do not end.
 struct Echo {
@@ -88,104 +87,38 @@ impl VirtioDevice for Echo {
     }
 }
 
-/// A guest that talks to the function through the bus.
-struct Guest {
-    bus: Bus,
-    address: Address,
-    ram: Arc<Ram>,
-    services: Arc<FakeServices>,
+/// A guest with an echo device.
+struct Echoed {
+    guest: Guest,
     hold: Arc<AtomicBool>,
     resets: Arc<AtomicU64>,
-    reports: Arc<Mutex<Vec<String>>>,
 }
 
-impl Guest {
-    fn new() -> Guest {
-        let windows = Windows {
-            memory32: GpaRange::new(Gpa(0xc000_0000), 0x2000_0000).unwrap(),
-            memory64: GpaRange::new(Gpa(BAR), 0x10_0000_0000),
-            ports: (0xc000, 0xffff),
-        };
+impl std::ops::Deref for Echoed {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
+}
+
+impl Echoed {
+    fn new() -> Echoed {
         let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
-        let services = Arc::new(FakeServices::default());
         let (hold, resets): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
-        let reports: Arc<Mutex<Vec<String>>> = Arc::default();
         let echo = Echo { hold: hold.clone(), resets: resets.clone(), config: *b"abcdefgh" };
-        let sink = reports.clone();
-        let bus = Bus::new(&windows);
-        let address = bus.free_address().unwrap();
-        let function = VirtioPci::new(
-            Box::new(echo),
-            address,
-            ram.clone(),
-            services.clone(),
-            &windows,
-            Arc::new(move |report| sink.lock().unwrap().push(report)),
-        )
-        .unwrap();
-        bus.add(address, Arc::new(function)).unwrap();
-        let guest = Guest { bus, address, ram, services, hold, resets, reports };
-        guest.config_write(0x10, &(BAR as u32).to_le_bytes());
-        guest.config_write(0x14, &((BAR >> 32) as u32).to_le_bytes());
-        guest.config_write(0x18, &(BAR as u32 + 0x10000).to_le_bytes());
-        guest.config_write(0x1c, &((BAR >> 32) as u32).to_le_bytes());
-        guest.config_write(4, &[6, 0]);
-        guest
+        Echoed { guest: Guest::new(Box::new(echo), ram), hold, resets }
     }
 
-    fn config_write(&self, offset: u16, data: &[u8]) {
-        self.bus.write_config(self.address, offset, data).unwrap();
-    }
-
-    fn config_read<const N: usize>(&self, offset: u16) -> [u8; N] {
-        let mut data = [0; N];
-        self.bus.read_config(self.address, offset, &mut data);
-        data
-    }
-
-    fn write<const N: usize>(&self, at: u64, data: [u8; N]) {
-        self.bus.write_memory(Gpa(at), &data).unwrap().unwrap();
-    }
-
-    fn read<const N: usize>(&self, at: u64) -> [u8; N] {
-        let mut data = [0; N];
-        assert!(self.bus.read_memory(Gpa(at), &mut data));
-        data
-    }
-
-    fn status(&self) -> u8 {
-        self.read::<1>(COMMON + 20)[0]
-    }
-
-    fn negotiate(&self, features: Features) {
-        self.write(COMMON + 20, [1]);
-        self.write(COMMON + 20, [3]);
-        for half in 0..2u32 {
-            self.write(COMMON + 8, half.to_le_bytes());
-            self.write(COMMON + 12, ((features.0 >> (32 * half)) as u32).to_le_bytes());
-        }
-        self.write(COMMON + 20, [11]);
-    }
-
-    fn add_queue(&self, index: u16, features: Features) -> Driver {
-        let driver = Driver::new(self.ram.clone(), Gpa(0x10000 * (u64::from(index) + 1)), 16, features);
-        let at = driver.addresses();
-        self.write(COMMON + 22, index.to_le_bytes());
-        self.write(COMMON + 24, at.size.to_le_bytes());
-        self.write(COMMON + 32, at.descriptors.0.to_le_bytes());
-        for (offset, address) in [(40, at.driver.0), (48, at.device.0)] {
-            self.write(COMMON + offset, (address as u32).to_le_bytes());
-            self.write(COMMON + offset + 4, ((address >> 32) as u32).to_le_bytes());
-        }
-        self.write(COMMON + 28, 1u16.to_le_bytes());
-        driver
+    fn queue(&self, index: u16, features: Features) -> Driver {
+        self.add_queue(index, Gpa(0x10000 * (u64::from(index) + 1)), 16, features)
     }
 
     fn start(&self) -> Driver {
         let features = Features::VERSION_1 | Features::EVENT_IDX | Features::RING_RESET;
         self.negotiate(features);
-        let driver = self.add_queue(0, features);
-        self.write(COMMON + 20, [15]);
+        let driver = self.queue(0, features);
+        self.go();
         assert_eq!(self.status(), 15);
         driver
     }
@@ -193,7 +126,7 @@ impl Guest {
     fn echo(&self, driver: &mut Driver) -> bool {
         driver.want_interrupt(0);
         let head = driver.add(&[Piece { gpa: Gpa(0x8000), len: 77 }], &[], Layout::Direct).unwrap();
-        self.write(NOTIFY, [0, 0]);
+        self.kick(0);
         until(|| driver.take_used()) == Some((head, 77))
     }
 }
@@ -210,7 +143,7 @@ fn until<T>(mut ready: impl FnMut() -> Option<T>) -> Option<T> {
 
 #[test]
 fn a_driver_finds_the_windows_by_their_capabilities() {
-    let guest = Guest::new();
+    let guest = Echoed::new();
     assert_eq!(guest.config_read::<4>(0), [0xf4, 0x1a, 0x40 + 42, 0x10]);
     let found = capability::walk(|offset| guest.config_read::<1>(offset)[0]);
     let vendor: Vec<u16> =
@@ -229,7 +162,7 @@ fn a_driver_finds_the_windows_by_their_capabilities() {
 
 #[test]
 fn features_must_be_offered_and_include_version_1() {
-    let guest = Guest::new();
+    let guest = Echoed::new();
     guest.negotiate(Features(1));
     assert_eq!(guest.status(), 3, "no VERSION_1");
     guest.write(COMMON + 20, [0]);
@@ -237,7 +170,7 @@ fn features_must_be_offered_and_include_version_1() {
     assert_eq!(guest.status(), 3, "never offered");
     guest.write(COMMON + 20, [15]);
     assert_eq!(guest.status(), 3 | 64, "went on nevertheless");
-    assert!(guest.reports.lock().unwrap()[0].starts_with("virtio-echo e0: the driver went on"));
+    assert!(guest.reports()[0].starts_with("virtio-echo e0: the driver went on"));
     guest.write(COMMON + 20, [0]);
     assert_eq!(guest.status(), 0);
     guest.negotiate(Features::VERSION_1 | Features(1));
@@ -249,7 +182,7 @@ fn features_must_be_offered_and_include_version_1() {
 
 #[test]
 fn chains_are_served_and_interrupts_come_by_vector() {
-    let guest = Guest::new();
+    let guest = Echoed::new();
     let msix = capability::walk(|offset| guest.config_read::<1>(offset)[0])[0].1;
     guest.config_write(msix + 2, &0x8000u16.to_le_bytes());
     let table = BAR + 0x10000 + 16;
@@ -272,7 +205,7 @@ fn chains_are_served_and_interrupts_come_by_vector() {
 
 #[test]
 fn without_msix_the_pin_is_asserted_until_the_isr_is_read() {
-    let guest = Guest::new();
+    let guest = Echoed::new();
     let mut driver = guest.start();
     assert!(guest.echo(&mut driver));
     let line = guest.services.lines()[0].clone();
@@ -289,7 +222,7 @@ fn without_msix_the_pin_is_asserted_until_the_isr_is_read() {
 
 #[test]
 fn the_status_reads_zero_only_when_the_queues_have_drained() {
-    let guest = Guest::new();
+    let guest = Echoed::new();
     let mut driver = guest.start();
     assert!(guest.echo(&mut driver));
     guest.hold.store(true, Ordering::SeqCst);
@@ -309,7 +242,7 @@ fn the_status_reads_zero_only_when_the_queues_have_drained() {
 
 #[test]
 fn a_single_queue_can_be_reset_and_used_again() {
-    let guest = Guest::new();
+    let guest = Echoed::new();
     let mut driver = guest.start();
     assert!(guest.echo(&mut driver));
     guest.hold.store(true, Ordering::SeqCst);
@@ -319,7 +252,7 @@ fn a_single_queue_can_be_reset_and_used_again() {
     guest.hold.store(false, Ordering::SeqCst);
     assert!(until(|| (guest.read::<2>(COMMON + 58) == [0, 0]).then_some(())).is_some());
     assert_eq!(guest.read::<2>(COMMON + 28), [0, 0]);
-    let mut driver = guest.add_queue(0, Features::EVENT_IDX);
+    let mut driver = guest.queue(0, Features::EVENT_IDX);
     assert_eq!(guest.read::<2>(COMMON + 28), [1, 0]);
     assert!(guest.echo(&mut driver));
     assert_eq!(guest.status(), 15);
@@ -327,12 +260,12 @@ fn a_single_queue_can_be_reset_and_used_again() {
 
 #[test]
 fn nonsense_in_a_queue_asks_for_a_reset_and_is_reported() {
-    let guest = Guest::new();
+    let guest = Echoed::new();
     let mut driver = guest.start();
     driver.set_index(999);
     guest.write(NOTIFY, [0, 0]);
     assert!(until(|| (guest.status() == 15 | 64).then_some(())).is_some());
-    let report = guest.reports.lock().unwrap()[0].clone();
+    let report = &guest.reports()[0];
     assert!(report.starts_with("virtio-echo e0: queue 0: the available index 999"), "{report}");
     guest.write(COMMON + 20, [0]);
     assert!(until(|| (guest.status() == 0).then_some(())).is_some());
@@ -342,21 +275,21 @@ fn nonsense_in_a_queue_asks_for_a_reset_and_is_reported() {
 
 #[test]
 fn a_queue_outside_ram_asks_for_a_reset() {
-    let guest = Guest::new();
+    let guest = Echoed::new();
     let features = Features::VERSION_1;
     guest.negotiate(features);
-    guest.add_queue(1, features);
+    guest.queue(1, features);
     guest.write(COMMON + 22, 0u16.to_le_bytes());
     guest.write(COMMON + 32, 0xdead_0000u64.to_le_bytes());
     guest.write(COMMON + 28, 1u16.to_le_bytes());
     guest.write(COMMON + 20, [15]);
     assert_eq!(guest.status(), 15 | 64);
-    assert!(guest.reports.lock().unwrap()[0].contains("descriptor table"));
+    assert!(guest.reports()[0].contains("descriptor table"));
 }
 
 #[test]
 fn the_window_in_configuration_space_reaches_the_registers() {
-    let guest = Guest::new();
+    let guest = Echoed::new();
     let at = capability::walk(|offset| guest.config_read::<1>(offset)[0]).last().unwrap().1;
     guest.config_write(at + 8, &0x2000u32.to_le_bytes());
     guest.config_write(at + 12, &4u32.to_le_bytes());
@@ -379,7 +312,7 @@ fn the_window_in_configuration_space_reaches_the_registers() {
 
 #[test]
 fn a_reset_of_the_machine_ends_everything() {
-    let guest = Guest::new();
+    let guest = Echoed::new();
     let mut driver = guest.start();
     assert!(guest.echo(&mut driver));
     assert!(guest.bus.reset().is_empty());
@@ -403,7 +336,7 @@ mod random {
         fn no_sequence_of_register_writes_harms(
             writes in prop::collection::vec((0u64..0x3010, any::<u64>(), 0usize..4, any::<bool>()), 1..200)
         ) {
-            let guest = Guest::new();
+            let guest = Echoed::new();
             for (at, value, width, shape) in writes {
                 let len = 1 << width;
                 // Half of the writes are aimed at the registers that steer.

@@ -1,4 +1,4 @@
-//! The guest's side of a split queue, for tests of queues and device models.
+//! The guest's side of a split queue.
 
 use std::sync::Arc;
 

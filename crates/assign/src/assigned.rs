@@ -1,0 +1,420 @@
+//! An assigned function on the guest's PCI bus.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use dma::Domain;
+use dma::vfio::{Interrupt, VfioDevice, VfioError};
+use host::PciAddress;
+use memory::Gpa;
+use pci::{
+    Address, BarSpec, Bus, Decoded, DecodedAt, Function, MSIX_ENTRY_SIZE, Msi, Msix, PciError, Pin, Services,
+    Windows, register,
+};
+
+use crate::alarms::{Alarms, Event, Report};
+use crate::bars::{self, Bar};
+use crate::claim::Claim;
+use crate::config::{self, COMMAND_IDLE, Config, Effect, Features, MsixLayout, Snapshot};
+use crate::error::{AssignError, all};
+use crate::interrupts::{Interrupts, Kinds};
+use crate::reset::Reset;
+
+/// A host PCI function in the guest.
+///
+/// Dropping it has the device raise and reach nothing any more, resets it and closes it; [`Assigned::shut_down`]
+/// does the same and returns what failed.
+pub struct Assigned {
+    name: String,
+    at: Address,
+    services: Arc<dyn Services>,
+    report: Report,
+    hardware: Hardware,
+    alarms: Alarms,
+    state: Mutex<State>,
+}
+
+/// The device itself and what it is like; nothing here changes.
+struct Hardware {
+    device: Arc<VfioDevice>,
+    /// Kept at least as long as the device.
+    _domain: Arc<Domain>,
+    reset: Reset,
+    snapshot: Snapshot,
+    msix: Option<MsixLayout>,
+    /// Where the BARs were put before the guest started.
+    placed: Vec<(BarSpec, u64)>,
+    windows: Windows,
+}
+
+struct State {
+    config: Config,
+    interrupts: Interrupts,
+    bars: Vec<Bar>,
+    /// Whether the function was shut down; then nothing touches the device any more.
+    shut: bool,
+}
+
+impl Assigned {
+    /// Opens a device of the claim, whose RAM must be mapped, resets it, and makes it a function at `at` on the
+    /// guest's bus. The device cannot be bus master until the guest says so. `report` is told what happens to it.
+    pub fn new(
+        claim: &Claim,
+        address: PciAddress,
+        at: Address,
+        bus: &Bus,
+        services: Arc<dyn Services>,
+        report: Report,
+    ) -> Result<Arc<Assigned>, AssignError> {
+        let name = address.to_string();
+        let domain = claim.domain().clone();
+        let device = domain.open_device(claim.group_of(address)?, &name)?;
+        let alarms = Alarms::new(&device)?;
+
+        let claimed: Vec<PciAddress> = claim.devices().iter().map(|device| device.address).collect();
+        let reset = Reset::of(&device, &domain, &claimed);
+        if matches!(reset, Reset::None) {
+            let what = "it has no reset mechanism (one that resets its whole bus counts only when all devices on \
+                        that bus are assigned). It starts with what its last user left in it, and keeps what this \
+                        guest leaves";
+            report(Event::Warning { device: name.clone(), what: what.to_owned() });
+        }
+        set_command(&device, COMMAND_IDLE)?;
+        reset.run(&device)?;
+        set_command(&device, COMMAND_IDLE)?;
+
+        let snapshot = Snapshot::read(device.config().size, |offset, data| {
+            device.read(device.config(), u64::from(offset), data)
+        })?;
+        let header = snapshot.u8(register::HEADER_TYPE) & 0x7f;
+        if header != 0 {
+            return Err(AssignError::NotEndpoint { address, header });
+        }
+        let irq = device.irq(Interrupt::Msix)?;
+        let msix = config::msix(&snapshot).filter(|_| irq.count > 0).map(|layout| MsixLayout {
+            count: layout.count.min(irq.count.try_into().unwrap_or(u16::MAX)),
+            ..layout
+        });
+        let mut bars = bars::find(address, &device, &snapshot, &trapped(msix.as_ref()))?;
+        let mut placed = Vec::new();
+        for bar in &bars {
+            match bus.allocate(&name, bar.spec) {
+                Ok(address) => placed.push((bar.spec, address)),
+                Err(_) if bar.spec.index() == pci::ROM => {} // a guest can do without a ROM
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bars.retain(|bar| placed.iter().any(|(spec, _)| *spec == bar.spec));
+        let kinds = kinds(&device, &snapshot, msix.as_ref(), at, &services)?;
+        let interrupts = Interrupts::new(at, device.clone(), services.clone(), kinds, irq.no_resize);
+
+        let hardware = Hardware {
+            device,
+            _domain: domain,
+            reset,
+            snapshot,
+            msix,
+            placed,
+            windows: bus.windows().clone(),
+        };
+        let config = hardware.config(&interrupts);
+        let state = State { config, interrupts, bars, shut: false };
+        let assigned = Assigned { name, at, services, report, hardware, alarms, state: Mutex::new(state) };
+        assigned.settle_pin(&mut assigned.state());
+        Ok(Arc::new(assigned))
+    }
+
+    /// The eventfds by which the kernel tells of errors of the device, and of the host wanting it back.
+    pub fn alarms(&self) -> &Alarms {
+        &self.alarms
+    }
+
+    /// Whether the device can be reset at all.
+    pub fn can_reset(&self) -> bool {
+        !matches!(self.hardware.reset, Reset::None)
+    }
+
+    /// Takes the function out of the guest and makes the device quiet: no DMA, no interrupt, no memory in the
+    /// guest; then resets it. Tries everything and returns all that failed. Afterwards it reads as ones.
+    pub fn shut_down(&self) -> Result<(), AssignError> {
+        let mut state = self.state();
+        if std::mem::replace(&mut state.shut, true) {
+            return Ok(());
+        }
+        let mut errors: Vec<AssignError> = Vec::new();
+        errors.extend(set_command(&self.hardware.device, COMMAND_IDLE).err().map(AssignError::from));
+        errors.extend(state.interrupts.reset().err());
+        for bar in &mut state.bars {
+            errors.extend(bar.vanish(self.at, &*self.services).err().map(AssignError::from));
+            if bar.is_visible() {
+                bar.leak();
+            }
+        }
+        errors.extend(self.alarms.silence(&self.hardware.device).err().map(AssignError::from));
+        errors.extend(self.hardware.run_reset().err().map(AssignError::from));
+        errors.extend(set_command(&self.hardware.device, 0).err().map(AssignError::from));
+        all(errors)
+    }
+
+    /// The device and its emulated registers, back to the state after reset.
+    fn reset_all(&self, state: &mut State) -> Result<(), AssignError> {
+        set_command(&self.hardware.device, COMMAND_IDLE)?;
+        state.interrupts.reset()?;
+        self.hardware.run_reset()?;
+        set_command(&self.hardware.device, COMMAND_IDLE)?;
+        state.config = self.hardware.config(&state.interrupts);
+        self.settle_pin(state);
+        Ok(())
+    }
+
+    /// Connects the pin. Where that fails (a line shared with a device of the host) the guest may well live with
+    /// messages, as nearly all do; so it is told, and no more.
+    fn settle_pin(&self, state: &mut State) {
+        if let Err(error) = state.interrupts.settle(&state.config.msi_body()) {
+            self.warn(format!("its interrupt pin does not work in the guest: {error}"));
+        }
+    }
+
+    fn apply(&self, state: &mut State, effect: Effect) -> Result<(), AssignError> {
+        let device = &self.hardware.device;
+        let config = device.config();
+        match effect {
+            Effect::Command(command) => set_command(device, command)?,
+            Effect::ClearStatus(errors) => {
+                device.write(config, register::STATUS.into(), &errors.to_le_bytes())?;
+            }
+            Effect::Vpd(offset, address) => device.write(config, offset.into(), &address.to_le_bytes())?,
+            Effect::Reset => self.reset_all(state)?,
+            Effect::Msi => {
+                let body = state.config.msi_body();
+                state.interrupts.msi_changed(&body)?;
+            }
+            Effect::Msix(control) => {
+                let body = state.config.msi_body();
+                state.interrupts.msix_control(control, &body)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where in the MSI-X table or pending bits an access falls.
+    fn msix_part(&self, bar: usize, offset: u64, len: usize) -> Option<Part> {
+        let layout = self.hardware.msix.as_ref()?;
+        let end = offset + len as u64;
+        let [table, pending] = parts(layout);
+        let touches =
+            |(other, bytes): &(usize, Range<u64>)| *other == bar && offset < bytes.end && end > bytes.start;
+        let inside = |bytes: &Range<u64>| offset >= bytes.start && end <= bytes.end;
+        if touches(&table) {
+            Some(if inside(&table.1) { Part::Table(offset - table.1.start) } else { Part::Edge })
+        } else if touches(&pending) {
+            Some(if inside(&pending.1) { Part::Pending(offset - pending.1.start) } else { Part::Edge })
+        } else {
+            None
+        }
+    }
+
+    fn warn(&self, what: String) {
+        (self.report)(Event::Warning { device: self.name.clone(), what });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn error(&self, error: &impl ToString) -> PciError {
+        PciError::Function { function: self.name.clone(), what: error.to_string() }
+    }
+}
+
+/// A part of a BAR that is emulated.
+enum Part {
+    /// So far into the MSI-X table.
+    Table(u64),
+    /// So far into the pending bits.
+    Pending(u64),
+    /// Half in and half out, which nobody does.
+    Edge,
+}
+
+/// The BARs and bytes of MSI-X's table and of its pending bits.
+fn parts(layout: &MsixLayout) -> [(usize, Range<u64>); 2] {
+    let part =
+        |place: (u8, u32), len: u64| (usize::from(place.0), u64::from(place.1)..u64::from(place.1) + len);
+    let count = u64::from(layout.count);
+    [part(layout.table, count * MSIX_ENTRY_SIZE), part(layout.pending, count.div_ceil(64) * 8)]
+}
+
+fn trapped(layout: Option<&MsixLayout>) -> Vec<(usize, Range<u64>)> {
+    layout.map(|layout| parts(layout).to_vec()).unwrap_or_default()
+}
+
+/// What interrupts the guest can have.
+fn kinds(
+    device: &VfioDevice,
+    snapshot: &Snapshot,
+    msix: Option<&MsixLayout>,
+    at: Address,
+    services: &Arc<dyn Services>,
+) -> Result<Kinds, VfioError> {
+    let has = |kind| Ok(device.irq(kind)?.count > 0);
+    let pin = Pin::from_register(snapshot.u8(register::INTERRUPT_PIN));
+    let pin = if has(Interrupt::Intx)? { pin } else { None };
+    let msi = if has(Interrupt::Msi)? { config::msi(snapshot) } else { None };
+    let msi = msi.map(|layout| Msi::new(at, services.clone(), layout.count, layout.maskable));
+    let msix = msix.map(|layout| Msix::new(at, services.clone(), layout.count));
+    Ok(Kinds { pin, msi, msix })
+}
+
+fn set_command(device: &VfioDevice, command: u16) -> Result<(), VfioError> {
+    device.write(device.config(), register::COMMAND.into(), &command.to_le_bytes())
+}
+
+impl Hardware {
+    /// The configuration space as after reset, with the BARs where they were put first.
+    fn config(&self, interrupts: &Interrupts) -> Config {
+        let features = Features {
+            msi: interrupts.kinds.msi.as_ref(),
+            msix: interrupts
+                .kinds
+                .msix
+                .as_ref()
+                .zip(self.msix)
+                .map(|(msix, layout)| msix.capability(layout.table, layout.pending)),
+            resettable: matches!(self.reset, Reset::Function),
+            pin: interrupts.kinds.pin,
+        };
+        let bars: Vec<BarSpec> = self.placed.iter().map(|(bar, _)| *bar).collect();
+        let mut config = Config::new(&self.snapshot, &bars, &self.windows, &features);
+        for (bar, address) in &self.placed {
+            config.place_bar(*bar, *address);
+        }
+        config
+    }
+
+    fn run_reset(&self) -> Result<(), VfioError> {
+        self.reset.run(&self.device)
+    }
+}
+
+impl Function for Assigned {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        let state = self.state();
+        if state.shut {
+            data.fill(0xff);
+            return;
+        }
+        let device = &self.hardware.device;
+        let read = state
+            .config
+            .read(offset, data, |offset, data| device.read(device.config(), u64::from(offset), data));
+        drop(state);
+        if let Err(error) = read {
+            data.fill(0xff);
+            self.warn(error.to_string());
+        }
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) -> Result<(), PciError> {
+        let mut state = self.state();
+        if state.shut {
+            return Ok(());
+        }
+        for effect in state.config.write(offset, data) {
+            self.apply(&mut state, effect).map_err(|error| self.error(&error))?;
+        }
+        Ok(())
+    }
+
+    fn decoded(&self) -> Decoded {
+        let state = self.state();
+        if state.shut { Decoded::default() } else { state.config.decoded() }
+    }
+
+    fn read_bar(&self, bar: usize, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        let state = self.state();
+        if state.shut {
+            return;
+        }
+        let msix = state.interrupts.kinds.msix.as_ref();
+        match (self.msix_part(bar, offset, data.len()), msix) {
+            (Some(Part::Table(offset)), Some(msix)) => msix.read_table(offset, data),
+            (Some(Part::Pending(offset)), Some(msix)) => msix.read_pending(offset, data),
+            (Some(_), _) => {}
+            (None, _) => {
+                let Some(region) = state.region(bar) else { return };
+                drop(state);
+                if let Err(error) = self.hardware.device.read(&region, offset, data) {
+                    data.fill(0xff);
+                    self.warn(error.to_string());
+                }
+            }
+        }
+    }
+
+    fn write_bar(&self, bar: usize, offset: u64, data: &[u8]) -> Result<(), PciError> {
+        let mut state = self.state();
+        if state.shut {
+            return Ok(());
+        }
+        match self.msix_part(bar, offset, data.len()) {
+            Some(Part::Table(offset)) => {
+                let body = state.config.msi_body();
+                let written = state.interrupts.write_table(offset, data, &body);
+                written.map_err(|error| self.error(&error))
+            }
+            Some(_) => Ok(()),
+            None => {
+                let Some(region) = state.region(bar).filter(|region| region.writable) else { return Ok(()) };
+                drop(state);
+                self.hardware.device.write(&region, offset, data).map_err(|error| self.error(&error))
+            }
+        }
+    }
+
+    fn bar_moved(&self, bar: usize, at: Option<DecodedAt>) -> Result<(), PciError> {
+        let mut state = self.state();
+        let Some(bar) = state.bars.iter_mut().find(|other| other.spec.index() == bar) else { return Ok(()) };
+        bar.vanish(self.at, &*self.services)?;
+        if let Some(DecodedAt::Memory(range)) = at {
+            bar.appear(self.at, Gpa(range.start().0), &*self.services)?;
+        }
+        Ok(())
+    }
+
+    fn reset(&self) -> Result<(), PciError> {
+        let mut state = self.state();
+        if state.shut {
+            return Ok(());
+        }
+        for bar in &mut state.bars {
+            bar.vanish(self.at, &*self.services)?;
+        }
+        self.reset_all(&mut state).map_err(|error| self.error(&error))
+    }
+}
+
+impl State {
+    fn region(&self, bar: usize) -> Option<dma::vfio::Region> {
+        self.bars.iter().find(|other| other.spec.index() == bar).map(|bar| bar.region.clone())
+    }
+}
+
+impl Drop for Assigned {
+    fn drop(&mut self) {
+        if let Err(error) = self.shut_down() {
+            eprintln!("skep: {error}");
+        }
+    }
+}
+
+impl std::fmt::Debug for Assigned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Assigned({} at {})", self.name, self.at)
+    }
+}

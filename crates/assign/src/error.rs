@@ -1,0 +1,96 @@
+//! Why a device could not be assigned.
+
+use dma::vfio::VfioError;
+use dma::{Difference, DomainError};
+use host::{BindError, HostError, NotViable, PciAddress, Reason};
+use pci::{PciError, ServiceError};
+
+/// Why a device could not be assigned, reset or given back.
+#[derive(Debug, thiserror::Error)]
+pub enum AssignError {
+    /// A fact about the host or device.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The device could not be taken or given back.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The host uses other devices of its group.
+    #[error(transparent)]
+    NotViable(#[from] NotViable),
+    /// The DMA domain.
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+    /// The DMA domain does not hold the VM's RAM.
+    #[error(transparent)]
+    Difference(#[from] Difference),
+    /// A call of VFIO's.
+    #[error(transparent)]
+    Vfio(#[from] VfioError),
+    /// The machine could not do what the device needs.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// The guest's PCI bus has no room for it.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// The host uses the device.
+    #[error("PCI device {address} is in use by this host: {}", reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join("; "))]
+    InUse {
+        /// The device.
+        address: PciAddress,
+        /// All reasons.
+        reasons: Vec<Reason>,
+    },
+    /// The same device twice.
+    #[error("PCI device {address} is assigned twice. Name it once")]
+    Twice {
+        /// The device.
+        address: PciAddress,
+    },
+    /// It is none of the claim's devices.
+    #[error("PCI device {address} is not among those claimed for this VM")]
+    NotClaimed {
+        /// The device.
+        address: PciAddress,
+    },
+    /// The function is no endpoint.
+    #[error(
+        "PCI device {address} is a bridge (header type {header:#x}); only endpoints can be assigned. Assign the \
+         devices behind it instead"
+    )]
+    NotEndpoint {
+        /// The device.
+        address: PciAddress,
+        /// Its header type register.
+        header: u8,
+    },
+    /// A BAR that no guest could use.
+    #[error(
+        "PCI device {address}: BAR {bar} has {size:#x} bytes, which no BAR can have. The device is broken or off"
+    )]
+    Bar {
+        /// The device.
+        address: PciAddress,
+        /// The BAR.
+        bar: usize,
+        /// Its size.
+        size: u64,
+    },
+    /// Devices of a domain are still open, so nothing can be given back yet.
+    #[error("the DMA domain is still used by {}; these must be closed before devices can be given back", devices.join(", "))]
+    StillOpen {
+        /// The devices.
+        devices: Vec<String>,
+    },
+    /// Several things at once.
+    #[error("{}", .0.iter().map(AssignError::to_string).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<AssignError>),
+}
+
+/// Nothing, the one error, or all of them.
+pub(crate) fn all(mut errors: Vec<AssignError>) -> Result<(), AssignError> {
+    match errors.len() {
+        0 => Ok(()),
+        1 => Err(errors.remove(0)),
+        _ => Err(AssignError::Several(errors)),
+    }
+}

@@ -1,0 +1,210 @@
+//! The virtio block device (VIRTIO 1.2, 5.2).
+//!
+//! Each queue has a thread of its own, named `vq-DISK-N`, with a queue of its own to the disk. The thread takes
+//! chains, turns each into one request whose buffers are the guest's own memory, and hands all of them to the
+//! kernel in the system call in which it also waits for completions and kicks.
+
+mod config;
+mod failures;
+mod queue;
+mod request;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use disk::{Access, Disk, WriteCache};
+use virtio::{Features, QueueSetup, StartError, VirtioDevice, Worker};
+
+use config::Config;
+use queue::BlockQueue;
+use request::SERIAL_LENGTH;
+
+/// Device type of a block device.
+const BLOCK: u16 = 2;
+/// PCI class: mass storage, SCSI by name, as every hypervisor has it.
+const CLASS: u32 = 0x01_0000;
+
+/// Feature bits of block devices (5.2.3).
+pub(super) mod feature {
+    use virtio::Features;
+
+    pub const SIZE_MAX: Features = Features(1 << 1);
+    pub const SEG_MAX: Features = Features(1 << 2);
+    pub const RO: Features = Features(1 << 5);
+    pub const BLK_SIZE: Features = Features(1 << 6);
+    pub const FLUSH: Features = Features(1 << 9);
+    pub const TOPOLOGY: Features = Features(1 << 10);
+    pub const CONFIG_WCE: Features = Features(1 << 11);
+    pub const MQ: Features = Features(1 << 12);
+    pub const DISCARD: Features = Features(1 << 13);
+    pub const WRITE_ZEROES: Features = Features(1 << 14);
+}
+
+/// How a disk appears.
+#[derive(Clone, Debug)]
+pub struct VirtioBlkOptions {
+    /// A short name, for messages and thread names: "disk0".
+    pub name: String,
+    /// Number of queues, 1 to 64; one for each vCPU serves best.
+    pub queues: u16,
+    /// Descriptors in each queue: a power of two, 4 to 1024.
+    pub queue_size: u16,
+    /// The serial number shown, if not the disk's own; 20 bytes at most.
+    pub serial: Option<String>,
+}
+
+impl VirtioBlkOptions {
+    /// One queue of 256 descriptors and the disk's own serial number.
+    pub fn new(name: impl Into<String>) -> VirtioBlkOptions {
+        VirtioBlkOptions { name: name.into(), queues: 1, queue_size: 256, serial: None }
+    }
+}
+
+/// Why there cannot be such a device.
+#[derive(Debug, thiserror::Error)]
+pub enum VirtioBlkError {
+    /// Too few queues or too many.
+    #[error("disk {name}: {queues} queues. Give it 1 to 64 queues (queues=1).")]
+    Queues {
+        /// The disk.
+        name: String,
+        /// Queues asked for.
+        queues: u16,
+    },
+    /// No size for a queue.
+    #[error("disk {name}: queues of {size} descriptors. The size is a power of two from 4 to 1024.")]
+    QueueSize {
+        /// The disk.
+        name: String,
+        /// Descriptors asked for.
+        size: u16,
+    },
+    /// Longer than the guest can be shown.
+    #[error("disk {name}: the serial number {serial:?} is longer than 20 bytes. Choose a shorter one.")]
+    Serial {
+        /// The disk.
+        name: String,
+        /// The serial number.
+        serial: String,
+    },
+}
+
+/// A disk as a virtio block device.
+pub struct VirtioBlk {
+    /// "virtio-blk disk0".
+    name: String,
+    /// "disk0", for threads.
+    short: String,
+    disk: Arc<Disk>,
+    queue_sizes: Vec<u16>,
+    config: Config,
+    serial: [u8; SERIAL_LENGTH],
+    /// Whether completed writes may wait in a cache until the next flush; the driver may change it.
+    write_back: Arc<AtomicBool>,
+}
+
+impl VirtioBlk {
+    /// A device over a disk that others may use only through the same `disk`.
+    pub fn new(disk: Arc<Disk>, options: VirtioBlkOptions) -> Result<VirtioBlk, VirtioBlkError> {
+        let VirtioBlkOptions { name, queues, queue_size, serial } = options;
+        if !(1..=64).contains(&queues) {
+            return Err(VirtioBlkError::Queues { name, queues });
+        }
+        if !queue_size.is_power_of_two() || !(4..=1024).contains(&queue_size) {
+            return Err(VirtioBlkError::QueueSize { name, size: queue_size });
+        }
+        if let Some(serial) = serial.as_ref().filter(|serial| serial.len() > SERIAL_LENGTH) {
+            return Err(VirtioBlkError::Serial { name, serial: serial.clone() });
+        }
+        let geometry = disk.geometry();
+        let shown = serial.as_ref().or(geometry.serial.as_ref()).map_or("", String::as_str);
+        let mut serial = [0; SERIAL_LENGTH];
+        for (to, from) in serial.iter_mut().zip(shown.bytes()) {
+            *to = from;
+        }
+        Ok(VirtioBlk {
+            name: format!("virtio-blk {name}"),
+            config: Config::new(geometry, queues, queue_size),
+            write_back: Arc::new(AtomicBool::new(geometry.write_cache == WriteCache::WriteBack)),
+            queue_sizes: vec![queue_size; usize::from(queues)],
+            serial,
+            short: name,
+            disk,
+        })
+    }
+
+    /// The disk behind it.
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    /// As the disk is.
+    fn default_write_back(&self) -> bool {
+        self.disk.geometry().write_cache == WriteCache::WriteBack
+    }
+}
+
+impl VirtioDevice for VirtioBlk {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn device_type(&self) -> u16 {
+        BLOCK
+    }
+
+    fn class(&self) -> u32 {
+        CLASS
+    }
+
+    fn features(&self) -> Features {
+        let geometry = self.disk.geometry();
+        let when =
+            |condition: bool, features: Features| if condition { features } else { Features::default() };
+        let writable = geometry.access == Access::ReadWrite;
+        Features::INDIRECT_DESC
+            | Features::EVENT_IDX
+            | feature::SIZE_MAX
+            | feature::SEG_MAX
+            | feature::BLK_SIZE
+            | feature::TOPOLOGY
+            | feature::FLUSH
+            | feature::CONFIG_WCE
+            | when(self.queue_sizes.len() > 1, feature::MQ)
+            | when(!writable, feature::RO)
+            | when(writable && geometry.discard.is_some(), feature::DISCARD)
+            | when(writable && geometry.write_zeroes.is_some(), feature::WRITE_ZEROES)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let bytes = self.config.bytes(self.write_back.load(Ordering::Relaxed));
+        for (to, from) in data.iter_mut().zip(bytes.iter().skip(offset as usize)) {
+            *to = *from;
+        }
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if let (config::WRITEBACK, [value @ (0 | 1)]) = (offset, data) {
+            self.write_back.store(*value == 1, Ordering::Relaxed);
+        }
+    }
+
+    fn start_queue(&mut self, setup: QueueSetup) -> Result<Worker, StartError> {
+        let kick = setup.kick.try_clone()?;
+        let prepared = self.disk.prepare_queue(setup.queue.size())?;
+        let disk = self.disk.clone();
+        let (serial, write_back) = (self.serial, self.write_back.clone());
+        let thread = format!("vq-{}-{}", self.short, setup.index);
+        Ok(Worker::spawn(thread, &kick, move |stop| {
+            BlockQueue::run(setup, prepared, &disk, serial, write_back, &stop);
+        })?)
+    }
+
+    fn reset(&mut self) {
+        self.write_back.store(self.default_write_back(), Ordering::Relaxed);
+    }
+}

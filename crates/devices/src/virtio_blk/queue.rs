@@ -1,0 +1,216 @@
+//! The thread of one queue.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use disk::{Disk, DiskQueue, Durability, Event, Operation, PreparedQueue, WriteCache};
+use memory::{Buffers, Gpa, OutsideRam};
+use virtio::{Chain, Head, Interrupt, Malformed, Queue, QueueSetup, Stop};
+
+use super::failures::Failures;
+use super::feature;
+use super::request::{Command, NoRequest, Request, SERIAL_LENGTH, Status};
+
+/// What ends a queue before its driver does.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Chain(#[from] Malformed),
+    #[error(transparent)]
+    Request(#[from] NoRequest),
+    #[error(transparent)]
+    Status(#[from] OutsideRam),
+    #[error(transparent)]
+    Disk(#[from] disk::WaitError),
+}
+
+/// A request under way: where its answer goes.
+struct Slot {
+    head: Head,
+    status: Gpa,
+}
+
+/// One queue of the device, on its thread. Nothing on the way of a request allocates or locks: requests under
+/// way have numbered slots, and the buffers go round.
+pub(super) struct BlockQueue {
+    queue: Queue,
+    interrupt: Interrupt,
+    disk: DiskQueue,
+    chain: Chain,
+    slots: Vec<Option<Slot>>,
+    free: Vec<u16>,
+    /// Empty buffers, whose room is used again.
+    spare: Vec<Buffers>,
+    events: Vec<Event>,
+    serial: [u8; SERIAL_LENGTH],
+    cache: Cache,
+    failures: Failures,
+}
+
+/// Whether writes must be on stable storage when they complete.
+struct Cache {
+    /// The disk has no volatile cache: nothing to do.
+    disk: WriteCache,
+    /// The driver can flush.
+    flush: bool,
+    /// The driver wants a cache.
+    write_back: Arc<AtomicBool>,
+}
+
+impl Cache {
+    fn durability(&self) -> Durability {
+        let cached =
+            self.disk == WriteCache::WriteThrough || self.flush && self.write_back.load(Ordering::Relaxed);
+        if cached { Durability::Cached } else { Durability::Stable }
+    }
+}
+
+impl BlockQueue {
+    /// Serves the queue until it is asked to stop or breaks. Everything under way is waited for before this
+    /// returns.
+    pub(super) fn run(
+        setup: QueueSetup,
+        prepared: PreparedQueue,
+        disk: &Disk,
+        serial: [u8; SERIAL_LENGTH],
+        write_back: Arc<AtomicBool>,
+        stop: &Stop,
+    ) {
+        let QueueSetup { queue, kick, interrupt, features, .. } = setup;
+        let started = prepared.start().and_then(|mut started| {
+            started.watch(&kick)?;
+            Ok(started)
+        });
+        let started = match started {
+            Ok(started) => started,
+            Err(why) => return interrupt.ask_for_reset(&why),
+        };
+        // One `Arc` of the RAM for this queue, so that its count is not passed between threads.
+        let buffers = || Buffers::new(queue.ram().clone());
+        let size = queue.size();
+        let mut served = BlockQueue {
+            spare: std::iter::repeat_with(buffers).take(usize::from(size)).collect(),
+            slots: (0..size).map(|_| None).collect(),
+            free: (0..size).rev().collect(),
+            chain: Chain::new(),
+            events: Vec::new(),
+            serial,
+            cache: Cache {
+                disk: disk.geometry().write_cache,
+                flush: features.contains(feature::FLUSH),
+                write_back,
+            },
+            failures: Failures::of(disk.name()),
+            disk: started,
+            interrupt,
+            queue,
+        };
+        if let Err(why) = served.serve(stop) {
+            served.interrupt.ask_for_reset(&why);
+        }
+        served.failures.say_the_rest(&served.interrupt);
+    }
+
+    fn serve(&mut self, stop: &Stop) -> Result<(), Broken> {
+        loop {
+            // Never more than the queue holds before the disk's completions are looked at.
+            while let Some(head) = self.queue.pop(&mut self.chain)? {
+                self.begin(head)?;
+            }
+            self.tell();
+            if self.queue.arm()? {
+                continue;
+            }
+            self.disk.wait(&mut self.events)?;
+            self.queue.disarm();
+            if stop.requested() {
+                return Ok(());
+            }
+            self.finish()?;
+            self.tell();
+        }
+    }
+
+    /// Publishes what was answered, with an interrupt if the driver wants one.
+    fn tell(&mut self) {
+        if self.queue.publish() {
+            self.interrupt.signal();
+        }
+    }
+
+    /// Begins what the chain just taken asks for.
+    fn begin(&mut self, head: Head) -> Result<(), Broken> {
+        let mut buffers = self.spare.pop().unwrap_or_else(|| Buffers::new(self.queue.ram().clone()));
+        let request = Request::read(&self.chain, self.queue.ram(), &mut buffers)?;
+        let slot = Slot { head, status: request.status };
+        let (status, written) = match request.command {
+            Command::Disk(operation) => return self.submit(slot, operation, buffers),
+            Command::Refused(status) => (status, 1),
+            Command::Identify => {
+                let written = buffers.write(&self.serial) as u64;
+                (Status::Ok, if written == buffers.bytes() { written + 1 } else { written })
+            }
+        };
+        self.recycle(buffers);
+        self.answer(slot, status, written)
+    }
+
+    fn submit(&mut self, slot: Slot, operation: Operation, buffers: Buffers) -> Result<(), Broken> {
+        let operation = match operation {
+            Operation::Write { at, .. } => Operation::Write { at, durability: self.cache.durability() },
+            other => other,
+        };
+        let index = self.free.pop().expect("the queue gives out no more heads than it is long");
+        match self.disk.submit(disk::Request { tag: u64::from(index), operation, buffers }) {
+            Ok(()) => {
+                self.slots[usize::from(index)] = Some(slot);
+                Ok(())
+            }
+            Err(refused) => {
+                self.free.push(index);
+                self.recycle(refused.buffers);
+                self.answer(slot, refused.error.into(), written_by_failed(operation))
+            }
+        }
+    }
+
+    /// Answers what has completed.
+    fn finish(&mut self) -> Result<(), Broken> {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            let Event::Done { tag, operation, result, buffers } = event else { continue };
+            let slot = self.slots[tag as usize].take().expect("the disk returns each tag once");
+            self.free.push(tag as u16);
+            let (status, written) = match (result, operation) {
+                (Ok(()), Operation::Read { .. }) => (Status::Ok, buffers.bytes() + 1),
+                (Ok(()), _) => (Status::Ok, 1),
+                (Err(error), _) => {
+                    self.failures.note(operation, error, &self.interrupt);
+                    (error.into(), written_by_failed(operation))
+                }
+            };
+            self.recycle(buffers);
+            self.answer(slot, status, written)?;
+        }
+        self.events = events;
+        Ok(())
+    }
+
+    /// Writes the status and gives the chain back, with the number of bytes written.
+    fn answer(&mut self, slot: Slot, status: Status, written: u64) -> Result<(), Broken> {
+        self.queue.ram().write_obj(slot.status, &(status as u8))?;
+        self.queue.push_used(slot.head, u32::try_from(written).unwrap_or(u32::MAX));
+        Ok(())
+    }
+
+    fn recycle(&mut self, mut buffers: Buffers) {
+        buffers.clear();
+        self.spare.push(buffers);
+    }
+}
+
+/// Bytes written count from the start of the room (2.7.8.2). The status lies behind the data, so without the
+/// data it does not count.
+fn written_by_failed(operation: Operation) -> u64 {
+    u64::from(!matches!(operation, Operation::Read { .. }))
+}

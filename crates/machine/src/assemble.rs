@@ -1,0 +1,226 @@
+//! A VM from what was checked, step by step; a failure drops, in reverse, all that was made.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
+use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort, VirtioBlk};
+use host::Host;
+use kvm_ioctls::{VcpuFd, VmFd};
+use memory::Ram;
+use pci::{Address, Bus, PciError, Services};
+use virtio::VirtioPci;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::alarms::AlarmWatch;
+use crate::assigned::Claimed;
+use crate::board::Board;
+use crate::check::{Checked, OpenDisk};
+use crate::chips::Chips;
+use crate::config_ports::ConfigPorts;
+use crate::console::Console;
+use crate::cpu::PowerOn;
+use crate::cpuid::Template;
+use crate::cpus::Cpus;
+use crate::error::{StartError, system};
+use crate::events::{Event, Events, Reporter, Teller, events};
+use crate::interrupts::Interrupts;
+use crate::kvm::{Hypervisor, failed};
+use crate::layout::Layout;
+use crate::ports::Ports;
+use crate::services::KvmServices;
+use crate::slots::Slots;
+use crate::steps::Steps;
+use crate::vm::{BootPlan, Vm};
+
+/// RAM that is made present before the guest starts: what a kernel touches while it boots, and a few gigabytes
+/// more would only delay the start. RAM for assigned devices is present as a whole, for they reach all of it.
+const POPULATED: u64 = 1 << 30;
+
+/// Makes a VM; on failure everything made so far is undone.
+pub fn assemble(
+    config: &config::Vm,
+    checked: Checked,
+    output: Box<dyn Write + Send>,
+    report: Reporter,
+) -> Result<Vm, StartError> {
+    let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, devices } = checked;
+    let steps = Steps::from_environment();
+    let (sender, inbox) = events();
+
+    // Whoever is made first goes last: devices are given back when nothing uses them any more.
+    steps.begin("claim devices")?;
+    give_back_leftovers(&host, &report);
+    let mut claimed = Claimed::new(&host, config.name.as_str(), &devices)?;
+    steps.begin("RAM")?;
+    let ram = Arc::new(Ram::new(&layout.ram)?);
+    ram.populate(if claimed.is_some() { u64::MAX } else { POPULATED })?;
+    steps.begin("map RAM for devices")?;
+    if let Some(claimed) = &claimed {
+        claimed.map(&ram)?;
+    }
+
+    steps.begin("VM")?;
+    let vm = Arc::new(hypervisor.create_vm()?);
+    let chips = Chips::of(&vm)?;
+    let slots =
+        Slots::new(vm.clone(), hypervisor.memory_slots(), &ram).map_err(failed("map the guest's RAM"))?;
+    let interrupts = Interrupts::new(vm.clone()).map_err(failed("route its interrupts"))?;
+    let services: Arc<dyn Services> = Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), slots));
+    let bus = Arc::new(Bus::new(&layout.windows));
+    let host_bridge = Address::new(0, 0, 0).expect("00:00.0 is an address");
+    bus.add(host_bridge, Arc::new(pci::HostBridge::new(&layout.windows)))?;
+
+    steps.begin("assign devices")?;
+    let assigned = match &mut claimed {
+        Some(claimed) => {
+            claimed.introduce(&vm)?;
+            claimed.put_on(&bus, &services, &sender)?
+        }
+        None => Vec::new(),
+    };
+    steps.begin("disks")?;
+    let mut open_disks = Vec::new();
+    for OpenDisk { disk, model } in disks {
+        put_disk_on(&bus, model, &ram, &services, &sender)?;
+        open_disks.push(disk);
+    }
+
+    steps.begin("console")?;
+    let console = Console::new(output).map_err(system("start the console's thread"))?;
+    let serial_interrupt = EventFd::new(EFD_NONBLOCK).map_err(system("make an eventfd"))?;
+    vm.register_irqfd(&serial_interrupt, gsi::COM1.into())
+        .map_err(failed("connect the serial port's interrupt"))?;
+    let serial = Arc::new(SerialPort::new(serial_interrupt, Box::new(console.writer())));
+    let sci = interrupts.clone();
+    let sci = Box::new(move |level| sci.set_pin(gsi::SCI.into(), level));
+    let power = Arc::new(Power::new(sci, ask(&sender)));
+    let ports = fixed_ports(&serial, &power, &bus, &sender);
+    let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender.clone() });
+
+    steps.begin("vCPUs")?;
+    let fds = make_cpus(&vm, &hypervisor, cpus, layout.address_bits)?;
+    let threads = Cpus::new(fds, board.clone()).map_err(system("start the vCPUs' threads"))?;
+
+    steps.begin("load")?;
+    let platform = describe(&layout, cpus, config.name.as_str());
+    let command_line = config.boot.cmdline.as_str().to_owned();
+    let boot = BootPlan { kernel, initrd, command_line, platform, ram };
+    let entry = boot.load()?;
+    let alarms = AlarmWatch::new(&assigned, sender).map_err(system("listen to assigned devices"))?;
+    let console_writer = console.writer();
+    Ok(Vm {
+        alarms,
+        cpus: threads,
+        board,
+        assigned,
+        disks: open_disks,
+        claimed,
+        boot,
+        entry,
+        chips,
+        power,
+        serial,
+        console_writer,
+        teller: Teller::new(report),
+        inbox,
+        vm,
+        console,
+    })
+}
+
+/// Gives back what VMs that were killed left bound. That it fails concerns this VM only if it wants such a device,
+/// and then claiming it says why.
+fn give_back_leftovers(host: &Host, report: &Reporter) {
+    for leftover in host.leftovers() {
+        match host.give_back_leftover(&leftover) {
+            Ok(()) => report(&format!(
+                "gave {} back, which a killed VM (process {}) had left",
+                leftover.address, leftover.pid
+            )),
+            Err(error) => report(&error.to_string()),
+        }
+    }
+}
+
+fn put_disk_on(
+    bus: &Bus,
+    disk: VirtioBlk,
+    ram: &Arc<Ram>,
+    services: &Arc<dyn Services>,
+    events: &Events,
+) -> Result<(), StartError> {
+    let at = bus.free_address()?;
+    let events = events.clone();
+    let report = Arc::new(move |what: String| events.trouble(what));
+    let function = VirtioPci::new(Box::new(disk), at, ram.clone(), services.clone(), bus.windows(), report)
+        .map_err(PciError::from)?;
+    bus.add(at, Arc::new(function))?;
+    Ok(bus.place_bars(at)?)
+}
+
+fn make_cpus(
+    vm: &VmFd,
+    hypervisor: &Hypervisor,
+    cpus: platform::Cpus,
+    address_bits: u8,
+) -> Result<Vec<(VcpuFd, PowerOn)>, StartError> {
+    let template = Template::new(hypervisor.cpuid(), cpus, address_bits, hypervisor.tsc_deadline());
+    let mut fds = Vec::new();
+    for apic_id in cpus.apic_ids() {
+        let fd = vm.create_vcpu(apic_id.into()).map_err(failed("make a vCPU"))?;
+        fd.set_cpuid2(&template.for_cpu(apic_id)).map_err(failed("tell a vCPU its features"))?;
+        let power_on = PowerOn::of(vm, &fd)?;
+        fds.push((fd, power_on));
+    }
+    Ok(fds)
+}
+
+/// Sends what the guest asks for to the VM's owner.
+fn ask(events: &Events) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
+    let events = events.clone();
+    Box::new(move |request| events.send(Event::Power(request)))
+}
+
+fn fixed_ports(serial: &Arc<SerialPort>, power: &Arc<Power>, bus: &Arc<Bus>, events: &Events) -> Ports {
+    let mut ports = Ports::default();
+    let mut add =
+        |first: u16, count: u16, device: Arc<dyn PortDevice>| ports.add(first..=first + count - 1, device);
+    add(port::COM1, 8, serial.clone());
+    add(port::RTC, 2, Arc::new(Rtc::new()));
+    add(port::PM1A_EVENT, 6, power.clone());
+    add(port::PM_TIMER, 4, Arc::new(PmTimer::new()));
+    let config = ConfigPorts::new(bus.clone(), ResetPort::cf9(ask(events)), events.clone());
+    add(port::PCI_CONFIG_ADDRESS, 8, Arc::new(config));
+    add(port::I8042_COMMAND, 1, Arc::new(ResetPort::keyboard(ask(events))));
+    ports
+}
+
+fn describe(layout: &Layout, cpus: platform::Cpus, name: &str) -> Platform {
+    let windows = &layout.windows;
+    Platform {
+        cpus,
+        pci: HostBridge {
+            ecam: Ecam::new(layout.ecam, 0).expect("the layout's ECAM is whole buses from 0"),
+            window32: windows.memory32,
+            window64: windows.memory64,
+            ports: Some(windows.ports.0..=windows.ports.1),
+            native: NativeControl::default(),
+        },
+        i8042: false,
+        vga: false,
+        uuid: uuid(name),
+    }
+}
+
+/// A UUID that stays the same for a VM of the same name: RFC 9562 version 8, whose bits are ours to fill.
+fn uuid(name: &str) -> [u8; 16] {
+    // FNV-1a, 128 bits.
+    let hash = name.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
+        (hash ^ u128::from(byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b)
+    });
+    let mut bytes = hash.to_be_bytes();
+    bytes[6] = bytes[6] & 0x0f | 0x80;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes
+}

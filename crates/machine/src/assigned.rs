@@ -1,0 +1,89 @@
+//! The assigned devices of a VM: taken from the host, told to KVM, put on the bus, given back.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use assign::{AssignError, Assigned, Claim};
+use host::{Host, PciAddress};
+use kvm_bindings::{
+    KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_VFIO,
+};
+use kvm_ioctls::{DeviceFd, VmFd};
+use memory::Ram;
+use pci::{Bus, Services};
+
+use crate::error::StartError;
+use crate::events::Events;
+use crate::kvm::failed;
+
+/// Devices that were taken from the host. Dropping gives them back; [`Claimed::give_back`] also says what failed.
+pub struct Claimed {
+    claim: Claim,
+    /// KVM's own hold on the groups; it goes before they do.
+    kvm: Option<DeviceFd>,
+}
+
+impl Claimed {
+    /// Takes devices from the host, all or none. `None` when there are none to take.
+    pub fn new(host: &Host, name: &str, addresses: &[PciAddress]) -> Result<Option<Claimed>, StartError> {
+        if addresses.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Claimed { claim: Claim::new(host, name, addresses)?, kvm: None }))
+    }
+
+    /// Maps all RAM for the devices and compares what is mapped with the RAM.
+    pub fn map(&self, ram: &Arc<Ram>) -> Result<(), StartError> {
+        Ok(self.claim.map(ram)?)
+    }
+
+    /// Tells KVM of the groups, which for instance lets it snoop caches as the devices do.
+    pub fn introduce(&mut self, vm: &VmFd) -> Result<(), StartError> {
+        let mut device = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_VFIO, fd: 0, flags: 0 };
+        let kvm = vm.create_device(&mut device).map_err(failed("make its VFIO device"))?;
+        for group in self.claim.domain().groups() {
+            add_group(&kvm, group.number(), group.as_fd())?;
+        }
+        self.kvm = Some(kvm);
+        Ok(())
+    }
+
+    /// Puts every device on the bus, at the first addresses that are free.
+    pub fn put_on(
+        &self,
+        bus: &Bus,
+        services: &Arc<dyn Services>,
+        events: &Events,
+    ) -> Result<Vec<Arc<Assigned>>, StartError> {
+        let mut all = Vec::new();
+        for device in self.claim.devices() {
+            let at = bus.free_address()?;
+            let events = events.clone();
+            // Nobody listens before the VM runs; what is said waits until then.
+            let report = Arc::new(move |event: assign::Event| events.trouble(event.to_string()));
+            let assigned = Assigned::new(&self.claim, device.address, at, bus, services.clone(), report)?;
+            bus.add(at, assigned.clone())?;
+            all.push(assigned);
+        }
+        Ok(all)
+    }
+
+    /// Gives the devices back to the drivers they had.
+    pub fn give_back(self) -> Result<(), AssignError> {
+        let Claimed { claim, kvm } = self;
+        drop(kvm);
+        claim.release()
+    }
+}
+
+fn add_group(kvm: &DeviceFd, group: u32, fd: BorrowedFd<'_>) -> Result<(), StartError> {
+    let fd = fd.as_raw_fd();
+    let attribute = kvm_device_attr {
+        group: KVM_DEV_VFIO_GROUP,
+        attr: u64::from(KVM_DEV_VFIO_GROUP_ADD),
+        addr: (&raw const fd) as u64,
+        flags: 0,
+    };
+    kvm.set_device_attr(&attribute).map_err(|cause| StartError::Group { group, cause: cause.into() })
+}

@@ -1,0 +1,86 @@
+//! Every fact that stands in the way of a start, found before anything on the host is touched.
+
+use std::sync::Arc;
+
+use boot::{Initrd, KernelImage, platform};
+use devices::{VirtioBlk, VirtioBlkOptions};
+use disk::{Disk, DiskOptions};
+use host::{Host, PciAddress};
+
+use crate::error::{StartError, host_address};
+use crate::kvm::Hypervisor;
+use crate::layout::Layout;
+
+/// Facts that hold, and files that are open.
+pub struct Checked {
+    pub hypervisor: Hypervisor,
+    pub kernel: KernelImage,
+    pub initrd: Option<Initrd>,
+    pub layout: Layout,
+    pub cpus: platform::Cpus,
+    pub disks: Vec<OpenDisk>,
+    pub host: Host,
+    pub devices: Vec<PciAddress>,
+}
+
+/// A disk that is open and claimed, and what the guest sees of it.
+pub struct OpenDisk {
+    pub disk: Arc<Disk>,
+    pub model: VirtioBlk,
+}
+
+/// Collects findings, so that all of them are known at once.
+#[derive(Default)]
+struct Findings(Vec<StartError>);
+
+impl Findings {
+    fn keep<T>(&mut self, result: Result<T, impl Into<StartError>>) -> Option<T> {
+        result.map_err(|error| self.0.push(error.into())).ok()
+    }
+}
+
+/// Checks a description against this host.
+pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
+    let mut findings = Findings::default();
+    let kernel = findings.keep(KernelImage::open(config.boot.kernel.as_path()));
+    let initrd = config.boot.initrd.as_ref().map(|path| Initrd::open(path.as_path()));
+    let initrd = findings.keep(initrd.transpose());
+    let count = u32::from(config.cpus.get().get());
+    let cpus = platform::Cpus::new(1, count, 1);
+    let hypervisor = findings.keep(Hypervisor::open().and_then(|hypervisor| {
+        hypervisor.check_speed()?;
+        hypervisor.check_cpus(count)?;
+        Ok(hypervisor)
+    }));
+    let disks: Vec<OpenDisk> =
+        config.disks.iter().filter_map(|disk| findings.keep(open_disk(disk, config.cpus))).collect();
+    let host = Host::here();
+    let devices: Vec<PciAddress> =
+        config.assigned.iter().filter_map(|device| findings.keep(host_address(device.address))).collect();
+    findings.keep(assign::check(&host, &devices));
+    let iommu = host.iommu_address_width().map_or(52, |bits| bits.clamp(32, 52) as u8);
+    let address_bits = hypervisor.as_ref().map_or(52, Hypervisor::address_bits).min(iommu);
+    let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits));
+    match (hypervisor, kernel, initrd, layout, cpus) {
+        (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
+            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, devices })
+        }
+        _ => Err(findings.0),
+    }
+}
+
+/// Opens a disk, which claims it: nobody else can mount it or give it to another VM until it is closed.
+fn open_disk(disk: &config::Disk, cpus: config::Cpus) -> Result<OpenDisk, StartError> {
+    let path = disk.path.as_path();
+    let options = DiskOptions::new(path);
+    let opened = Arc::new(Disk::open(&if disk.readonly { options.read_only() } else { options })?);
+    let queues = disk.queues.map_or_else(|| cpus.get().get().min(64), |queues| queues.get().get());
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let options = VirtioBlkOptions {
+        queues,
+        serial: disk.serial.as_ref().map(|serial| serial.as_str().to_owned()),
+        ..VirtioBlkOptions::new(name)
+    };
+    let model = VirtioBlk::new(opened.clone(), options)?;
+    Ok(OpenDisk { disk: opened, model })
+}

@@ -1,0 +1,81 @@
+//! Why a VM could not start.
+
+use std::io;
+
+use assign::AssignError;
+use boot::{InitrdError, KernelError, LoadError};
+use devices::VirtioBlkError;
+use disk::OpenError;
+use host::PciAddress;
+use memory::RamError;
+use pci::PciError;
+
+use crate::kvm::KvmError;
+use crate::layout::LayoutError;
+
+/// Why a VM could not start. When one is returned, the host is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The guest's address space.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The initrd.
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    /// Loading them.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] OpenError),
+    /// What the guest is to see of a disk.
+    #[error(transparent)]
+    DiskModel(#[from] VirtioBlkError),
+    /// An assigned device.
+    #[error(transparent)]
+    Assign(#[from] AssignError),
+    /// PCI.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// KVM and an assigned device's group.
+    #[error("KVM cannot be told of IOMMU group {group}: {cause}. The kernel's log (dmesg) may say more.")]
+    Group {
+        /// The group.
+        group: u32,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// An address that no device of a host has.
+    #[error("{0} is no PCI address of a host. Use the form that `lspci -D` prints, such as 0000:01:00.0.")]
+    Address(config::PciAddress),
+    /// Threads and eventfds.
+    #[error("cannot {what}: {cause}. This host is short of memory, threads or open files.")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// A test wanted the start to fail here.
+    #[error("the start was made to fail before the step \"{0}\", as {variable} asks", variable = crate::steps::VARIABLE)]
+    Injected(&'static str),
+}
+
+/// For `map_err`: what was tried.
+pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |cause| StartError::System { what, cause }
+}
+
+/// The same address, as the host's crate has it.
+pub(crate) fn host_address(address: config::PciAddress) -> Result<PciAddress, StartError> {
+    address.to_string().parse().map_err(|_| StartError::Address(address))
+}

@@ -1,0 +1,37 @@
+//! The steps of a start, each of which can be made to fail, to see that a failure leaves the host as it was.
+
+use crate::error::StartError;
+
+/// The environment variable that names the step to fail at.
+pub const VARIABLE: &str = "SKEP_TEST_FAIL_BEFORE";
+
+/// The steps in their order (DESIGN: order of start, and its undo).
+pub const STEPS: [&str; 9] = [
+    "claim devices",
+    "RAM",
+    "map RAM for devices",
+    "VM",
+    "assign devices",
+    "disks",
+    "console",
+    "vCPUs",
+    "load",
+];
+
+/// Goes through the steps.
+pub struct Steps {
+    fail_before: Option<String>,
+}
+
+impl Steps {
+    /// Fails where the environment says, if it says so.
+    pub fn from_environment() -> Steps {
+        Steps { fail_before: std::env::var(VARIABLE).ok() }
+    }
+
+    /// The next step begins.
+    pub fn begin(&self, step: &'static str) -> Result<(), StartError> {
+        debug_assert!(STEPS.contains(&step));
+        if self.fail_before.as_deref() == Some(step) { Err(StartError::Injected(step)) } else { Ok(()) }
+    }
+}
