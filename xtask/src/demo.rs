@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::build;
+use crate::{build, setup};
 
 /// What runs in the emulated host. Lines that begin with `@` are for the demo: `@step TEXT` is shown, `@fact NAME
 /// VALUE` is kept for the table.
@@ -18,6 +18,7 @@ const GUEST: &str = include_str!("demo/guest.sh");
 
 /// Runs the demo.
 pub fn run() -> Result<()> {
+    setup::lab()?;
     build::run()?;
     let scene = Scene { start: Instant::now(), colour: std::io::stdout().is_terminal() };
     scene.step("starting an emulated host: QEMU emulates its CPU, IOMMU and disks; nothing of this machine is touched");

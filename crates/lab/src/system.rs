@@ -101,6 +101,11 @@ pub fn key(parts: &[&[u8]]) -> String {
     hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Whether there is a busybox here that runs without shared libraries, as the emulated host needs it.
+pub fn has_static_busybox() -> bool {
+    Busybox::find().is_ok()
+}
+
 /// The static shell and its tools.
 struct Busybox {
     program: Vec<u8>,
