@@ -254,7 +254,9 @@ impl Thread {
             };
             let (cpu, place) = (self.index, cpu::describe(&self.fd));
             return self.shared.exits.ended(match end {
-                End::Crashed { .. } => End::Crashed { cpu, place },
+                End::Crashed { .. } => {
+                    End::Crashed { cpu, place: cpu::crash_place(&self.fd).unwrap_or(place) }
+                }
                 End::Failed { what, .. } => End::Failed { cpu, what: format!("{what} ({place})") },
             });
         }
