@@ -134,6 +134,15 @@ fn segment(segment: &Segment) -> kvm_segment {
     }
 }
 
+/// What to say of a triple fault's place where the registers do not tell: on AMD, KVM resets them first
+/// (Linux, arch/x86/kvm/svm/svm.c, shutdown_interception).
+pub fn crash_place(cpu: &VcpuFd) -> Option<String> {
+    const RESET_VECTOR: u64 = 0xfff0;
+    const PROTECTED: u64 = 1;
+    let reset = cpu.get_regs().ok()?.rip == RESET_VECTOR && cpu.get_sregs().ok()?.cr0 & PROTECTED == 0;
+    reset.then(|| "an unknown place, for KVM has reset its registers".to_owned())
+}
+
 /// Where a vCPU was when something went wrong, for the report.
 pub fn describe(cpu: &VcpuFd) -> String {
     match (cpu.get_regs(), cpu.get_sregs()) {

@@ -268,7 +268,8 @@ impl Thread {
             Ok(VcpuExit::Hlt | VcpuExit::Intr) => return Ok(()),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(()),
             Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_CRASH, _)) => {
-                return Err(End::Crashed { cpu: self.index, place: cpu::describe(&self.fd) });
+                let place = cpu::crash_place(&self.fd).unwrap_or_else(|| cpu::describe(&self.fd));
+                return Err(End::Crashed { cpu: self.index, place });
             }
             Ok(VcpuExit::InternalError) => "KVM cannot emulate an instruction of the guest".to_owned(),
             Ok(VcpuExit::FailEntry(reason, _)) => format!("the CPU refuses the guest's state ({reason:#x})"),
