@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 mod build;
+mod demo;
 
 const CHORES: &str = "\
-  build       the static programs in target/dist";
+  build       the static programs in target/dist
+  demo        a guest with an assigned device and a physical disk, in an emulated host";
 
 fn main() -> ExitCode {
     match run() {
@@ -22,6 +24,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("build") => build::run(),
+        Some("demo") => demo::run(),
         Some("help" | "--help") => {
             println!("cargo xtask CHORE, where the chore is one of:\n{CHORES}");
             Ok(())
