@@ -4,12 +4,14 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+mod bench;
 mod build;
 mod demo;
 
 const CHORES: &str = "\
   build       the static programs in target/dist
-  demo        a guest with an assigned device and a physical disk, in an emulated host";
+  demo        a guest with an assigned device and a physical disk, in an emulated host
+  bench       skep beside QEMU in the emulated host, against the bars";
 
 fn main() -> ExitCode {
     match run() {
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("build") => build::run(),
+        Some("bench") => bench::run(),
         Some("demo") => demo::run(),
         Some("help" | "--help") => {
             println!("cargo xtask CHORE, where the chore is one of:\n{CHORES}");
