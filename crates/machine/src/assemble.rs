@@ -18,7 +18,7 @@ use crate::check::{Checked, OpenDisk};
 use crate::chips::Chips;
 use crate::config_ports::ConfigPorts;
 use crate::console::Console;
-use crate::cpu::PowerOn;
+use crate::cpu::{self, PowerOn};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
 use crate::error::{StartError, system};
@@ -32,9 +32,9 @@ use crate::slots::Slots;
 use crate::steps::Steps;
 use crate::vm::{BootPlan, Vm};
 
-/// RAM that is made present before the guest starts: what a kernel touches while it boots, and a few gigabytes
-/// more would only delay the start. RAM for assigned devices is present as a whole, for they reach all of it.
-const POPULATED: u64 = 1 << 30;
+/// RAM that is in large pages when the guest starts, where the kernel does not see to it: what a guest touches
+/// while it boots, and more would only delay the start. For assigned devices it is all of it, as they reach it.
+const ENLARGED: u64 = 1 << 30;
 
 /// Makes a VM; on failure everything made so far is undone.
 pub fn assemble(
@@ -55,7 +55,7 @@ pub fn assemble(
     }
     steps.begin("RAM")?;
     let ram = Arc::new(Ram::new(&layout.ram)?);
-    ram.populate(if claimed.is_some() { u64::MAX } else { POPULATED })?;
+    ram.enlarge_pages(if claimed.is_some() { u64::MAX } else { ENLARGED })?;
     steps.begin("map RAM for devices")?;
     if let Some(claimed) = &claimed {
         claimed.map(&ram)?;
@@ -156,6 +156,7 @@ fn make_cpus(
     for apic_id in cpus.apic_ids() {
         let fd = vm.create_vcpu(apic_id.into()).map_err(failed("make a vCPU"))?;
         fd.set_cpuid2(&template.for_cpu(apic_id)).map_err(failed("tell a vCPU its features"))?;
+        cpu::limit_error_banks(&fd)?;
         let power_on = PowerOn::of(vm, &fd, &msrs)?;
         fds.push((fd, power_on));
     }

@@ -5,10 +5,12 @@ use std::io;
 use boot::{CpuState, Segment};
 use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
-    KVM_MP_STATE_RUNNABLE, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    KVM_MP_STATE_RUNNABLE, KVMIO, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
     kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
 
 use crate::kvm::{KvmError, failed};
 
@@ -18,6 +20,19 @@ const IA32_TSC: u32 = 0x10;
 /// Memory type range registers, which KVM keeps but does not list.
 const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
     [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
+
+/// Machine check banks of a vCPU (IA32_MCG_CAP, bits 7:0). KVM's own choice is 32, all of them empty, and guests
+/// look through them at boot with several intercepted accesses to each.
+const ERROR_BANKS: u64 = 2;
+
+ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
+
+/// Gives a vCPU no more machine check banks than are useful. Before it runs for the first time.
+pub fn limit_error_banks(cpu: &VcpuFd) -> Result<(), KvmError> {
+    // SAFETY: KVM reads the number, which lives through the call.
+    let done = unsafe { ioctl_with_ref(cpu, KVM_X86_SETUP_MCE(), &ERROR_BANKS) };
+    if done == 0 { Ok(()) } else { Err(failed("set up a vCPU's machine checks")(io::Error::last_os_error())) }
+}
 
 /// The state of a vCPU that was never run, to return to when the VM starts afresh.
 pub struct PowerOn {
