@@ -23,9 +23,15 @@ pub fn run() -> Result<()> {
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
     fs::create_dir_all(format!("{target}/dist"))?;
     for program in PROGRAMS {
-        install(&format!("{target}/{TARGET}/release/{program}"), &format!("{target}/dist/{program}"))?;
+        install(&format!("{target}/{TARGET}/release/{program}"), &self::program(program))?;
     }
     Ok(())
+}
+
+/// Where [`run`] leaves a program.
+pub fn program(name: &str) -> String {
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
+    format!("{target}/dist/{name}")
 }
 
 /// Puts a program in place whole: one that runs may not be written to. What did not change is left alone.

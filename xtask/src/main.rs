@@ -5,9 +5,17 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 mod build;
+mod demo;
+mod lab_kernel;
+mod setup;
+mod test;
 
 const CHORES: &str = "\
-  build       the static programs in target/dist";
+  build       the static programs in target/dist
+  test        every test there is, and what they need
+  setup       what the lab needs: QEMU, busybox, Debian's kernel in the cache
+  lab-kernel  the lab's own kernel with iommufd, from Debian's kernel source
+  demo        a guest with an assigned device and a physical disk, in an emulated host";
 
 fn main() -> ExitCode {
     match run() {
@@ -22,6 +30,10 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("build") => build::run(),
+        Some("test") => test::run(),
+        Some("setup") => setup::lab(),
+        Some("lab-kernel") => lab_kernel::run(),
+        Some("demo") => demo::run(),
         Some("help" | "--help") => {
             println!("cargo xtask CHORE, where the chore is one of:\n{CHORES}");
             Ok(())

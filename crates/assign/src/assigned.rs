@@ -37,8 +37,8 @@ pub struct Assigned {
 /// The device itself and what it is like; nothing here changes.
 struct Hardware {
     device: Arc<VfioDevice>,
-    /// Kept open at least as long as the device.
-    domain: Arc<Domain>,
+    /// Kept at least as long as the device.
+    _domain: Arc<Domain>,
     reset: Reset,
     snapshot: Snapshot,
     msix: Option<MsixLayout>,
@@ -71,14 +71,16 @@ impl Assigned {
         let device = domain.open_device(claim.group_of(address)?, &name)?;
         let alarms = Alarms::new(&device)?;
 
-        let reset = Reset::of(&device, &domain);
-        if reset == Reset::None {
-            let what = "it has no reset mechanism. It starts with what its last user left in it, and keeps what \
-                        this guest leaves";
+        let claimed: Vec<PciAddress> = claim.devices().iter().map(|device| device.address).collect();
+        let reset = Reset::of(&device, &domain, &claimed);
+        if matches!(reset, Reset::None) {
+            let what = "it has no reset mechanism (one that resets its whole bus counts only when all devices on \
+                        that bus are assigned). It starts with what its last user left in it, and keeps what this \
+                        guest leaves";
             report(Event::Warning { device: name.clone(), what: what.to_owned() });
         }
         set_command(&device, COMMAND_IDLE)?;
-        reset.run(&device, &domain)?;
+        reset.run(&device)?;
         set_command(&device, COMMAND_IDLE)?;
 
         let snapshot = Snapshot::read(device.config().size, |offset, data| {
@@ -93,16 +95,28 @@ impl Assigned {
             count: layout.count.min(irq.count.try_into().unwrap_or(u16::MAX)),
             ..layout
         });
-        let bars = bars::find(address, &device, &snapshot, &trapped(msix.as_ref()))?;
+        let mut bars = bars::find(address, &device, &snapshot, &trapped(msix.as_ref()))?;
         let mut placed = Vec::new();
         for bar in &bars {
-            placed.push((bar.spec, bus.allocate(&name, bar.spec)?));
+            match bus.allocate(&name, bar.spec) {
+                Ok(address) => placed.push((bar.spec, address)),
+                Err(_) if bar.spec.index() == pci::ROM => {} // a guest can do without a ROM
+                Err(error) => return Err(error.into()),
+            }
         }
+        bars.retain(|bar| placed.iter().any(|(spec, _)| *spec == bar.spec));
         let kinds = kinds(&device, &snapshot, msix.as_ref(), at, &services)?;
         let interrupts = Interrupts::new(at, device.clone(), services.clone(), kinds, irq.no_resize);
 
-        let hardware =
-            Hardware { device, domain, reset, snapshot, msix, placed, windows: bus.windows().clone() };
+        let hardware = Hardware {
+            device,
+            _domain: domain,
+            reset,
+            snapshot,
+            msix,
+            placed,
+            windows: bus.windows().clone(),
+        };
         let config = hardware.config(&interrupts);
         let state = State { config, interrupts, bars, shut: false };
         let assigned = Assigned { name, at, services, report, hardware, alarms, state: Mutex::new(state) };
@@ -117,7 +131,7 @@ impl Assigned {
 
     /// Whether the device can be reset at all.
     pub fn can_reset(&self) -> bool {
-        self.hardware.reset != Reset::None
+        !matches!(self.hardware.reset, Reset::None)
     }
 
     /// Takes the function out of the guest and makes the device quiet: no DMA, no interrupt, no memory in the
@@ -267,7 +281,7 @@ impl Hardware {
                 .as_ref()
                 .zip(self.msix)
                 .map(|(msix, layout)| msix.capability(layout.table, layout.pending)),
-            resettable: self.reset == Reset::Function,
+            resettable: matches!(self.reset, Reset::Function),
             pin: interrupts.kinds.pin,
         };
         let bars: Vec<BarSpec> = self.placed.iter().map(|(bar, _)| *bar).collect();
@@ -279,7 +293,7 @@ impl Hardware {
     }
 
     fn run_reset(&self) -> Result<(), VfioError> {
-        self.reset.run(&self.device, &self.domain)
+        self.reset.run(&self.device)
     }
 }
 

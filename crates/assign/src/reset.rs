@@ -1,37 +1,59 @@
 //! Ways to reset an assigned device.
 
+use std::sync::Arc;
+
 use dma::Domain;
-use dma::vfio::{VfioDevice, VfioError};
+use dma::vfio::{Dependent, Group, VfioDevice, VfioError};
+use host::PciAddress;
 
 /// The best way there is to reset a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Reset {
     /// The function alone.
     Function,
-    /// The bus, on which there is nothing that is not this VM's.
-    Bus,
+    /// The bus, on which there is nothing that this VM has not claimed: all is in these groups.
+    Bus(Vec<Arc<Group>>),
     /// None. The device keeps what the last user left in it.
     None,
 }
 
 impl Reset {
-    /// Finds the best way for a device of a domain.
-    pub fn of(device: &VfioDevice, domain: &Domain) -> Reset {
+    /// Finds the best way for a device of a domain, all of whose devices are `claimed`.
+    pub fn of(device: &VfioDevice, domain: &Domain, claimed: &[PciAddress]) -> Reset {
         if device.can_reset() {
             return Reset::Function;
         }
         // The kernel answers ENODEV when the bus cannot be reset; any other refusal means the same to us.
         let Ok(dependents) = device.hot_reset_dependents() else { return Reset::None };
-        let ours = |group: u32| domain.groups().iter().any(|other| other.number() == group);
-        if dependents.iter().all(|dependent| ours(dependent.group)) { Reset::Bus } else { Reset::None }
+        if !dependents.iter().all(|dependent| address(dependent).is_some_and(|it| claimed.contains(&it))) {
+            return Reset::None;
+        }
+        let concerned = |group: &&Arc<Group>| dependents.iter().any(|other| other.group == group.number());
+        Reset::Bus(domain.groups().iter().filter(concerned).cloned().collect())
     }
 
     /// Resets the device; does nothing when there is no way.
-    pub fn run(self, device: &VfioDevice, domain: &Domain) -> Result<(), VfioError> {
+    pub fn run(&self, device: &VfioDevice) -> Result<(), VfioError> {
         match self {
             Reset::Function => device.reset(),
-            Reset::Bus => device.hot_reset(domain.groups()),
+            Reset::Bus(groups) => device.hot_reset(groups),
             Reset::None => Ok(()),
         }
+    }
+}
+
+fn address(dependent: &Dependent) -> Option<PciAddress> {
+    let (segment, bus, devfn) = dependent.address;
+    PciAddress::new(segment, bus, devfn >> 3, devfn & 7)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dependent_has_its_address_in_the_usual_form() {
+        let dependent = Dependent { group: 4, address: (1, 0x3f, 0xfa) };
+        assert_eq!(address(&dependent), "0001:3f:1f.2".parse().ok());
     }
 }

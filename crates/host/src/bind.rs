@@ -122,18 +122,19 @@ impl Bound {
 
     /// Returns the device to the driver it had and waits until that has it.
     pub fn give_back(mut self) -> Result<(), BindError> {
-        match self.before.take() {
-            Some(record) => self.host.restore(self.address, &record),
-            None => Ok(()),
-        }
+        self.restore()
+    }
+
+    fn restore(&mut self) -> Result<(), BindError> {
+        let Some(record) = self.before.take() else { return Ok(()) };
+        let _held = self.host.hold(self.address)?;
+        self.host.restore(self.address, &record)
     }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if let Some(record) = self.before.take()
-            && let Err(error) = self.host.restore(self.address, &record)
-        {
+        if let Err(error) = self.restore() {
             eprintln!("skep: {error}");
         }
     }
@@ -143,6 +144,7 @@ impl Host {
     /// Takes a device for vfio-pci, unless the host uses it. On failure it is as it was.
     pub fn bind_to_vfio(&self, device: &PciDevice) -> Result<Bound, BindError> {
         let address = device.address;
+        let _held = self.hold(address)?;
         let old = self.record(address)?;
         if let Some(other) = old.as_ref().filter(|record| self.is_alive(record)) {
             return Err(BindError::Taken { address, pid: other.pid });
@@ -151,22 +153,21 @@ impl Host {
         if !reasons.is_empty() {
             return Err(BindError::InUse { address, reasons });
         }
-        if self.driver_of(address).as_deref() == Some(VFIO) {
-            // Bound by a process that was killed: it becomes ours to give back. Else it was so before skep.
-            let before = old.map(|record| self.sign(record));
-            if let Some(record) = &before {
-                self.keep_record(address, record)?;
-            }
-            return Ok(Bound { host: self.clone(), address, before });
+        let with_vfio = self.driver_of(address).as_deref() == Some(VFIO);
+        if with_vfio && old.is_none() {
+            return Ok(Bound { host: self.clone(), address, before: None });
         }
-        self.ensure_vfio_pci()?;
-        let record = self.sign(Record {
+        if !with_vfio {
+            self.ensure_vfio_pci()?;
+        }
+        // Where a process was killed half way, what the device was before that one is what it goes back to.
+        let record = self.sign(old.unwrap_or_else(|| Record {
             address: address.to_string(),
             driver: self.driver_of(address),
             driver_override: self.override_of(address),
             pid: 0,
             started: None,
-        });
+        }));
         self.keep_record(address, &record)?;
         match self.hand_to_vfio(address) {
             Ok(()) => Ok(Bound { host: self.clone(), address, before: Some(record) }),
@@ -177,8 +178,13 @@ impl Host {
         }
     }
 
-    /// Gives back a device that a killed process left with vfio-pci.
+    /// Gives back a device that a killed process left with vfio-pci, unless another process has done so or taken
+    /// it meanwhile.
     pub fn give_back_leftover(&self, leftover: &Leftover) -> Result<(), BindError> {
+        let _held = self.hold(leftover.address)?;
+        if self.record(leftover.address)?.as_ref() != Some(&leftover.record) {
+            return Ok(()); // another process was faster
+        }
         self.restore(leftover.address, &leftover.record)
     }
 
@@ -201,8 +207,10 @@ impl Host {
 
     fn hand_to_vfio(&self, address: PciAddress) -> Result<(), BindError> {
         self.set_override(address, VFIO)?;
-        self.unbind(address)?;
-        self.probe(address)?;
+        if self.driver_of(address).as_deref() != Some(VFIO) {
+            self.unbind(address)?;
+            self.probe(address)?;
+        }
         self.await_driver(address, VFIO)
     }
 
@@ -394,6 +402,55 @@ mod tests {
         host.give_back_leftover(&leftovers[0]).unwrap();
         assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
         assert!(host.leftovers().is_empty());
+    }
+
+    #[test]
+    fn whatever_moment_its_owner_was_killed_at_a_device_goes_back_to_its_first_driver() {
+        for steps in 0..3 {
+            let fake = FakeHost::new();
+            fake.nvme(BDF, 9);
+            let host = fake.host();
+            let address = BDF.parse().unwrap();
+            std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+            fake.kill_owner();
+            if steps < 2 {
+                host.unbind(address).unwrap();
+            }
+            if steps < 1 {
+                host.set_override(address, "\n").unwrap();
+                host.probe(address).unwrap();
+            }
+            host.bind_to_vfio(&device(&host)).unwrap().give_back().unwrap();
+            assert_eq!(fake.state(BDF), (Some("nvme".into()), None), "after {steps} steps");
+        }
+    }
+
+    #[test]
+    fn a_leftover_that_another_process_took_meanwhile_stays_taken() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+        fake.kill_owner();
+        let leftovers = host.leftovers();
+        let bound = host.bind_to_vfio(&device(&host)).unwrap();
+        host.give_back_leftover(&leftovers[0]).unwrap();
+        assert_eq!(device(&host).driver.as_deref(), Some("vfio-pci"));
+        bound.give_back().unwrap();
+    }
+
+    #[test]
+    fn of_many_who_want_a_device_at_once_one_gets_it() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        let device = device(&host);
+        let take = || host.bind_to_vfio(&device).map(std::mem::forget).is_ok();
+        let taken = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(take)).collect();
+            all.into_iter().filter_map(|thread| thread.join().ok()).filter(|taken| *taken).count()
+        });
+        assert_eq!(taken, 1);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What was bound, on record, so that a later process can give it back when the first one was killed.
 
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
@@ -52,6 +53,18 @@ impl Host {
                 })
             })
             .collect()
+    }
+
+    /// Waits until no other process binds or gives back; holds them off as long as the file is open.
+    pub(crate) fn hold(&self, address: PciAddress) -> Result<File, BindError> {
+        let path = self.path(DIR).join("lock");
+        let lock = || {
+            std::fs::create_dir_all(self.path(DIR))?;
+            let file = File::options().create(true).append(true).open(&path)?;
+            file.lock()?;
+            Ok(file)
+        };
+        lock().map_err(|cause| BindError::Record { address, path: path.clone(), cause })
     }
 
     /// The record of a device, if there is one.

@@ -28,7 +28,8 @@ pub mod wire;
 
 pub use description::{Builder, Lab};
 pub use error::LabError;
-pub use kernel::{fetch_debian, lab_kernel, lab_kernel_in, modules};
+pub use kernel::{ensure_debian_kernel, has_debian_kernel, lab_kernel, lab_kernel_in, modules};
 pub use places::cache;
 pub use run::{Event, Line, Outcome, Stream};
 pub use spec::{BlockSize, Bus, Contents, Device, Disk, Iommu, IommuModel, Kernel, Size, SpecError};
+pub use system::has_static_busybox;

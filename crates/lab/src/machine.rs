@@ -166,7 +166,8 @@ impl Machine {
                     self.device("qemu-xhci", &format!(",id=xhci,p2=15,p3=15{seat}"));
                     self.xhci = true;
                 }
-                self.device("usb-bot", &format!(",id=usb{index},bus=xhci.0"));
+                // Linux asks USB disks for no SCSI serial number, so the USB device has it too.
+                self.device("usb-bot", &format!(",id=usb{index},bus=xhci.0,serial={serial}"));
                 self.device("scsi-hd", &format!("{drive},bus=usb{index}.0"));
             }
             Bus::Scsi => {

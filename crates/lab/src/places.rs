@@ -22,13 +22,13 @@ pub struct Places {
 pub const INIT: &str = "lab-init";
 
 impl Places {
-    /// Finds them, starting from the running program.
+    /// Finds them, starting from the running program: in a folder `dist` above it, as for everything that
+    /// cargo builds, else beside it, as when installed.
     pub fn find() -> Result<Places, LabError> {
         let exe = env::current_exe().map_err(|e| LabError::system("find", "the running program", e))?;
-        let dist = exe
-            .ancestors()
-            .skip(1)
-            .flat_map(|folder| [folder.to_owned(), folder.join("dist")])
+        let above = exe.ancestors().skip(1).map(|folder| folder.join("dist"));
+        let dist = above
+            .chain(exe.parent().map(Path::to_owned))
             .find(|folder| folder.join(INIT).is_file())
             .ok_or(LabError::NotBuilt { name: INIT })?;
         let tree =

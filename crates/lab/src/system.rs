@@ -38,7 +38,7 @@ const GUEST_MODULES: &str = "\
     virtio_pci virtio_mmio virtio_console virtio_blk virtio_net virtio_scsi virtio_balloon virtio_rng virtio_mem \
     virtiofs 9p 9pnet_virtio vmw_vsock_virtio_transport ahci nvme sd_mod sr_mod sg xhci_pci usb-storage uas usbhid \
     e1000 e1000e igb igbvf ext4 vfat isofs nls_ascii nls_cp437 crc32c_generic crc32c-intel crct10dif_generic \
-    crct10dif_common crc64_rocksoft_generic qemu_fw_cfg i6300esb pvpanic-pci tpm_crb tpm_tis loop msr";
+    crct10dif_common crc64_rocksoft_generic qemu_fw_cfg i6300esb pvpanic-pci tpm_crb tpm_tis loop msr button evdev";
 
 const FOLDERS: [&str; 12] =
     ["dev", "proc", "sys", "tmp", "run", "root", "mnt", "var", "share", "tree", "host", "lab/guest"];
@@ -99,6 +99,11 @@ pub fn key(parts: &[&[u8]]) -> String {
         hash.update(part);
     }
     hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether there is a busybox here that runs without shared libraries, as the emulated host needs it.
+pub fn has_static_busybox() -> bool {
+    Busybox::find().is_ok()
 }
 
 /// The static shell and its tools.

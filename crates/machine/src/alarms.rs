@@ -2,13 +2,12 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 use assign::Assigned;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::vm::Event;
+use crate::events::Events;
 
 /// A thread that turns alarms into events until it is dropped.
 pub struct AlarmWatch {
@@ -18,7 +17,7 @@ pub struct AlarmWatch {
 
 impl AlarmWatch {
     /// Starts to listen; `None` when there is no device to listen to.
-    pub fn new(devices: &[Arc<Assigned>], events: Sender<Event>) -> std::io::Result<Option<AlarmWatch>> {
+    pub fn new(devices: &[Arc<Assigned>], events: Events) -> std::io::Result<Option<AlarmWatch>> {
         if devices.is_empty() {
             return Ok(None);
         }
@@ -27,8 +26,7 @@ impl AlarmWatch {
         let thread = std::thread::Builder::new().name("alarms".into()).spawn(move || {
             while wait(&end, &devices) {
                 for event in devices.iter().flat_map(|device| device.alarms().take()) {
-                    // The owner listens until it drops this watch.
-                    drop(events.send(Event::Trouble(event.to_string())));
+                    events.trouble(event.to_string());
                 }
             }
         })?;

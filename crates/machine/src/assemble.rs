@@ -2,10 +2,10 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
 
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
 use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort, VirtioBlk};
+use host::Host;
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::Ram;
 use pci::{Address, Bus, PciError, Services};
@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::alarms::AlarmWatch;
 use crate::assigned::Claimed;
 use crate::board::Board;
-use crate::check::Checked;
+use crate::check::{Checked, OpenDisk};
 use crate::chips::Chips;
 use crate::config_ports::ConfigPorts;
 use crate::console::Console;
@@ -23,6 +23,7 @@ use crate::cpu::PowerOn;
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
 use crate::error::{StartError, system};
+use crate::events::{Event, Events, Reporter, Teller, events};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
@@ -30,7 +31,7 @@ use crate::ports::Ports;
 use crate::services::KvmServices;
 use crate::slots::Slots;
 use crate::steps::Steps;
-use crate::vm::{BootPlan, Event, Reporter, Vm};
+use crate::vm::{BootPlan, Vm};
 
 /// RAM that is made present before the guest starts: what a kernel touches while it boots, and a few gigabytes
 /// more would only delay the start. RAM for assigned devices is present as a whole, for they reach all of it.
@@ -45,10 +46,11 @@ pub fn assemble(
 ) -> Result<Vm, StartError> {
     let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, devices } = checked;
     let steps = Steps::from_environment();
-    let (sender, events) = channel();
+    let (sender, inbox) = events();
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
+    give_back_leftovers(&host, &report);
     let mut claimed = Claimed::new(&host, config.name.as_str(), &devices)?;
     steps.begin("RAM")?;
     let ram = Arc::new(Ram::new(&layout.ram)?);
@@ -78,8 +80,10 @@ pub fn assemble(
         None => Vec::new(),
     };
     steps.begin("disks")?;
-    for disk in disks {
-        put_disk_on(&bus, disk, &ram, &services, &sender)?;
+    let mut open_disks = Vec::new();
+    for OpenDisk { disk, model } in disks {
+        put_disk_on(&bus, model, &ram, &services, &sender)?;
+        open_disks.push(disk);
     }
 
     steps.begin("console")?;
@@ -110,6 +114,7 @@ pub fn assemble(
         cpus: threads,
         board,
         assigned,
+        disks: open_disks,
         claimed,
         boot,
         entry,
@@ -117,11 +122,25 @@ pub fn assemble(
         power,
         serial,
         console_writer,
-        report,
-        events,
+        teller: Teller::new(report),
+        inbox,
         vm,
         console,
     })
+}
+
+/// Gives back what VMs that were killed left bound. That it fails concerns this VM only if it wants such a device,
+/// and then claiming it says why.
+fn give_back_leftovers(host: &Host, report: &Reporter) {
+    for leftover in host.leftovers() {
+        match host.give_back_leftover(&leftover) {
+            Ok(()) => report(&format!(
+                "gave {} back, which a killed VM (process {}) had left",
+                leftover.address, leftover.pid
+            )),
+            Err(error) => report(&error.to_string()),
+        }
+    }
 }
 
 fn put_disk_on(
@@ -129,12 +148,11 @@ fn put_disk_on(
     disk: VirtioBlk,
     ram: &Arc<Ram>,
     services: &Arc<dyn Services>,
-    events: &Sender<Event>,
+    events: &Events,
 ) -> Result<(), StartError> {
     let at = bus.free_address()?;
     let events = events.clone();
-    // The owner listens as long as queues run.
-    let report = Arc::new(move |what: String| drop(events.send(Event::Trouble(what))));
+    let report = Arc::new(move |what: String| events.trouble(what));
     let function = VirtioPci::new(Box::new(disk), at, ram.clone(), services.clone(), bus.windows(), report)
         .map_err(PciError::from)?;
     bus.add(at, Arc::new(function))?;
@@ -159,18 +177,12 @@ fn make_cpus(
 }
 
 /// Sends what the guest asks for to the VM's owner.
-fn ask(events: &Sender<Event>) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
+fn ask(events: &Events) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
     let events = events.clone();
-    // The owner listens as long as vCPUs run.
-    Box::new(move |request| drop(events.send(Event::Power(request))))
+    Box::new(move |request| events.send(Event::Power(request)))
 }
 
-fn fixed_ports(
-    serial: &Arc<SerialPort>,
-    power: &Arc<Power>,
-    bus: &Arc<Bus>,
-    events: &Sender<Event>,
-) -> Ports {
+fn fixed_ports(serial: &Arc<SerialPort>, power: &Arc<Power>, bus: &Arc<Bus>, events: &Events) -> Ports {
     let mut ports = Ports::default();
     let mut add =
         |first: u16, count: u16, device: Arc<dyn PortDevice>| ports.add(first..=first + count - 1, device);

@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use assign::{AssignError, Assigned, Claim};
 use host::{Host, PciAddress};
@@ -15,8 +14,8 @@ use memory::Ram;
 use pci::{Bus, Services};
 
 use crate::error::StartError;
+use crate::events::Events;
 use crate::kvm::failed;
-use crate::vm::Event;
 
 /// Devices that were taken from the host. Dropping gives them back; [`Claimed::give_back`] also says what failed.
 pub struct Claimed {
@@ -55,15 +54,14 @@ impl Claimed {
         &self,
         bus: &Bus,
         services: &Arc<dyn Services>,
-        events: &Sender<Event>,
+        events: &Events,
     ) -> Result<Vec<Arc<Assigned>>, StartError> {
         let mut all = Vec::new();
         for device in self.claim.devices() {
             let at = bus.free_address()?;
             let events = events.clone();
-            // Nobody listens before the VM runs; the channel keeps what is said until then.
-            let report =
-                Arc::new(move |event: assign::Event| drop(events.send(Event::Trouble(event.to_string()))));
+            // Nobody listens before the VM runs; what is said waits until then.
+            let report = Arc::new(move |event: assign::Event| events.trouble(event.to_string()));
             let assigned = Assigned::new(&self.claim, device.address, at, bus, services.clone(), report)?;
             bus.add(at, assigned.clone())?;
             all.push(assigned);

@@ -1,14 +1,13 @@
 //! What the CPUs reach beside RAM: ports, configuration space and BARs.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use memory::{Gpa, GpaRange};
 use pci::{Address, Bus, PciError};
 
 use crate::cpus::{End, Exits};
+use crate::events::{Event, Events};
 use crate::ports::Ports;
-use crate::vm::Event;
 
 /// Ports, configuration space and BARs of a machine.
 pub struct Board {
@@ -19,20 +18,15 @@ pub struct Board {
     /// Where configuration space lies.
     pub ecam: GpaRange,
     /// The machine's owner.
-    pub events: Sender<Event>,
+    pub events: Events,
 }
 
 impl Board {
     /// The guest's access is done in any case; what went wrong is news for the VM's owner.
     fn report(&self, result: Result<(), PciError>) {
         if let Err(error) = result {
-            self.tell(Event::Trouble(error.to_string()));
+            self.events.trouble(error.to_string());
         }
-    }
-
-    fn tell(&self, event: Event) {
-        // The owner listens as long as vCPUs run; after that nobody needs to know.
-        drop(self.events.send(event));
     }
 }
 
@@ -72,6 +66,6 @@ impl Exits for Board {
     }
 
     fn ended(&self, end: End) {
-        self.tell(Event::Ended(end));
+        self.events.send(Event::Ended(end));
     }
 }

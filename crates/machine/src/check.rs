@@ -18,9 +18,15 @@ pub struct Checked {
     pub initrd: Option<Initrd>,
     pub layout: Layout,
     pub cpus: platform::Cpus,
-    pub disks: Vec<VirtioBlk>,
+    pub disks: Vec<OpenDisk>,
     pub host: Host,
     pub devices: Vec<PciAddress>,
+}
+
+/// A disk that is open and claimed, and what the guest sees of it.
+pub struct OpenDisk {
+    pub disk: Arc<Disk>,
+    pub model: VirtioBlk,
 }
 
 /// Collects findings, so that all of them are known at once.
@@ -46,7 +52,7 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
         hypervisor.check_cpus(count)?;
         Ok(hypervisor)
     }));
-    let disks: Vec<VirtioBlk> =
+    let disks: Vec<OpenDisk> =
         config.disks.iter().filter_map(|disk| findings.keep(open_disk(disk, config.cpus))).collect();
     let host = Host::here();
     let devices: Vec<PciAddress> =
@@ -64,10 +70,10 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
 }
 
 /// Opens a disk, which claims it: nobody else can mount it or give it to another VM until it is closed.
-fn open_disk(disk: &config::Disk, cpus: config::Cpus) -> Result<VirtioBlk, StartError> {
+fn open_disk(disk: &config::Disk, cpus: config::Cpus) -> Result<OpenDisk, StartError> {
     let path = disk.path.as_path();
     let options = DiskOptions::new(path);
-    let opened = Disk::open(&if disk.readonly { options.read_only() } else { options })?;
+    let opened = Arc::new(Disk::open(&if disk.readonly { options.read_only() } else { options })?);
     let queues = disk.queues.map_or_else(|| cpus.get().get().min(64), |queues| queues.get().get());
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let options = VirtioBlkOptions {
@@ -75,5 +81,6 @@ fn open_disk(disk: &config::Disk, cpus: config::Cpus) -> Result<VirtioBlk, Start
         serial: disk.serial.as_ref().map(|serial| serial.as_str().to_owned()),
         ..VirtioBlkOptions::new(name)
     };
-    Ok(VirtioBlk::new(Arc::new(opened), options)?)
+    let model = VirtioBlk::new(opened.clone(), options)?;
+    Ok(OpenDisk { disk: opened, model })
 }

@@ -4,12 +4,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::Sender;
 
 use devices::{PortDevice, ResetPort};
 use pci::{Address, Bus};
 
-use crate::vm::Event;
+use crate::events::Events;
 
 /// The address register: configuration space is meant.
 const ENABLE: u32 = 1 << 31;
@@ -19,12 +18,12 @@ pub struct ConfigPorts {
     address: AtomicU32,
     bus: Arc<Bus>,
     reset: ResetPort,
-    events: Sender<Event>,
+    events: Events,
 }
 
 impl ConfigPorts {
     /// Ports onto a bus. What goes wrong there is told to `events`.
-    pub fn new(bus: Arc<Bus>, reset: ResetPort, events: Sender<Event>) -> ConfigPorts {
+    pub fn new(bus: Arc<Bus>, reset: ResetPort, events: Events) -> ConfigPorts {
         ConfigPorts { address: AtomicU32::new(0), bus, reset, events }
     }
 
@@ -56,8 +55,7 @@ impl PortDevice for ConfigPorts {
         } else if let Some((function, register)) = self.target(offset, data.len())
             && let Err(error) = self.bus.write_config(function, register, data)
         {
-            // The owner listens as long as vCPUs run.
-            drop(self.events.send(Event::Trouble(error.to_string())));
+            self.events.trouble(error.to_string());
         }
     }
 
@@ -69,17 +67,17 @@ impl PortDevice for ConfigPorts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::{Event, events};
     use crate::layout::Layout;
-    use std::sync::mpsc::channel;
 
     #[test]
     fn the_address_chooses_a_register_and_the_second_byte_alone_resets() {
         let windows = Layout::new(256 << 20, 39).unwrap().windows;
         let bus = Arc::new(Bus::new(&windows));
         bus.add(Address::new(0, 0, 0).unwrap(), Arc::new(pci::HostBridge::new(&windows))).unwrap();
-        let (events, received) = channel();
+        let (events, inbox) = events();
         let ask = events.clone();
-        let reset = ResetPort::cf9(Box::new(move |request| ask.send(Event::Power(request)).unwrap()));
+        let reset = ResetPort::cf9(Box::new(move |request| ask.send(Event::Power(request))));
         let ports = ConfigPorts::new(bus, reset, events);
         let read = |offset, len: usize| {
             let mut data = [0xff; 4];
@@ -93,8 +91,8 @@ mod tests {
         assert_eq!(read(6, 2) & 0xffff, 0x0008);
         ports.write(0, &(ENABLE | 3 << 11).to_le_bytes());
         assert_eq!(read(4, 4), u32::MAX, "no function there");
-        assert!(received.try_recv().is_err());
+        assert_eq!(inbox.waiting().count(), 0);
         ports.write(1, &[6]);
-        assert!(matches!(received.try_recv(), Ok(Event::Power(devices::PowerRequest::Reset))));
+        assert!(matches!(inbox.next(), Some(Event::Power(devices::PowerRequest::Reset))));
     }
 }

@@ -15,6 +15,7 @@ mod cpu;
 mod cpuid;
 mod cpus;
 mod error;
+mod events;
 mod interrupts;
 mod kvm;
 mod layout;
@@ -24,7 +25,9 @@ mod slots;
 pub mod steps;
 mod vm;
 
+pub use disk::Counters;
 pub use error::StartError;
+pub use events::Reporter;
 pub use kvm::{Hypervisor, KvmError};
 pub use layout::{Layout, LayoutError};
-pub use vm::{Control, Outcome, Reporter, Vm};
+pub use vm::{Control, Ended, Outcome, Vm};

@@ -2,12 +2,12 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use assign::Assigned;
 use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
 use devices::{Power, PowerRequest, SerialPort};
+use disk::{Counters, Disk};
 use kvm_ioctls::VmFd;
 use memory::Ram;
 
@@ -20,6 +20,8 @@ use crate::chips::Chips;
 use crate::console::{Console, ConsoleWriter};
 use crate::cpus::{Cpus, End};
 use crate::error::StartError;
+use crate::events::Reporter;
+use crate::events::{Event, Events, Inbox, Teller};
 
 /// How a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,36 +36,31 @@ pub enum Outcome {
     Failed(String),
 }
 
-/// What happens to a running VM.
-pub enum Event {
-    /// The guest asks for power off or reset.
-    Power(PowerRequest),
-    /// A vCPU can go no further.
-    Ended(End),
-    /// Something failed that the guest was not told of.
-    Trouble(String),
-    /// Somebody presses the power button.
-    PressPowerButton,
-    /// Somebody wants the VM to end now.
-    Stop,
+/// A VM's end, and what went through its disks.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Its disks by name, with everything that was read and written, and what of it was copied on its way.
+    pub disks: Vec<(String, Counters)>,
 }
 
 /// The way to a running VM from outside.
 #[derive(Clone)]
 pub struct Control {
-    events: Sender<Event>,
+    events: Events,
     serial: Arc<SerialPort>,
 }
 
 impl Control {
     /// Presses the power button: the guest shuts down when it listens.
     pub fn press_power_button(&self) {
-        self.tell(Event::PressPowerButton);
+        self.events.send(Event::PressPowerButton);
     }
 
     /// Ends the VM now, whatever the guest does.
     pub fn stop(&self) {
-        self.tell(Event::Stop);
+        self.events.send(Event::Stop);
     }
 
     /// Types on the serial console; waits while the guest reads slowly.
@@ -76,11 +73,6 @@ impl Control {
             }
         }
     }
-
-    fn tell(&self, event: Event) {
-        // A VM that has ended listens no more, and needs neither button nor stop.
-        drop(self.events.send(event));
-    }
 }
 
 /// A VM, built and ready to run. Fields are in the order in which they go when it is dropped: first whoever
@@ -90,6 +82,7 @@ pub struct Vm {
     pub(crate) cpus: Cpus,
     pub(crate) board: Arc<Board>,
     pub(crate) assigned: Vec<Arc<Assigned>>,
+    pub(crate) disks: Vec<Arc<Disk>>,
     pub(crate) claimed: Option<Claimed>,
     pub(crate) boot: BootPlan,
     pub(crate) entry: CpuState,
@@ -97,14 +90,11 @@ pub struct Vm {
     pub(crate) power: Arc<Power>,
     pub(crate) serial: Arc<SerialPort>,
     pub(crate) console_writer: ConsoleWriter,
-    pub(crate) report: Reporter,
-    pub(crate) events: Receiver<Event>,
+    pub(crate) teller: Teller,
+    pub(crate) inbox: Inbox,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) console: Console,
 }
-
-/// Where a VM's troubles are told, a sentence each.
-pub type Reporter = Box<dyn Fn(&str) + Send + Sync>;
 
 /// What is loaded at every start.
 pub(crate) struct BootPlan {
@@ -145,20 +135,24 @@ impl Vm {
     }
 
     /// Runs the VM until it ends, then gives its devices back.
-    pub fn run(self) -> Outcome {
+    pub fn run(mut self) -> Ended {
         self.cpus.reset(&self.entry);
         self.cpus.run();
         let outcome = self.attend();
         self.console_writer.stop_waiting();
         self.cpus.hold();
-        self.dismantle(outcome)
+        let disks = self.disks.clone();
+        let outcome = self.dismantle(outcome);
+        // Only now has every queue ended and counted its last request.
+        let disks = disks.iter().map(|disk| (disk.name().to_owned(), disk.counters())).collect();
+        Ended { outcome, disks }
     }
 
     /// Serves events until one of them is the end.
-    fn attend(&self) -> Outcome {
+    fn attend(&mut self) -> Outcome {
         loop {
             // The board holds a sender, so there is always another event.
-            let Ok(event) = self.events.recv() else { return Outcome::Stopped };
+            let Some(event) = self.inbox.next() else { return Outcome::Stopped };
             match event {
                 Event::Power(PowerRequest::Off) => return Outcome::PoweredOff,
                 Event::Power(PowerRequest::Reset) => {
@@ -172,7 +166,7 @@ impl Vm {
                 Event::Ended(End::Failed { cpu, what }) => {
                     return Outcome::Failed(format!("vCPU {cpu}: {what}"));
                 }
-                Event::Trouble(what) => (self.report)(&what),
+                Event::Trouble(what) => self.teller.tell(&what, self.inbox.lost()),
                 Event::PressPowerButton => self.power.press_button(),
                 Event::Stop => return Outcome::Stopped,
             }
@@ -181,14 +175,14 @@ impl Vm {
 
     /// The VM starts afresh: vCPUs, controllers and every device return to power-on, the kernel is loaded
     /// again. RAM stays the RAM it was, mapped for devices as before.
-    fn restart(&self) -> Result<(), Outcome> {
+    fn restart(&mut self) -> Result<(), Outcome> {
         self.cpus.hold();
         // What the guest asked for before everything was reset concerns nobody now.
         let stale = |event: &Event| matches!(event, Event::Power(_) | Event::Ended(_));
-        for event in self.events.try_iter().filter(|event| !stale(event)) {
+        for event in self.inbox.waiting().filter(|event| !stale(event)) {
             match event {
                 Event::Stop => return Err(Outcome::Stopped),
-                Event::Trouble(what) => (self.report)(&what),
+                Event::Trouble(what) => self.teller.tell(&what, 0),
                 _ => {}
             }
         }
@@ -208,27 +202,30 @@ impl Vm {
     /// Takes the VM apart: vCPUs end, devices go quiet and are given back. What fails there is reported, and
     /// turns a good end into a failure, for the host is then not as it was.
     fn dismantle(self, outcome: Outcome) -> Outcome {
-        let Vm { alarms, cpus, board, assigned, claimed, boot, vm, console, report, events, .. } = self;
+        let Vm {
+            alarms, cpus, board, assigned, disks, claimed, boot, vm, console, mut teller, inbox, ..
+        } = self;
         drop((alarms, cpus));
         let mut troubles = Vec::new();
         for device in &assigned {
             troubles.extend(device.shut_down().err().map(|error| error.to_string()));
         }
         // The last holders of functions, and so of queues and of device files, go here.
-        drop((assigned, board));
+        drop((assigned, board, disks));
         if let Some(claimed) = claimed {
             troubles.extend(claimed.give_back().err().map(|error| error.to_string()));
         }
         drop((boot, vm, console));
-        for event in events.try_iter() {
+        for event in inbox.waiting() {
             if let Event::Trouble(what) = event {
-                report(&what);
+                teller.tell(&what, inbox.lost());
             }
         }
+        teller.tell_count();
         match (troubles.is_empty(), outcome) {
             (false, Outcome::PoweredOff | Outcome::Stopped) => Outcome::Failed(troubles.join("\n")),
             (_, outcome) => {
-                troubles.iter().for_each(|trouble| report(trouble));
+                troubles.iter().for_each(|trouble| teller.tell(trouble, 0));
                 outcome
             }
         }

@@ -16,6 +16,7 @@ mod run;
 mod signals;
 mod start;
 mod stop;
+mod summary;
 mod terminal;
 
 /// Virtual machines with assigned PCI devices and physical disks, side by side.

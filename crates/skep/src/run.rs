@@ -22,6 +22,10 @@ pub struct Arguments {
     /// Print the VM that flags and file describe, as TOML, and end
     #[arg(long)]
     check_config: bool,
+    /// At the end, write to FILE as JSON how the VM ended, and for each disk what was read and written and how much
+    /// of it was copied on its way, with the reasons
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     flags: Flags,
 }
@@ -76,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Exit {
         Ok(vm) => vm,
         Err(exit) => return exit,
     };
-    if arguments.check_config { print(&vm) } else { start::start(&vm) }
+    if arguments.check_config { print(&vm) } else { start::start(&vm, arguments.report.as_deref()) }
 }
 
 fn print(vm: &Vm) -> Exit {

@@ -1,6 +1,7 @@
 //! Starting a VM, and staying with it until its end.
 
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use machine::{Control, Outcome, Vm};
@@ -11,10 +12,11 @@ use crate::exit::Exit;
 use crate::report;
 use crate::signals::{Signal, Signals};
 use crate::stop::{Stop, Wishes};
+use crate::summary;
 use crate::terminal::Terminal;
 
-/// Starts the VM and stays until its end.
-pub fn start(description: &config::Vm) -> Exit {
+/// Starts the VM and stays until its end. How it ended also goes to the file `report`.
+pub fn start(description: &config::Vm, report: Option<&Path>) -> Exit {
     let signals = match Signals::take_over() {
         Ok(signals) => signals,
         Err(cause) => return cannot_start(format_args!("cannot take over signals: {cause}.")),
@@ -24,7 +26,7 @@ pub fn start(description: &config::Vm) -> Exit {
         Err(error) => return cannot_start(error),
     };
     let socket = if let Input::Socket(socket) = &console.input { Some(socket.path()) } else { None };
-    let exit = run(description, signals, console);
+    let exit = run(description, signals, console, report);
     if let Some(path) = socket
         && let Err(cause) = std::fs::remove_file(&path)
     {
@@ -33,7 +35,7 @@ pub fn start(description: &config::Vm) -> Exit {
     exit
 }
 
-fn run(description: &config::Vm, signals: Signals, console: console::Opened) -> Exit {
+fn run(description: &config::Vm, signals: Signals, console: console::Opened, to: Option<&Path>) -> Exit {
     let vm = match Vm::build(description, console.output, Box::new(|what| report::error(what))) {
         Ok(vm) => vm,
         Err(findings) => {
@@ -58,11 +60,19 @@ fn run(description: &config::Vm, signals: Signals, console: console::Opened) -> 
     if let Err(cause) = attend(&wishes, signals, terminal.clone(), console.input) {
         return cannot_start(format_args!("cannot start the console's threads: {cause}."));
     }
-    let outcome = vm.run();
+    let ended = vm.run();
     if let Some(terminal) = terminal {
         terminal.close();
     }
-    match outcome {
+    if let Some(path) = to
+        && let Err(cause) = std::fs::write(path, summary::json(&ended))
+    {
+        report::error(format_args!(
+            "cannot write the report {}: {cause}. Check the path after --report.",
+            path.display()
+        ));
+    }
+    match ended.outcome {
         Outcome::PoweredOff => Exit::PoweredOff,
         Outcome::Stopped => Exit::Stopped,
         Outcome::Crashed(how) => {

@@ -95,6 +95,21 @@ fn block_device(file: &File, access: Access) -> Fact<(Geometry, Alignment)> {
     Ok((geometry, Alignment { address, length: logical_block }))
 }
 
+/// The longest transfer that the device under a disk takes at once when every page of memory lies apart from
+/// the next: what is longer has to be cut up. Whole pages and blocks; unlimited where nothing is known.
+pub(super) fn longest_transfer(file: &File, kind: Kind, logical_block: u32) -> u64 {
+    const PAGE: u64 = 4096;
+    let unit = PAGE.max(u64::from(logical_block));
+    let sysfs = match kind {
+        Kind::BlockDevice => Sysfs::of(file),
+        Kind::File => Sysfs::numbered(file.metadata().map_or(0, |metadata| metadata.dev())),
+    };
+    let segments = sysfs.number("queue/max_segments").map_or(u64::MAX, |count| count.saturating_mul(PAGE));
+    let bytes = sysfs.number("queue/max_sectors_kb").map_or(u64::MAX, |kib| kib.saturating_mul(1024));
+    let longest = segments.min(bytes);
+    (longest - longest % unit).max(unit)
+}
+
 fn raw_file(file: &File, access: Access) -> Fact<(Geometry, Alignment)> {
     let metadata = file.metadata().map_err(|cause| ("size", cause))?;
     let direct = direct_alignment(file);
@@ -157,7 +172,10 @@ struct Sysfs {
 
 impl Sysfs {
     fn of(file: &File) -> Sysfs {
-        let number = file.metadata().map_or(0, |metadata| metadata.rdev());
+        Sysfs::numbered(file.metadata().map_or(0, |metadata| metadata.rdev()))
+    }
+
+    fn numbered(number: u64) -> Sysfs {
         let link = format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number));
         let folder = fs::canonicalize(&link).unwrap_or_else(|_| link.into());
         let whole = match folder.parent() {

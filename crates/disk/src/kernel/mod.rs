@@ -59,6 +59,8 @@ struct Handle {
     file: File,
     kind: Kind,
     copies: CopyPolicy,
+    /// Longest transfer in bytes that the device takes at once, whatever memory it comes from.
+    longest: u64,
 }
 
 pub(crate) struct KernelDisk {
@@ -77,7 +79,12 @@ impl KernelDisk {
         };
         Ok(KernelDisk {
             name: options.path.display().to_string().into(),
-            handle: Arc::new(Handle { file: opened.file, kind: opened.kind, copies }),
+            handle: Arc::new(Handle {
+                file: opened.file,
+                kind: opened.kind,
+                copies,
+                longest: opened.longest,
+            }),
             geometry: opened.geometry,
         })
     }

@@ -94,6 +94,8 @@ pub(super) struct Opened {
     pub(super) geometry: Geometry,
     /// `None` when there is no direct I/O.
     pub(super) alignment: Option<Alignment>,
+    /// Longest transfer in bytes that the device takes at once.
+    pub(super) longest: u64,
 }
 
 pub(super) fn open(options: &DiskOptions) -> Result<Opened, OpenError> {
@@ -131,7 +133,8 @@ pub(super) fn open(options: &DiskOptions) -> Result<Opened, OpenError> {
         let bytes = if kind == Kind::File { metadata.len() } else { 0 };
         return Err(OpenError::Empty { path: path(), bytes, block: geometry.logical_block });
     }
-    Ok(Opened { file, kind, geometry, alignment: direct.then_some(alignment) })
+    let longest = facts::longest_transfer(&file, kind, geometry.logical_block);
+    Ok(Opened { file, kind, geometry, alignment: direct.then_some(alignment), longest })
 }
 
 fn open_file(options: &DiskOptions, flags: libc::c_int) -> io::Result<File> {

@@ -29,11 +29,13 @@ pub(super) struct Ring {
     slots: Vec<Slot>,
     free: Vec<u16>,
     watched: Option<EventFd>,
+    /// The kernel refused to take entries, which are lost; the ring cannot go on.
+    lost: Option<io::Error>,
 }
 
 impl Ring {
     pub(super) fn new(handle: Arc<Handle>, depth: u16, counters: Arc<QueueCounters>) -> io::Result<Ring> {
-        // Every slot has at most one entry in the queue, beside one each for the watch and for cancelling.
+        // Room for one entry for each slot, beside one each for the watch and for cancelling; more are rare.
         let ring = build(u32::from(depth) + 2)?;
         ring.submitter().register_files(&[handle.file.as_raw_fd()])?;
         Ok(Ring {
@@ -43,14 +45,24 @@ impl Ring {
             slots: (0..depth).map(|_| Slot::default()).collect(),
             free: (0..depth).rev().collect(),
             watched: None,
+            lost: None,
         })
     }
 
     fn push(&mut self, entry: &squeue::Entry) {
-        // SAFETY: every entry points to memory of a slot (or to none). A slot gives its memory back only when
-        // the kernel has answered, and `drop` waits for all answers.
-        let pushed = unsafe { self.ring.submission().push(entry) };
-        pushed.expect("the submission queue has an entry for every slot");
+        for _ in 0..64 {
+            // SAFETY: every entry points to memory of a slot (or to none). A slot gives its memory back only
+            // when the kernel has answered, and `drop` waits for all answers.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return;
+            }
+            // The queue is full: the kernel takes what is in it.
+            if let Err(error) = self.enter(0) {
+                self.lost.get_or_insert(error);
+                return;
+            }
+        }
+        self.lost.get_or_insert_with(|| io::Error::from_raw_os_error(libc::EBUSY));
     }
 
     fn start_watching(&mut self) {
@@ -62,9 +74,9 @@ impl Ring {
         }
     }
 
-    fn step(&mut self, index: u16) {
-        if let Some(entry) = self.slots[usize::from(index)].step(&self.handle) {
-            self.push(&entry.user_data(u64::from(index)));
+    fn step(&mut self, index: u16, part: u16) {
+        if let Some(entry) = self.slots[usize::from(index)].step(part, &self.handle) {
+            self.push(&entry.user_data(u64::from(part) << 16 | u64::from(index)));
         }
     }
 
@@ -80,13 +92,15 @@ impl Ring {
                         self.start_watching();
                     }
                 }
-                index => {
-                    let slot = &mut self.slots[index as usize];
-                    match slot.answer(answer.result(), &self.handle, &self.counters) {
-                        Next::Step => self.step(index as u16),
+                mark => {
+                    let (index, part) = (mark as u16, (mark >> 16) as u16);
+                    let slot = &mut self.slots[usize::from(index)];
+                    match slot.answer(part, answer.result(), &self.handle, &self.counters) {
+                        Next::Step(part) => self.step(index, part),
+                        Next::Wait => {}
                         Next::Done(result) => {
                             if let Some(Request { tag, operation, buffers }) = slot.finish() {
-                                self.free.push(index as u16);
+                                self.free.push(index);
                                 events.push(Event::Done { tag, operation, result, buffers });
                             }
                         }
@@ -116,6 +130,9 @@ impl Ring {
 
     /// Cancels what can be cancelled and waits for all answers.
     fn drain(&mut self) -> io::Result<()> {
+        if let Some(error) = self.lost.take() {
+            return Err(error);
+        }
         if self.slots.iter().any(Slot::is_busy) {
             let everything = types::CancelBuilder::any();
             self.push(&opcode::AsyncCancel2::new(everything).build().user_data(CANCEL));
@@ -123,8 +140,8 @@ impl Ring {
         while self.slots.iter().any(Slot::is_busy) {
             self.enter(1)?;
             while let Some(answer) = self.next_answer() {
-                if let Some(slot) = self.slots.get_mut(answer.user_data() as usize) {
-                    slot.finish();
+                if answer.user_data() < CANCEL {
+                    self.slots[usize::from(answer.user_data() as u16)].abandon();
                 }
             }
         }
@@ -149,11 +166,14 @@ impl Engine for Ring {
 
     fn submit(&mut self, request: Request) {
         let index = self.free.pop().expect("never more requests than the depth");
-        self.slots[usize::from(index)].begin(request, &self.handle);
-        self.step(index);
+        let parts = self.slots[usize::from(index)].begin(request, &self.handle);
+        (0..parts).for_each(|part| self.step(index, part));
     }
 
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()> {
+        if let Some(error) = &self.lost {
+            return Err(io::Error::new(error.kind(), error.to_string()));
+        }
         let before = events.len();
         self.reap(events);
         let waiting_for = usize::from(patience == Patience::Wait && events.len() == before);

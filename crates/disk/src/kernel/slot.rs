@@ -7,16 +7,18 @@ use io_uring::{opcode, squeue, types};
 use memory::Buffers;
 
 use crate::counters::{Bounced, QueueCounters};
-use crate::geometry::SectorRange;
+use crate::geometry::{SectorRange, Sectors};
 use crate::kernel::{Handle, Kind};
 use crate::request::{DiskError, Durability, Operation, Request, Unmap};
 
 /// The disk's file in the ring's table.
 pub(super) const FILE: types::Fixed = types::Fixed(0);
 /// The kernel moves no more than this at once (MAX_RW_COUNT).
-const LONGEST_STEP: usize = 0x7fff_f000;
+const LONGEST_STEP: u64 = 0x7fff_f000;
 /// The kernel takes no more pieces than this at once.
 const MOST_PIECES: usize = 1024;
+/// So many parts of a long transfer are under way at once.
+const MOST_PARTS: u16 = 8;
 /// A bounced request goes through a buffer of this size, however long it is.
 const BOUNCE_SIZE: usize = 256 << 10;
 /// So often the kernel may say "again" to one request before that is its error.
@@ -52,62 +54,110 @@ fn ways(operation: Operation, kind: Kind) -> &'static [Way] {
 
 /// What follows an answer of the kernel.
 pub(super) enum Next {
-    /// Ask again: [`Slot::step`].
-    Step,
+    /// Ask again for this part: [`Slot::step`].
+    Step(u16),
+    /// Other parts are still under way.
+    Wait,
     /// The request is done.
     Done(Result<(), DiskError>),
+}
+
+/// A piece of a transfer that the kernel is asked for on its own. Nearly every transfer is one part. A device
+/// takes only so much at once; what is longer the kernel would cut up itself, but not without passing it to a
+/// thread of its own first.
+#[derive(Default)]
+struct Part {
+    /// First byte of the transfer that belongs to the part.
+    start: u64,
+    /// First byte that does not.
+    end: u64,
+    /// Bytes of the part that are done.
+    done: u64,
+    /// The pieces still to do, where they are not simply all of the request's.
+    pieces: Vec<libc::iovec>,
+    retries: u8,
 }
 
 /// A place for one request under way. It owns all memory that the kernel works on.
 #[derive(Default)]
 pub(super) struct Slot {
     request: Option<Request>,
-    /// Bytes done of a transfer.
-    done: u64,
+    /// First byte of the transfer that is in no part yet.
+    next: u64,
+    parts: Vec<Part>,
+    /// Parts that the kernel has been asked for and has not answered.
+    under_way: u16,
+    failure: Option<DiskError>,
     /// Why this transfer is copied, if it is.
     bounced: Option<Bounced>,
     /// Kept for the next request that needs one.
     bounce: Option<BounceBuffer>,
-    /// The pieces still to do, once a transfer was cut short.
-    rest: Vec<libc::iovec>,
     /// Which of the [`ways`] is being tried.
     way: usize,
-    retries: u8,
 }
 
-// SAFETY: the raw pointers in `rest` lead into the request's buffers, which are `Send` and travel along.
+// SAFETY: the raw pointers in the parts lead into the request's buffers, which are `Send` and travel along.
 unsafe impl Send for Slot {}
 
 impl Slot {
-    pub(super) fn begin(&mut self, request: Request, handle: &Handle) {
-        self.done = 0;
+    /// Takes a request in and returns how many parts there are to step at first.
+    pub(super) fn begin(&mut self, request: Request, handle: &Handle) -> u16 {
+        let transfer = matches!(request.operation, Operation::Read { .. } | Operation::Write { .. });
+        let pieces = request.buffers.iovecs();
+        self.bounced = if transfer { handle.copies.for_pieces(pieces) } else { None };
+        self.next = 0;
         self.way = 0;
-        self.retries = 0;
-        self.bounced = match request.operation {
-            Operation::Read { .. } | Operation::Write { .. } => {
-                handle.copies.for_pieces(request.buffers.iovecs())
-            }
-            _ => None,
-        };
+        self.failure = None;
+        self.under_way = 0;
+        let total = if transfer { request.buffers.bytes() } else { 0 };
         self.request = Some(request);
+        // A bounced transfer has one buffer, so its parts follow each other.
+        let most = if self.copies() { 1 } else { MOST_PARTS };
+        while self.under_way == 0 || self.under_way < most && self.next < total {
+            let part = self.under_way;
+            self.under_way += 1;
+            self.assign(part, handle);
+        }
+        self.under_way
+    }
+
+    /// Gives a part the next bytes of the transfer.
+    fn assign(&mut self, part: u16, handle: &Handle) {
+        let total = self.request.as_ref().map_or(0, |request| request.buffers.bytes());
+        let longest = if self.copies() { BOUNCE_SIZE as u64 } else { handle.longest.min(LONGEST_STEP) };
+        if self.parts.len() <= usize::from(part) {
+            self.parts.push(Part::default());
+        }
+        let slot = &mut self.parts[usize::from(part)];
+        (slot.start, slot.done, slot.retries) = (self.next, 0, 0);
+        slot.end = total.min(self.next.saturating_add(longest));
+        self.next = slot.end;
     }
 
     pub(super) fn is_busy(&self) -> bool {
         self.request.is_some()
     }
 
-    /// Takes the request out. Only once the kernel has answered for it.
+    /// Takes the request out. Only once the kernel has answered for all parts.
     pub(super) fn finish(&mut self) -> Option<Request> {
         self.request.take()
     }
 
-    /// The next thing to ask of the kernel. What the entry points to lies in this slot and must stay until the
-    /// answer; `None` without a request.
-    pub(super) fn step(&mut self, handle: &Handle) -> Option<squeue::Entry> {
+    /// Counts an answer whose contents no longer matter; the request goes with the last one.
+    pub(super) fn abandon(&mut self) {
+        self.under_way = self.under_way.saturating_sub(1);
+        if self.under_way == 0 {
+            self.request = None;
+        }
+    }
+
+    /// The next thing to ask of the kernel for a part. What the entry points to lies in this slot and must stay
+    /// until the answer; `None` without a request.
+    pub(super) fn step(&mut self, part: u16, handle: &Handle) -> Option<squeue::Entry> {
         let request = self.request.as_ref()?;
         Some(match request.operation {
-            Operation::Read { at } => self.transfer(at.0 * 512 + self.done, None),
-            Operation::Write { at, durability } => self.transfer(at.0 * 512 + self.done, Some(durability)),
+            Operation::Read { at } => self.transfer(part, at, None),
+            Operation::Write { at, durability } => self.transfer(part, at, Some(durability)),
             Operation::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
             Operation::Discard(range) | Operation::WriteZeroes(range, _) => {
                 change_range(ways(request.operation, handle.kind)[self.way], range)
@@ -115,35 +165,32 @@ impl Slot {
         })
     }
 
-    fn transfer(&mut self, offset: u64, write: Option<Durability>) -> squeue::Entry {
+    fn transfer(&mut self, part: u16, at: Sectors, write: Option<Durability>) -> squeue::Entry {
+        let copies = self.copies();
         let buffers = &self.request.as_ref().expect("step() found a request").buffers;
+        let part = &mut self.parts[usize::from(part)];
+        let from = part.start + part.done;
+        let len = (part.end - from) as usize;
+        let offset = at.0 * Sectors::SIZE + from;
         let flags = match write {
             Some(Durability::Stable) => libc::RWF_DSYNC,
             _ => 0,
         };
-        if self.copies() {
+        if copies {
             let bounce = self.bounce.get_or_insert_with(BounceBuffer::new);
-            let left = usize::try_from(buffers.bytes() - self.done).unwrap_or(usize::MAX);
-            let len = left.min(BOUNCE_SIZE);
             if write.is_some() {
-                buffers.read_at(self.done, &mut bounce.bytes_mut()[..len]);
+                buffers.read_at(from, &mut bounce.bytes_mut()[..len]);
             }
             return entry(bounce.start.as_ptr(), len, offset, write.is_some(), flags);
         }
-        let pieces = if self.done == 0 {
+        let pieces = if from == 0 && part.end == buffers.bytes() {
             buffers.iovecs()
         } else {
-            skip(buffers.iovecs(), self.done, &mut self.rest);
-            &self.rest
+            cut(buffers.iovecs(), from, part.end, &mut part.pieces);
+            &part.pieces
         };
         if let [piece] = pieces {
-            return entry(
-                piece.iov_base.cast(),
-                piece.iov_len.min(LONGEST_STEP),
-                offset,
-                write.is_some(),
-                flags,
-            );
+            return entry(piece.iov_base.cast(), piece.iov_len, offset, write.is_some(), flags);
         }
         let (start, count) = (pieces.as_ptr(), pieces.len().min(MOST_PIECES) as u32);
         if write.is_some() {
@@ -158,41 +205,68 @@ impl Slot {
         matches!(self.bounced, Some(Bounced::Alignment | Bounced::Asked))
     }
 
-    /// Takes the kernel's answer to the last step.
-    pub(super) fn answer(&mut self, result: i32, handle: &Handle, counters: &QueueCounters) -> Next {
-        let Some(request) = self.request.as_ref() else { return Next::Done(Err(DiskError::Gone)) };
+    /// Takes the kernel's answer to the last step of a part.
+    pub(super) fn answer(
+        &mut self,
+        part: u16,
+        result: i32,
+        handle: &Handle,
+        counters: &QueueCounters,
+    ) -> Next {
+        let Some(request) = self.request.as_ref() else { return Next::Wait };
         if result < 0 {
-            return self.failed(-result, request.operation, handle);
+            return self.failed(part, -result, request.operation, handle);
         }
         if !matches!(request.operation, Operation::Read { .. } | Operation::Write { .. }) {
-            return Next::Done(Ok(()));
+            return self.ended();
         }
-        let moved = result as u64;
+        let (moved, total) = (result as u64, request.buffers.bytes());
+        let slot = &mut self.parts[usize::from(part)];
         if moved == 0 {
             // Inside the disk when it was checked, and nothing there now: it has shrunk.
-            return Next::Done(Err(DiskError::OutOfRange));
+            self.failure = Some(DiskError::OutOfRange);
+            return self.ended();
         }
-        if let (Operation::Read { .. }, true, Some(bounce)) = (request.operation, self.copies(), &self.bounce)
-        {
-            request.buffers.write_at(self.done, &bounce.bytes()[..result as usize]);
+        let copied = matches!(self.bounced, Some(Bounced::Alignment | Bounced::Asked));
+        if let (Operation::Read { .. }, true, Some(bounce)) = (request.operation, copied, &self.bounce) {
+            request.buffers.write_at(slot.start + slot.done, &bounce.bytes()[..result as usize]);
         }
         counters.moved(moved, self.bounced);
-        self.done += moved;
-        if self.done < request.buffers.bytes() { Next::Step } else { Next::Done(Ok(())) }
+        slot.done += moved;
+        if slot.start + slot.done < slot.end {
+            return Next::Step(part);
+        }
+        if self.failure.is_none() && self.next < total {
+            self.assign(part, handle);
+            return Next::Step(part);
+        }
+        self.ended()
     }
 
-    fn failed(&mut self, errno: i32, operation: Operation, handle: &Handle) -> Next {
-        if matches!(errno, libc::EAGAIN | libc::EINTR) && self.retries < PATIENCE {
-            self.retries += 1;
-            return Next::Step;
+    /// A part needs nothing more.
+    fn ended(&mut self) -> Next {
+        self.under_way -= 1;
+        match (self.under_way, self.failure) {
+            (0, None) => Next::Done(Ok(())),
+            (0, Some(error)) => Next::Done(Err(error)),
+            _ => Next::Wait,
+        }
+    }
+
+    fn failed(&mut self, part: u16, errno: i32, operation: Operation, handle: &Handle) -> Next {
+        let slot = &mut self.parts[usize::from(part)];
+        if matches!(errno, libc::EAGAIN | libc::EINTR) && slot.retries < PATIENCE {
+            slot.retries += 1;
+            return Next::Step(part);
         }
         // A way that this kernel or disk does not know is answered with one of these.
         let unknown = matches!(errno, libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTTY | libc::ENOSYS);
         if unknown && self.way + 1 < ways(operation, handle.kind).len() {
             self.way += 1;
-            return Next::Step;
+            return Next::Step(part);
         }
-        Next::Done(Err(DiskError::from_errno(errno)))
+        self.failure = Some(DiskError::from_errno(errno));
+        self.ended()
     }
 }
 
@@ -218,17 +292,18 @@ fn change_range(way: Way, range: SectorRange) -> squeue::Entry {
     }
 }
 
-/// The pieces without their first `done` bytes.
-fn skip(pieces: &[libc::iovec], done: u64, rest: &mut Vec<libc::iovec>) {
-    rest.clear();
-    let mut left = usize::try_from(done).unwrap_or(usize::MAX);
+/// What lies from byte `from` to byte `end` of the pieces.
+fn cut(pieces: &[libc::iovec], from: u64, end: u64, into: &mut Vec<libc::iovec>) {
+    into.clear();
+    let mut at = 0;
     for piece in pieces {
-        let cut = left.min(piece.iov_len);
-        left -= cut;
-        if cut < piece.iov_len {
-            let iov_base = piece.iov_base.cast::<u8>().wrapping_add(cut).cast();
-            rest.push(libc::iovec { iov_base, iov_len: piece.iov_len - cut });
+        let len = piece.iov_len as u64;
+        let (first, last) = (from.clamp(at, at + len) - at, end.clamp(at, at + len) - at);
+        if first < last {
+            let iov_base = piece.iov_base.cast::<u8>().wrapping_add(first as usize).cast();
+            into.push(libc::iovec { iov_base, iov_len: (last - first) as usize });
         }
+        at += len;
     }
 }
 
@@ -276,7 +351,7 @@ impl Drop for BounceBuffer {
 impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let buffers: Option<&Buffers> = self.request.as_ref().map(|request| &request.buffers);
-        f.debug_struct("Slot").field("buffers", &buffers).field("done", &self.done).finish()
+        f.debug_struct("Slot").field("buffers", &buffers).field("next", &self.next).finish()
     }
 }
 
@@ -287,7 +362,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_left_of_the_pieces_is_what_was_not_done(lens in prop::collection::vec(1usize..50, 1..8), done in 0u64..300) {
+        fn a_cut_holds_the_bytes_between_its_ends(
+            lens in prop::collection::vec(1usize..50, 1..8), from in 0u64..300, len in 0u64..300
+        ) {
             let mut at = 0x1000usize;
             let pieces: Vec<libc::iovec> = lens.iter().map(|len| {
                 let piece = libc::iovec { iov_base: at as *mut _, iov_len: *len };
@@ -298,9 +375,10 @@ mod tests {
                 (0..p.iov_len).map(|i| p.iov_base as usize + i)
             }).collect::<Vec<_>>();
             let mut rest = Vec::new();
-            skip(&pieces, done, &mut rest);
+            cut(&pieces, from, from + len, &mut rest);
             let all = bytes(&pieces);
-            prop_assert_eq!(bytes(&rest), all[(done as usize).min(all.len())..].to_vec());
+            let (from, end) = ((from as usize).min(all.len()), ((from + len) as usize).min(all.len()));
+            prop_assert_eq!(bytes(&rest), all[from..end].to_vec());
             prop_assert!(rest.iter().all(|piece| piece.iov_len > 0));
         }
     }

@@ -42,14 +42,23 @@ pub fn prepare(kernel: &Kernel, places: &Places, lock: &CacheLock) -> Result<Rea
     }
 }
 
-/// Gets the newest stock kernel into the cache; its version.
+/// Whether Debian's kernel is in the cache.
+pub fn has_debian_kernel() -> bool {
+    crate::places::cache().is_ok_and(|cache| debian::Unpacked::cached(&cache).is_some())
+}
+
+/// Gets Debian's kernel into the cache unless one is there; its version.
 ///
 /// # Errors
-/// When it cannot be fetched: no Debian, old package lists, no network.
-pub fn fetch_debian() -> Result<String, LabError> {
+/// When it cannot be fetched: no Debian, no package lists, no network.
+pub fn ensure_debian_kernel() -> Result<String, LabError> {
     let cache = crate::places::cache()?;
     let lock = CacheLock::take(&cache)?;
-    Ok(debian::Unpacked::fetch(&cache, &lock)?.version)
+    let unpacked = match debian::Unpacked::cached(&cache) {
+        Some(unpacked) => unpacked,
+        None => debian::Unpacked::fetch(&cache, &lock)?,
+    };
+    Ok(unpacked.version)
 }
 
 /// Where `cargo xtask lab-kernel` leaves the lab kernel in the cache.

@@ -1,4 +1,4 @@
-//! Init of a guest: loads drivers, runs a script, switches off.
+//! Init of a guest: loads drivers, runs a script, switches off; at once when somebody presses the power button.
 
 use std::fs;
 use std::io::{self, Write};
@@ -7,6 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::button;
 use crate::drivers::{self, Drivers};
 use crate::system;
 
@@ -30,10 +31,16 @@ pub fn answer_at_once() {
     }
 }
 
-/// Runs the script of the command line or of the initramfs, and says `lab: exit N` at the end.
+/// Runs the script of the command line or of the initramfs, and says `lab: exit N` at the end. The power button
+/// ends it before, and says `lab: power button`.
 pub fn run() {
     system::mount_the_usual();
-    let complaints = settle(&Drivers::of_this_kernel());
+    let drivers = Drivers::of_this_kernel();
+    let mut complaints = settle(&drivers);
+    complaints.extend(button::listen(&drivers, || {
+        print("lab: power button");
+        system::power_off();
+    }));
     for complaint in complaints {
         print(&format!("lab: {complaint}"));
     }
