@@ -132,7 +132,7 @@ fn the_console_can_be_a_socket() {
         "start 'while read line; do say heard $line; [ $line != end ] || exit 7; done' --console socket:/tmp/console &
          wait_for 30 test -S /tmp/console
          (until grep -q 'lab: exit' /tmp/heard; do echo hello; sleep 1; echo end; sleep 1; done) \\
-             | nc local:/tmp/console > /tmp/heard || true
+             | lab-io talk /tmp/console > /tmp/heard || true
          wait $! && ended=0 || ended=$?
          cat /tmp/heard
          say skep ended with $ended
