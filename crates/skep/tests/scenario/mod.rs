@@ -37,7 +37,7 @@ impl Scenario {
     /// In a host with Debian's kernel, which is what people run, and the usual devices.
     pub fn new() -> Scenario {
         // Emulation has its bad days: on a machine that does other things too, all takes three times as long.
-        Scenario(Lab::builder().timeout(Duration::from_secs(400)))
+        Scenario(Lab::builder().timeout(Duration::from_secs(600)))
     }
 
     /// In a host with the lab kernel, which boots faster, where the kernel makes no difference. Without one it
