@@ -230,7 +230,7 @@ impl Board {
             ram,
             shared.clone(),
             &windows,
-            Arc::new(|report| drop(report)),
+            Arc::new(drop),
         );
         let emulated = Emulated::new(hardware, 4096, &specs(&Assigned::BARS), &windows, &shared, true);
         let identity = Identity {

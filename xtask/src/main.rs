@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod lab_kernel;
 mod setup;
 mod test;
@@ -14,6 +15,7 @@ mod test;
 const CHORES: &str = "\
   build       the static programs in target/dist
   test        every test there is, and what they need
+  fuzz        hostile input for queues, BARs, kernels …: [TARGET] [--seconds N]
   setup       what the lab needs: QEMU, busybox, Debian's kernel in the cache
   lab-kernel  the lab's own kernel with iommufd, from Debian's kernel source
   demo        a guest with an assigned device and a physical disk, in an emulated host
@@ -33,6 +35,7 @@ fn run() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("build") => build::run(),
         Some("test") => test::run(),
+        Some("fuzz") => fuzz::run(std::env::args().skip(2)),
         Some("setup") => setup::lab(),
         Some("lab-kernel") => lab_kernel::run(),
         Some("bench") => bench::run(),
