@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+mod bench;
 mod build;
 mod demo;
 mod lab_kernel;
@@ -15,7 +16,8 @@ const CHORES: &str = "\
   test        every test there is, and what they need
   setup       what the lab needs: QEMU, busybox, Debian's kernel in the cache
   lab-kernel  the lab's own kernel with iommufd, from Debian's kernel source
-  demo        a guest with an assigned device and a physical disk, in an emulated host";
+  demo        a guest with an assigned device and a physical disk, in an emulated host
+  bench       skep beside QEMU in the emulated host, against the bars";
 
 fn main() -> ExitCode {
     match run() {
@@ -33,6 +35,7 @@ fn run() -> Result<()> {
         Some("test") => test::run(),
         Some("setup") => setup::lab(),
         Some("lab-kernel") => lab_kernel::run(),
+        Some("bench") => bench::run(),
         Some("demo") => demo::run(),
         Some("help" | "--help") => {
             println!("cargo xtask CHORE, where the chore is one of:\n{CHORES}");

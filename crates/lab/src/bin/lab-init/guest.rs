@@ -1,4 +1,4 @@
-//! Init of a guest: loads drivers, runs a script, switches off.
+//! Init of a guest: loads drivers, runs a script, switches off; at once when somebody presses the power button.
 
 use std::fs;
 use std::io::{self, Write};
@@ -7,6 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::button;
 use crate::drivers::{self, Drivers};
 use crate::system;
 
@@ -16,24 +17,34 @@ pub const SCRIPT: &str = "lab/script";
 /// The word that asks for a sign of life and nothing more.
 const INIT_ONLY: &str = "lab.init-only";
 
+/// So long a guest with that word stays, so that whoever heard it can look at it alive.
+const INIT_ONLY_STAY: Duration = Duration::from_millis(500);
+
 /// Disks have settled when nothing new came for so long; a guest does not wait longer than the limit.
 const SETTLED: Duration = Duration::from_millis(300);
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// With `lab.init-only`: says `lab: init` before anything else, and switches off.
+/// With `lab.init-only`: says `lab: init` before anything else, stays for a moment, and switches off.
 pub fn answer_at_once() {
     // Only the command line must be read before.
     let _absent = system::mount("proc", "proc", "/proc", 0, "");
     if system::command_line().iter().any(|word| word == INIT_ONLY) {
         print("lab: init");
+        thread::sleep(INIT_ONLY_STAY);
         system::power_off();
     }
 }
 
-/// Runs the script of the command line or of the initramfs, and says `lab: exit N` at the end.
+/// Runs the script of the command line or of the initramfs, and says `lab: exit N` at the end. The power button
+/// ends it before, and says `lab: power button`.
 pub fn run() {
     system::mount_the_usual();
-    let complaints = settle(&Drivers::of_this_kernel());
+    let drivers = Drivers::of_this_kernel();
+    let mut complaints = settle(&drivers);
+    complaints.extend(button::listen(&drivers, || {
+        print("lab: power button");
+        system::power_off();
+    }));
     for complaint in complaints {
         print(&format!("lab: {complaint}"));
     }

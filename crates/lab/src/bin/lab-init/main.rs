@@ -1,6 +1,7 @@
 //! Init of the emulated host and of its guests; under the name `lab-initrd`, the tool that puts a script
 //! into a guest's initramfs.
 
+mod button;
 mod drivers;
 mod guest;
 mod host;

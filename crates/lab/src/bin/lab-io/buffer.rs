@@ -5,6 +5,9 @@ use std::io;
 /// The size of a page in bytes.
 pub const PAGE: usize = 4096;
 
+/// The size of a huge page in bytes.
+const HUGE: usize = 2 << 20;
+
 /// Anonymous pages of our own, unmapped when dropped.
 pub struct Pages {
     start: *mut u8,
@@ -14,14 +17,25 @@ pub struct Pages {
 impl Pages {
     /// Enough pages for `length` bytes, present from the start.
     pub fn new(length: usize) -> io::Result<Pages> {
-        let length = length.next_multiple_of(PAGE);
+        Pages::map(length.next_multiple_of(PAGE), 0)
+    }
+
+    /// One huge page, whose bytes are neighbours in memory.
+    pub fn whole(length: usize) -> io::Result<Pages> {
+        if length > HUGE {
+            return Err(io::Error::other(format!("{length} bytes are more than a huge page has")));
+        }
+        Pages::map(HUGE, libc::MAP_HUGETLB)
+    }
+
+    fn map(length: usize, flags: libc::c_int) -> io::Result<Pages> {
         // SAFETY: a fresh anonymous mapping touches no memory that exists.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 length,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | flags,
                 -1,
                 0,
             )
@@ -53,24 +67,35 @@ impl Pages {
         unsafe { std::slice::from_raw_parts_mut(self.start, self.length) }
     }
 
-    /// Pieces that together hold `length` bytes and of which no two that follow each other are neighbours in
-    /// memory: the even pages first, then the odd ones. Piece `n` of a page's size holds page `order(n)`.
-    pub fn scattered(&self, length: usize) -> Vec<libc::iovec> {
-        scattered_pages(length)
-            .map(|(page, length)| libc::iovec {
-                // The page lies inside the mapping, for `length` is at most the mapping's.
-                iov_base: self.start.wrapping_add(page * PAGE).cast(),
-                iov_len: length,
-            })
-            .collect()
+    /// The pieces of a layout, as the kernel takes them. No piece may lie outside the pages.
+    pub fn pieces(&self, layout: impl Iterator<Item = (usize, usize)>) -> Vec<libc::iovec> {
+        let piece = |(start, length): (usize, usize)| {
+            assert!(start + length <= self.length, "a piece lies outside the buffer");
+            libc::iovec { iov_base: self.start.wrapping_add(start).cast(), iov_len: length }
+        };
+        layout.map(piece).collect()
     }
 }
 
-/// Which page of the buffer holds which piece, and how long the piece is.
-pub fn scattered_pages(length: usize) -> impl Iterator<Item = (usize, usize)> {
-    let pages = length.div_ceil(PAGE);
-    let order = (0..pages).step_by(2).chain((1..pages).step_by(2));
-    order.enumerate().map(move |(piece, page)| (page, PAGE.min(length - piece * PAGE)))
+/// How the bytes of one transfer lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// In pages of which no two that follow each other are neighbours: the even ones first, then the odd ones.
+    Scattered,
+    /// In one piece.
+    Whole,
+}
+
+impl Layout {
+    /// The pieces that together hold `length` bytes: where in the buffer each starts, and how long it is.
+    pub fn pieces(self, length: usize) -> Box<dyn Iterator<Item = (usize, usize)>> {
+        if self == Layout::Whole {
+            return Box::new(std::iter::once((0, length)));
+        }
+        let pages = length.div_ceil(PAGE);
+        let order = (0..pages).step_by(2).chain((1..pages).step_by(2));
+        Box::new(order.enumerate().map(move |(piece, page)| (page * PAGE, PAGE.min(length - piece * PAGE))))
+    }
 }
 
 impl Drop for Pages {

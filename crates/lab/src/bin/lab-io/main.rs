@@ -6,6 +6,7 @@ mod bench;
 mod buffer;
 mod device;
 mod pattern;
+mod talk;
 
 use std::process::ExitCode;
 
@@ -13,9 +14,13 @@ const USAGE: &str = "\
 usage:
   lab-io randread DEV BS QD SECONDS [SEED]   random reads of BS bytes, QD at once
   lab-io seqread  DEV BS QD SECONDS          sequential reads
-  lab-io fill     DEV OFFSET LEN BS SEED     writes a pattern, BS bytes at once, from scattered pages
-  lab-io check    DEV OFFSET LEN BS SEED     compares it; ends with 1 and the first offset that differs
-Sizes in bytes, or with K, M or G. LEN 0 means up to the end.";
+  lab-io fill     DEV OFFSET LEN BS SEED [scattered|whole]
+                                             writes a pattern, BS bytes at once
+  lab-io check    DEV OFFSET LEN BS SEED [scattered|whole]
+                                             compares it; ends with 1 and the first offset that differs
+  lab-io talk     SOCKET                     sends standard input to a Unix socket, and prints what comes back
+Sizes in bytes, or with K, M or G. LEN 0 means up to the end. The memory of fill and check is scattered pages, or one
+whole piece in a huge page (2 MiB; there must be one: /proc/sys/vm/nr_hugepages).";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -24,8 +29,12 @@ fn main() -> ExitCode {
         ["randread", device, bs, qd, seconds] => bench::random(device, bs, qd, seconds, "1"),
         ["randread", device, bs, qd, seconds, seed] => bench::random(device, bs, qd, seconds, seed),
         ["seqread", device, bs, qd, seconds] => bench::sequential(device, bs, qd, seconds),
-        ["fill", device, offset, length, bs, seed] => pattern::fill(device, offset, length, bs, seed),
-        ["check", device, offset, length, bs, seed] => pattern::check(device, offset, length, bs, seed),
+        ["fill" | "check", device, offset, length, bs, seed, pieces @ ..] if pieces.len() <= 1 => {
+            let stretch = [*device, *offset, *length, *bs, *seed];
+            let pieces = pieces.first().copied().unwrap_or("scattered");
+            if words[0] == "fill" { pattern::fill(stretch, pieces) } else { pattern::check(stretch, pieces) }
+        }
+        ["talk", socket] => talk::talk(socket),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

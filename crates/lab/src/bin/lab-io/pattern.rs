@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::buffer::{PAGE, Pages, scattered_pages};
+use crate::buffer::{Layout, PAGE, Pages};
 use crate::device::Device;
 use crate::{mix, number, size};
 
@@ -16,17 +16,17 @@ struct Stretch {
     length: u64,
     block: usize,
     seed: u64,
+    layout: Layout,
 }
 
 impl Stretch {
-    fn new(
-        path: &str,
-        offset: &str,
-        length: &str,
-        block: &str,
-        seed: &str,
-        writable: bool,
-    ) -> Result<Self, String> {
+    fn new(words: [&str; 5], layout: &str, writable: bool) -> Result<Self, String> {
+        let [path, offset, length, block, seed] = words;
+        let layout = match layout {
+            "scattered" => Layout::Scattered,
+            "whole" => Layout::Whole,
+            other => return Err(format!("memory is scattered or whole, not {other:?}")),
+        };
         let device = Device::open(path, writable)?;
         let (offset, block) = (size(offset)?, size(block)?);
         let length = match size(length)? {
@@ -43,7 +43,16 @@ impl Stretch {
             ));
         }
         // At most 4 MiB.
-        Ok(Stretch { device, offset, length, block: block as usize, seed: number("seed", seed)? })
+        Ok(Stretch { device, offset, length, block: block as usize, seed: number("seed", seed)?, layout })
+    }
+
+    /// Memory for a block.
+    fn memory(&self) -> Result<Pages, String> {
+        let pages = match self.layout {
+            Layout::Scattered => Pages::new(self.block),
+            Layout::Whole => Pages::whole(self.block),
+        };
+        pages.map_err(|e| format!("cannot get memory: {e}"))
     }
 
     /// The blocks: where they start, and how long they are (the last may be shorter).
@@ -60,18 +69,18 @@ impl Stretch {
 }
 
 /// Writes the pattern.
-pub fn fill(path: &str, offset: &str, length: &str, block: &str, seed: &str) -> Result<String, String> {
-    let stretch = Stretch::new(path, offset, length, block, seed, true)?;
-    let mut pages = Pages::new(stretch.block).map_err(|e| format!("cannot get memory: {e}"))?;
+pub fn fill(words: [&str; 5], layout: &str) -> Result<String, String> {
+    let stretch = Stretch::new(words, layout, true)?;
+    let mut pages = stretch.memory()?;
     for (start, length) in stretch.blocks() {
         let mut at = start;
-        for (page, piece) in scattered_pages(length) {
-            for word in pages.bytes_mut()[page * PAGE..][..piece].chunks_mut(8) {
+        for (place, piece) in stretch.layout.pieces(length) {
+            for word in pages.bytes_mut()[place..][..piece].chunks_mut(8) {
                 word.copy_from_slice(&stretch.word(at)[..word.len()]);
                 at += 8;
             }
         }
-        let pieces = pages.scattered(length);
+        let pieces = pages.pieces(stretch.layout.pieces(length));
         // SAFETY: the pieces lie in `pages`, which lives through the call and is not touched in it.
         let n = unsafe {
             libc::pwritev(stretch.device.fd(), pieces.as_ptr(), pieces.len() as i32, start.cast_signed())
@@ -79,25 +88,26 @@ pub fn fill(path: &str, offset: &str, length: &str, block: &str, seed: &str) -> 
         whole("write", n, length, start)?;
     }
     stretch.device.flush()?;
+    let [path, offset, _, block, _] = words;
     Ok(format!("{path} {offset} {} bs {block}: ok", stretch.length))
 }
 
 /// Compares with the pattern.
-pub fn check(path: &str, offset: &str, length: &str, block: &str, seed: &str) -> Result<String, String> {
-    let stretch = Stretch::new(path, offset, length, block, seed, false)?;
-    let mut pages = Pages::new(stretch.block).map_err(|e| format!("cannot get memory: {e}"))?;
+pub fn check(words: [&str; 5], layout: &str) -> Result<String, String> {
+    let stretch = Stretch::new(words, layout, false)?;
+    let mut pages = stretch.memory()?;
     for (start, length) in stretch.blocks() {
         // What was there before must not pass for what was read.
         pages.bytes_mut().fill(0xa5);
-        let pieces = pages.scattered(length);
+        let pieces = pages.pieces(stretch.layout.pieces(length));
         // SAFETY: the pieces lie in `pages`, which lives through the call and is not touched in it.
         let n = unsafe {
             libc::preadv(stretch.device.fd(), pieces.as_ptr(), pieces.len() as i32, start.cast_signed())
         };
         whole("read", n, length, start)?;
         let mut at = start;
-        for (page, piece) in scattered_pages(length) {
-            for word in pages.bytes()[page * PAGE..][..piece].chunks(8) {
+        for (place, piece) in stretch.layout.pieces(length) {
+            for word in pages.bytes()[place..][..piece].chunks(8) {
                 let expected = stretch.word(at);
                 if *word != expected[..word.len()] {
                     return Err(format!(
@@ -108,6 +118,7 @@ pub fn check(path: &str, offset: &str, length: &str, block: &str, seed: &str) ->
             }
         }
     }
+    let [path, offset, _, block, _] = words;
     Ok(format!("{path} {offset} {} bs {block}: ok", stretch.length))
 }
 

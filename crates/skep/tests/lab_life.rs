@@ -1,0 +1,152 @@
+//! A VM from its first line to its end: console, reboot, power button, stop, crash, kill.
+
+mod scenario;
+
+use scenario::Scenario;
+use scenario::tiny::{CRASH, DEAF, written_to};
+
+#[test]
+fn a_guest_that_reboots_finds_its_assigned_device_and_its_disk_as_before() {
+    let seen = Scenario::new().run(
+        "NVME=$(of_class 0x010802 | head -n 1)
+         guest '
+             if lab-io check /dev/vda 63M 4K 4K 9 > /dev/null 2>&1; then
+                 say second start with $(nproc) CPUs
+                 patterns check /dev/vda 1
+                 patterns check /dev/nvme0n1 2
+             else
+                 say first start with $(nproc) CPUs
+                 sums nvme0n1
+                 patterns fill /dev/vda 1
+                 patterns fill /dev/nvme0n1 2
+                 lab-io fill /dev/vda 63M 4K 4K 9 > /dev/null
+                 reboot -f
+                 sleep 100
+             fi
+         ' --cpus 2 --disk /dev/sda --assign $NVME
+         given_back $NVME nvme
+         disk_is_back nvme0n1
+         patterns check /dev/sda 1
+         patterns check /dev/nvme0n1 2",
+    );
+    seen.ended_with(&[0]);
+    seen.expect(&format!("guest: sum nvme0n1 {}", seen.sum("NVME0")));
+    for line in [
+        "guest: first start with 2 CPUs",
+        "guest: second start with 2 CPUs",
+        "guest: check /dev/vda 1 ok",
+        "guest: check /dev/nvme0n1 2 ok",
+        "host: check /dev/sda 1 ok",
+        "host: check /dev/nvme0n1 2 ok",
+    ] {
+        seen.expect(line);
+    }
+}
+
+#[test]
+fn sigterm_presses_the_power_button_and_the_device_is_given_back() {
+    let seen = Scenario::quick().run(
+        "NVME=$(of_class 0x010802 | head -n 1)
+         GUEST='console=ttyS0 no_timer_check panic=-1'
+         start 'say ready; sleep 10000' --name button --disk /dev/sda --assign $NVME --console file:/tmp/console &
+         wait_for 300 grep -q 'guest: ready' /tmp/console
+         kill -TERM $(pidof skep)
+         wait $! && ended=0 || ended=$?
+         say skep ended with $ended
+         say first line $(head -n 1 /tmp/console)
+         grep -o 'lab: power button' /tmp/console
+         given_back $NVME nvme
+         disk_is_back nvme0n1
+         sums nvme0n1",
+    );
+    seen.ended_with(&[0]);
+    seen.expect("lab: power button");
+    seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
+    let first = seen.after("host: first line ");
+    assert!(first[0].contains("Linux version"), "the console starts with the kernel's first line: {first:?}");
+}
+
+#[test]
+fn a_second_sigterm_stops_a_guest_that_does_not_listen() {
+    let deaf = written_to("/tmp/deaf", &DEAF);
+    let seen = Scenario::quick().run(&format!(
+        "NVME=$(of_class 0x010802 | head -n 1)
+         {deaf}
+         skep run --memory 64M --kernel /tmp/deaf --assign $NVME --disk /dev/sda < /dev/null &
+         wait_for 30 test -e /sys/bus/pci/drivers/vfio-pci/$NVME
+         sleep 2
+         kill -TERM $!
+         sleep 1
+         kill -0 $! && say it runs on
+         kill -TERM $!
+         wait $! && ended=0 || ended=$?
+         say skep ended with $ended
+         given_back $NVME nvme
+         disk_is_back nvme0n1
+         sums nvme0n1 sda"
+    ));
+    seen.ended_with(&[5]);
+    seen.expect("host: it runs on");
+    seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
+    seen.expect(&format!("host: sum sda {}", seen.sum("AHCI0")));
+}
+
+#[test]
+fn a_guest_that_crashes_ends_with_status_3_and_the_device_is_given_back() {
+    let crash = written_to("/tmp/crash", &CRASH);
+    let seen = Scenario::quick().run(&format!(
+        "NVME=$(of_class 0x010802 | head -n 1)
+         {crash}
+         try skep run --memory 64M --kernel /tmp/crash --assign $NVME
+         given_back $NVME nvme
+         disk_is_back nvme0n1
+         sums nvme0n1"
+    ));
+    seen.ended_with(&[3]);
+    seen.expect("host: said skep: the guest crashed: vCPU 0 met a triple fault at an unknown place, for KVM has reset its registers.");
+    seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
+}
+
+#[test]
+fn what_a_killed_skep_left_is_put_right_by_the_next() {
+    let (deaf, crash) = (written_to("/tmp/deaf", &DEAF), written_to("/tmp/crash", &CRASH));
+    // Killed at different moments of its start and of its life.
+    let seen = Scenario::quick().run(&format!(
+        "NVME=$(of_class 0x010802 | head -n 1)
+         {deaf}
+         {crash}
+         for moment in 20 50 100 200 400 800 3000; do
+             skep run --memory 64M --kernel /tmp/deaf --assign $NVME --disk /dev/sda < /dev/null &
+             usleep ${{moment}}000
+             kill -KILL $!
+             wait $! || true
+             say after $moment ms: driver $(driver $NVME)
+             try skep run --memory 64M --kernel /tmp/crash --assign $NVME --disk /dev/sda
+             given_back $NVME nvme
+             disk_is_back nvme0n1
+         done
+         sums nvme0n1 sda"
+    ));
+    seen.ended_with(&[3; 7]);
+    seen.expect("host: after 3000 ms: driver vfio-pci");
+    seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
+    seen.expect(&format!("host: sum sda {}", seen.sum("AHCI0")));
+}
+
+#[test]
+fn the_console_can_be_a_socket() {
+    let seen = Scenario::quick().run(
+        "start 'while read line; do say heard $line; [ $line != end ] || exit 7; done' --console socket:/tmp/console &
+         wait_for 30 test -S /tmp/console
+         (until grep -q 'lab: exit' /tmp/heard; do echo hello; sleep 1; echo end; sleep 1; done) \\
+             | lab-io talk /tmp/console > /tmp/heard || true
+         wait $! && ended=0 || ended=$?
+         cat /tmp/heard
+         say skep ended with $ended
+         [ ! -e /tmp/console ] || say the socket is left",
+    );
+    seen.ended_with(&[0]);
+    seen.expect("guest: heard hello");
+    seen.expect("lab: exit 7");
+    assert_eq!(seen.count("host: the socket is left"), 0, "{seen}");
+}

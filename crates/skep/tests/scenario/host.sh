@@ -1,0 +1,70 @@
+# Functions of the host. `scenario`, the story, is defined after them.
+say() { echo "host: $*"; }
+
+GUEST='console=ttyS0 no_timer_check panic=-1 quiet'
+
+# start SCRIPT ARGUMENTS...: skep with the lab's guest, which runs SCRIPT. Its exit status is skep's.
+start() {
+    { echo 'set -e; say() { echo "guest: $*"; }'; both; echo "$1"; } > /tmp/script
+    shift
+    lab-initrd /tmp/script /tmp/initrd
+    skep run --memory ${MEMORY:-256M} --kernel ${KERNEL:-/lab/guest/vmlinux} --initrd /tmp/initrd \
+        --cmdline "$GUEST" "$@" < /dev/null
+}
+
+# guest SCRIPT ARGUMENTS...: the same, and says how it ended.
+guest() {
+    start "$@" && ended=0 || ended=$?
+    say "skep ended with $ended"
+}
+
+# try COMMAND...: says how a command ended that may fail, with its errors as lines of their own.
+try() {
+    "$@" > /tmp/tried 2>&1 < /dev/null && ended=0 || ended=$?
+    sed 's/^/host: said /' /tmp/tried
+    say "skep ended with $ended"
+}
+
+# The addresses of all PCI functions of a class: 0x010802 is NVMe, 0x010601 AHCI, 0x020000 Ethernet.
+of_class() {
+    for device in /sys/bus/pci/devices/*; do
+        [ "$(cat $device/class)" != $1 ] || echo ${device##*/}
+    done
+}
+
+# The disk with a serial number: its name in /dev.
+disk_of() {
+    for disk in /sys/block/*; do
+        for serial in $disk/device/serial $disk/device/vpd_pg80; do
+            [ ! -r $serial ] || case $(tr -cd '[:alnum:]' < $serial) in *$1) echo ${disk##*/};; esac
+        done
+    done
+}
+
+# The PCI function that a disk hangs on.
+function_of() { readlink -f /sys/block/$1 | grep -o '[0-9a-f:]*\.[0-7]/\(ata\|nvme\)' | cut -d / -f 1; }
+
+# The driver of a PCI function, or none.
+driver() {
+    link=$(readlink /sys/bus/pci/devices/$1/driver) || link=none
+    echo ${link##*/}
+}
+
+# given_back ADDRESS DRIVER: the device is with its driver, as if nothing had been.
+given_back() {
+    say "$1 driver $(driver $1) override $(cat /sys/bus/pci/devices/$1/driver_override) records $(ls /run/skep 2> /dev/null | wc -l)"
+    [ $(driver $1) = $2 ]
+}
+
+# A disk that its driver has just got again takes a moment to appear.
+disk_is_back() { wait_for 20 test -b /dev/$1; }
+
+# Tells the story, and shows the host's log at the end.
+play() {
+    # A story in a condition would go on after failures.
+    (set -e; scenario)
+    status=$?
+    echo 'host: its log'
+    dmesg
+    exit $status
+}

@@ -1,0 +1,152 @@
+//! Scenarios: a story as a shell script in an emulated host, and what must have been seen at its end.
+//!
+//! The functions that scripts share, in the host and in its guests, are in `host.sh` and `both.sh`.
+
+// Each file of scenarios is a program of its own and uses its part of this.
+#![allow(dead_code)]
+
+pub mod tiny;
+
+use std::fmt;
+use std::time::Duration;
+
+use lab::{Builder, Iommu, Kernel, Lab, Outcome, Size};
+
+const HOST: &str = include_str!("host.sh");
+const BOTH: &str = include_str!("both.sh");
+
+/// The line after which the host shows its log, which shows that it was looked at.
+const LOG: &str = "host: its log";
+
+/// What the host's log may not hold at the end, whatever the scenario: blocked DMA, and a kernel that was hurt.
+const FAULTS: [&str; 8] = [
+    "Request device [",
+    "handling fault status",
+    "IO_PAGE_FAULT",
+    "callbacks suppressed",
+    "BUG:",
+    "Oops",
+    "WARNING: CPU",
+    "Call Trace",
+];
+
+/// An emulated host in which something is to happen.
+pub struct Scenario(Builder);
+
+impl Scenario {
+    /// In a host with Debian's kernel, which is what people run, and the usual devices.
+    pub fn new() -> Scenario {
+        // Emulation has its bad days: on a machine that does other things too, all takes three times as long.
+        Scenario(Lab::builder().timeout(Duration::from_secs(600)))
+    }
+
+    /// In a host with the lab kernel, which boots faster, where the kernel makes no difference. Without one it
+    /// is Debian's.
+    pub fn quick() -> Scenario {
+        let Scenario(lab) = Scenario::new();
+        match lab::lab_kernel() {
+            Some(_) => Scenario(lab.kernel(Kernel::Lab)),
+            None => {
+                eprintln!(
+                    "There is no lab kernel (`cargo xtask lab-kernel`, SKEP_LAB_KERNEL): Debian's does, but is slower."
+                );
+                Scenario(lab)
+            }
+        }
+    }
+
+    /// With this IOMMU.
+    pub fn iommu(self, iommu: Iommu) -> Scenario {
+        Scenario(self.0.iommu(iommu))
+    }
+
+    /// With so much RAM.
+    pub fn memory(self, memory: Size) -> Scenario {
+        Scenario(self.0.memory(memory))
+    }
+
+    /// With one more disk, and without the usual devices.
+    pub fn disk(self, disk: &str) -> Scenario {
+        Scenario(self.0.disk(disk.parse().unwrap()))
+    }
+
+    /// With one more device, and without the usual ones.
+    pub fn device(self, device: &str) -> Scenario {
+        Scenario(self.0.device(device.parse().unwrap()))
+    }
+
+    /// Runs the script in the host, with what it writes passed on as it comes. The script ends at the first
+    /// command that fails, and the test with it; so it does when the host's log has a fault.
+    pub fn run(self, script: &str) -> Seen {
+        let whole = format!(
+            "{HOST}\n{BOTH}\nboth() {{ cat <<'END-OF-BOTH'\n{BOTH}\nEND-OF-BOTH\n}}\nscenario() {{\n{script}\n}}\nplay\n"
+        );
+        let mut story = true;
+        let outcome = self.0.build().run(&["sh", "-c", &whole], |line| {
+            story &= line.text != LOG;
+            if story {
+                println!("{}", line.text);
+            }
+        });
+        let seen = Seen(outcome.unwrap_or_else(|error| panic!("{error}")));
+        assert_eq!(seen.0.status, 0, "the script in the host failed\n{seen}");
+        seen.no_faults();
+        seen
+    }
+}
+
+/// What was seen of a scenario.
+pub struct Seen(Outcome);
+
+impl Seen {
+    /// The lines of the host and of its guests, without the console's carriage returns.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.0.output.lines().map(str::trim_end)
+    }
+
+    /// This line must be there.
+    pub fn expect(&self, line: &str) {
+        assert!(self.count(line) > 0, "there is no line {line:?}\n{self}");
+    }
+
+    /// How often the line is there.
+    pub fn count(&self, line: &str) -> usize {
+        self.lines().filter(|seen| *seen == line).count()
+    }
+
+    /// What follows `start` on the lines that start with it.
+    pub fn after(&self, start: &str) -> Vec<&str> {
+        self.lines().filter_map(|line| line.strip_prefix(start)).collect()
+    }
+
+    /// The runs of skep ended with these statuses, one after the other.
+    pub fn ended_with(&self, statuses: &[i32]) {
+        let seen: Vec<i32> =
+            self.after("host: skep ended with ").iter().map(|status| status.parse().unwrap()).collect();
+        assert_eq!(seen, statuses, "the exit statuses of skep\n{self}");
+    }
+
+    /// The SHA-256 of the disk with this serial number, as it was when the host was switched on.
+    pub fn sum(&self, serial: &str) -> &str {
+        let disk =
+            self.0.disks.as_array().and_then(|disks| disks.iter().find(|disk| disk["serial"] == serial));
+        disk.and_then(|disk| disk["sha256"].as_str()).unwrap_or_else(|| panic!("no disk {serial}\n{self}"))
+    }
+
+    fn no_faults(&self) {
+        let (_, log) = self.0.output.split_once(LOG).expect("the host showed its log");
+        let found: Vec<&str> =
+            log.lines().filter(|line| FAULTS.iter().any(|fault| line.contains(fault))).collect();
+        assert!(found.is_empty(), "the host's log has {found:#?}\n{self}");
+        let outside = self.0.emulator.lines().find(|line| line.contains("translation failure"));
+        assert_eq!(outside, None, "the emulated IOMMU blocked DMA\n{self}");
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Outcome { output, errors, console, .. } = &self.0;
+        let story = output.split(LOG).next().unwrap_or_default();
+        write!(f, "--- output:\n{story}--- errors:\n{errors}--- the host's console:\n{console}")
+    }
+}
