@@ -1,0 +1,117 @@
+//! The emulator as a process: it inherits its disks, dies with us, and is killed in time.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::{LabError, process};
+
+/// Starts it with these files open under the numbers they have here.
+pub fn spawn(qemu: &Path, arguments: &[String], inherited: &[File]) -> Result<Child, LabError> {
+    let mut command = Command::new(qemu);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let fds: Vec<i32> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
+    // SAFETY: the closure runs in the child between fork and exec and calls only fcntl, which is
+    // async-signal-safe, on descriptors that the parent keeps open until spawn returns.
+    unsafe {
+        command.pre_exec(move || {
+            for fd in &fds {
+                if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    process::tie(&mut command).spawn().map_err(LabError::path("start", qemu))
+}
+
+/// The child process. Once it is reaped its number may belong to another, so nobody kills it any more.
+pub struct Running {
+    child: Child,
+    reaped: bool,
+    timed_out: bool,
+}
+
+impl Running {
+    /// A child made by [`spawn`].
+    pub fn new(child: Child) -> Running {
+        Running { child, reaped: false, timed_out: false }
+    }
+
+    /// Whether a [`Watch`] killed it.
+    pub fn timed_out(&self) -> bool {
+        self.timed_out
+    }
+
+    /// Ends the emulator if it has not ended by itself after `grace`, and reaps it.
+    pub fn end(&mut self, grace: Duration) -> io::Result<ExitStatus> {
+        let status = match process::wait(&mut self.child, grace)? {
+            Some(status) => status,
+            None => {
+                process::kill_group(&self.child);
+                self.child.wait()?
+            }
+        };
+        self.reaped = true;
+        Ok(status)
+    }
+}
+
+/// Kills the emulator when the time is over, whatever everybody else does. Dropped, it lets it live.
+pub struct Watch(Arc<(Mutex<bool>, Condvar)>);
+
+impl Watch {
+    /// From now on.
+    pub fn set(qemu: &Arc<Mutex<Running>>, at: Instant) -> Watch {
+        let off = Arc::new((Mutex::new(false), Condvar::new()));
+        let (qemu, watched) = (Arc::clone(qemu), Arc::clone(&off));
+        thread::spawn(move || {
+            let left = at.saturating_duration_since(Instant::now());
+            let (flag, changed) = &*watched;
+            let result = changed.wait_timeout_while(lock(flag), left, |off| !*off);
+            if *result.unwrap_or_else(PoisonError::into_inner).0 {
+                return;
+            }
+            let mut qemu = lock(&qemu);
+            if !qemu.reaped {
+                qemu.timed_out = true;
+                process::kill_group(&qemu.child);
+            }
+        });
+        Watch(off)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        *lock(&self.0.0) = true;
+        self.0.1.notify_all();
+    }
+}
+
+/// Locks, also after a thread panicked: what is locked here is never left half done.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What to do about what the emulator says.
+pub fn hint(message: &str) -> &'static str {
+    if message.contains("igb") && message.contains("not a valid device model") {
+        "The igb device came with QEMU 8.0: install a newer one (on Debian 12, as root: apt-get install -y -t bookworm-backports qemu-system-x86), or name it with SKEP_LAB_QEMU."
+    } else if message.contains("not a valid device model") {
+        "List what this QEMU has with: qemu-system-x86_64 -device help"
+    } else if message.contains("lock") {
+        "The image is in use by another lab or virtual machine."
+    } else if message.contains("annot set up guest memory") {
+        "Ask for less with --memory."
+    } else {
+        "Look at what was asked for with --device, --disk and --iommu."
+    }
+}
