@@ -3,7 +3,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_MAX_CPUID_ENTRIES, kvm_irqchip, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VmFd};
 use memory::{Gpa, GpaRange, Ram};
 
@@ -142,6 +145,7 @@ impl Hypervisor {
         vm.set_identity_map_address(IDENTITY_MAP).map_err(failed("place its identity map"))?;
         vm.set_tss_address(IDENTITY_MAP as usize + 0x1000).map_err(failed("place its task state"))?;
         vm.create_irq_chip().map_err(failed("make its interrupt controllers"))?;
+        pass_8259_on(&vm).map_err(failed("set up its I/O APIC"))?;
         // Dummy speaker: port 0x61 is answered in the kernel, as guests expect beside a timer.
         let pit = kvm_pit_config { flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(failed("make its timer"))?;
@@ -183,6 +187,19 @@ impl Hypervisor {
         }
         Ok(rounds * 2 * 0xffff * 1_000_000 / start.elapsed().as_micros().max(1) as u64)
     }
+}
+
+/// Has the I/O APIC's pin 0, to which a PC's 8259 is wired, pass on the 8259's interrupts, as firmware leaves it
+/// (Intel MultiProcessor Specification 1.4, 3.6.2.2, virtual wire mode). A guest that looks for this pin reads
+/// all others, at four exits each, if it is not the first.
+fn pass_8259_on(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    /// Delivery mode ExtINT, not masked (82093AA data sheet, 3.2.4).
+    const EXTERNAL: u64 = 7 << 8;
+    let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+    vm.get_irqchip(&mut chip)?;
+    // SAFETY: KVM has filled in the I/O APIC's member, which is plain numbers.
+    unsafe { chip.chip.ioapic.redirtbl[0].bits = EXTERNAL };
+    vm.set_irqchip(&chip)
 }
 
 /// Hardware does a thousand million instructions a second, emulation inside emulation still a hundred; a

@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Exits of all VMs that live; a VM's own are gone with it, and there is one VM at a time.
-const EXITS: &str = "/sys/kernel/debug/kvm/exits";
+/// KVM's counters of all VMs that live; a VM's own are gone with it, and there is one VM at a time.
+const COUNTERS: &str = "/sys/kernel/debug/kvm";
 
 /// How much of what was said before an error shows.
 const LAST: usize = 12;
@@ -22,6 +22,8 @@ pub struct Line {
     pub after: Duration,
     /// KVM exits up to here.
     pub exits: u64,
+    /// Those among them that come with time: interrupts of the host, and what follows interrupts of the guest.
+    pub by_the_clock: u64,
 }
 
 /// A monitor that runs a guest. Dropped before its end, it is killed.
@@ -44,9 +46,9 @@ impl Guest {
             let mut console = BufReader::new(console);
             let mut bytes = Vec::new();
             while let Ok(1..) = console.read_until(b'\n', &mut bytes) {
-                let (after, exits) = (start.elapsed(), exits());
+                let (after, exits, by_the_clock) = (start.elapsed(), counter("exits"), by_the_clock());
                 let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-                if sender.send(Line { text, after, exits }).is_err() {
+                if sender.send(Line { text, after, exits, by_the_clock }).is_err() {
                     return;
                 }
                 bytes.clear();
@@ -109,6 +111,13 @@ impl Drop for Guest {
     }
 }
 
-fn exits() -> u64 {
-    fs::read_to_string(EXITS).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+/// Each interrupt of the host is an exit, and so is waiting until the guest takes one of its own, and setting the
+/// timer again when it has: nearly all interrupts of a guest without devices are its timer's.
+fn by_the_clock() -> u64 {
+    ["irq_exits", "irq_window_exits", "irq_injections"].map(counter).iter().sum()
+}
+
+fn counter(name: &str) -> u64 {
+    let text = fs::read_to_string(format!("{COUNTERS}/{name}"));
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
