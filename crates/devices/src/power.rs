@@ -21,7 +21,8 @@ const ENABLES: u16 = TIMER | GLOBAL | POWER_BUTTON | SLEEP_BUTTON | CLOCK;
 const SCI_ENABLE: u16 = 1 << 0;
 /// PM1 control: go to the sleep state in bits 12:10.
 const SLEEP_ENABLE: u16 = 1 << 13;
-/// The value of SLP_TYP that `\_S5` names.
+/// The value of SLP_TYP that `\_S5` names; the DSDT of crate boot names the same
+/// (`platform::SLEEP_TYPE_SOFT_OFF`).
 pub(crate) const S5: u16 = 5;
 
 /// What the guest asks of the machine.

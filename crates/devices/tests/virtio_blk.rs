@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use devices::{VirtioBlk, VirtioBlkOptions};
@@ -401,6 +402,87 @@ fn a_reset_under_load_drains_and_leaves_the_guest_its_memory() {
     let mut queue = setup.start(ALL);
     assert_eq!(queue.run(0, 0, &[], &[piece(DATA, 4096)]).0, 0);
     assert!(setup.guest.reports().is_empty(), "{:?}", setup.guest.reports());
+}
+
+#[test]
+fn a_guest_that_never_lets_the_ring_run_empty_cannot_hold_up_a_reset() {
+    let setup = Setup::with(DiskOptions::new, VirtioBlkOptions::new("disk0"));
+    let guest = &setup.guest;
+    guest.negotiate(ALL);
+    let mut ring = guest.add_queue(0, RING, 256, ALL);
+    guest.go();
+    let ram = guest.ram.clone();
+    let status = |i: u64| Gpa(DATA + 0x40000 + i);
+    // 128 requests that are answered at once, in the ring twice over. They are long, so that the device does not
+    // get to the end of the ring while this thread waits for a processor.
+    let readable = [&[piece(HEADERS, 16)], &[piece(HEADERS, 1); 400][..]].concat();
+    ram.write_obj(Gpa(HEADERS), &[8u32.to_le(), 0, 0, 0]).unwrap();
+    for i in 0..128 {
+        ram.write_obj(status(i), &0xaau8).unwrap();
+        let room = [piece(DATA, 20), piece(status(i).0, 1)];
+        let table = Gpa(DATA + 0x100000 + 0x2000 * i);
+        ring.add(&readable, &room, Layout::Indirect(table)).unwrap();
+    }
+    let avail = ring.addresses().driver;
+    let heads: [u16; 128] = ram.read_obj(Gpa(avail.0 + 4)).unwrap();
+    ram.write_obj(Gpa(avail.0 + 4 + 256), &heads).unwrap();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let answered = std::sync::atomic::AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // One vCPU makes each request available again as soon as its status is written.
+            for place in 0.. {
+                while ram.read_obj::<u8>(status(place % 128)).unwrap() == 0xaa {
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    std::hint::spin_loop();
+                }
+                ram.write_obj(status(place % 128), &0xaau8).unwrap();
+                ram.write_obj(Gpa(avail.0 + 2), &(place as u16).wrapping_add(129).to_le()).unwrap();
+                answered.store(place, Ordering::Relaxed);
+            }
+        });
+        let start = Instant::now();
+        while answered.load(Ordering::Relaxed) < 2_000 && start.elapsed() < Duration::from_secs(10) {
+            // The device may have been faster for a moment, and have gone to sleep.
+            guest.kick(0);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Another vCPU resets the device.
+        guest.write(Guest::COMMON + 20, [0]);
+        let before = answered.load(Ordering::Relaxed);
+        let start = Instant::now();
+        while guest.status() != 0 && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        over.store(true, Ordering::Relaxed);
+        let after = answered.load(Ordering::Relaxed) - before;
+        assert!(before >= 2_000, "{before} requests were answered");
+        // The rest of a round, and what was answered before and not seen yet.
+        assert!(after <= 256 + 128, "{after} more requests were answered after the reset was asked for");
+    });
+    assert!(setup.guest.reports().is_empty(), "{:?}", setup.guest.reports());
+}
+
+#[test]
+fn a_disk_without_bus_mastering_takes_nothing_until_it_has_it_again() {
+    let setup = Setup::new();
+    let mut queue = setup.start(ALL);
+    assert_eq!(queue.run(0, 0, &[], &[piece(DATA, 4096)]).0, 0);
+    setup.guest.config_write(4, &[2, 0]);
+    let (head, status) = queue.send(0, 0, &[], &[piece(DATA, 4096)], Layout::Direct).unwrap();
+    setup.guest.kick(0);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(queue.ring.take_used(), None);
+    assert_eq!(setup.guest.ram.read_obj::<u8>(status).unwrap(), 0xaa);
+    setup.guest.config_write(4, &[6, 0]);
+    assert_eq!(queue.wait(), (head, 4097));
+    setup.guest.config_write(4, &[2, 0]);
+    setup.guest.reset();
+    setup.guest.config_write(4, &[6, 0]);
+    let mut queue = setup.start(ALL);
+    assert_eq!(queue.run(0, 0, &[], &[piece(DATA, 4096)]).0, 0);
 }
 
 #[test]

@@ -316,6 +316,31 @@ fn dropping_a_queue_waits_for_everything_under_way() {
 }
 
 #[test]
+fn what_a_dropped_queue_still_moved_is_counted() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = image(folder.path());
+    let disk = Disk::open(&DiskOptions::new(&path)).unwrap();
+    let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
+    let mut written = 0;
+    for round in 0..20u8 {
+        ram.write(Gpa(0), &vec![round + 1; 1 << 20]).unwrap();
+        let mut queue = disk.prepare_queue(16).unwrap().start().unwrap();
+        for tag in 0..16 {
+            let mut buffers = Buffers::new(ram.clone());
+            // Every other round is bounced.
+            buffers.push(Gpa(tag * 0x8000 + u64::from(round) % 2), 0x4000).unwrap();
+            queue.submit(Request { tag, operation: write(tag * 32), buffers }).unwrap();
+        }
+        queue.poll(&mut Vec::new()).unwrap();
+        drop(queue);
+        let on_disk = &std::fs::read(&path).unwrap()[..16 * 0x4000];
+        written += on_disk.iter().filter(|byte| **byte == round + 1).count() as u64;
+    }
+    let counters = disk.counters();
+    assert_eq!(counters.bytes_direct + counters.bytes_bounced(), written);
+}
+
+#[test]
 fn a_disk_in_use_is_refused_with_a_name() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = image(folder.path());

@@ -47,6 +47,15 @@ pub(super) struct BlockQueue {
     failures: Failures,
 }
 
+/// How a round of taking chains ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// There was no further chain.
+    Empty,
+    /// As many as the queue is long were taken; there may be more.
+    Full,
+}
+
 /// Whether writes must be on stable storage when they complete.
 struct Cache {
     /// The disk has no volatile cache: nothing to do.
@@ -113,15 +122,15 @@ impl BlockQueue {
 
     fn serve(&mut self, stop: &Stop) -> Result<(), Broken> {
         loop {
-            // Never more than the queue holds before the disk's completions are looked at.
-            while let Some(head) = self.queue.pop(&mut self.chain)? {
-                self.begin(head)?;
-            }
+            let round = self.take_a_round()?;
             self.tell();
-            if self.queue.arm()? {
-                continue;
+            // Chains that are left, or came meanwhile, are no reason to sleep, but none either not to look at
+            // `stop` and at what the disk has completed.
+            if round == Round::Full || self.queue.arm()? {
+                self.disk.poll(&mut self.events)?;
+            } else {
+                self.disk.wait(&mut self.events)?;
             }
-            self.disk.wait(&mut self.events)?;
             self.queue.disarm();
             if stop.requested() {
                 return Ok(());
@@ -129,6 +138,16 @@ impl BlockQueue {
             self.finish()?;
             self.tell();
         }
+    }
+
+    /// Begins what the driver has made available, but no more than the queue is long: a driver may refill the
+    /// ring as fast as it is emptied.
+    fn take_a_round(&mut self) -> Result<Round, Broken> {
+        for _ in 0..self.queue.size() {
+            let Some(head) = self.queue.pop(&mut self.chain)? else { return Ok(Round::Empty) };
+            self.begin(head)?;
+        }
+        Ok(Round::Full)
     }
 
     /// Publishes what was answered, with an interrupt if the driver wants one.

@@ -7,6 +7,7 @@ mod ring;
 mod slot;
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 pub use open::OpenError;
@@ -98,21 +99,23 @@ impl Backend for KernelDisk {
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {
         match Ring::new(self.handle.clone(), depth, counters) {
             Ok(ring) => Ok(Box::new(ring)),
-            Err(cause) => {
-                let hint = match cause.raw_os_error() {
-                    Some(libc::EPERM) => {
-                        "io_uring is forbidden here: set the sysctl kernel.io_uring_disabled to 0, or allow io_uring in the container's seccomp profile."
-                    }
-                    Some(libc::ENOSYS) => "This kernel has no io_uring; skep needs Linux 6.1 or later.",
-                    Some(libc::ENOMEM) => {
-                        "Raise the limit of locked memory (ulimit -l), or use fewer or shorter queues."
-                    }
-                    Some(libc::EMFILE | libc::ENFILE) => "Raise the limit of open files (ulimit -n).",
-                    _ => "Use fewer or shorter queues (queues=1).",
-                };
-                Err(QueueError { disk: self.name.clone(), depth, cause, hint })
-            }
+            Err(cause) => Err(QueueError { disk: self.name.clone(), depth, hint: hint_after(&cause), cause }),
         }
+    }
+}
+
+/// What a person can do when the kernel makes no ring. There is no other way to the disk than io_uring.
+fn hint_after(cause: &io::Error) -> &'static str {
+    match cause.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "Disks need io_uring, which is forbidden here: set the sysctl kernel.io_uring_disabled to 0, or allow io_uring in the container's seccomp profile."
+        }
+        Some(libc::ENOSYS) => {
+            "Disks need io_uring, which this kernel does not have (skep needs Linux 6.1 or later) or a container's seccomp profile hides: allow io_uring there."
+        }
+        Some(libc::ENOMEM) => "Raise the limit of locked memory (ulimit -l), or use fewer or shorter queues.",
+        Some(libc::EMFILE | libc::ENFILE) => "Raise the limit of open files (ulimit -n).",
+        _ => "Use fewer or shorter queues (queues=1).",
     }
 }
 
@@ -134,5 +137,26 @@ impl Alignment {
             (piece.iov_base as usize).is_multiple_of(self.address as usize)
                 && piece.iov_len.is_multiple_of(self.length as usize)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_io_uring_is_forbidden_or_absent_the_error_says_so_and_how_to_allow_it() {
+        let message = |errno| {
+            let cause = io::Error::from_raw_os_error(errno);
+            let hint = hint_after(&cause);
+            QueueError { disk: "/dev/sdb".into(), depth: 256, cause, hint }.to_string()
+        };
+        let forbidden = message(libc::EPERM);
+        assert!(forbidden.starts_with("disk /dev/sdb: cannot make a queue for 256 requests: Operation not"));
+        assert!(forbidden.contains("io_uring, which is forbidden"), "{forbidden}");
+        assert!(forbidden.contains("sysctl kernel.io_uring_disabled to 0"), "{forbidden}");
+        let absent = message(libc::ENOSYS);
+        assert!(absent.contains("io_uring") && absent.contains("Linux 6.1"), "{absent}");
+        assert!(absent.contains("seccomp"), "{absent}");
     }
 }

@@ -4,6 +4,7 @@
 //! kernel finish what completed (deferred to exactly this moment, so that no interrupt of the queue's thread is
 //! needed), and waits for completions and for the watched eventfd alike.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::backend::{Engine, Patience};
 use crate::counters::QueueCounters;
 use crate::kernel::Handle;
-use crate::kernel::slot::{Next, Slot};
+use crate::kernel::slot::{BOUNCE_SIZE, Next, Slot, Start};
 use crate::queue::Event;
 use crate::request::Request;
 
@@ -22,12 +23,20 @@ use crate::request::Request;
 const WATCH: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
 
+/// Bytes that the bounce buffers of one queue take together: a guest chooses how its memory lies, and must not
+/// thereby choose how much the host spends. Requests that find no room wait for others to end.
+const BOUNCE_ROOM: usize = 4 * BOUNCE_SIZE;
+
 pub(super) struct Ring {
     ring: IoUring,
     handle: Arc<Handle>,
     counters: Arc<QueueCounters>,
     slots: Vec<Slot>,
     free: Vec<u16>,
+    /// What is left of [`BOUNCE_ROOM`].
+    bounce_room: usize,
+    /// Slots that wait for a bounce buffer of so many bytes, the first first.
+    waiting: VecDeque<(u16, usize)>,
     watched: Option<EventFd>,
     /// The kernel refused to take entries, which are lost; the ring cannot go on.
     lost: Option<io::Error>,
@@ -44,6 +53,8 @@ impl Ring {
             counters,
             slots: (0..depth).map(|_| Slot::default()).collect(),
             free: (0..depth).rev().collect(),
+            bounce_room: BOUNCE_ROOM,
+            waiting: VecDeque::new(),
             watched: None,
             lost: None,
         })
@@ -76,7 +87,7 @@ impl Ring {
 
     fn step(&mut self, index: u16, part: u16) {
         if let Some(entry) = self.slots[usize::from(index)].step(part, &self.handle) {
-            self.push(&entry.user_data(u64::from(part) << 16 | u64::from(index)));
+            self.push(&entry.user_data(mark(index, part)));
         }
     }
 
@@ -93,16 +104,18 @@ impl Ring {
                     }
                 }
                 mark => {
-                    let (index, part) = (mark as u16, (mark >> 16) as u16);
+                    let (index, part) = unmark(mark);
                     let slot = &mut self.slots[usize::from(index)];
                     match slot.answer(part, answer.result(), &self.handle, &self.counters) {
                         Next::Step(part) => self.step(index, part),
                         Next::Wait => {}
                         Next::Done(result) => {
+                            self.bounce_room += slot.lent();
                             if let Some(Request { tag, operation, buffers }) = slot.finish() {
                                 self.free.push(index);
                                 events.push(Event::Done { tag, operation, result, buffers });
                             }
+                            self.begin_waiting();
                         }
                     }
                 }
@@ -110,6 +123,18 @@ impl Ring {
         }
         if woken {
             events.push(Event::Wake);
+        }
+    }
+
+    /// Lends bounce buffers to those who wait for one, as far as there is room.
+    fn begin_waiting(&mut self) {
+        while let Some(&(index, size)) = self.waiting.front()
+            && let Some(rest) = self.bounce_room.checked_sub(size)
+        {
+            self.bounce_room = rest;
+            self.waiting.pop_front();
+            self.slots[usize::from(index)].lend(size, &self.handle);
+            self.step(index, 0);
         }
     }
 
@@ -133,6 +158,9 @@ impl Ring {
         if let Some(error) = self.lost.take() {
             return Err(error);
         }
+        for (index, _) in self.waiting.drain(..) {
+            self.slots[usize::from(index)].finish();
+        }
         if self.slots.iter().any(Slot::is_busy) {
             let everything = types::CancelBuilder::any();
             self.push(&opcode::AsyncCancel2::new(everything).build().user_data(CANCEL));
@@ -141,7 +169,8 @@ impl Ring {
             self.enter(1)?;
             while let Some(answer) = self.next_answer() {
                 if answer.user_data() < CANCEL {
-                    self.slots[usize::from(answer.user_data() as u16)].abandon();
+                    let (index, part) = unmark(answer.user_data());
+                    self.slots[usize::from(index)].abandon(part, answer.result(), &self.counters);
                 }
             }
         }
@@ -166,8 +195,13 @@ impl Engine for Ring {
 
     fn submit(&mut self, request: Request) {
         let index = self.free.pop().expect("never more requests than the depth");
-        let parts = self.slots[usize::from(index)].begin(request, &self.handle);
-        (0..parts).for_each(|part| self.step(index, part));
+        match self.slots[usize::from(index)].begin(request, &self.handle) {
+            Start::Now(parts) => (0..parts).for_each(|part| self.step(index, part)),
+            Start::OnceThereIsRoom(size) => {
+                self.waiting.push_back((index, size));
+                self.begin_waiting();
+            }
+        }
     }
 
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()> {
@@ -198,6 +232,15 @@ impl Drop for Ring {
     }
 }
 
+/// Marks a request of the kernel with the slot and the part that its answer is for.
+fn mark(index: u16, part: u16) -> u64 {
+    u64::from(part) << 16 | u64::from(index)
+}
+
+fn unmark(mark: u64) -> (u16, u16) {
+    (mark as u16, (mark >> 16) as u16)
+}
+
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
 }
@@ -218,5 +261,64 @@ fn build(entries: u32) -> io::Result<IoUring> {
             IoUring::builder().dontfork().build(entries)
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memory::{Buffers, Gpa, GpaRange, Ram};
+
+    use super::*;
+    use crate::disk::DiskOptions;
+    use crate::geometry::Sectors;
+    use crate::kernel::KernelDisk;
+    use crate::request::{Durability, Operation};
+
+    fn bounced(ring: &Ring) -> usize {
+        ring.slots.iter().map(Slot::lent).sum()
+    }
+
+    /// Submits as many long misaligned writes as the ring holds.
+    fn full(disk: &KernelDisk, ram: &Arc<Ram>, depth: u16) -> Ring {
+        let mut ring = Ring::new(disk.handle.clone(), depth, Arc::default()).unwrap();
+        ring.start().unwrap();
+        for tag in 0..u64::from(depth) {
+            let mut buffers = Buffers::new(ram.clone());
+            buffers.push(Gpa(1), 512 << 10).unwrap();
+            let operation = Operation::Write { at: Sectors(tag * 1024), durability: Durability::Cached };
+            ring.submit(Request { tag, operation, buffers });
+            assert!(bounced(&ring) <= BOUNCE_ROOM);
+        }
+        ring
+    }
+
+    #[test]
+    fn misaligned_requests_on_every_slot_hold_no_more_than_the_bounce_room() {
+        // Beside this program, for where temporary files are kept there may be no direct I/O.
+        let program = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let path = folder.path().join("disk.raw");
+        std::fs::File::create(&path).unwrap().set_len(32 << 20).unwrap();
+        // The user's wish makes copies even where the file system has no rule of alignment.
+        let disk =
+            KernelDisk::open(&DiskOptions { bounce: crate::Bounce::Always, ..DiskOptions::new(&path) });
+        let disk = disk.unwrap();
+        let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
+        let mut ring = full(&disk, &ram, 64);
+        assert_eq!(bounced(&ring), BOUNCE_ROOM);
+        let (mut events, mut done) = (Vec::new(), 0);
+        while done < 64 {
+            ring.advance(Patience::Wait, &mut events).unwrap();
+            assert!(bounced(&ring) <= BOUNCE_ROOM);
+            for event in events.drain(..) {
+                assert!(matches!(event, Event::Done { result: Ok(()), .. }), "{event:?}");
+                done += 1;
+            }
+        }
+        assert_eq!((bounced(&ring), ring.bounce_room), (0, BOUNCE_ROOM), "all is given back");
+        // Those that wait for room go with the ring, too.
+        drop(ring);
+        drop(full(&disk, &ram, 64));
+        assert_eq!(Arc::strong_count(&ram), 1);
     }
 }

@@ -19,8 +19,8 @@ const LONGEST_STEP: u64 = 0x7fff_f000;
 const MOST_PIECES: usize = 1024;
 /// So many parts of a long transfer are under way at once.
 const MOST_PARTS: u16 = 8;
-/// A bounced request goes through a buffer of this size, however long it is.
-const BOUNCE_SIZE: usize = 256 << 10;
+/// A bounced request goes through a buffer of this size at most, however long it is.
+pub(super) const BOUNCE_SIZE: usize = 256 << 10;
 /// So often the kernel may say "again" to one request before that is its error.
 const PATIENCE: u8 = 32;
 
@@ -78,6 +78,15 @@ struct Part {
     retries: u8,
 }
 
+/// How a request begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Start {
+    /// At once, with so many parts to step.
+    Now(u16),
+    /// With [`Slot::lend`], when there is room for a bounce buffer of so many bytes.
+    OnceThereIsRoom(usize),
+}
+
 /// A place for one request under way. It owns all memory that the kernel works on.
 #[derive(Default)]
 pub(super) struct Slot {
@@ -90,7 +99,7 @@ pub(super) struct Slot {
     failure: Option<DiskError>,
     /// Why this transfer is copied, if it is.
     bounced: Option<Bounced>,
-    /// Kept for the next request that needs one.
+    /// Lent to this request, and gone with it.
     bounce: Option<BounceBuffer>,
     /// Which of the [`ways`] is being tried.
     way: usize,
@@ -100,8 +109,8 @@ pub(super) struct Slot {
 unsafe impl Send for Slot {}
 
 impl Slot {
-    /// Takes a request in and returns how many parts there are to step at first.
-    pub(super) fn begin(&mut self, request: Request, handle: &Handle) -> u16 {
+    /// Takes a request in.
+    pub(super) fn begin(&mut self, request: Request, handle: &Handle) -> Start {
         let transfer = matches!(request.operation, Operation::Read { .. } | Operation::Write { .. });
         let pieces = request.buffers.iovecs();
         self.bounced = if transfer { handle.copies.for_pieces(pieces) } else { None };
@@ -111,20 +120,37 @@ impl Slot {
         self.under_way = 0;
         let total = if transfer { request.buffers.bytes() } else { 0 };
         self.request = Some(request);
-        // A bounced transfer has one buffer, so its parts follow each other.
-        let most = if self.copies() { 1 } else { MOST_PARTS };
-        while self.under_way == 0 || self.under_way < most && self.next < total {
+        if self.copies() {
+            return Start::OnceThereIsRoom(BounceBuffer::size_for(total));
+        }
+        while self.under_way == 0 || self.under_way < MOST_PARTS && self.next < total {
             let part = self.under_way;
             self.under_way += 1;
             self.assign(part, handle);
         }
-        self.under_way
+        Start::Now(self.under_way)
+    }
+
+    /// Begins a transfer that is copied, through a new buffer of `size` bytes. Its parts follow each other, so
+    /// there is one to step.
+    pub(super) fn lend(&mut self, size: usize, handle: &Handle) {
+        self.bounce = Some(BounceBuffer::new(size));
+        self.under_way = 1;
+        self.assign(0, handle);
+    }
+
+    /// Bytes of the bounce buffer that this request has.
+    pub(super) fn lent(&self) -> usize {
+        self.bounce.as_ref().map_or(0, |bounce| bounce.layout.size())
     }
 
     /// Gives a part the next bytes of the transfer.
     fn assign(&mut self, part: u16, handle: &Handle) {
         let total = self.request.as_ref().map_or(0, |request| request.buffers.bytes());
-        let longest = if self.copies() { BOUNCE_SIZE as u64 } else { handle.longest.min(LONGEST_STEP) };
+        let longest = match &self.bounce {
+            Some(bounce) => bounce.layout.size() as u64,
+            None => handle.longest.min(LONGEST_STEP),
+        };
         if self.parts.len() <= usize::from(part) {
             self.parts.push(Part::default());
         }
@@ -138,17 +164,37 @@ impl Slot {
         self.request.is_some()
     }
 
-    /// Takes the request out. Only once the kernel has answered for all parts.
+    /// Takes the request out and frees its bounce buffer. Only once the kernel has answered for all parts.
     pub(super) fn finish(&mut self) -> Option<Request> {
+        self.bounce = None;
         self.request.take()
     }
 
-    /// Counts an answer whose contents no longer matter; the request goes with the last one.
-    pub(super) fn abandon(&mut self) {
+    /// Takes an answer after which nothing more is asked; the request goes with the last one. What the kernel
+    /// moved arrives, and counts, all the same.
+    pub(super) fn abandon(&mut self, part: u16, result: i32, counters: &QueueCounters) {
+        if let Ok(moved @ 1..) = u64::try_from(result) {
+            self.settle(part, moved, counters);
+        }
         self.under_way = self.under_way.saturating_sub(1);
         if self.under_way == 0 {
-            self.request = None;
+            self.finish();
         }
+    }
+
+    /// Brings what a step of a transfer moved to where it belongs, and counts it.
+    fn settle(&mut self, part: u16, moved: u64, counters: &QueueCounters) {
+        let Some(request) = &self.request else { return };
+        let part = &mut self.parts[usize::from(part)];
+        match (request.operation, &self.bounce) {
+            (Operation::Read { .. }, Some(bounce)) => {
+                request.buffers.write_at(part.start + part.done, &bounce.bytes()[..moved as usize]);
+            }
+            (Operation::Read { .. } | Operation::Write { .. }, _) => {}
+            _ => return,
+        }
+        counters.moved(moved, self.bounced);
+        part.done += moved;
     }
 
     /// The next thing to ask of the kernel for a part. What the entry points to lies in this slot and must stay
@@ -166,7 +212,6 @@ impl Slot {
     }
 
     fn transfer(&mut self, part: u16, at: Sectors, write: Option<Durability>) -> squeue::Entry {
-        let copies = self.copies();
         let buffers = &self.request.as_ref().expect("step() found a request").buffers;
         let part = &mut self.parts[usize::from(part)];
         let from = part.start + part.done;
@@ -176,8 +221,7 @@ impl Slot {
             Some(Durability::Stable) => libc::RWF_DSYNC,
             _ => 0,
         };
-        if copies {
-            let bounce = self.bounce.get_or_insert_with(BounceBuffer::new);
+        if let Some(bounce) = &mut self.bounce {
             if write.is_some() {
                 buffers.read_at(from, &mut bounce.bytes_mut()[..len]);
             }
@@ -221,18 +265,13 @@ impl Slot {
             return self.ended();
         }
         let (moved, total) = (result as u64, request.buffers.bytes());
-        let slot = &mut self.parts[usize::from(part)];
         if moved == 0 {
             // Inside the disk when it was checked, and nothing there now: it has shrunk.
             self.failure = Some(DiskError::OutOfRange);
             return self.ended();
         }
-        let copied = matches!(self.bounced, Some(Bounced::Alignment | Bounced::Asked));
-        if let (Operation::Read { .. }, true, Some(bounce)) = (request.operation, copied, &self.bounce) {
-            request.buffers.write_at(slot.start + slot.done, &bounce.bytes()[..result as usize]);
-        }
-        counters.moved(moved, self.bounced);
-        slot.done += moved;
+        self.settle(part, moved, counters);
+        let slot = &self.parts[usize::from(part)];
         if slot.start + slot.done < slot.end {
             return Next::Step(part);
         }
@@ -310,40 +349,46 @@ fn cut(pieces: &[libc::iovec], from: u64, end: u64, into: &mut Vec<libc::iovec>)
 /// Memory on a page boundary, for transfers that cannot be direct.
 struct BounceBuffer {
     start: NonNull<u8>,
+    layout: Layout,
 }
 
 // SAFETY: plain memory that the buffer alone owns.
 unsafe impl Send for BounceBuffer {}
 
 impl BounceBuffer {
-    const LAYOUT: Layout = match Layout::from_size_align(BOUNCE_SIZE, 4096) {
-        Ok(layout) => layout,
-        Err(_) => panic!("the size is a multiple of the alignment"),
-    };
+    const PAGE: usize = 4096;
 
-    fn new() -> BounceBuffer {
+    /// Bytes of the buffer for a transfer of `total` bytes: whole pages, and no more than [`BOUNCE_SIZE`].
+    fn size_for(total: u64) -> usize {
+        let most = total.clamp(1, BOUNCE_SIZE as u64) as usize;
+        most.next_multiple_of(Self::PAGE)
+    }
+
+    /// `size` is one that [`BounceBuffer::size_for`] gives.
+    fn new(size: usize) -> BounceBuffer {
+        let layout = Layout::from_size_align(size, Self::PAGE).expect("a few pages on a page boundary");
         // SAFETY: the layout is not empty.
-        let start = unsafe { alloc_zeroed(Self::LAYOUT) };
-        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(Self::LAYOUT));
-        BounceBuffer { start }
+        let start = unsafe { alloc_zeroed(layout) };
+        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
+        BounceBuffer { start, layout }
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: BOUNCE_SIZE initialised bytes that this buffer owns; the kernel writes to them only between
+        // SAFETY: as many initialised bytes that this buffer owns; the kernel writes to them only between
         // a step and its answer, and nobody holds this borrow then.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), BOUNCE_SIZE) }
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`; the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), BOUNCE_SIZE) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
     }
 }
 
 impl Drop for BounceBuffer {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with the same layout; a slot drops it only when the kernel has answered.
-        unsafe { dealloc(self.start.as_ptr(), Self::LAYOUT) };
+        unsafe { dealloc(self.start.as_ptr(), self.layout) };
     }
 }
 

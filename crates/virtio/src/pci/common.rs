@@ -348,7 +348,7 @@ impl Common {
         index: u16,
         slot: &Slot,
     ) -> Result<Worker, crate::device::StartError> {
-        let queue = Queue::new(ram.clone(), &slot.at, features)?;
+        let queue = Queue::new(ram.clone(), &slot.at, features)?.behind(shared.gate().clone());
         let kick = slot.kick.try_clone()?;
         let interrupt = Interrupt::new(shared.clone(), index);
         device.start_queue(QueueSetup { index, queue, kick, interrupt, features })

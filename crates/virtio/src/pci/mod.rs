@@ -34,8 +34,8 @@ pub struct VirtioPci {
     shared: Arc<Shared>,
     kicks: Vec<EventFd>,
     state: Mutex<State>,
-    /// Where the doorbells are now.
-    doorbells: Mutex<Vec<Gpa>>,
+    /// Which doorbells are there now: queue and place. One that could not be removed stays noted.
+    doorbells: Mutex<Vec<(usize, Gpa)>>,
 }
 
 struct State {
@@ -84,7 +84,28 @@ impl VirtioPci {
             .map_err(|cause| ServiceError { device: address, what: format!("set up {name}"), cause })?;
         let state = Mutex::new(State { config, msix, msix_at, window_at, common });
         let doorbells = Mutex::default();
+        shared.set_bus_master(false);
         Ok(VirtioPci { name, address, services, shared, kicks, state, doorbells })
+    }
+
+    /// One error for all that went wrong.
+    fn all(&self, mut errors: Vec<PciError>) -> Result<(), PciError> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => {
+                let all: Vec<String> = errors.iter().map(PciError::to_string).collect();
+                Err(PciError::Function { function: self.name.clone(), what: all.join("; ") })
+            }
+        }
+    }
+
+    /// The driver allows or forbids the device to reach memory.
+    fn set_bus_master(&self, allowed: bool) {
+        if self.shared.set_bus_master(allowed) {
+            // What came meanwhile is looked at now.
+            (0..self.kicks.len() as u64).for_each(|queue| self.kick(queue));
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -138,7 +159,7 @@ impl VirtioPci {
             return Ok(());
         }
         let State { msix, common, .. } = state;
-        let mut outcome = Ok(());
+        let mut errors = Vec::new();
         let enabled = msix.enabled();
         let mut route = |vector: &mut u16| match msix.vector(usize::from(*vector)) {
             Ok(Some(_)) if !enabled => Route::Line,
@@ -149,7 +170,7 @@ impl VirtioPci {
             }
             Err(error) => {
                 *vector = layout::NO_VECTOR;
-                outcome = Err(PciError::from(error));
+                errors.push(PciError::from(error));
                 Route::Nowhere
             }
         };
@@ -157,7 +178,7 @@ impl VirtioPci {
         let config = route(config);
         let queues = queues.map(route).collect();
         self.shared.set_routes(config, queues);
-        outcome
+        self.all(errors)
     }
 
     /// The PCI configuration access capability (4.1.4.9): which piece of a BAR its data field stands for.
@@ -194,25 +215,41 @@ impl VirtioPci {
         }
     }
 
+    /// Removes all doorbells. Those that the machine does not give back are named, and tried again the next
+    /// time.
     fn remove_doorbells(&self) -> Result<(), PciError> {
+        self.all(self.take_doorbells_away())
+    }
+
+    fn take_doorbells_away(&self) -> Vec<PciError> {
+        let mut errors = Vec::new();
         let mut doorbells = self.doorbells.lock().expect("no code panics with this lock held");
-        let mut outcome = Ok(());
-        for (kick, at) in self.kicks.iter().zip(doorbells.drain(..)) {
-            outcome =
-                outcome.and(self.services.remove_doorbell(self.address, at, layout::DOORBELL_WIDTH, kick));
-        }
-        Ok(outcome?)
+        doorbells.retain(|(queue, at)| {
+            let kick = &self.kicks[*queue];
+            let removed = self.services.remove_doorbell(self.address, *at, layout::DOORBELL_WIDTH, kick);
+            removed.map_err(|error| errors.push(error.into())).is_err()
+        });
+        errors
     }
 
     fn add_doorbells(&self, bar: Gpa) -> Result<(), PciError> {
         for (queue, kick) in self.kicks.iter().enumerate() {
             let at = Gpa(bar.0 + Window::Notify.start() + queue as u64 * layout::NOTIFY_MULTIPLIER);
-            if let Err(error) = self.services.add_doorbell(self.address, at, layout::DOORBELL_WIDTH, kick) {
-                // Kicks come by `write_bar` then, which is slower and works as well.
-                self.remove_doorbells()?;
-                return Err(error.into());
+            let mut doorbells = self.doorbells.lock().expect("no code panics with this lock held");
+            // One that could not be removed from here serves on.
+            if doorbells.contains(&(queue, at)) {
+                continue;
             }
-            self.doorbells.lock().expect("no code panics with this lock held").push(at);
+            match self.services.add_doorbell(self.address, at, layout::DOORBELL_WIDTH, kick) {
+                Ok(()) => doorbells.push((queue, at)),
+                Err(error) => {
+                    drop(doorbells);
+                    // Kicks come by `write_bar` then, which is slower and works as well.
+                    let mut errors = vec![error.into()];
+                    errors.extend(self.take_doorbells_away());
+                    return self.all(errors);
+                }
+            }
         }
         Ok(())
     }
@@ -245,11 +282,15 @@ impl Function for VirtioPci {
         let state = &mut *self.state();
         state.config.write(offset, data);
         let touches = |at: u16, len: u16| offset < at + len && offset as usize + data.len() > usize::from(at);
+        if touches(register::COMMAND, 2) {
+            self.set_bus_master(state.config.command() & register::COMMAND_BUS_MASTER != 0);
+        }
+        let mut errors = Vec::new();
         if touches(state.msix_at + 2, 2) {
             let control = state.config.u16(state.msix_at + 2);
-            state.msix.set_control(control)?;
+            errors.extend(state.msix.set_control(control).err().map(PciError::from));
             state.common.vectors_changed = true;
-            self.route(state)?;
+            errors.extend(self.route(state).err());
         }
         if touches(register::COMMAND, 2) || touches(state.msix_at + 2, 2) {
             // With MSI-X on, the ISR status may say something (4.1.4.5) but the pin does not (PCI Local Bus
@@ -262,9 +303,9 @@ impl Function for VirtioPci {
             && let Some((bar, at, len)) = Self::window(state)
         {
             let value = state.config.u32(field).to_le_bytes();
-            self.write_state(state, bar, at, &value[..len])?;
+            errors.extend(self.write_state(state, bar, at, &value[..len]).err());
         }
-        Ok(())
+        self.all(errors)
     }
 
     fn decoded(&self) -> Decoded {
@@ -294,12 +335,13 @@ impl Function for VirtioPci {
     fn reset(&self) -> Result<(), PciError> {
         let state = &mut *self.state();
         state.common.reset_now();
-        let outcome = state.msix.reset();
+        let mut errors: Vec<PciError> = state.msix.reset().err().map(PciError::from).into_iter().collect();
         state.config.set(state.msix_at + 2, &(state.msix.count() as u16 - 1).to_le_bytes());
         state.config.reset();
         self.shared.disable_pin(false);
+        self.set_bus_master(false);
         state.common.vectors_changed = true;
-        self.route(state)?;
-        Ok(outcome?)
+        errors.extend(self.route(state).err());
+        self.all(errors)
     }
 }

@@ -19,6 +19,7 @@ const NOTIFY: u64 = Guest::NOTIFY;
 struct Echo {
     hold: Arc<AtomicBool>,
     resets: Arc<AtomicU64>,
+    change: Arc<Mutex<Option<ConfigChange>>>,
     config: [u8; 8],
 }
 
@@ -41,6 +42,10 @@ impl VirtioDevice for Echo {
 
     fn queue_sizes(&self) -> &[u16] {
         &[64, 64]
+    }
+
+    fn attach(&mut self, change: ConfigChange) {
+        *self.change.lock().unwrap() = Some(change);
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -92,6 +97,7 @@ struct Echoed {
     guest: Guest,
     hold: Arc<AtomicBool>,
     resets: Arc<AtomicU64>,
+    change: Arc<Mutex<Option<ConfigChange>>>,
 }
 
 impl std::ops::Deref for Echoed {
@@ -106,8 +112,10 @@ impl Echoed {
     fn new() -> Echoed {
         let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
         let (hold, resets): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
-        let echo = Echo { hold: hold.clone(), resets: resets.clone(), config: *b"abcdefgh" };
-        Echoed { guest: Guest::new(Box::new(echo), ram), hold, resets }
+        let change: Arc<Mutex<Option<ConfigChange>>> = Arc::default();
+        let config = *b"abcdefgh";
+        let echo = Echo { hold: hold.clone(), resets: resets.clone(), change: change.clone(), config };
+        Echoed { guest: Guest::new(Box::new(echo), ram), hold, resets, change }
     }
 
     fn queue(&self, index: u16, features: Features) -> Driver {
@@ -340,6 +348,181 @@ fn a_reset_of_the_machine_ends_everything() {
     assert_eq!(guest.status(), 0);
     let mut driver = guest.start();
     assert!(guest.echo(&mut driver));
+}
+
+#[test]
+fn without_bus_mastering_no_chain_is_taken_and_no_message_sent() {
+    let guest = Echoed::new();
+    let msix = capability::walk(|offset| guest.config_read::<1>(offset)[0])[0].1;
+    guest.config_write(msix + 2, &0x8000u16.to_le_bytes());
+    for vector in 0..2u64 {
+        guest.write(Guest::MSIX + 16 * vector, 0xfee0_0000u64.to_le_bytes());
+        guest.write(Guest::MSIX + 16 * vector + 12, 0u32.to_le_bytes());
+    }
+    guest.write(COMMON + 16, 0u16.to_le_bytes());
+    guest.write(COMMON + 22, 0u16.to_le_bytes());
+    guest.write(COMMON + 26, 1u16.to_le_bytes());
+    let (config, queue) = (0, 1);
+    let mut driver = guest.start();
+    assert!(guest.echo(&mut driver));
+    assert!(until(|| (guest.services.raised(queue) > 0).then_some(())).is_some());
+    guest.config_write(4, &[2, 0]);
+    driver.want_interrupt(0);
+    let head = driver.add(&[Piece { gpa: Gpa(0x8000), len: 5 }], &[], Layout::Direct).unwrap();
+    guest.kick(0);
+    guest.change.lock().unwrap().as_ref().unwrap().notify();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(driver.take_used(), None);
+    assert_eq!((guest.services.raised(config), guest.services.raised(queue)), (0, 0));
+    guest.config_write(4, &[6, 0]);
+    assert_eq!(until(|| driver.take_used()), Some((head, 5)), "without a further kick");
+    assert!(until(|| (guest.services.raised(queue) > 0).then_some(())).is_some());
+    assert_eq!(guest.services.raised(config), 1, "what was to be told is told now");
+    // The bit is written again and again, but there is nothing more to tell.
+    guest.config_write(4, &[2, 0]);
+    guest.config_write(4, &[6, 0]);
+    assert_eq!(guest.services.raised(config), 0);
+}
+
+/// A machine that fails at what its switches say.
+#[derive(Default)]
+struct Failing {
+    fake: ::pci::fake::FakeServices,
+    doorbells: AtomicBool,
+    vectors: AtomicBool,
+    messages: Arc<AtomicBool>,
+}
+
+struct FailingVector(Arc<dyn ::pci::Vector>, Arc<AtomicBool>);
+
+fn failure(what: String) -> ServiceError {
+    let device = Address::new(0, 3, 0).unwrap();
+    ServiceError { device, what, cause: std::io::Error::from_raw_os_error(5) }
+}
+
+impl ::pci::Vector for FailingVector {
+    fn eventfd(&self) -> &EventFd {
+        self.0.eventfd()
+    }
+
+    fn set(&self, message: Option<MsiMessage>) -> Result<(), ServiceError> {
+        if self.1.load(Ordering::SeqCst) { Err(failure("set a message".into())) } else { self.0.set(message) }
+    }
+
+    fn pending(&self) -> bool {
+        self.0.pending()
+    }
+}
+
+impl Services for Failing {
+    fn vector(&self, device: Address) -> Result<Arc<dyn ::pci::Vector>, ServiceError> {
+        if self.vectors.load(Ordering::SeqCst) {
+            return Err(failure("make a vector".into()));
+        }
+        Ok(Arc::new(FailingVector(self.fake.vector(device)?, self.messages.clone())))
+    }
+
+    fn line(&self, device: Address, pin: Pin) -> Arc<dyn ::pci::Line> {
+        self.fake.line(device, pin)
+    }
+
+    fn resampled_line(&self, device: Address, pin: Pin) -> Result<Arc<::pci::ResampledLine>, ServiceError> {
+        self.fake.resampled_line(device, pin)
+    }
+
+    fn remove_resampled_line(
+        &self,
+        _: Address,
+        _: Pin,
+        _: &::pci::ResampledLine,
+    ) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    fn add_doorbell(&self, device: Address, at: Gpa, width: u32, fd: &EventFd) -> Result<(), ServiceError> {
+        self.fake.add_doorbell(device, at, width, fd)
+    }
+
+    fn remove_doorbell(
+        &self,
+        device: Address,
+        at: Gpa,
+        width: u32,
+        fd: &EventFd,
+    ) -> Result<(), ServiceError> {
+        if self.doorbells.load(Ordering::SeqCst) {
+            return Err(failure(format!("remove the doorbell at {at}")));
+        }
+        self.fake.remove_doorbell(device, at, width, fd)
+    }
+
+    unsafe fn add_memory(
+        &self,
+        _: Address,
+        _: Gpa,
+        _: ::pci::HostMemory,
+    ) -> Result<::pci::MemorySlot, ServiceError> {
+        Err(failure("map memory".into()))
+    }
+
+    fn remove_memory(&self, _: Address, _: ::pci::MemorySlot) -> Result<(), ServiceError> {
+        Ok(())
+    }
+}
+
+fn on_a_failing_machine() -> (Arc<Failing>, VirtioPci) {
+    let services = Arc::new(Failing::default());
+    let windows = Windows {
+        memory32: GpaRange::new(Gpa(0xc000_0000), 0x2000_0000).unwrap(),
+        memory64: GpaRange::new(Gpa(BAR), 0x10_0000_0000),
+        ports: (0xc000, 0xffff),
+    };
+    let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
+    let echo =
+        Echo { hold: Arc::default(), resets: Arc::default(), change: Arc::default(), config: *b"abcdefgh" };
+    let address = Address::new(0, 3, 0).unwrap();
+    let report: Report = Arc::new(|_| ());
+    let function = VirtioPci::new(Box::new(echo), address, ram, services.clone(), &windows, report).unwrap();
+    (services, function)
+}
+
+#[test]
+fn doorbells_that_stay_are_all_named_and_tried_again() {
+    let (services, function) = on_a_failing_machine();
+    let at = |start| Some(DecodedAt::Memory(GpaRange::new(Gpa(start), 0x4000).unwrap()));
+    function.bar_moved(0, at(BAR)).unwrap();
+    services.doorbells.store(true, Ordering::SeqCst);
+    let error = function.bar_moved(0, None).unwrap_err().to_string();
+    for doorbell in [NOTIFY, NOTIFY + 4] {
+        assert!(error.contains(&format!("remove the doorbell at {}", Gpa(doorbell))), "{error}");
+    }
+    function.bar_moved(0, at(BAR)).unwrap();
+    assert_eq!(services.fake.doorbells().len(), 2, "those that stayed serve on where they are");
+    function.bar_moved(0, None).unwrap_err();
+    function.bar_moved(0, at(BAR + 0x10000)).unwrap();
+    assert_eq!(services.fake.doorbells().len(), 4);
+    services.doorbells.store(false, Ordering::SeqCst);
+    function.bar_moved(0, None).unwrap();
+    assert_eq!(services.fake.doorbells(), []);
+}
+
+#[test]
+fn a_reset_that_fails_in_part_says_why() {
+    let (services, function) = on_a_failing_machine();
+    let msix = capability::walk(|offset| {
+        let mut byte = [0];
+        function.read_config(offset, &mut byte);
+        byte[0]
+    })[0]
+        .1;
+    // Vector 1 has a message, which the machine will not take back.
+    function.write_config(msix + 2, &0x8000u16.to_le_bytes()).unwrap();
+    function.write_bar(2, 16, &0xfee0_0000u64.to_le_bytes()).unwrap();
+    function.write_bar(2, 28, &0u32.to_le_bytes()).unwrap();
+    services.messages.store(true, Ordering::SeqCst);
+    services.vectors.store(true, Ordering::SeqCst);
+    let error = function.reset().unwrap_err().to_string();
+    assert!(error.contains("set a message"), "{error}");
 }
 
 mod random {

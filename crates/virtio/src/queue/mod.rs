@@ -1,6 +1,7 @@
 //! The split virtqueue (VIRTIO 1.2, 2.7), as the device sees it.
 
 mod chain;
+mod gate;
 #[cfg(test)]
 mod tests;
 
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 pub use chain::{Chain, Cursor, DESCRIPTOR_SIZE, Malformed, Piece};
+pub use gate::Gate;
 use memory::{Gpa, GuestSlice, Ram};
 
 use crate::features::Features;
@@ -92,6 +94,8 @@ pub struct Queue {
     published: u16,
     /// Chains taken and not given back.
     taken: u16,
+    /// Whether the driver lets the device reach its memory.
+    gate: Gate,
 }
 
 struct Avail {
@@ -152,7 +156,15 @@ impl Queue {
             next_used: 0,
             published: 0,
             taken: 0,
+            gate: Gate::open(),
         })
+    }
+
+    /// Puts the queue behind a gate. While it is shut the rings are neither read nor written, except for the
+    /// used elements of chains that were under way; [`Queue::publish`] shows them once the gate is open.
+    #[must_use]
+    pub fn behind(self, gate: Gate) -> Queue {
+        Queue { gate, ..self }
     }
 
     /// Number of descriptors; never more than this many chains are taken and not given back.
@@ -168,6 +180,9 @@ impl Queue {
     /// Takes the next chain that the driver has made available, if there is one, and reads its descriptors into
     /// `chain`. After an error the queue's contents mean nothing any more: the device needs a reset.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<Option<Head>, Malformed> {
+        if !self.gate.is_open() {
+            return Ok(None);
+        }
         if self.next_avail == self.seen_avail && !self.look()? {
             return Ok(None);
         }
@@ -212,7 +227,7 @@ impl Queue {
     /// (2.7.7.2).
     #[must_use = "the driver may be waiting for the interrupt"]
     pub fn publish(&mut self) -> bool {
-        if self.published == self.next_used {
+        if self.published == self.next_used || !self.gate.is_open() {
             return false;
         }
         let before = std::mem::replace(&mut self.published, self.next_used);
@@ -229,7 +244,7 @@ impl Queue {
     /// Tells the driver that the device looks by itself and wants no kicks (2.7.10). With EVENT_IDX there is
     /// nothing to do: the index that was asked for last has passed.
     pub fn disarm(&mut self) {
-        if self.used.avail_event.is_none() {
+        if self.used.avail_event.is_none() && self.gate.is_open() {
             self.used.flags.store(NO_NOTIFY.to_le(), Ordering::Relaxed);
         }
     }
@@ -238,6 +253,10 @@ impl Queue {
     /// meanwhile: then take them instead of sleeping.
     #[must_use = "sleeping now would miss chains whose kick was suppressed"]
     pub fn arm(&mut self) -> Result<bool, Malformed> {
+        if !self.gate.is_open() {
+            // Whoever opens the gate kicks.
+            return Ok(false);
+        }
         match self.used.avail_event {
             Some(event) => event.store(self.next_avail.to_le(), Ordering::Relaxed),
             None => self.used.flags.store(0, Ordering::Relaxed),
