@@ -16,6 +16,7 @@ mod claim;
 mod config;
 mod error;
 mod interrupts;
+mod registers;
 mod reset;
 
 pub use alarms::{Alarms, Event, Report};

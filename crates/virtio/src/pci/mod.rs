@@ -296,6 +296,6 @@ impl Function for VirtioPci {
         self.shared.disable_pin(false);
         state.common.vectors_changed = true;
         self.route(state)?;
-        Ok(outcome?)
+        outcome
     }
 }
