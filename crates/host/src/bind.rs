@@ -1,12 +1,13 @@
 //! Taking a device from its driver for vfio-pci, and giving it back.
 
+use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::in_use::Reason;
 use crate::record::{Leftover, Record};
-use crate::{Host, HostError, PciAddress, PciDevice, attribute, link_name};
+use crate::{Host, HostError, PciAddress, PciDevice, attribute, link_name, names};
 
 /// The driver that hands devices to user space.
 const VFIO: &str = "vfio-pci";
@@ -57,7 +58,7 @@ pub enum BindError {
         /// The kernel's answer.
         cause: io::Error,
         /// What a person can do.
-        hint: &'static str,
+        hint: String,
     },
     /// The kernel took the writes, and yet the wrong driver has the device.
     #[error(
@@ -251,7 +252,7 @@ impl Host {
 
     fn unbind(&self, address: PciAddress) -> Result<(), BindError> {
         let path = self.device_dir(address).join("driver/unbind");
-        if !path.parent().is_some_and(std::path::Path::exists) {
+        if !path.parent().is_some_and(Path::exists) {
             return Ok(());
         }
         self.step("unbind", address, path, &address.to_string())
@@ -271,12 +272,42 @@ impl Host {
     ) -> Result<(), BindError> {
         self.kernel.write(&path, text).map_err(|cause| {
             let hint = match cause.kind() {
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "This needs root",
-                io::ErrorKind::TimedOut => "Some process still has it open: `fuser -v /dev/vfio/*` names it",
-                _ => "See the kernel's log (`dmesg`)",
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    "This needs root".to_owned()
+                }
+                io::ErrorKind::TimedOut => self.why_it_hangs(address),
+                _ => "See the kernel's log (`dmesg`)".to_owned(),
             };
             BindError::Step { step, address, path, cause, hint }
         })
+    }
+
+    fn why_it_hangs(&self, address: PciAddress) -> String {
+        let driver = self.driver_of(address).unwrap_or_else(|| "the kernel".to_owned());
+        match &self.vfio_users(address)[..] {
+            [] => format!("{driver} is still at work on it, and goes on; see the kernel's log (`dmesg`)"),
+            users => format!("It is still open in {}; stop that first", users.join(", ")),
+        }
+    }
+
+    /// The processes that have a device's group or the device itself open through VFIO: "process 77 (qemu)".
+    fn vfio_users(&self, address: PciAddress) -> Vec<String> {
+        let dir = self.device_dir(address);
+        let group = link_name(&dir.join("iommu_group")).map(|group| Path::new("/dev/vfio").join(group));
+        let devices =
+            names(&dir.join("vfio-dev")).into_iter().map(|name| Path::new("/dev/vfio/devices").join(name));
+        let files: Vec<PathBuf> = group.into_iter().chain(devices).map(|file| self.path(file)).collect();
+        let proc = self.path("/proc");
+        let has_it_open = |pid: &String| {
+            let fds = proc.join(pid).join("fd");
+            names(&fds).iter().any(|fd| fs::read_link(fds.join(fd)).is_ok_and(|file| files.contains(&file)))
+        };
+        let pids = names(&proc).into_iter().filter(|name| name.parse::<u32>().is_ok()).filter(has_it_open);
+        pids.map(|pid| {
+            let name = attribute(&proc.join(&pid).join("comm")).unwrap_or_default();
+            format!("process {pid} ({name})")
+        })
+        .collect()
     }
 
     /// Drivers may be bound a moment after the probe returns.
@@ -364,6 +395,22 @@ mod tests {
             assert_eq!(fake.state(BDF), (Some("nvme".into()), None), "call {call}");
             assert!(host.leftovers().is_empty() && host.record(BDF.parse().unwrap()).unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_answer_is_said_to_be_at_work_unless_a_process_has_the_device_open() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        let bound = host.bind_to_vfio(&device(&host)).unwrap();
+        fake.time_out();
+        let text = host.unbind(BDF.parse().unwrap()).unwrap_err().to_string();
+        assert!(text.contains("vfio-pci is still at work on it") && !text.contains("process"), "{text}");
+        fake.link("/proc/77/fd/5", "/dev/vfio/9");
+        fake.link("/proc/78/fd/5", "/dev/vfio/8");
+        fake.file("/proc/77/comm", "qemu\n");
+        let text = bound.give_back().unwrap_err().to_string();
+        assert!(text.ends_with("It is still open in process 77 (qemu); stop that first"), "{text}");
     }
 
     #[test]
