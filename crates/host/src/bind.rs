@@ -1,13 +1,12 @@
 //! Taking a device from its driver for vfio-pci, and giving it back.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::in_use::Reason;
 use crate::record::{Leftover, Record};
-use crate::{Host, HostError, PciAddress, PciDevice, attribute, link_name, names};
+use crate::{Host, HostError, PciAddress, PciDevice, attribute, link_name};
 
 /// The driver that hands devices to user space.
 const VFIO: &str = "vfio-pci";
@@ -280,34 +279,6 @@ impl Host {
             };
             BindError::Step { step, address, path, cause, hint }
         })
-    }
-
-    fn why_it_hangs(&self, address: PciAddress) -> String {
-        let driver = self.driver_of(address).unwrap_or_else(|| "the kernel".to_owned());
-        match &self.vfio_users(address)[..] {
-            [] => format!("{driver} is still at work on it, and goes on; see the kernel's log (`dmesg`)"),
-            users => format!("It is still open in {}; stop that first", users.join(", ")),
-        }
-    }
-
-    /// The processes that have a device's group or the device itself open through VFIO: "process 77 (qemu)".
-    fn vfio_users(&self, address: PciAddress) -> Vec<String> {
-        let dir = self.device_dir(address);
-        let group = link_name(&dir.join("iommu_group")).map(|group| Path::new("/dev/vfio").join(group));
-        let devices =
-            names(&dir.join("vfio-dev")).into_iter().map(|name| Path::new("/dev/vfio/devices").join(name));
-        let files: Vec<PathBuf> = group.into_iter().chain(devices).map(|file| self.path(file)).collect();
-        let proc = self.path("/proc");
-        let has_it_open = |pid: &String| {
-            let fds = proc.join(pid).join("fd");
-            names(&fds).iter().any(|fd| fs::read_link(fds.join(fd)).is_ok_and(|file| files.contains(&file)))
-        };
-        let pids = names(&proc).into_iter().filter(|name| name.parse::<u32>().is_ok()).filter(has_it_open);
-        pids.map(|pid| {
-            let name = attribute(&proc.join(&pid).join("comm")).unwrap_or_default();
-            format!("process {pid} ({name})")
-        })
-        .collect()
     }
 
     /// Drivers may be bound a moment after the probe returns.
