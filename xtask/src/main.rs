@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod lab_kernel;
 mod setup;
 mod test;
@@ -13,9 +15,11 @@ mod test;
 const CHORES: &str = "\
   build       the static programs in target/dist
   test        every test there is, and what they need
+  fuzz        hostile input for queues, BARs, kernels …: [TARGET] [--seconds N]
   setup       what the lab needs: QEMU, busybox, Debian's kernel in the cache
   lab-kernel  the lab's own kernel with iommufd, from Debian's kernel source
-  demo        a guest with an assigned device and a physical disk, in an emulated host";
+  demo        a guest with an assigned device and a physical disk, in an emulated host
+  bench       skep beside QEMU in the emulated host, against the bars";
 
 fn main() -> ExitCode {
     match run() {
@@ -31,8 +35,10 @@ fn run() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("build") => build::run(),
         Some("test") => test::run(),
+        Some("fuzz") => fuzz::run(std::env::args().skip(2)),
         Some("setup") => setup::lab(),
         Some("lab-kernel") => lab_kernel::run(),
+        Some("bench") => bench::run(),
         Some("demo") => demo::run(),
         Some("help" | "--help") => {
             println!("cargo xtask CHORE, where the chore is one of:\n{CHORES}");

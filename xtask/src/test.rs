@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::build;
 use crate::setup::{self, must};
+use crate::{build, fuzz};
 
 /// Formatting, lints, tests from unit to lab, documentation.
 pub fn run() -> Result<()> {
@@ -15,6 +15,8 @@ pub fn run() -> Result<()> {
     cargo("the lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     build::run()?;
     cargo("the tests", &["nextest", "run", "--workspace"])?;
+    println!("--- inputs that fuzzing found worth keeping");
+    fuzz::replay()?;
     cargo("the examples in the documentation", &["test", "--workspace", "--doc", "--quiet"])
 }
 

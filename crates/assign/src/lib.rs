@@ -15,6 +15,8 @@ mod bars;
 mod claim;
 mod config;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod interrupts;
 mod registers;
 mod reset;

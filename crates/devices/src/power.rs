@@ -49,6 +49,9 @@ struct Registers {
     status: u16,
     enable: u16,
     control: u16,
+    /// The button was pressed, and the guest has not answered yet. Guests forget what happened before they enable the
+    /// event (and over a reset), so the press is shown to them again then.
+    pressed: bool,
 }
 
 impl Power {
@@ -61,6 +64,7 @@ impl Power {
     /// Presses the power button. A guest that has not enabled it yet sees it when it does.
     pub fn press_button(&self) {
         let mut registers = self.lock();
+        registers.pressed = true;
         registers.status |= POWER_BUTTON;
         self.settle(&registers);
     }
@@ -86,12 +90,16 @@ impl PortDevice for Power {
 
     fn write(&self, offset: u16, data: &[u8]) {
         let mut registers = self.lock();
+        let listened = registers.enable & POWER_BUTTON != 0;
         let mut off = false;
         for (at, byte) in (offset..).zip(data) {
             let shift = at % 2 * 8;
             let bits = u16::from(*byte) << shift;
             match at / 2 {
-                0 => registers.status &= !bits,
+                0 => {
+                    registers.status &= !bits;
+                    registers.pressed &= !(listened && bits & POWER_BUTTON != 0);
+                }
                 1 => {
                     registers.enable = registers.enable & !(0xff << shift) | bits & ENABLES;
                 }
@@ -102,6 +110,9 @@ impl PortDevice for Power {
                 _ => {}
             }
         }
+        if registers.pressed && !listened && registers.enable & POWER_BUTTON != 0 {
+            registers.status |= POWER_BUTTON;
+        }
         self.settle(&registers);
         drop(registers);
         if off {
@@ -111,7 +122,7 @@ impl PortDevice for Power {
 
     fn reset(&self) {
         let mut registers = self.lock();
-        *registers = Registers::default();
+        *registers = Registers { pressed: registers.pressed, ..Registers::default() };
         self.settle(&registers);
     }
 }
@@ -204,6 +215,22 @@ mod tests {
         power.read(0, &mut status);
         assert_eq!(status, [0, 0]);
         assert!(!sci.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn a_press_before_the_guest_listens_survives_its_clearing_of_old_events_and_a_reset() {
+        let (power, sci, _) = power();
+        power.press_button();
+        power.write(0, &0xffffu16.to_le_bytes());
+        PortDevice::reset(&power);
+        power.write(0, &0xffffu16.to_le_bytes());
+        assert!(!sci.load(Ordering::SeqCst));
+        power.write(2, &POWER_BUTTON.to_le_bytes());
+        assert!(sci.load(Ordering::SeqCst));
+        power.write(0, &POWER_BUTTON.to_le_bytes());
+        power.write(2, &[0, 0]);
+        power.write(2, &POWER_BUTTON.to_le_bytes());
+        assert!(!sci.load(Ordering::SeqCst), "it was answered");
     }
 
     #[test]

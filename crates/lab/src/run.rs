@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::image::in_memory;
 use crate::machine::Machine;
 use crate::places::Places;
-use crate::spec::IommuModel;
+use crate::spec::{IommuModel, Kernel};
 use crate::system::{System, of_this_run};
 use crate::wire::{Frame, HOST_WORD, Job, Mount};
 use crate::{Lab, LabError, process};
@@ -458,6 +458,10 @@ fn command_line(lab: &Lab, talkative: bool) -> String {
     let hugepages = format!("hugepagesz=2M hugepages={}", lab.hugepages);
     if lab.hugepages > 0 {
         words.push(&hugepages);
+    }
+    // Built in, it would make a disk at once and be /dev/sda.
+    if matches!(lab.kernel, Kernel::Lab) {
+        words.push("scsi_debug.add_host=0");
     }
     words.push(&lab.append);
     words.join(" ").trim_end().to_owned()

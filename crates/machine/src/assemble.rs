@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
 use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort, VirtioBlk};
-use host::Host;
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::Ram;
 use pci::{Address, Bus, PciError, Services};
@@ -19,7 +18,7 @@ use crate::check::{Checked, OpenDisk};
 use crate::chips::Chips;
 use crate::config_ports::ConfigPorts;
 use crate::console::Console;
-use crate::cpu::PowerOn;
+use crate::cpu::{self, PowerOn};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
 use crate::error::{StartError, system};
@@ -33,9 +32,9 @@ use crate::slots::Slots;
 use crate::steps::Steps;
 use crate::vm::{BootPlan, Vm};
 
-/// RAM that is made present before the guest starts: what a kernel touches while it boots, and a few gigabytes
-/// more would only delay the start. RAM for assigned devices is present as a whole, for they reach all of it.
-const POPULATED: u64 = 1 << 30;
+/// RAM that is in large pages when the guest starts, where the kernel does not see to it: what a guest touches
+/// while it boots, and more would only delay the start. For assigned devices it is all of it, as they reach it.
+const ENLARGED: u64 = 1 << 30;
 
 /// Makes a VM; on failure everything made so far is undone.
 pub fn assemble(
@@ -43,18 +42,20 @@ pub fn assemble(
     checked: Checked,
     output: Box<dyn Write + Send>,
     report: Reporter,
+    steps: &Steps,
 ) -> Result<Vm, StartError> {
     let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, devices } = checked;
-    let steps = Steps::from_environment();
     let (sender, inbox) = events();
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
-    give_back_leftovers(&host, &report);
     let mut claimed = Claimed::new(&host, config.name.as_str(), &devices)?;
+    if let Some(claimed) = &claimed {
+        claimed.check(&layout.ram)?;
+    }
     steps.begin("RAM")?;
     let ram = Arc::new(Ram::new(&layout.ram)?);
-    ram.populate(if claimed.is_some() { u64::MAX } else { POPULATED })?;
+    ram.enlarge_pages(if claimed.is_some() { u64::MAX } else { ENLARGED })?;
     steps.begin("map RAM for devices")?;
     if let Some(claimed) = &claimed {
         claimed.map(&ram)?;
@@ -108,7 +109,6 @@ pub fn assemble(
     let boot = BootPlan { kernel, initrd, command_line, platform, ram };
     let entry = boot.load()?;
     let alarms = AlarmWatch::new(&assigned, sender).map_err(system("listen to assigned devices"))?;
-    let console_writer = console.writer();
     Ok(Vm {
         alarms,
         cpus: threads,
@@ -121,26 +121,11 @@ pub fn assemble(
         chips,
         power,
         serial,
-        console_writer,
         teller: Teller::new(report),
         inbox,
         vm,
         console,
     })
-}
-
-/// Gives back what VMs that were killed left bound. That it fails concerns this VM only if it wants such a device,
-/// and then claiming it says why.
-fn give_back_leftovers(host: &Host, report: &Reporter) {
-    for leftover in host.leftovers() {
-        match host.give_back_leftover(&leftover) {
-            Ok(()) => report(&format!(
-                "gave {} back, which a killed VM (process {}) had left",
-                leftover.address, leftover.pid
-            )),
-            Err(error) => report(&error.to_string()),
-        }
-    }
 }
 
 fn put_disk_on(
@@ -166,11 +151,13 @@ fn make_cpus(
     address_bits: u8,
 ) -> Result<Vec<(VcpuFd, PowerOn)>, StartError> {
     let template = Template::new(hypervisor.cpuid(), cpus, address_bits, hypervisor.tsc_deadline());
+    let msrs = hypervisor.msrs()?;
     let mut fds = Vec::new();
     for apic_id in cpus.apic_ids() {
         let fd = vm.create_vcpu(apic_id.into()).map_err(failed("make a vCPU"))?;
         fd.set_cpuid2(&template.for_cpu(apic_id)).map_err(failed("tell a vCPU its features"))?;
-        let power_on = PowerOn::of(vm, &fd)?;
+        cpu::limit_error_banks(&fd)?;
+        let power_on = PowerOn::of(vm, &fd, &msrs)?;
         fds.push((fd, power_on));
     }
     Ok(fds)

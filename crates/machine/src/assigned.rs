@@ -4,13 +4,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use assign::{AssignError, Assigned, Claim};
+use dma::DomainError;
 use host::{Host, PciAddress};
 use kvm_bindings::{
     KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, kvm_create_device, kvm_device_attr,
     kvm_device_type_KVM_DEV_TYPE_VFIO,
 };
 use kvm_ioctls::{DeviceFd, VmFd};
-use memory::Ram;
+use memory::{GpaRange, Ram};
 use pci::{Bus, Services};
 
 use crate::error::StartError;
@@ -19,9 +20,9 @@ use crate::kvm::failed;
 
 /// Devices that were taken from the host. Dropping gives them back; [`Claimed::give_back`] also says what failed.
 pub struct Claimed {
-    claim: Claim,
-    /// KVM's own hold on the groups; it goes before they do.
+    /// KVM's own hold on the groups. First, for it must go before they do: a group that KVM holds cannot be left.
     kvm: Option<DeviceFd>,
+    claim: Claim,
 }
 
 impl Claimed {
@@ -31,6 +32,12 @@ impl Claimed {
             return Ok(None);
         }
         Ok(Some(Claimed { claim: Claim::new(host, name, addresses)?, kvm: None }))
+    }
+
+    /// Whether the devices can reach RAM in these places at all.
+    pub fn check(&self, ram: &[GpaRange]) -> Result<(), StartError> {
+        let limits = self.claim.domain().limits().map_err(AssignError::from)?;
+        Ok(limits.check(ram.iter().copied()).map_err(DomainError::from).map_err(AssignError::from)?)
     }
 
     /// Maps all RAM for the devices and compares what is mapped with the RAM.

@@ -48,6 +48,13 @@ impl Exits for Board {
 
     fn read_memory(&self, at: u64, data: &mut [u8]) {
         data.fill(0xff);
+        // An access that crosses a page comes in odd pieces; devices get only what PCI knows.
+        if !matches!(data.len(), 1 | 2 | 4 | 8) {
+            for (at, byte) in (at..).zip(data.chunks_mut(1)) {
+                self.read_memory(at, byte);
+            }
+            return;
+        }
         if self.ecam.contains(Gpa(at)) {
             let offset = at - self.ecam.start().0;
             self.bus.read_config(Address::from_ecam(offset), (offset & 0xfff) as u16, data);
@@ -57,6 +64,12 @@ impl Exits for Board {
     }
 
     fn write_memory(&self, at: u64, data: &[u8]) {
+        if !matches!(data.len(), 1 | 2 | 4 | 8) {
+            for (at, byte) in (at..).zip(data.chunks(1)) {
+                self.write_memory(at, byte);
+            }
+            return;
+        }
         if self.ecam.contains(Gpa(at)) {
             let offset = at - self.ecam.start().0;
             self.report(self.bus.write_config(Address::from_ecam(offset), (offset & 0xfff) as u16, data));

@@ -8,6 +8,7 @@ use disk::{Disk, DiskOptions};
 use host::{Host, PciAddress};
 
 use crate::error::{StartError, host_address};
+use crate::events::Reporter;
 use crate::kvm::Hypervisor;
 use crate::layout::Layout;
 
@@ -67,6 +68,20 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
             Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, devices })
         }
         _ => Err(findings.0),
+    }
+}
+
+/// Gives back what VMs that were killed left bound. That it fails concerns this VM only if it wants such a device,
+/// and then claiming it says why.
+pub fn give_back_leftovers(host: &Host, report: &Reporter) {
+    for leftover in host.leftovers() {
+        match host.give_back_leftover(&leftover) {
+            Ok(()) => report(&format!(
+                "gave {} back, which a killed VM (process {}) had left",
+                leftover.address, leftover.pid
+            )),
+            Err(error) => report(&error.to_string()),
+        }
     }
 }
 

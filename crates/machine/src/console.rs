@@ -2,16 +2,18 @@
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// A vCPU waits when the sink is behind by this much; nothing is dropped.
 const BOUND: usize = 64 << 10;
+
+/// How long the end of a VM waits for a sink to take the rest.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A bounded pipe from the serial port to a sink, with a thread of its own, so that a vCPU writes into memory
 /// instead of making a system call a byte.
 pub struct Console {
     pipe: Arc<Pipe>,
-    thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -23,9 +25,12 @@ struct Pipe {
 #[derive(Default)]
 struct State {
     bytes: Vec<u8>,
+    /// No more bytes come.
     closed: bool,
-    /// The sink failed, or nobody will wait for it any more; what finds no room goes nowhere.
-    broken: bool,
+    /// All that came is out, or the sink failed.
+    done: bool,
+    /// Nobody waits for room now; what finds none goes nowhere.
+    hurried: bool,
 }
 
 /// The end into which the serial port writes.
@@ -36,32 +41,38 @@ impl Console {
     pub fn new(mut sink: Box<dyn Write + Send>) -> io::Result<Console> {
         let pipe = Arc::new(Pipe::default());
         let end = pipe.clone();
-        let thread =
-            std::thread::Builder::new().name("console".into()).spawn(move || end.drain(sink.as_mut()))?;
-        Ok(Console { pipe, thread: Some(thread) })
+        std::thread::Builder::new().name("console".into()).spawn(move || {
+            end.drain(sink.as_mut());
+            end.lock().done = true;
+            end.changed.notify_all();
+        })?;
+        Ok(Console { pipe })
     }
 
     /// A new end to write into.
     pub fn writer(&self) -> ConsoleWriter {
         ConsoleWriter(self.pipe.clone())
     }
-}
 
-impl ConsoleWriter {
-    /// Nobody waits for the sink from now on, so that a vCPU cannot be held up by a terminal that stands still.
-    pub fn stop_waiting(&self) {
-        self.0.lock().broken = true;
-        self.0.changed.notify_all();
+    /// Whether vCPUs wait for a slow sink, as they should while the VM runs, or not, so that they can be held.
+    pub fn hurry(&self, hurried: bool) {
+        self.pipe.lock().hurried = hurried;
+        self.pipe.changed.notify_all();
     }
 }
 
 impl Drop for Console {
-    /// Waits until all that was written is out.
+    /// Waits until all that was written is out, but not for ever: a terminal that stands still, or a pipe that nobody
+    /// reads, must not keep a VM from ending. Its thread then ends with the process.
     fn drop(&mut self) {
-        self.pipe.lock().closed = true;
+        let mut state = self.pipe.lock();
+        state.closed = true;
         self.pipe.changed.notify_all();
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
+        let end = Instant::now() + PATIENCE;
+        while !state.done {
+            let Some(left) = end.checked_duration_since(Instant::now()) else { return };
+            state =
+                self.pipe.changed.wait_timeout(state, left).expect("no code panics with this lock held").0;
         }
     }
 }
@@ -71,6 +82,7 @@ impl Pipe {
         self.state.lock().expect("no code panics with this lock held")
     }
 
+    /// Writes what comes until the pipe closes or the sink fails.
     fn drain(&self, sink: &mut (dyn Write + Send)) {
         let mut bytes = Vec::new();
         loop {
@@ -87,8 +99,6 @@ impl Pipe {
             }
             self.changed.notify_all();
             if sink.write_all(&bytes).and_then(|()| sink.flush()).is_err() {
-                self.lock().broken = true;
-                self.changed.notify_all();
                 return;
             }
         }
@@ -98,10 +108,10 @@ impl Pipe {
 impl Write for ConsoleWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.0.lock();
-        while state.bytes.len() >= BOUND && !state.broken {
+        while state.bytes.len() >= BOUND && !state.hurried && !state.done {
             state = self.0.changed.wait(state).expect("no code panics with this lock held");
         }
-        if state.bytes.len() < BOUND {
+        if state.bytes.len() < BOUND && !state.done {
             let was_empty = state.bytes.is_empty();
             state.bytes.extend_from_slice(bytes);
             drop(state);
@@ -147,6 +157,29 @@ mod tests {
         }
         drop(console);
         assert!(*slow.0.lock().unwrap() == sent);
+    }
+
+    #[test]
+    fn a_sink_that_stands_still_holds_up_neither_a_vcpu_in_a_hurry_nor_the_end() {
+        struct Still;
+        impl Write for Still {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                loop {
+                    std::thread::park();
+                }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let console = Console::new(Box::new(Still)).unwrap();
+        let mut writer = console.writer();
+        let vcpu = std::thread::spawn(move || (0..1000).for_each(|_| writer.write_all(&[0; 4096]).unwrap()));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!vcpu.is_finished(), "it waits while the VM runs");
+        console.hurry(true);
+        vcpu.join().unwrap();
+        drop(console);
     }
 
     #[test]

@@ -3,41 +3,44 @@
 use std::io;
 
 use boot::{CpuState, Segment};
+use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
-    KVM_MP_STATE_RUNNABLE, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    KVM_MP_STATE_RUNNABLE, KVMIO, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
 
 use crate::kvm::{KvmError, failed};
 
-/// Model-specific registers that a reset returns to their power-on value: system calls, memory types, the
-/// deadline timer, speculation control, and the pages that the guest shares with KVM (clock, steal time,
-/// asynchronous page faults, end of interrupt). The time stamp counter goes on counting, as on hardware.
-const RESET_MSRS: [std::ops::RangeInclusive<u32>; 16] = [
-    0x11..=0x12,
-    0x3b..=0x3b,
-    0x48..=0x48,
-    0x174..=0x176,
-    0x1a0..=0x1a0,
-    0x200..=0x20f,
-    0x250..=0x250,
-    0x258..=0x259,
-    0x268..=0x26f,
-    0x277..=0x277,
-    0x2ff..=0x2ff,
-    0x6e0..=0x6e0,
-    0x4b56_4d00..=0x4b56_4d08,
-    0xc000_0081..=0xc000_0084,
-    0xc000_0102..=0xc000_0103,
-    0xda0..=0xda0,
-];
+/// The time stamp counter goes on counting over a reset, as on hardware.
+const IA32_TSC: u32 = 0x10;
+
+/// Memory type range registers, which KVM keeps but does not list.
+const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
+    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
+
+/// Machine check banks of a vCPU (IA32_MCG_CAP, bits 7:0). KVM's own choice is 32, all of them empty, and guests
+/// look through them at boot with several intercepted accesses to each.
+const ERROR_BANKS: u64 = 2;
+
+ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
+
+/// Gives a vCPU no more machine check banks than are useful. Before it runs for the first time.
+pub fn limit_error_banks(cpu: &VcpuFd) -> Result<(), KvmError> {
+    // SAFETY: KVM reads the number, which lives through the call.
+    let done = unsafe { ioctl_with_ref(cpu, KVM_X86_SETUP_MCE(), &ERROR_BANKS) };
+    if done == 0 { Ok(()) } else { Err(failed("set up a vCPU's machine checks")(io::Error::last_os_error())) }
+}
 
 /// The state of a vCPU that was never run, to return to when the VM starts afresh.
 pub struct PowerOn {
     regs: kvm_regs,
     sregs: kvm_sregs,
+    xsave: Option<kvm_xsave>,
     fpu: kvm_fpu,
+    nested: Option<KvmNestedStateBuffer>,
     xcrs: Option<kvm_xcrs>,
     debug: kvm_debugregs,
     lapic: kvm_lapic_state,
@@ -47,10 +50,11 @@ pub struct PowerOn {
 }
 
 impl PowerOn {
-    /// Takes the state of a vCPU that has not run yet.
-    pub fn of(vm: &VmFd, cpu: &VcpuFd) -> Result<PowerOn, KvmError> {
+    /// Takes the state of a vCPU that has not run yet. `listed` are the registers that KVM says it keeps.
+    pub fn of(vm: &VmFd, cpu: &VcpuFd, listed: &[u32]) -> Result<PowerOn, KvmError> {
         let mut msrs = Vec::new();
-        for index in RESET_MSRS.into_iter().flatten() {
+        let listed = listed.iter().copied().filter(|index| *index != IA32_TSC);
+        for index in listed.chain(MTRRS.into_iter().flatten()) {
             let entry = kvm_msr_entry { index, ..Default::default() };
             let mut one = Msrs::from_entries(&[entry]).expect("one register fits");
             // Which of them there are depends on the CPU and on KVM's version.
@@ -58,11 +62,15 @@ impl PowerOn {
                 msrs.push(one.as_slice()[0]);
             }
         }
+        let mut nested = KvmNestedStateBuffer::empty();
+        let has_nested = cpu.nested_state(&mut nested).is_ok_and(|size| size.is_some());
         let read = || -> Result<PowerOn, kvm_ioctls::Error> {
             Ok(PowerOn {
                 regs: cpu.get_regs()?,
                 sregs: cpu.get_sregs()?,
+                xsave: if vm.check_extension(Cap::Xsave) { Some(cpu.get_xsave()?) } else { None },
                 fpu: cpu.get_fpu()?,
+                nested: has_nested.then_some(nested),
                 xcrs: if vm.check_extension(Cap::Xcrs) { Some(cpu.get_xcrs()?) } else { None },
                 debug: cpu.get_debug_regs()?,
                 lapic: cpu.get_lapic()?,
@@ -78,8 +86,17 @@ impl PowerOn {
     pub fn restore(&self, cpu: &VcpuFd) -> Result<(), KvmError> {
         let write = || -> Result<(), kvm_ioctls::Error> {
             cpu.set_mp_state(self.mp_state)?;
+            // First out of a guest's own guest, or the registers below would be those of the wrong one.
+            if let Some(nested) = &self.nested {
+                cpu.set_nested_state(nested)?;
+            }
             cpu.set_regs(&self.regs)?;
             cpu.set_sregs(&self.sregs)?;
+            if let Some(xsave) = &self.xsave {
+                // SAFETY: these are 4 KiB that KVM itself gave for this vCPU, before any feature that needs more
+                // could have been turned on.
+                unsafe { cpu.set_xsave(xsave)? };
+            }
             cpu.set_fpu(&self.fpu)?;
             if let Some(xcrs) = &self.xcrs {
                 cpu.set_xcrs(xcrs)?;
@@ -130,6 +147,15 @@ fn segment(segment: &Segment) -> kvm_segment {
         unusable: u8::from(!segment.present),
         ..Default::default()
     }
+}
+
+/// What to say of a triple fault's place where the registers do not tell: on AMD, KVM resets them first
+/// (Linux, arch/x86/kvm/svm/svm.c, shutdown_interception).
+pub fn crash_place(cpu: &VcpuFd) -> Option<String> {
+    const RESET_VECTOR: u64 = 0xfff0;
+    const PROTECTED: u64 = 1;
+    let reset = cpu.get_regs().ok()?.rip == RESET_VECTOR && cpu.get_sregs().ok()?.cr0 & PROTECTED == 0;
+    reset.then(|| "an unknown place, for KVM has reset its registers".to_owned())
 }
 
 /// Where a vCPU was when something went wrong, for the report.

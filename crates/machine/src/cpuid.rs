@@ -2,7 +2,7 @@
 //! topology and the VM's address width.
 
 use boot::platform::Cpus;
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// Leaf 1, ECX: the local APIC timer counts in TSC ticks.
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -10,6 +10,9 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: EBX says how many logical CPUs the package has.
 const HTT: u32 = 1 << 28;
+
+/// Extended topology: leaf 0Bh, and leaf 1Fh where the CPU has it.
+const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
 
 /// What all vCPUs have in common.
 pub struct Template {
@@ -27,11 +30,35 @@ impl Template {
 
     /// CPUID for the vCPU with this APIC id.
     pub fn for_cpu(&self, apic_id: u32) -> CpuId {
-        let mut cpuid = self.supported.clone();
-        for entry in cpuid.as_mut_slice() {
+        let kept = self.supported.as_slice().iter().filter(|entry| !TOPOLOGY.contains(&entry.function));
+        let mut entries: Vec<kvm_cpuid_entry2> = kept.copied().collect();
+        for entry in &mut entries {
             self.edit(entry, apic_id);
         }
-        cpuid
+        // KVM says nothing useful of topology, so these leaves are made whole.
+        let top = self
+            .supported
+            .as_slice()
+            .iter()
+            .map(|entry| entry.function)
+            .filter(|leaf| *leaf < 0x4000_0000)
+            .max();
+        for leaf in TOPOLOGY.into_iter().filter(|leaf| top >= Some(*leaf)) {
+            entries.extend((0..3).map(|level| self.topology(leaf, level, apic_id)));
+        }
+        CpuId::from_entries(&entries).expect("a few entries more than KVM gave fit")
+    }
+
+    /// One level of leaf 0Bh or 1Fh: threads of a core, cores of a package, and the end.
+    fn topology(&self, function: u32, index: u32, apic_id: u32) -> kvm_cpuid_entry2 {
+        let count = self.cpus.cores() * self.cpus.threads();
+        let (eax, ebx, ecx) = match index {
+            0 => (self.cpus.thread_bits(), self.cpus.threads(), 1 << 8),
+            1 => (self.cpus.package_bits(), count, 2 << 8 | 1),
+            _ => (0, 0, index),
+        };
+        let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+        kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx: apic_id, ..Default::default() }
     }
 
     /// Registers by the Intel SDM vol. 2A, CPUID, and the AMD APM vol. 3, appendix E.
@@ -50,14 +77,6 @@ impl Template {
                 let ids = |n: u32| n.next_power_of_two() - 1;
                 entry.eax =
                     entry.eax & 0x3fff | ids(sharing).min(0xfff) << 14 | ids(self.cpus.cores()).min(63) << 26;
-            }
-            (0xb | 0x1f, index) => {
-                entry.edx = apic_id;
-                (entry.eax, entry.ebx, entry.ecx) = match index {
-                    0 => (self.cpus.thread_bits(), self.cpus.threads(), 1 << 8),
-                    1 => (self.cpus.package_bits(), count, 2 << 8 | 1),
-                    _ => (0, 0, index),
-                };
             }
             (0x8000_0008, _) => {
                 entry.eax = entry.eax & 0xffff_ff00 | u32::from(self.address_bits);
@@ -92,7 +111,11 @@ mod tests {
         let leaf = |function| *two.as_slice().iter().find(|entry| entry.function == function).unwrap();
         assert_eq!(leaf(1).ebx, 2 << 24 | 3 << 16);
         assert_eq!(leaf(1).edx & HTT, HTT);
-        assert_eq!(leaf(0xb).edx, 2);
+        let levels: Vec<_> = two.as_slice().iter().filter(|entry| entry.function == 0xb).collect();
+        let seen: Vec<_> =
+            levels.iter().map(|level| (level.index, level.eax, level.ebx, level.ecx, level.edx)).collect();
+        assert_eq!(seen, [(0, 0, 1, 1 << 8, 2), (1, 2, 3, 2 << 8 | 1, 2), (2, 0, 0, 2, 2)]);
+        assert!(two.as_slice().iter().all(|entry| entry.function != 0x1f), "the CPU has no such leaf");
         assert_eq!(leaf(0x8000_0008).eax, 0x3027);
         assert_eq!(leaf(0x8000_0008).ecx, 2 << 12 | 2);
     }

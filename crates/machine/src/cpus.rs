@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use boot::CpuState;
+use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::cpu::{self, PowerOn};
@@ -218,46 +219,64 @@ impl Thread {
     /// Runs the guest until there is another order or nothing more to run.
     fn run(&mut self) {
         while !self.shared.look.load(Ordering::Relaxed) {
-            let exits = &self.shared.exits;
-            let failed = |what: String| End::Failed { cpu: 0, what };
-            let end = match self.fd.run() {
-                Ok(VcpuExit::IoOut(port, data)) => {
-                    exits.write_port(port, data);
-                    continue;
-                }
-                Ok(VcpuExit::IoIn(port, data)) => {
-                    exits.read_port(port, data);
-                    continue;
-                }
-                Ok(VcpuExit::MmioRead(at, data)) => {
-                    exits.read_memory(at, data);
-                    continue;
-                }
-                Ok(VcpuExit::MmioWrite(at, data)) => {
-                    exits.write_memory(at, data);
-                    continue;
-                }
-                Ok(VcpuExit::Hlt | VcpuExit::Intr) => continue,
-                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
-                Ok(VcpuExit::Shutdown) => End::Crashed { cpu: 0, place: String::new() },
-                Ok(VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_CRASH, _)) => {
-                    End::Crashed { cpu: 0, place: String::new() }
-                }
-                Ok(VcpuExit::InternalError) => {
-                    failed("KVM cannot emulate an instruction of the guest".to_owned())
-                }
-                Ok(VcpuExit::FailEntry(reason, _)) => {
-                    failed(format!("the CPU refuses the guest's state ({reason:#x})"))
-                }
-                Ok(other) => failed(format!("KVM returned with {other:?}, which nothing here asked for")),
-                Err(error) => failed(format!("KVM cannot run it: {}", io::Error::from(error))),
-            };
-            let (cpu, place) = (self.index, cpu::describe(&self.fd));
-            return self.shared.exits.ended(match end {
-                End::Crashed { .. } => End::Crashed { cpu, place },
-                End::Failed { what, .. } => End::Failed { cpu, what: format!("{what} ({place})") },
-            });
+            if let Err(end) = self.enter() {
+                return self.shared.exits.ended(end);
+            }
         }
+        self.complete();
+    }
+
+    /// KVM finishes an access that was just served only when it is entered again. A vCPU that is to be reset must
+    /// not finish it afterwards, over its new registers, so it is entered once more without running the guest.
+    fn complete(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        // One access comes in a few pieces at most.
+        for _ in 0..64 {
+            match self.fd.run() {
+                Err(_) => break,
+                Ok(VcpuExit::IoIn(_, data) | VcpuExit::MmioRead(_, data)) => data.fill(0xff),
+                Ok(_) => {}
+            }
+        }
+        self.fd.set_kvm_immediate_exit(0);
+    }
+
+    /// Enters the guest once and serves its exit.
+    fn enter(&mut self) -> Result<(), End> {
+        let exits = &self.shared.exits;
+        let run: *const kvm_run = self.fd.get_kvm_run();
+        // How wide each item of a string instruction is; the crate gives them all as one slice.
+        // SAFETY: the page of `kvm_run` is mapped as long as `fd`; for these exits the union holds `io`.
+        let width = || usize::from(unsafe { (*run).__bindgen_anon_1.io.size }).max(1);
+        let what = match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                data.chunks(width()).for_each(|item| exits.write_port(port, item));
+                return Ok(());
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                data.chunks_mut(width()).for_each(|item| exits.read_port(port, item));
+                return Ok(());
+            }
+            Ok(VcpuExit::MmioRead(at, data)) => {
+                exits.read_memory(at, data);
+                return Ok(());
+            }
+            Ok(VcpuExit::MmioWrite(at, data)) => {
+                exits.write_memory(at, data);
+                return Ok(());
+            }
+            Ok(VcpuExit::Hlt | VcpuExit::Intr) => return Ok(()),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(()),
+            Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_CRASH, _)) => {
+                let place = cpu::crash_place(&self.fd).unwrap_or_else(|| cpu::describe(&self.fd));
+                return Err(End::Crashed { cpu: self.index, place });
+            }
+            Ok(VcpuExit::InternalError) => "KVM cannot emulate an instruction of the guest".to_owned(),
+            Ok(VcpuExit::FailEntry(reason, _)) => format!("the CPU refuses the guest's state ({reason:#x})"),
+            Ok(other) => format!("KVM returned with {other:?}, which nothing here asked for"),
+            Err(error) => format!("KVM cannot run it: {}", io::Error::from(error)),
+        };
+        Err(End::Failed { cpu: self.index, what: format!("{what} ({})", cpu::describe(&self.fd)) })
     }
 }
 

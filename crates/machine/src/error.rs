@@ -65,6 +65,9 @@ pub enum StartError {
         /// The kernel's answer.
         cause: io::Error,
     },
+    /// Somebody wanted the VM to end before it had started.
+    #[error("the start was cut short, as asked")]
+    Cancelled,
     /// A test wanted the start to fail here.
     #[error("the start was made to fail before the step \"{0}\", as {variable} asks", variable = crate::steps::VARIABLE)]
     Injected(&'static str),

@@ -129,6 +129,16 @@ struct MessageVector {
     eventfd: EventFd,
 }
 
+impl MessageVector {
+    /// Connects the eventfd to KVM. What waited in it is taken out before and raised after: KVM would deliver it
+    /// but leave it there, to be delivered once more when the vector is next unmasked.
+    fn open(&self, vm: &VmFd) -> io::Result<()> {
+        let waited = self.eventfd.read().is_ok();
+        vm.register_irqfd(&self.eventfd, self.gsi)?;
+        if waited { self.eventfd.write(1) } else { Ok(()) }
+    }
+}
+
 impl Vector for MessageVector {
     fn eventfd(&self) -> &EventFd {
         &self.eventfd
@@ -152,11 +162,7 @@ impl Vector for MessageVector {
             (None, None) => Ok(()),
             (Some(_), None) => vm.unregister_irqfd(&self.eventfd, self.gsi).map_err(io::Error::from),
             (Some(_), Some(_)) => self.interrupts.commit(&messages),
-            // KVM looks at the eventfd when it is registered, so what waited there is delivered now.
-            (None, Some(_)) => self
-                .interrupts
-                .commit(&messages)
-                .and_then(|()| vm.register_irqfd(&self.eventfd, self.gsi).map_err(io::Error::from)),
+            (None, Some(_)) => self.interrupts.commit(&messages).and_then(|()| self.open(vm)),
         };
         done.map_err(|cause| {
             messages.insert(self.gsi, before);

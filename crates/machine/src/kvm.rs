@@ -37,12 +37,12 @@ pub enum KvmError {
     },
     /// More CPUs than KVM takes.
     #[error(
-        "{wanted} CPUs are more than this host's KVM takes: {limit} at most. Give the VM fewer (--cpus)."
+        "{wanted} CPUs are more than skep and this host's KVM take: {limit} at most. Give the VM fewer (--cpus)."
     )]
     TooManyCpus {
         /// CPUs asked for.
         wanted: u32,
-        /// KVM's limit.
+        /// The limit.
         limit: usize,
     },
     /// An ioctl failed.
@@ -121,8 +121,14 @@ impl Hypervisor {
 
     /// Checks a number of CPUs against KVM's limit.
     pub fn check_cpus(&self, wanted: u32) -> Result<(), KvmError> {
-        let limit = self.kvm.get_max_vcpus();
+        // Above 255, interrupts could reach only some of the CPUs: the I/O APIC and plain messages name 8 bits.
+        let limit = self.kvm.get_max_vcpus().min(255);
         if wanted as usize > limit { Err(KvmError::TooManyCpus { wanted, limit }) } else { Ok(()) }
+    }
+
+    /// The model-specific registers that KVM saves and restores.
+    pub fn msrs(&self) -> Result<Vec<u32>, KvmError> {
+        Ok(self.kvm.get_msr_index_list().map_err(failed("list the CPU's registers"))?.as_slice().to_vec())
     }
 
     /// Whether the guest's local APIC timer can count in TSC ticks.

@@ -1,5 +1,8 @@
 //! The steps of a start, each of which can be made to fail, to see that a failure leaves the host as it was.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::error::StartError;
 
 /// The environment variable that names the step to fail at.
@@ -21,17 +24,21 @@ pub const STEPS: [&str; 9] = [
 /// Goes through the steps.
 pub struct Steps {
     fail_before: Option<String>,
+    cancelled: Arc<AtomicBool>,
 }
 
 impl Steps {
-    /// Fails where the environment says, if it says so.
-    pub fn from_environment() -> Steps {
-        Steps { fail_before: std::env::var(VARIABLE).ok() }
+    /// Fails where the environment says, if it says so, and wherever it is once `cancelled` is set.
+    pub fn new(cancelled: Arc<AtomicBool>) -> Steps {
+        Steps { fail_before: std::env::var(VARIABLE).ok(), cancelled }
     }
 
     /// The next step begins.
     pub fn begin(&self, step: &'static str) -> Result<(), StartError> {
         debug_assert!(STEPS.contains(&step));
+        if self.cancelled.load(Ordering::SeqCst) {
+            return Err(StartError::Cancelled);
+        }
         if self.fail_before.as_deref() == Some(step) { Err(StartError::Injected(step)) } else { Ok(()) }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use assign::Assigned;
 use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
 use devices::{Power, PowerRequest, SerialPort};
 use disk::{Counters, Disk};
+use host::Host;
 use kvm_ioctls::VmFd;
 use memory::Ram;
 
@@ -15,13 +17,14 @@ use crate::alarms::AlarmWatch;
 use crate::assemble::assemble;
 use crate::assigned::Claimed;
 use crate::board::Board;
-use crate::check::check;
+use crate::check::{check, give_back_leftovers};
 use crate::chips::Chips;
-use crate::console::{Console, ConsoleWriter};
+use crate::console::Console;
 use crate::cpus::{Cpus, End};
 use crate::error::StartError;
 use crate::events::Reporter;
 use crate::events::{Event, Events, Inbox, Teller};
+use crate::steps::Steps;
 
 /// How a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,15 +66,17 @@ impl Control {
         self.events.send(Event::Stop);
     }
 
-    /// Types on the serial console; waits while the guest reads slowly.
-    pub fn type_on_console(&self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let taken = self.serial.receive(bytes);
-            bytes = &bytes[taken..];
-            if taken == 0 {
-                std::thread::sleep(Duration::from_millis(5));
+    /// Types on the serial console and waits while the guest reads slowly, but at most `patience` without any
+    /// progress; returns how much the guest took.
+    pub fn type_on_console(&self, bytes: &[u8], patience: Duration) -> usize {
+        let (mut done, mut progress) = (0, Instant::now());
+        while done < bytes.len() && progress.elapsed() < patience {
+            match self.serial.receive(&bytes[done..]) {
+                0 => std::thread::sleep(Duration::from_millis(5)),
+                taken => (done, progress) = (done + taken, Instant::now()),
             }
         }
+        done
     }
 }
 
@@ -89,7 +94,6 @@ pub struct Vm {
     pub(crate) chips: Chips,
     pub(crate) power: Arc<Power>,
     pub(crate) serial: Arc<SerialPort>,
-    pub(crate) console_writer: ConsoleWriter,
     pub(crate) teller: Teller,
     pub(crate) inbox: Inbox,
     pub(crate) vm: Arc<VmFd>,
@@ -120,13 +124,22 @@ impl BootPlan {
 impl Vm {
     /// Makes a VM from its description, or says everything that stands in the way and leaves the host as it
     /// was. The console's output goes to `output`.
+    ///
+    /// `cancelled` is looked at between the steps: once it is set, the start ends there.
     pub fn build(
         config: &config::Vm,
         output: Box<dyn Write + Send>,
         report: Reporter,
+        cancelled: Arc<AtomicBool>,
     ) -> Result<Vm, Vec<StartError>> {
+        give_back_leftovers(&Host::here(), &report);
         let checked = check(config)?;
-        assemble(config, checked, output, report).map_err(|error| vec![error])
+        assemble(config, checked, output, report, &Steps::new(cancelled)).map_err(|error| vec![error])
+    }
+
+    /// Everything that stands in the way of a start, with nothing touched; none, if nothing does.
+    pub fn findings(config: &config::Vm) -> Vec<StartError> {
+        check(config).err().unwrap_or_default()
     }
 
     /// The way to the VM while it runs.
@@ -139,7 +152,7 @@ impl Vm {
         self.cpus.reset(&self.entry);
         self.cpus.run();
         let outcome = self.attend();
-        self.console_writer.stop_waiting();
+        self.console.hurry(true);
         self.cpus.hold();
         let disks = self.disks.clone();
         let outcome = self.dismantle(outcome);
@@ -176,14 +189,17 @@ impl Vm {
     /// The VM starts afresh: vCPUs, controllers and every device return to power-on, the kernel is loaded
     /// again. RAM stays the RAM it was, mapped for devices as before.
     fn restart(&mut self) -> Result<(), Outcome> {
+        self.console.hurry(true);
         self.cpus.hold();
+        self.console.hurry(false);
         // What the guest asked for before everything was reset concerns nobody now.
         let stale = |event: &Event| matches!(event, Event::Power(_) | Event::Ended(_));
         for event in self.inbox.waiting().filter(|event| !stale(event)) {
             match event {
                 Event::Stop => return Err(Outcome::Stopped),
                 Event::Trouble(what) => self.teller.tell(&what, 0),
-                _ => {}
+                Event::PressPowerButton => self.power.press_button(),
+                Event::Power(_) | Event::Ended(_) => {}
             }
         }
         let errors = self.board.bus.reset();
@@ -203,7 +219,19 @@ impl Vm {
     /// turns a good end into a failure, for the host is then not as it was.
     fn dismantle(self, outcome: Outcome) -> Outcome {
         let Vm {
-            alarms, cpus, board, assigned, disks, claimed, boot, vm, console, mut teller, inbox, ..
+            alarms,
+            cpus,
+            board,
+            assigned,
+            disks,
+            claimed,
+            boot,
+            power,
+            vm,
+            console,
+            mut teller,
+            inbox,
+            ..
         } = self;
         drop((alarms, cpus));
         let mut troubles = Vec::new();
@@ -215,7 +243,8 @@ impl Vm {
         if let Some(claimed) = claimed {
             troubles.extend(claimed.give_back().err().map(|error| error.to_string()));
         }
-        drop((boot, vm, console));
+        // The VM goes before the RAM that its memory slots name.
+        drop((power, vm, boot, console));
         for event in inbox.waiting() {
             if let Event::Trouble(what) = event {
                 teller.tell(&what, inbox.lost());

@@ -1,12 +1,13 @@
 //! Guest RAM: what it is made of, and the only ways to touch it.
 //!
-//! Guest RAM is host memory for the whole life of a VM: every segment is a shared memfd mapping that any
-//! host driver can reach by DMA, whether or not devices are assigned to the guest. The guest and its devices
+//! Guest RAM is host memory for the whole life of a VM: every segment is a shared mapping of a file in
+//! memory that any host driver can reach by DMA, whether or not devices are assigned to the guest. The guest and its devices
 //! change this memory at any moment, so nothing here ever hands out `&[u8]` or `&mut [u8]`: access is by
 //! copies that the compiler may neither split nor repeat ([`GuestSlice`]), by atomics for ring indices, or by
 //! address for the kernel and for devices ([`Buffers`]).
 
 mod address;
+mod backing;
 mod buffers;
 mod ram;
 mod segment;

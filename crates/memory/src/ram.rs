@@ -55,11 +55,12 @@ impl Ram {
         self.segments.iter().try_for_each(Segment::wire)
     }
 
-    /// Makes the first `len` bytes present, in large pages where the kernel has them.
-    pub fn populate(&self, len: u64) -> Result<(), RamError> {
+    /// Sees to it that the first `len` bytes come in large pages, where the kernel has them. Where it does not
+    /// give them by itself on the first touch, this makes all of the bytes present.
+    pub fn enlarge_pages(&self, len: u64) -> Result<(), RamError> {
         let mut left = len;
         for segment in &self.segments {
-            segment.populate(left)?;
+            segment.enlarge_pages(left)?;
             left = left.saturating_sub(segment.range().len());
         }
         Ok(())
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_and_lies_in_the_memfd() {
+    fn what_is_written_is_read_back_and_lies_in_the_file() {
         let ram = ram();
         ram.write_obj(Gpa(0x10ffe), &0x1122_3344u32).unwrap();
         assert_eq!(ram.read_obj::<u32>(Gpa(0x10ffe)).unwrap(), 0x1122_3344);
@@ -180,11 +181,11 @@ mod tests {
     }
 
     #[test]
-    fn populating_keeps_what_is_there_and_takes_a_length_beyond_the_end() {
+    fn enlarging_pages_keeps_what_is_there_and_takes_a_length_beyond_the_end() {
         let ram = Ram::new(&[GpaRange::new(Gpa(0), 5 << 20).unwrap()]).unwrap();
         ram.write_obj(Gpa(0x1234), &0x55u8).unwrap();
         ram.write_obj(Gpa((5 << 20) - 1), &0x66u8).unwrap();
-        ram.populate(u64::MAX).unwrap();
+        ram.enlarge_pages(u64::MAX).unwrap();
         assert_eq!(ram.read_obj::<u8>(Gpa(0x1234)).unwrap(), 0x55);
         assert_eq!(ram.read_obj::<u8>(Gpa((5 << 20) - 1)).unwrap(), 0x66);
         assert_eq!(ram.read_obj::<u8>(Gpa(0x20_0000)).unwrap(), 0);

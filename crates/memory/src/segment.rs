@@ -1,11 +1,12 @@
-//! One piece of guest RAM: a memfd, mapped once, with guards around it.
+//! One piece of guest RAM: a file in memory, mapped once, with guards around it.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
 use crate::address::GpaRange;
+use crate::backing::{self, LargePages};
 
 /// Nothing is mapped this far before and behind a segment, so a stray host access faults at once.
 const GUARD: usize = 2 << 20;
@@ -48,11 +49,12 @@ pub enum RamError {
     },
 }
 
-/// One piece of guest RAM: a range of guest addresses and the memfd behind it, mapped shared.
+/// One piece of guest RAM: a range of guest addresses and the file in memory behind it, mapped shared.
 #[derive(Debug)]
 pub struct Segment {
     range: GpaRange,
     file: File,
+    large_pages: LargePages,
     host: NonNull<u8>,
     reserved: Reservation,
 }
@@ -78,9 +80,9 @@ impl Segment {
         }
         let fail = |what, hint| move |cause| RamError::System { what, range, cause, hint };
         let smaller = "Give the VM less memory (--memory), or free some on this host.";
-        let file = memfd(range.len()).map_err(fail("allocate", smaller))?;
+        let (file, large_pages) = backing::file(range.len()).map_err(fail("allocate", smaller))?;
         let (host, reserved) = map(&file, range.len()).map_err(fail("map", smaller))?;
-        Ok(Segment { range, file, host, reserved })
+        Ok(Segment { range, file, large_pages, host, reserved })
     }
 
     /// The guest addresses of this segment.
@@ -88,7 +90,7 @@ impl Segment {
         self.range
     }
 
-    /// The memfd behind it; the segment is the whole file, from offset 0.
+    /// The file behind it, a memfd or one on a tmpfs; the segment is the whole file, from offset 0.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -113,9 +115,12 @@ impl Segment {
         })
     }
 
-    /// Makes the first `len` bytes present, in pages of 2 MiB as far as the kernel has them: a guest then takes
-    /// one fault where it would take 512, and an IOMMU one entry. Without them small pages do as well.
-    pub(crate) fn populate(&self, len: u64) -> Result<(), RamError> {
+    /// Sees to it that the first `len` bytes come in pages of 2 MiB as far as the kernel has them. Where they
+    /// come by themselves, nothing is touched.
+    pub(crate) fn enlarge_pages(&self, len: u64) -> Result<(), RamError> {
+        if self.large_pages == LargePages::OnTouch {
+            return Ok(());
+        }
         let len = len.min(self.range.len()) as usize;
         for offset in (0..len).step_by(ALIGNMENT) {
             // Collapsing needs a first page to grow from; the rest of the 2 MiB it fills with zeroes itself.
@@ -148,24 +153,6 @@ impl Drop for Segment {
         // SAFETY: this is the reservation made in `map`; nothing borrows from a segment beyond its life.
         unsafe { libc::munmap(self.reserved.start, self.reserved.len) };
     }
-}
-
-fn memfd(len: u64) -> io::Result<File> {
-    // SAFETY: the name is a C string; the returned descriptor is new and ours.
-    let fd =
-        unsafe { libc::memfd_create(c"guest-ram".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` is a valid descriptor that nothing else owns.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(len)?;
-    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-    // SAFETY: a plain fcntl on our own descriptor.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(file)
 }
 
 /// Reserves room for the file and guards around it, then maps the file into the middle.

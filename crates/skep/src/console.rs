@@ -14,6 +14,8 @@ pub struct Opened {
     pub output: Box<dyn Write + Send>,
     /// Gives the guest's input.
     pub input: Input,
+    /// A file whose old contents go once the VM starts.
+    pub stale: Option<File>,
 }
 
 /// Where input comes from.
@@ -44,13 +46,19 @@ impl std::fmt::Display for ConsoleError {
 /// Opens the console that the description names.
 pub fn open(console: &Console) -> Result<Opened, ConsoleError> {
     match console {
-        Console::Stdio => Ok(Opened { output: Box::new(io::stdout()), input: Input::Standard }),
+        Console::Stdio => Ok(Opened { output: Box::new(io::stdout()), input: Input::Standard, stale: None }),
         Console::File(path) => {
             let path = path.as_path().to_owned();
             let hint = "Check that its folder exists and may be written to (--console file:PATH).";
-            let file =
-                File::create(&path).map_err(|cause| ConsoleError { path, what: "create", cause, hint })?;
-            Ok(Opened { output: Box::new(file), input: Input::Nothing })
+            let opened = File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .and_then(|file| Ok((file.try_clone()?, file)));
+            let (stale, file) = opened.map_err(|cause| ConsoleError { path, what: "create", cause, hint })?;
+            let is_plain = file.metadata().is_ok_and(|metadata| metadata.is_file());
+            Ok(Opened { output: Box::new(file), input: Input::Nothing, stale: is_plain.then_some(stale) })
         }
         Console::Socket(path) => {
             let path = path.as_path().to_owned();
@@ -62,7 +70,7 @@ pub fn open(console: &Console) -> Result<Opened, ConsoleError> {
                 hint,
             })?;
             let socket = Socket { listener, path, peer: Peer::default() };
-            Ok(Opened { output: Box::new(socket.peer.clone()), input: Input::Socket(socket) })
+            Ok(Opened { output: Box::new(socket.peer.clone()), input: Input::Socket(socket), stale: None })
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 /// Says an error. Each line of it is a line of its own, so several findings are several lines.
 pub fn error(error: impl Display) {
@@ -35,6 +37,41 @@ fn coloured() -> bool {
 fn write(text: &str) {
     // If standard error is gone there is no place left to say so.
     drop(std::io::stderr().write_all(text.as_bytes()));
+}
+
+/// Says troubles on a thread of its own, so that an error output that stands still (a terminal after Ctrl-S, a pipe
+/// that nobody reads) holds nobody up.
+pub struct Troubles {
+    lines: SyncSender<String>,
+    done: Receiver<()>,
+}
+
+impl Troubles {
+    /// Starts the thread.
+    pub fn new() -> std::io::Result<Troubles> {
+        let (lines, taken) = sync_channel::<String>(256);
+        let (finished, done) = sync_channel::<()>(1);
+        std::thread::Builder::new().name("troubles".into()).spawn(move || {
+            taken.iter().for_each(error);
+            // Dropping it wakes whoever waits.
+            drop(finished);
+        })?;
+        Ok(Troubles { lines, done })
+    }
+
+    /// How to say one.
+    pub fn sayer(&self) -> Box<dyn Fn(&str) + Send + Sync> {
+        let lines = self.lines.clone();
+        // What finds no room behind 256 others is for an output that takes nothing anyway.
+        Box::new(move |what| drop(lines.try_send(what.to_owned())))
+    }
+
+    /// Waits until all is said, but not for ever. All sayers must be gone.
+    pub fn finish(self) {
+        drop(self.lines);
+        // Neither outcome changes anything: all is said, or the output takes nothing.
+        self.done.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
+    }
 }
 
 #[cfg(test)]

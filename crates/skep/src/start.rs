@@ -1,32 +1,47 @@
 //! Starting a VM, and staying with it until its end.
 
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use machine::{Control, Outcome, Vm};
 
 use crate::console::{self, Input};
-use crate::escape;
+use crate::escape::{self, Escape};
 use crate::exit::Exit;
-use crate::report;
+use crate::report::{self, Troubles};
 use crate::signals::{Signal, Signals};
 use crate::stop::{Stop, Wishes};
 use crate::summary;
 use crate::terminal::Terminal;
 
+/// What is typed waits this long for a guest that reads slowly; a guest that hangs must not make the keys for skep
+/// hang as well.
+const TYPING: Duration = Duration::from_millis(200);
+/// What comes from a pipe or socket waits as long as it takes.
+const FOR_EVER: Duration = Duration::MAX;
+
 /// Starts the VM and stays until its end. How it ended also goes to the file `report`.
 pub fn start(description: &config::Vm, report: Option<&Path>) -> Exit {
+    raise_file_limit();
     let signals = match Signals::take_over() {
         Ok(signals) => signals,
         Err(cause) => return cannot_start(format_args!("cannot take over signals: {cause}.")),
     };
-    let console = match console::open(&description.console) {
-        Ok(console) => console,
-        Err(error) => return cannot_start(error),
+    // All that stands in the way is said at once, so a console that cannot be had is not the end of the search.
+    let console = console::open(&description.console).map_err(report::error);
+    let summary = report.map(open_report).transpose().map_err(report::error);
+    let (Ok(console), Ok(summary)) = (console, summary) else {
+        for finding in Vm::findings(description) {
+            report::error(finding);
+        }
+        return Exit::CouldNotStart;
     };
     let socket = if let Input::Socket(socket) = &console.input { Some(socket.path()) } else { None };
-    let exit = run(description, signals, console, report);
+    let exit = run(description, signals, console, summary);
     if let Some(path) = socket
         && let Err(cause) = std::fs::remove_file(&path)
     {
@@ -35,42 +50,48 @@ pub fn start(description: &config::Vm, report: Option<&Path>) -> Exit {
     exit
 }
 
-fn run(description: &config::Vm, signals: Signals, console: console::Opened, to: Option<&Path>) -> Exit {
-    let vm = match Vm::build(description, console.output, Box::new(|what| report::error(what))) {
+fn run(description: &config::Vm, signals: Signals, console: console::Opened, summary: Option<File>) -> Exit {
+    let troubles = match Troubles::new() {
+        Ok(troubles) => troubles,
+        Err(cause) => return cannot_start(format_args!("cannot start a thread: {cause}.")),
+    };
+    let end = Arc::new(End::default());
+    let terminal = Arc::new(OnceLock::new());
+    let (listener, seen) = (end.clone(), terminal.clone());
+    let listening = spawn("signals", move || listen(&signals, &listener, &seen));
+    if let Err(cause) = listening {
+        return cannot_start(format_args!("cannot start a thread: {cause}."));
+    }
+    let built = Vm::build(description, console.output, troubles.sayer(), end.cancelled.clone());
+    let vm = match built {
         Ok(vm) => vm,
         Err(findings) => {
-            for finding in findings {
-                report::error(finding);
-            }
-            return Exit::CouldNotStart;
+            troubles.finish();
+            findings.into_iter().for_each(report::error);
+            return if end.cancelled.load(Ordering::SeqCst) { Exit::Stopped } else { Exit::CouldNotStart };
         }
     };
+    if let Some(file) = console.stale
+        && let Err(cause) = file.set_len(0)
+    {
+        return cannot_start(format_args!(
+            "cannot empty the console's file: {cause}. Use --console file:PATH with a plain file."
+        ));
+    }
+    end.begin(vm.control());
     // The terminal is taken only now, so that what stood in the way of a start was printed as usual.
-    let terminal = match console.input {
-        Input::Standard => Some(Terminal::open(&signals)),
-        _ => None,
-    };
-    let terminal = match terminal.transpose() {
-        Ok(terminal) => terminal.map(Arc::new),
-        Err(cause) => {
-            return cannot_start(format_args!("cannot use the terminal: {cause}. Use --console file:PATH."));
-        }
-    };
-    let wishes = Arc::new(Wish { wishes: Mutex::new(Wishes::none()), control: vm.control() });
-    if let Err(cause) = attend(&wishes, signals, terminal.clone(), console.input) {
-        return cannot_start(format_args!("cannot start the console's threads: {cause}."));
+    if let Err(cause) = listen_to(console.input, &end, &terminal) {
+        return cannot_start(format_args!("cannot listen to the console: {cause}. Use --console file:PATH."));
     }
     let ended = vm.run();
-    if let Some(terminal) = terminal {
+    if let Some(terminal) = terminal.get() {
         terminal.close();
     }
-    if let Some(path) = to
-        && let Err(cause) = std::fs::write(path, summary::json(&ended))
+    troubles.finish();
+    if let Some(mut file) = summary
+        && let Err(cause) = file.write_all(summary::json(&ended).as_bytes())
     {
-        report::error(format_args!(
-            "cannot write the report {}: {cause}. Check the path after --report.",
-            path.display()
-        ));
+        report::error(format_args!("cannot write the report: {cause}. Its disk may be full."));
     }
     match ended.outcome {
         Outcome::PoweredOff => Exit::PoweredOff,
@@ -91,70 +112,104 @@ fn cannot_start(why: impl std::fmt::Display) -> Exit {
     Exit::CouldNotStart
 }
 
-/// The wishes for the VM's end, from signals and from the keyboard.
-struct Wish {
-    wishes: Mutex<Wishes>,
-    control: Control,
+fn open_report(path: &Path) -> Result<File, String> {
+    OpenOptions::new().write(true).create(true).truncate(true).open(path).map_err(|cause| {
+        format!("cannot write the report {}: {cause}. Check the path after --report.", path.display())
+    })
 }
 
-impl Wish {
-    fn one_more(&self) {
-        match self.wishes.lock().expect("no code panics with this lock held").one_more() {
-            Stop::PowerButton => self.control.press_power_button(),
-            Stop::Now => self.control.stop(),
+/// A VM with many queues and vectors has more eventfds than the usual 1024 files; the hard limit is there to be used.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: reads the limit into, and sets it from, a structure of ours. If it fails the VM has the files it had.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }
 }
 
-/// Starts the threads that listen to signals and to the console's input. They end with the process.
-fn attend(
-    wish: &Arc<Wish>,
-    signals: Signals,
-    terminal: Option<Arc<Terminal>>,
-    input: Input,
-) -> io::Result<()> {
-    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-        std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
-    };
-    let (end, terminal_of_signals) = (wish.clone(), terminal.clone());
-    spawn("signals", Box::new(move || listen(&signals, &end, terminal_of_signals.as_deref())))?;
-    let control = wish.control.clone();
+/// The wishes for the VM's end, from signals and from the keyboard.
+struct End {
+    wishes: Mutex<Wishes>,
+    /// The VM, once there is one.
+    control: OnceLock<Control>,
+    /// The end was wished for before there was one.
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Default for End {
+    fn default() -> End {
+        End { wishes: Mutex::new(Wishes::none()), control: OnceLock::new(), cancelled: Arc::default() }
+    }
+}
+
+impl End {
+    fn begin(&self, control: Control) {
+        if self.cancelled.load(Ordering::SeqCst) {
+            control.stop();
+        }
+        // Nobody else sets it.
+        drop(self.control.set(control));
+    }
+
+    fn one_more(&self) {
+        let mut wishes = self.wishes.lock().expect("no code panics with this lock held");
+        match self.control.get() {
+            None => self.cancelled.store(true, Ordering::SeqCst),
+            Some(control) => match wishes.one_more() {
+                Stop::PowerButton => control.press_power_button(),
+                Stop::Now => control.stop(),
+            },
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+}
+
+/// Starts to listen to the console's input. The thread ends with the process.
+fn listen_to(input: Input, end: &Arc<End>, terminal: &OnceLock<Terminal>) -> io::Result<()> {
+    let Some(control) = end.control.get().cloned() else { return Ok(()) };
     match input {
         Input::Standard => {
-            let Some(keys) = terminal.and_then(|terminal| terminal.escape()) else { return Ok(()) };
-            let quit = wish.clone();
-            spawn(
-                "keyboard",
-                Box::new(move || {
-                    let read = escape::read(io::stdin().lock(), keys, |typed| match typed {
-                        escape::Input::Guest(byte) => control.type_on_console(&[byte]),
-                        escape::Input::Quit => quit.one_more(),
-                        escape::Input::Help => eprint!("\r\n{}\r\n", escape::HELP.replace('\n', "\r\n")),
-                    });
-                    if let Err(cause) = read {
-                        report::error(format_args!("cannot read standard input any more: {cause}."));
+            let terminal_now = Terminal::open()?;
+            let keys = terminal_now.escape();
+            drop(terminal.set(terminal_now));
+            let Some(keys) = keys else { return Ok(()) };
+            let patience = if matches!(keys, Escape::Off) { FOR_EVER } else { TYPING };
+            let end = end.clone();
+            spawn("keyboard", move || {
+                let read = escape::read(io::stdin().lock(), keys, |typed| match typed {
+                    escape::Input::Guest(byte) => {
+                        control.type_on_console(&[byte], patience);
                     }
-                }),
-            )
-        }
-        Input::Socket(socket) => spawn(
-            "console-socket",
-            Box::new(move || {
-                if let Err(cause) = socket.serve(|bytes| control.type_on_console(bytes)) {
-                    report::error(format_args!(
-                        "the console's socket takes no connections any more: {cause}."
-                    ));
+                    escape::Input::Quit => end.one_more(),
+                    escape::Input::Help => report::error(escape::HELP),
+                });
+                if let Err(cause) = read {
+                    report::error(format_args!("cannot read standard input any more: {cause}."));
                 }
-            }),
-        ),
+            })
+        }
+        Input::Socket(socket) => spawn("console-socket", move || {
+            let served = socket.serve(|bytes| {
+                control.type_on_console(bytes, FOR_EVER);
+            });
+            if let Err(cause) = served {
+                report::error(format_args!("the console's socket takes no connections any more: {cause}."));
+            }
+        }),
         Input::Nothing => Ok(()),
     }
 }
 
-fn listen(signals: &Signals, wish: &Wish, terminal: Option<&Terminal>) {
+fn listen(signals: &Signals, end: &End, terminal: &OnceLock<Terminal>) {
     loop {
-        match (signals.wait(), terminal) {
-            (Ok(Signal::Stop), _) => wish.one_more(),
+        match (signals.wait(), terminal.get()) {
+            (Ok(Signal::Stop), _) => end.one_more(),
             (Ok(Signal::Suspend), Some(terminal)) => terminal.suspend(),
             (Ok(Signal::Suspend), None) => crate::signals::suspend(),
             (Ok(Signal::Continue), Some(terminal)) => {

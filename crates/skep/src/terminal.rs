@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::escape::Escape;
-use crate::signals::{self, Signals};
+use crate::signals;
 
 const INPUT: libc::c_int = libc::STDIN_FILENO;
 
@@ -37,7 +37,7 @@ pub enum Terminal {
 impl Terminal {
     /// Puts the terminal into raw mode if standard input is one. The signals must have been taken over: their
     /// default action would end the process before the terminal is given back.
-    pub fn open(_: &Signals) -> io::Result<Terminal> {
+    pub fn open() -> io::Result<Terminal> {
         // SAFETY: asks about a file descriptor; touches no memory.
         if unsafe { libc::isatty(INPUT) } == 0 {
             return Ok(Terminal::Absent);

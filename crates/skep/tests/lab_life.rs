@@ -10,14 +10,16 @@ fn a_guest_that_reboots_finds_its_assigned_device_and_its_disk_as_before() {
     let seen = Scenario::new().run(
         "NVME=$(of_class 0x010802 | head -n 1)
          guest '
-             for round in 1 2 3; do lab-io check /dev/vda 63M 4K 4K $round 2> /dev/null > /dev/null || break; done
-             say start $round with $(nproc) CPUs
-             case $round in
-             1) sums nvme0n1; patterns fill /dev/vda 1; patterns fill /dev/nvme0n1 2;;
-             *) patterns check /dev/vda 1; patterns check /dev/nvme0n1 2;;
-             esac
-             if [ $round != 3 ]; then
-                 lab-io fill /dev/vda 63M 4K 4K $((round + 1)) > /dev/null
+             if lab-io check /dev/vda 63M 4K 4K 9 > /dev/null 2>&1; then
+                 say second start with $(nproc) CPUs
+                 patterns check /dev/vda 1
+                 patterns check /dev/nvme0n1 2
+             else
+                 say first start with $(nproc) CPUs
+                 sums nvme0n1
+                 patterns fill /dev/vda 1
+                 patterns fill /dev/nvme0n1 2
+                 lab-io fill /dev/vda 63M 4K 4K 9 > /dev/null
                  reboot -f
                  sleep 100
              fi
@@ -29,11 +31,16 @@ fn a_guest_that_reboots_finds_its_assigned_device_and_its_disk_as_before() {
     );
     seen.ended_with(&[0]);
     seen.expect(&format!("guest: sum nvme0n1 {}", seen.sum("NVME0")));
-    for line in ["guest: start 1 with 2 CPUs", "guest: start 2 with 2 CPUs", "host: check /dev/nvme0n1 2 ok"]
-    {
+    for line in [
+        "guest: first start with 2 CPUs",
+        "guest: second start with 2 CPUs",
+        "guest: check /dev/vda 1 ok",
+        "guest: check /dev/nvme0n1 2 ok",
+        "host: check /dev/sda 1 ok",
+        "host: check /dev/nvme0n1 2 ok",
+    ] {
         seen.expect(line);
     }
-    assert!(seen.count("guest: check /dev/nvme0n1 2 ok") >= 1, "{seen}");
 }
 
 #[test]
@@ -41,8 +48,8 @@ fn sigterm_presses_the_power_button_and_the_device_is_given_back() {
     let seen = Scenario::quick().run(
         "NVME=$(of_class 0x010802 | head -n 1)
          GUEST='console=ttyS0 no_timer_check panic=-1'
-         start 'say ready; sleep 1000' --name button --disk /dev/sda --assign $NVME --console file:/tmp/console &
-         wait_for 90 grep -q 'guest: ready' /tmp/console
+         start 'say ready; sleep 10000' --name button --disk /dev/sda --assign $NVME --console file:/tmp/console &
+         wait_for 300 grep -q 'guest: ready' /tmp/console
          kill -TERM $(pidof skep)
          wait $! && ended=0 || ended=$?
          say skep ended with $ended
@@ -96,7 +103,7 @@ fn a_guest_that_crashes_ends_with_status_3_and_the_device_is_given_back() {
          sums nvme0n1"
     ));
     seen.ended_with(&[3]);
-    seen.expect("host: said skep: the guest crashed: vCPU 0 met a triple fault at 0x100007.");
+    seen.expect("host: said skep: the guest crashed: vCPU 0 met a triple fault at an unknown place, for KVM has reset its registers.");
     seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
 }
 
@@ -132,7 +139,7 @@ fn the_console_can_be_a_socket() {
         "start 'while read line; do say heard $line; [ $line != end ] || exit 7; done' --console socket:/tmp/console &
          wait_for 30 test -S /tmp/console
          (until grep -q 'lab: exit' /tmp/heard; do echo hello; sleep 1; echo end; sleep 1; done) \\
-             | nc local:/tmp/console > /tmp/heard || true
+             | lab-io talk /tmp/console > /tmp/heard || true
          wait $! && ended=0 || ended=$?
          cat /tmp/heard
          say skep ended with $ended

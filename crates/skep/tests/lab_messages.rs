@@ -41,7 +41,7 @@ fn everything_that_stands_in_the_way_is_said_at_once() {
     seen.ended_with(&[1, 1]);
     says(&seen, &["/no/vmlinux", "No such file", "Check the path"]);
     says(&seen, &["/no/initrd", "No such file"]);
-    says(&seen, &["disk /dev/sda", "in use", "mounted on /tmp/a", "umount"]);
+    says(&seen, &["disk /dev/sda", "in use", "mounted at /tmp/a", "umount"]);
     says(&seen, &["disk /dev/nosuch", "no such file or device", "lsblk"]);
     says(&seen, &["disk /dev/null", "not a disk"]);
     says(&seen, &["/dev/kvm", "No such file", "SVM or VT-x", "skep lab"]);
@@ -109,7 +109,7 @@ fn two_vms_cannot_have_the_same_device_or_disk() {
     seen.ended_with(&[1, 1, 3, 5]);
     let first = seen.after("host: the first is ")[0];
     says(&seen, &["0000:01:00.0 is in use by process", first]);
-    says(&seen, &["disk /dev/sda", "in use", "skep"]);
+    says(&seen, &["disk /dev/sda", "in use", "another program", "fuser"]);
 }
 
 #[test]

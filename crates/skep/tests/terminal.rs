@@ -34,7 +34,7 @@ fn program(how: &str) -> Command {
 fn the_process_at_the_terminal() {
     let Ok(how) = std::env::var(HOW) else { return };
     let signals = Signals::take_over().unwrap();
-    let terminal = Terminal::open(&signals).unwrap();
+    let terminal = Terminal::open().unwrap();
     println!("terminal: {terminal:?}");
     match how.as_str() {
         "drop" => drop(terminal),

@@ -55,7 +55,11 @@ impl Config {
             let next = list.iter().map(|(_, other)| *other).filter(|other| *other > at).min();
             next.unwrap_or(capability::EXTENDED_FIRST) - at
         };
-        for (id, at) in &list {
+        for (index, (id, at)) in list.iter().enumerate() {
+            // A function has one of each, but for vendors' own; were there two, both would be ours to emulate.
+            if *id != capability::VENDOR && list[..index].iter().any(|(before, _)| before == id) {
+                continue;
+            }
             let (at, room) = (*at, room(*at));
             match *id {
                 capability::POWER_MANAGEMENT if room >= 8 => self.add_power_management(hardware, at),

@@ -183,6 +183,23 @@ fn a_32_bit_msi_that_has_no_room_to_grow_moves_to_a_gap() {
 }
 
 #[test]
+fn of_two_msi_capabilities_only_the_first_is_shown() {
+    let mut fake = Fake::new();
+    fake.chain(&[
+        (0x40, capability::MSI, &[0, 0]),
+        (0x4c, capability::POWER_MANAGEMENT, &[3, 0, 0, 0, 0, 0]),
+        (0x58, capability::MSI, &[0x80, 0x01]),
+    ]);
+    let mut config = config(&fake);
+    let before = seen(&config, &fake);
+    assert_eq!(before, [(0x05, 0x54), (0x01, 0x4c)], "moved over the one that is not shown");
+    for at in (0x40..0x100).step_by(4) {
+        config.write(at, &[0xff; 4]);
+    }
+    assert_eq!(seen(&config, &fake), before);
+}
+
+#[test]
 fn vital_product_data_can_be_read_and_never_written() {
     let mut fake = Fake::new();
     fake.chain(&[(0x40, capability::VPD, &[0, 0x80, 1, 2, 3, 4])]);

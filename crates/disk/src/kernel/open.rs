@@ -54,7 +54,7 @@ pub enum OpenError {
     },
     /// Somebody else uses it.
     #[error(
-        "disk {path}: it is in use: {holders}. Give it free first (umount, swapoff, stop the array or the VM that uses it)."
+        "disk {path}: it is in use: {holders}. Free it first (umount, swapoff, stop the array or the VM that uses it)."
     )]
     Busy {
         /// The path asked for.

@@ -22,11 +22,10 @@ patterns() {
 
 # wait_for SECONDS COMMAND...: tries until it succeeds.
 wait_for() {
-    tries=$(($1 * 10))
+    deadline=$(($(cut -d . -f 1 /proc/uptime) + $1))
     shift
-    until "$@"; do
-        tries=$((tries - 1))
-        [ $tries -gt 0 ] || { say "waited in vain for: $*"; return 1; }
-        sleep 0.1
+    until "$@" 2> /dev/null; do
+        [ $(cut -d . -f 1 /proc/uptime) -lt $deadline ] || { say "waited in vain for: $*"; return 1; }
+        sleep 0.2
     done
 }

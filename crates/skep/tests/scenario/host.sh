@@ -32,6 +32,18 @@ of_class() {
     done
 }
 
+# The disk with a serial number: its name in /dev.
+disk_of() {
+    for disk in /sys/block/*; do
+        for serial in $disk/device/serial $disk/device/vpd_pg80; do
+            [ ! -r $serial ] || case $(tr -cd '[:alnum:]' < $serial) in *$1) echo ${disk##*/};; esac
+        done
+    done
+}
+
+# The PCI function that a disk hangs on.
+function_of() { readlink -f /sys/block/$1 | grep -o '[0-9a-f:]*\.[0-7]/\(ata\|nvme\)' | cut -d / -f 1; }
+
 # The driver of a PCI function, or none.
 driver() {
     link=$(readlink /sys/bus/pci/devices/$1/driver) || link=none

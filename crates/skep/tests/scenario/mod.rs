@@ -15,6 +15,9 @@ use lab::{Builder, Iommu, Kernel, Lab, Outcome, Size};
 const HOST: &str = include_str!("host.sh");
 const BOTH: &str = include_str!("both.sh");
 
+/// The line after which the host shows its log, which shows that it was looked at.
+const LOG: &str = "host: its log";
+
 /// What the host's log may not hold at the end, whatever the scenario: blocked DMA, and a kernel that was hurt.
 const FAULTS: [&str; 8] = [
     "Request device [",
@@ -34,7 +37,7 @@ impl Scenario {
     /// In a host with Debian's kernel, which is what people run, and the usual devices.
     pub fn new() -> Scenario {
         // Emulation has its bad days: on a machine that does other things too, all takes three times as long.
-        Scenario(Lab::builder().timeout(Duration::from_secs(400)))
+        Scenario(Lab::builder().timeout(Duration::from_secs(600)))
     }
 
     /// In a host with the lab kernel, which boots faster, where the kernel makes no difference. Without one it
@@ -78,7 +81,13 @@ impl Scenario {
         let whole = format!(
             "{HOST}\n{BOTH}\nboth() {{ cat <<'END-OF-BOTH'\n{BOTH}\nEND-OF-BOTH\n}}\nscenario() {{\n{script}\n}}\nplay\n"
         );
-        let outcome = self.0.build().run(&["sh", "-c", &whole], |line| println!("{}", line.text));
+        let mut story = true;
+        let outcome = self.0.build().run(&["sh", "-c", &whole], |line| {
+            story &= line.text != LOG;
+            if story {
+                println!("{}", line.text);
+            }
+        });
         let seen = Seen(outcome.unwrap_or_else(|error| panic!("{error}")));
         assert_eq!(seen.0.status, 0, "the script in the host failed\n{seen}");
         seen.no_faults();
@@ -125,8 +134,7 @@ impl Seen {
     }
 
     fn no_faults(&self) {
-        // The host's log follows this line, which shows that it was looked at.
-        let (_, log) = self.0.output.split_once("host: its log\n").expect("the host showed its log");
+        let (_, log) = self.0.output.split_once(LOG).expect("the host showed its log");
         let found: Vec<&str> =
             log.lines().filter(|line| FAULTS.iter().any(|fault| line.contains(fault))).collect();
         assert!(found.is_empty(), "the host's log has {found:#?}\n{self}");
@@ -138,7 +146,7 @@ impl Seen {
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Outcome { output, errors, console, .. } = &self.0;
-        let story = output.split("host: its log\n").next().unwrap_or_default();
+        let story = output.split(LOG).next().unwrap_or_default();
         write!(f, "--- output:\n{story}--- errors:\n{errors}--- the host's console:\n{console}")
     }
 }

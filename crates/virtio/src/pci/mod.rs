@@ -235,7 +235,8 @@ impl Function for VirtioPci {
             state.config.set(field, &value);
         }
         let status = state.config.u16(register::STATUS) & !register::STATUS_INTERRUPT;
-        let pin = if self.shared.pin_wanted() { register::STATUS_INTERRUPT } else { 0 };
+        let pin =
+            if self.shared.pin_wanted() && !state.msix.enabled() { register::STATUS_INTERRUPT } else { 0 };
         state.config.set(register::STATUS, &(status | pin).to_le_bytes());
         state.config.read(offset, data);
     }
@@ -244,14 +245,17 @@ impl Function for VirtioPci {
         let state = &mut *self.state();
         state.config.write(offset, data);
         let touches = |at: u16, len: u16| offset < at + len && offset as usize + data.len() > usize::from(at);
-        if touches(register::COMMAND, 2) {
-            self.shared.disable_pin(state.config.command() & register::COMMAND_INTX_DISABLE != 0);
-        }
         if touches(state.msix_at + 2, 2) {
             let control = state.config.u16(state.msix_at + 2);
             state.msix.set_control(control)?;
             state.common.vectors_changed = true;
             self.route(state)?;
+        }
+        if touches(register::COMMAND, 2) || touches(state.msix_at + 2, 2) {
+            // With MSI-X on, the ISR status may say something (4.1.4.5) but the pin does not (PCI Local Bus
+            // Specification 3.0, 6.8.2.3).
+            let disabled = state.config.command() & register::COMMAND_INTX_DISABLE != 0;
+            self.shared.disable_pin(disabled || state.msix.enabled());
         }
         let field = state.window_at + layout::WINDOW_DATA;
         if touches(field, 4)

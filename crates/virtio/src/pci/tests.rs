@@ -221,6 +221,24 @@ fn without_msix_the_pin_is_asserted_until_the_isr_is_read() {
 }
 
 #[test]
+fn with_msix_the_pin_stays_released_whatever_the_isr_says() {
+    let guest = Echoed::new();
+    let mut driver = guest.start();
+    assert!(guest.echo(&mut driver));
+    let line = guest.services.lines()[0].clone();
+    assert!(until(|| line.asserted().then_some(())).is_some());
+    let msix = capability::walk(|at| guest.config_read::<1>(at)[0]);
+    let msix = msix.into_iter().find(|(id, _)| *id == capability::MSIX).unwrap().1;
+    guest.config_write(msix + 2, &[0, 0x80]);
+    assert!(!line.asserted(), "it was asserted before");
+    guest.config_write(4, &[6, 0]);
+    assert!(!line.asserted());
+    assert_eq!(guest.config_read::<1>(6)[0] & 8, 0);
+    guest.config_write(msix + 2, &[0, 0]);
+    assert!(line.asserted(), "nobody has read the ISR status");
+}
+
+#[test]
 fn the_status_reads_zero_only_when_the_queues_have_drained() {
     let guest = Echoed::new();
     let mut driver = guest.start();

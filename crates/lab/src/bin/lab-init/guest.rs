@@ -17,16 +17,20 @@ pub const SCRIPT: &str = "lab/script";
 /// The word that asks for a sign of life and nothing more.
 const INIT_ONLY: &str = "lab.init-only";
 
+/// So long a guest with that word stays, so that whoever heard it can look at it alive.
+const INIT_ONLY_STAY: Duration = Duration::from_millis(500);
+
 /// Disks have settled when nothing new came for so long; a guest does not wait longer than the limit.
 const SETTLED: Duration = Duration::from_millis(300);
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// With `lab.init-only`: says `lab: init` before anything else, and switches off.
+/// With `lab.init-only`: says `lab: init` before anything else, stays for a moment, and switches off.
 pub fn answer_at_once() {
     // Only the command line must be read before.
     let _absent = system::mount("proc", "proc", "/proc", 0, "");
     if system::command_line().iter().any(|word| word == INIT_ONLY) {
         print("lab: init");
+        thread::sleep(INIT_ONLY_STAY);
         system::power_off();
     }
 }

@@ -44,6 +44,8 @@ pub fn mount_the_usual() {
         let _there_already =
             std::os::unix::fs::symlink(format!("/proc/self/fd{target}"), format!("/dev/{link}"));
     }
+    // A kernel without modules has no such file.
+    let _no_modules = fs::write("/proc/sys/kernel/modprobe", "/bin/modprobe");
     // Locked memory is what VFIO pins; without a limit nothing is hidden by it, and tests can set their own.
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the structure lives through the call.

@@ -6,6 +6,7 @@ mod bench;
 mod buffer;
 mod device;
 mod pattern;
+mod talk;
 
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ usage:
                                              writes a pattern, BS bytes at once
   lab-io check    DEV OFFSET LEN BS SEED [scattered|whole]
                                              compares it; ends with 1 and the first offset that differs
+  lab-io talk     SOCKET                     sends standard input to a Unix socket, and prints what comes back
 Sizes in bytes, or with K, M or G. LEN 0 means up to the end. The memory of fill and check is scattered pages, or one
 whole piece in a huge page (2 MiB; there must be one: /proc/sys/vm/nr_hugepages).";
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
             let pieces = pieces.first().copied().unwrap_or("scattered");
             if words[0] == "fill" { pattern::fill(stretch, pieces) } else { pattern::check(stretch, pieces) }
         }
+        ["talk", socket] => talk::talk(socket),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -1,0 +1,86 @@
+//! What the emulated host has to do for a guest: its NVMe controller, and how much memory a monitor takes.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::vmm::MEMORY;
+
+const DEVICES: &str = "/sys/bus/pci/devices";
+const NVME: &str = "0x010802";
+
+/// The address of the first NVMe controller.
+pub fn nvme() -> io::Result<String> {
+    let mut found: Vec<String> = fs::read_dir(DEVICES)?
+        .flatten()
+        .filter(|device| {
+            let class = fs::read_to_string(device.path().join("class"));
+            class.is_ok_and(|class| class.trim() == NVME)
+        })
+        .map(|device| device.file_name().to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    found.into_iter().next().ok_or_else(|| io::Error::other("this host has no NVMe controller"))
+}
+
+/// A device bound to vfio-pci; dropped, it goes back to its own driver. (The emulated NVMe controller loses its
+/// interrupts when it is used twice without.)
+pub struct Bound<'a>(&'a str);
+
+impl Bound<'_> {
+    /// Takes a device from its driver.
+    pub fn to_vfio(device: &str) -> io::Result<Bound<'_>> {
+        bind(device, "vfio-pci")?;
+        Ok(Bound(device))
+    }
+}
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = bind(self.0, "") {
+            eprintln!("lab-bench: cannot give {} back: {error}", self.0);
+        }
+    }
+}
+
+fn bind(device: &str, driver: &str) -> io::Result<()> {
+    let at = format!("{DEVICES}/{device}");
+    fs::write(format!("{at}/driver_override"), format!("{driver}\n"))?;
+    if Path::new(&format!("{at}/driver")).exists() {
+        fs::write(format!("{at}/driver/unbind"), device)?;
+    }
+    fs::write("/sys/bus/pci/drivers_probe", device)
+}
+
+/// Waits until the device is idle under its own driver, as it was before a guest had it.
+pub fn settle(device: &str) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        let disks = fs::read_dir(format!("{DEVICES}/{device}/nvme"));
+        let ready = disks.into_iter().flatten().flatten().any(|controller| {
+            fs::read_to_string(controller.path().join("state")).is_ok_and(|state| state.trim() == "live")
+        });
+        if ready {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Err(io::Error::other(format!("{device} did not come back to the host's driver within 20 s")))
+}
+
+/// Resident memory of a process in KiB, without its guest's RAM: mappings as large as that are left out.
+pub fn resident_beside_ram(process: u32) -> io::Result<u64> {
+    let maps = fs::read_to_string(format!("/proc/{process}/smaps"))?;
+    let number = |line: &str| line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
+    let (mut sum, mut size) = (0, 0);
+    for line in maps.lines() {
+        if line.starts_with("Size:") {
+            size = number(line).unwrap_or(0);
+        } else if line.starts_with("Rss:") && size < MEMORY << 10 {
+            sum += number(line).unwrap_or(0);
+        }
+    }
+    Ok(sum)
+}

@@ -1,0 +1,109 @@
+//! Reads in a guest: from a physical disk by virtio-blk, and from an assigned NVMe controller.
+
+use std::io;
+use std::time::Duration;
+
+use crate::Sample;
+use crate::guest::Guest;
+use crate::host::{self, Bound};
+use crate::vmm::{Hardware, Vmm};
+
+const DISK: &str = "/dev/sda";
+
+/// How long a guest may take for one step.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How often each load runs in one guest.
+const TIMES: u32 = 2;
+
+/// The loads: a name, and what `lab-io` is told beside disk and time.
+const LOADS: [(&str, &str, &str); 2] =
+    [("4 KiB random, IOPS", "randread", "4K 16"), ("1 MiB seq, MB/s", "seqread", "1M 4")];
+
+/// Boots a guest with the disks, runs all loads on each, and switches it off.
+pub fn measure(vmm: Vmm, disk: bool, nvme: Option<&str>, seconds: f64) -> io::Result<Vec<Sample>> {
+    let hardware = Hardware { disk: disk.then_some(DISK), assigned: nvme };
+    let bound = nvme.filter(|_| !vmm.binds()).map(Bound::to_vfio).transpose()?;
+    let script = encode(script(disk, nvme.is_some(), seconds).as_bytes());
+    let mut guest = Guest::start(vmm.command(&hardware, &format!("lab.run={script}")))?;
+    let mut samples = Vec::new();
+    guest.wait_for("MARK ready", PATIENCE)?;
+    if disk {
+        samples.push(Sample::new("memory beside RAM, KiB", host::resident_beside_ram(guest.id())? as f64));
+    }
+    let devices = [("disk", disk), ("nvme", nvme.is_some())];
+    for _ in 0..TIMES {
+        for (device, _) in devices.iter().filter(|(_, there)| *there) {
+            // What a run costs that reads nothing: its start, its end, the marks.
+            let overhead = window(&mut guest)?.exits;
+            for (load, program, _) in LOADS {
+                let Window { exits, result } = window(&mut guest)?;
+                let (ios, value) = read_result(&result, program)
+                    .ok_or_else(|| io::Error::other(format!("lab-io said {result:?}")))?;
+                let per_io = exits.saturating_sub(overhead) as f64 / ios.max(1.0);
+                let metric = format!("{device} {load}");
+                samples.push(Sample { metric, value, exits_per_io: Some(per_io) });
+            }
+        }
+    }
+    guest.wait_for("lab: exit 0", PATIENCE)?;
+    guest.end(PATIENCE)?;
+    drop(bound);
+    nvme.map_or(Ok(()), host::settle)?;
+    Ok(samples)
+}
+
+/// What the guest's shell does.
+fn script(disk: bool, nvme: bool, seconds: f64) -> String {
+    let mut script =
+        String::from("w() { echo MARK begin; lab-io $*; sleep 0.1; echo MARK end; sleep 0.1; }\n");
+    script += "echo MARK ready; sleep 0.5\n";
+    for time in 0..TIMES {
+        for device in [("/dev/vda", disk), ("/dev/nvme0n1", nvme)].iter().filter(|(_, there)| *there) {
+            let device = device.0;
+            script += &format!("w randread {device} 4K 16 0\n");
+            for (_, program, how) in LOADS {
+                let seed = if program == "randread" { format!(" {}", time + 1) } else { String::new() };
+                script += &format!("w {program} {device} {how} {seconds}{seed}\n");
+            }
+        }
+    }
+    script
+}
+
+/// What happened between two marks.
+struct Window {
+    exits: u64,
+    result: String,
+}
+
+fn window(guest: &mut Guest) -> io::Result<Window> {
+    let begin = guest.wait_for("MARK begin", PATIENCE)?;
+    let result = guest.wait_for("read /dev/", PATIENCE)?;
+    let end = guest.wait_for("MARK end", PATIENCE)?;
+    Ok(Window { exits: end.exits.saturating_sub(begin.exits), result: result.text })
+}
+
+/// Reads done, and IOPS or MB/s, from a line of `lab-io`.
+fn read_result(line: &str, program: &str) -> Option<(f64, f64)> {
+    let (_, numbers) = line.split_once(": ")?;
+    let mut parts = numbers.split(", ");
+    let mut number = || parts.next()?.split_whitespace().next()?.parse::<f64>().ok();
+    let (ios, megabytes, rate) = (number()?, number()?, number()?);
+    Some((ios, if program == "randread" { rate } else { megabytes }))
+}
+
+/// Base64 (RFC 4648, section 4).
+fn encode(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let word =
+            three.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        for place in 0..4 {
+            let symbol = ALPHABET[(word >> (18 - 6 * place) & 63) as usize];
+            text.push(if place <= three.len() { char::from(symbol) } else { '=' });
+        }
+    }
+    text
+}

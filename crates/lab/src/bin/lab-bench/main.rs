@@ -1,0 +1,123 @@
+//! `lab-bench`: skep and QEMU side by side in the emulated host, on the same kernel, initrd and disks.
+//!
+//! Each round boots every monitor once, one after the other and in another order each time, so that what slows
+//! the machine down for a while slows all of them down. A sample is a line of JSON on standard output:
+//! `{"metric", "vmm", "round", "value", …}`; what is going on goes to standard error.
+
+mod boot;
+mod guest;
+mod host;
+mod loads;
+mod vmm;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use vmm::Vmm;
+
+const USAGE: &str = "\
+usage: lab-bench [--rounds N] [--only boot|disk|nvme] [--seconds S]
+  --rounds   how often each monitor is booted for each kind of sample [10]
+  --only     one kind of sample
+  --seconds  how long each load runs [1]";
+
+/// What is measured, and how often.
+struct Plan {
+    rounds: u32,
+    boot: bool,
+    disk: bool,
+    nvme: bool,
+    seconds: f64,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some(plan) = Plan::read(&arguments) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    match run(&plan) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Plan {
+    fn read(arguments: &[String]) -> Option<Plan> {
+        let mut plan = Plan { rounds: 10, boot: true, disk: true, nvme: true, seconds: 1.0 };
+        for pair in arguments.chunks(2) {
+            let [flag, value] = pair else { return None };
+            match (flag.as_str(), value.as_str()) {
+                ("--rounds", value) => plan.rounds = value.parse().ok()?,
+                ("--seconds", value) => plan.seconds = value.parse().ok()?,
+                ("--only", only @ ("boot" | "disk" | "nvme")) => {
+                    (plan.boot, plan.disk, plan.nvme) = (only == "boot", only == "disk", only == "nvme");
+                }
+                _ => return None,
+            }
+        }
+        Some(plan)
+    }
+}
+
+fn run(plan: &Plan) -> io::Result<()> {
+    let nvme = if plan.nvme { Some(host::nvme()?) } else { None };
+    let start = Instant::now();
+    // The first start of a program reads it from its disk, which is not what is measured.
+    if plan.boot {
+        for vmm in Vmm::FOR_BOOT {
+            boot::measure(vmm)?;
+        }
+    }
+    for round in 1..=plan.rounds {
+        eprintln!("round {round} of {}, {:.0} s", plan.rounds, start.elapsed().as_secs_f64());
+        if plan.boot {
+            for vmm in rotated(&Vmm::FOR_BOOT, round) {
+                boot::measure(vmm)?.into_iter().for_each(|sample| tell(&sample, vmm, round));
+            }
+        }
+        if plan.disk || plan.nvme {
+            for vmm in rotated(&Vmm::FOR_LOADS, round) {
+                let samples = loads::measure(vmm, plan.disk, nvme.as_deref(), plan.seconds)?;
+                samples.iter().for_each(|sample| tell(sample, vmm, round));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All of them, beginning elsewhere each round.
+fn rotated(vmms: &[Vmm], round: u32) -> impl Iterator<Item = Vmm> {
+    let first = round as usize % vmms.len();
+    vmms.iter().cycle().skip(first).take(vmms.len()).copied()
+}
+
+/// One measured value.
+struct Sample {
+    metric: String,
+    value: f64,
+    /// KVM exits for each I/O while it was measured.
+    exits_per_io: Option<f64>,
+}
+
+impl Sample {
+    fn new(metric: impl Into<String>, value: f64) -> Sample {
+        Sample { metric: metric.into(), value, exits_per_io: None }
+    }
+}
+
+fn tell(sample: &Sample, vmm: Vmm, round: u32) {
+    let line = serde_json::json!({
+        "metric": sample.metric,
+        "vmm": vmm.name(),
+        "round": round,
+        "value": sample.value,
+        "exits_per_io": sample.exits_per_io,
+    });
+    // Nobody may be listening; the lab's time-out ends us then.
+    let _unheard = writeln!(io::stdout(), "{line}");
+}

@@ -1,0 +1,103 @@
+//! The monitors that are compared, and how each is asked for the same guest.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+const KERNEL: &str = "/lab/guest/vmlinux";
+const INITRD: &str = "/lab/guest/initrd";
+
+/// RAM of a guest in MiB.
+pub const MEMORY: u64 = 256;
+
+/// The outer machine's root, where QEMU is installed.
+const QEMU_ROOT: &std::ffi::CStr = c"/host";
+const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+
+/// A monitor, with what it uses to reach a disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Vmm {
+    /// skep.
+    Skep,
+    /// QEMU with `aio=native`.
+    QemuNative,
+    /// QEMU with `aio=io_uring`.
+    QemuUring,
+}
+
+/// What the guest has.
+#[derive(Default)]
+pub struct Hardware<'a> {
+    /// The host's disk for a virtio block device.
+    pub disk: Option<&'a str>,
+    /// A host PCI function to assign.
+    pub assigned: Option<&'a str>,
+}
+
+impl Vmm {
+    /// Those whose boot is compared; without a disk there is one QEMU.
+    pub const FOR_BOOT: [Vmm; 2] = [Vmm::Skep, Vmm::QemuNative];
+    /// Those whose I/O is compared.
+    pub const FOR_LOADS: [Vmm; 3] = [Vmm::Skep, Vmm::QemuNative, Vmm::QemuUring];
+
+    /// Its name in the results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Vmm::Skep => "skep",
+            Vmm::QemuNative => "qemu-native",
+            Vmm::QemuUring => "qemu-io_uring",
+        }
+    }
+
+    /// Whether it binds an assigned device itself.
+    pub fn binds(self) -> bool {
+        self == Vmm::Skep
+    }
+
+    /// The command that starts it with the guest's console on standard output. A guest without hardware gets
+    /// QEMU's simplest board, one with PCI devices the board with PCI Express.
+    pub fn command(self, hardware: &Hardware<'_>, words: &str) -> Command {
+        let line = format!("console=ttyS0 quiet no_timer_check panic=-1 {words}");
+        if self == Vmm::Skep {
+            return skep(hardware, &line);
+        }
+        let aio = if self == Vmm::QemuNative { "native" } else { "io_uring" };
+        qemu(hardware, &line, aio)
+    }
+}
+
+fn skep(hardware: &Hardware<'_>, line: &str) -> Command {
+    let mut command = Command::new("/bin/skep");
+    command.args(["run", "--memory", &format!("{MEMORY}M"), "--kernel", KERNEL, "--initrd", INITRD]);
+    command.args(["--cmdline", line]);
+    if let Some(disk) = hardware.disk {
+        command.args(["--disk", &format!("path={disk},readonly=on")]);
+    }
+    if let Some(device) = hardware.assigned {
+        command.args(["--assign", device]);
+    }
+    command
+}
+
+fn qemu(hardware: &Hardware<'_>, line: &str, aio: &str) -> Command {
+    let plain = hardware.disk.is_none() && hardware.assigned.is_none();
+    let mut command = Command::new(QEMU);
+    command.args(["-M", if plain { "pc" } else { "q35" }, "-accel", "kvm", "-cpu", "host", "-smp", "1"]);
+    command.args(["-m", &format!("{MEMORY}M"), "-nodefaults", "-vga", "none", "-nographic", "-no-reboot"]);
+    command.args(["-serial", "stdio", "-kernel", KERNEL, "-initrd", INITRD, "-append", line]);
+    if let Some(disk) = hardware.disk {
+        let file = "driver=host_device,node-name=d0,read-only=on,cache.direct=on";
+        command.args(["-blockdev", &format!("{file},filename={disk},aio={aio}")]);
+        command.args(["-device", "virtio-blk-pci,drive=d0,num-queues=1"]);
+    }
+    if let Some(device) = hardware.assigned {
+        command.args(["-device", &format!("vfio-pci,host={device}")]);
+    }
+    // SAFETY: the closure makes two system calls on constants, which is allowed between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            let failed = libc::chroot(QEMU_ROOT.as_ptr()) != 0 || libc::chdir(c"/".as_ptr()) != 0;
+            if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+        });
+    }
+    command
+}

@@ -1,0 +1,29 @@
+//! Fuzz targets. Each is a module with one function, `run`, which takes hostile bytes and panics when skep does
+//! not keep its word. `targets/` hands them to libFuzzer, `tests/seeds.rs` replays the inputs in `seeds/`.
+//!
+//! The bytes are a little program: each step is an opcode and its operands (see [`steps`]), so that an input can be
+//! shortened, spliced and written by hand.
+
+pub mod assign_config;
+pub mod bar_moves;
+mod board;
+pub mod config_space;
+pub mod kernel_image;
+pub mod steps;
+pub mod virtio_blk;
+pub mod virtio_queue;
+pub mod vm_toml;
+
+/// A target: takes hostile bytes, panics when a promise is broken.
+pub type Target = fn(&[u8]);
+
+/// All targets by name.
+pub const TARGETS: [(&str, Target); 7] = [
+    ("virtio_queue", virtio_queue::run),
+    ("virtio_blk", virtio_blk::run),
+    ("config_space", config_space::run),
+    ("bar_moves", bar_moves::run),
+    ("kernel_image", kernel_image::run),
+    ("vm_toml", vm_toml::run),
+    ("assign_config", assign_config::run),
+];

@@ -1,0 +1,285 @@
+//! The benches: skep and QEMU side by side in one boot of the emulated host, as ratios. What is measured is in
+//! the lab's program `lab-bench`; here are the bars, the table and the record.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader, Write as _};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::build;
+
+const USAGE: &str = "\
+cargo xtask bench [--rounds N] [--only boot|disk|nvme] [--seconds S] [--kernel debian|lab|PATH]
+  --rounds   how often each of skep and QEMU is booted for each kind of sample [10]
+  --only     one kind of sample
+  --seconds  how long each load runs [1]
+  --kernel   that of the emulated host and of its guests [debian]";
+
+/// What a metric has to reach.
+enum Bar {
+    /// The ratio of skep to QEMU, at most.
+    RatioAtMost(f64),
+    /// The ratio of skep to the better QEMU, at least.
+    RatioAtLeast(f64),
+    /// skep's own value, at most.
+    AtMost(f64),
+}
+
+/// The metrics in the order of the table.
+const BARS: [(&str, Bar); 7] = [
+    ("boot, ms", Bar::RatioAtMost(0.75)),
+    ("boot, exits", Bar::AtMost(3300.0)),
+    ("memory beside RAM, KiB", Bar::AtMost(6.0 * 1024.0)),
+    ("disk 4 KiB random, IOPS", Bar::RatioAtLeast(1.0)),
+    ("disk 1 MiB seq, MB/s", Bar::RatioAtLeast(1.0)),
+    ("nvme 4 KiB random, IOPS", Bar::RatioAtLeast(0.95)),
+    ("nvme 1 MiB seq, MB/s", Bar::RatioAtLeast(0.95)),
+];
+
+/// The samples of one monitor for one metric.
+#[derive(Default)]
+struct Samples {
+    values: Vec<f64>,
+    exits_per_io: Vec<f64>,
+}
+
+/// By metric, then by monitor.
+type Results = BTreeMap<String, BTreeMap<String, Samples>>;
+
+/// Runs the benches; an error when a bar is missed.
+pub fn run() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(2).collect();
+    if arguments.iter().any(|word| word == "--help") {
+        println!("{USAGE}");
+        return Ok(());
+    }
+    let (kernel, plan) = arguments_of_lab(&arguments)?;
+    build::run()?;
+    let before = load();
+    let results = measure(&kernel, &plan)?;
+    let rows: Vec<Row> =
+        BARS.iter().filter_map(|(metric, bar)| Row::of(metric, bar, results.get(*metric)?)).collect();
+    ensure!(!rows.is_empty(), "nothing was measured");
+    let table = table(&rows);
+    let words = format!("cargo xtask bench {}", arguments.join(" "));
+    let title = format!("`{}`, {}, load {before} before and {} after", words.trim(), today()?, load());
+    println!("\n{title}\n\n{table}");
+    keep(&title, &table, &results)?;
+    let missed: Vec<&str> = rows.iter().filter(|row| !row.met).map(|row| row.metric).collect();
+    if missed.is_empty() {
+        return Ok(());
+    }
+    bail!("missed: {}", missed.join("; "))
+}
+
+/// The kernel, and what `lab-bench` is told.
+fn arguments_of_lab(arguments: &[String]) -> Result<(String, Vec<String>)> {
+    let (mut kernel, mut plan) = ("debian".to_owned(), Vec::new());
+    for pair in arguments.chunks(2) {
+        match pair {
+            [flag, value] if flag == "--kernel" => kernel.clone_from(value),
+            [flag, value] if ["--rounds", "--only", "--seconds"].contains(&flag.as_str()) => {
+                plan.extend([flag.clone(), value.clone()]);
+            }
+            _ => bail!("cannot make sense of {}.\n{USAGE}", pair.join(" ")),
+        }
+    }
+    Ok((kernel, plan))
+}
+
+/// Runs `lab-bench` in the emulated host, which sees this machine's QEMU.
+fn measure(kernel: &str, plan: &[String]) -> Result<Results> {
+    let program = fs::canonicalize(build::program("lab-bench")).context("cannot find lab-bench")?;
+    let root = fs::canonicalize(".")?;
+    let inside = program.strip_prefix(&root).context("the target folder is not in the workspace")?;
+    let mut lab = Command::new(build::program("skep"))
+        .args(["lab", "exec", "--cpus", "2", "--memory", "2G", "--host-root", "--kernel", kernel])
+        .args(["--disk", "ahci:128M", "--disk", "nvme:128M", "--timeout", "7200", "--"])
+        .arg(format!("/tree/{}", inside.display()))
+        .args(plan)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start skep")?;
+    let mut results = Results::new();
+    let output = lab.stdout.take().context("the lab has no output")?;
+    for line in BufReader::new(output).lines() {
+        let line = line.context("cannot read the lab's output")?;
+        let Ok(sample) = serde_json::from_str::<Value>(&line) else {
+            eprintln!("{line}");
+            continue;
+        };
+        let text = |key: &str| sample[key].as_str().unwrap_or_default().to_owned();
+        let samples = results.entry(text("metric")).or_default().entry(text("vmm")).or_default();
+        samples.values.extend(sample["value"].as_f64());
+        samples.exits_per_io.extend(sample["exits_per_io"].as_f64());
+    }
+    let status = lab.wait().context("cannot wait for skep")?;
+    ensure!(status.success(), "the lab ended with {status}");
+    Ok(results)
+}
+
+/// A line of the table.
+struct Row {
+    metric: &'static str,
+    skep: Summary,
+    qemu: Option<(String, Summary)>,
+    bar: String,
+    met: bool,
+}
+
+/// Samples in short.
+struct Summary {
+    median: f64,
+    /// The middle half of the samples lies between these.
+    quarters: (f64, f64),
+    exits_per_io: Option<f64>,
+}
+
+impl Row {
+    fn of(metric: &'static str, bar: &Bar, monitors: &BTreeMap<String, Samples>) -> Option<Row> {
+        let skep = Summary::of(monitors.get("skep")?)?;
+        let qemus = monitors.iter().filter(|(name, _)| *name != "skep");
+        let qemus = qemus.filter_map(|(name, samples)| Some((name.clone(), Summary::of(samples)?)));
+        // The better one, as the bar sees it.
+        let more_is_better = matches!(bar, Bar::RatioAtLeast(_));
+        let qemu = qemus.reduce(
+            |one, other| {
+                if (other.1.median > one.1.median) == more_is_better { other } else { one }
+            },
+        );
+        let ratio = qemu.as_ref().map(|(_, qemu)| skep.median / qemu.median);
+        let (bar, met) = match *bar {
+            Bar::RatioAtMost(most) => (format!("ratio ≤ {most}"), ratio? <= most),
+            Bar::RatioAtLeast(least) => (format!("ratio ≥ {least}"), ratio? >= least),
+            Bar::AtMost(most) => (format!("≤ {most}"), skep.median <= most),
+        };
+        Some(Row { metric, skep, qemu, bar, met })
+    }
+}
+
+impl Summary {
+    fn of(samples: &Samples) -> Option<Summary> {
+        let at = |part| quantile(&samples.values, part);
+        let exits_per_io = quantile(&samples.exits_per_io, 0.5);
+        Some(Summary { median: at(0.5)?, quarters: (at(0.25)?, at(0.75)?), exits_per_io })
+    }
+
+    fn exits(&self) -> String {
+        self.exits_per_io.map_or(String::new(), |exits| format!("{exits:.2}"))
+    }
+
+    fn text(&self) -> String {
+        format!("{:.0} ({:.0}-{:.0})", self.median, self.quarters.0, self.quarters.1)
+    }
+}
+
+/// The value below which this part of the values lies, between neighbours in proportion.
+fn quantile(values: &[f64], part: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = part * sorted.len().checked_sub(1)? as f64;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    Some(low + (high - low) * at.fract())
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut lines = vec![
+        ["metric", "skep", "QEMU", "ratio", "bar", "", "exits/IO skep", "QEMU", "QEMU's back end"]
+            .map(str::to_owned),
+    ];
+    for row in rows {
+        let qemu = row.qemu.as_ref();
+        let of_qemu = |text: fn(&Summary) -> String| qemu.map_or(String::new(), |(_, qemu)| text(qemu));
+        let back_end = qemu.and_then(|(name, _)| name.strip_prefix("qemu-"));
+        lines.push([
+            row.metric.to_owned(),
+            row.skep.text(),
+            of_qemu(Summary::text),
+            qemu.map_or(String::new(), |(_, qemu)| format!("{:.2}", row.skep.median / qemu.median)),
+            row.bar.clone(),
+            if row.met { "ok" } else { "MISS" }.to_owned(),
+            row.skep.exits(),
+            of_qemu(Summary::exits),
+            back_end.filter(|_| row.skep.exits_per_io.is_some()).unwrap_or_default().to_owned(),
+        ]);
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
+    let mut text = String::new();
+    for (index, line) in lines.iter().enumerate() {
+        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        // Writing to a string cannot fail.
+        let _infallible = writeln!(text, "| {} |", cells.collect::<Vec<_>>().join(" | "));
+        if index == 0 {
+            let rules = widths.iter().map(|width| "-".repeat(*width));
+            let _infallible = writeln!(text, "| {} |", rules.collect::<Vec<_>>().join(" | "));
+        }
+    }
+    text
+}
+
+/// Leaves all samples in `target/bench.json` and adds the table to the record.
+fn keep(title: &str, table: &str, results: &Results) -> Result<()> {
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
+    let samples: BTreeMap<_, BTreeMap<_, _>> = results
+        .iter()
+        .map(|(metric, monitors)| {
+            let of =
+                |samples: &Samples| json!({"values": samples.values, "exits_per_io": samples.exits_per_io});
+            (metric, monitors.iter().map(|(name, samples)| (name, of(samples))).collect())
+        })
+        .collect();
+    let report = json!({"run": title, "samples": samples});
+    let json = format!("{target}/bench.json");
+    fs::write(&json, format!("{report:#}\n")).with_context(|| format!("cannot write {json}"))?;
+    let record = "benches/record.md";
+    let mut file =
+        fs::File::options().append(true).open(record).with_context(|| format!("cannot open {record}"))?;
+    write!(file, "\n## {title}\n\n{table}").with_context(|| format!("cannot write {record}"))
+}
+
+/// The machine's load of the last minute.
+fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().unwrap_or("unknown").to_owned()
+}
+
+fn today() -> Result<String> {
+    let output =
+        Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]).output().context("cannot run date")?;
+    Ok(String::from_utf8(output.stdout).context("date's answer is no text")?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(values: &[f64]) -> Samples {
+        Samples { values: values.to_vec(), exits_per_io: Vec::new() }
+    }
+
+    #[test]
+    fn quantiles_lie_between_neighbours() {
+        assert_eq!(quantile(&[4.0, 1.0, 3.0, 2.0], 0.5), Some(2.5));
+        assert_eq!(quantile(&[1.0, 2.0, 3.0], 0.25), Some(1.5));
+        assert_eq!(quantile(&[], 0.5), None);
+    }
+
+    #[test]
+    fn skep_is_compared_with_the_better_qemu() {
+        let monitors = |skep, native, uring| {
+            [("skep", skep), ("qemu-native", native), ("qemu-io_uring", uring)]
+                .map(|(name, value)| (name.to_owned(), samples(&[value])))
+                .into()
+        };
+        let row = Row::of("m", &Bar::RatioAtLeast(1.0), &monitors(100.0, 90.0, 110.0)).unwrap();
+        assert!(!row.met && row.qemu.unwrap().0 == "qemu-io_uring");
+        let row = Row::of("m", &Bar::RatioAtMost(0.75), &monitors(80.0, 100.0, 110.0)).unwrap();
+        assert!(!row.met && row.qemu.unwrap().0 == "qemu-native");
+        assert!(Row::of("m", &Bar::AtMost(80.0), &monitors(80.0, 1.0, 1.0)).unwrap().met);
+    }
+}
