@@ -231,8 +231,9 @@ fn main() -> Result<(), Failure> {
         let at = bus.free_address()?;
         let services = Arc::new(Machine::default());
         let report: assign::Report = Arc::new(|event| println!("event: {event}"));
-        let function = Assigned::new(&claim, *address, at, &bus, services.clone(), report)?;
+        let function = Assigned::new(&claim, *address, at, &windows, services.clone(), report)?;
         bus.add(at, function.clone())?;
+        bus.place_bars(at)?;
         functions.push(function);
         let mut guest = Guest { bus: bus.clone(), at, ram: ram.clone(), services, base: 0 };
         guest.base = u64::from(guest.config(0x10) & !0xf);

@@ -8,16 +8,17 @@ use dma::vfio::{Interrupt, VfioDevice, VfioError};
 use host::PciAddress;
 use memory::Gpa;
 use pci::{
-    Address, BarSpec, Bus, Decoded, DecodedAt, Function, MSIX_ENTRY_SIZE, Msi, Msix, PciError, Pin, Services,
+    Address, BarSpec, Decoded, DecodedAt, Function, MSIX_ENTRY_SIZE, Msi, Msix, PciError, Pin, Services,
     Windows, register,
 };
 
 use crate::alarms::{Alarms, Event, Report};
 use crate::bars::{self, Bar};
 use crate::claim::Claim;
-use crate::config::{self, COMMAND_IDLE, Config, Effect, Features, MsixLayout, Snapshot};
+use crate::config::{self, COMMAND_IDLE, Config, Features, MsixLayout, Snapshot};
 use crate::error::{AssignError, all};
 use crate::interrupts::{Interrupts, Kinds};
+use crate::registers::{Device, Registers};
 use crate::reset::Reset;
 
 /// A host PCI function in the guest.
@@ -42,14 +43,12 @@ struct Hardware {
     reset: Reset,
     snapshot: Snapshot,
     msix: Option<MsixLayout>,
-    /// Where the BARs were put before the guest started.
-    placed: Vec<(BarSpec, u64)>,
+    bars: Vec<BarSpec>,
     windows: Windows,
 }
 
 struct State {
-    config: Config,
-    interrupts: Interrupts,
+    registers: Registers,
     bars: Vec<Bar>,
     /// Whether the function was shut down; then nothing touches the device any more.
     shut: bool,
@@ -57,12 +56,12 @@ struct State {
 
 impl Assigned {
     /// Opens a device of the claim, whose RAM must be mapped, resets it, and makes it a function at `at` on the
-    /// guest's bus. The device cannot be bus master until the guest says so. `report` is told what happens to it.
+    /// guest's bus, whose windows these are; the bus places its BARs. The device cannot be bus master until the guest says so. `report` is told what happens to it.
     pub fn new(
         claim: &Claim,
         address: PciAddress,
         at: Address,
-        bus: &Bus,
+        windows: &Windows,
         services: Arc<dyn Services>,
         report: Report,
     ) -> Result<Arc<Assigned>, AssignError> {
@@ -95,16 +94,7 @@ impl Assigned {
             count: layout.count.min(irq.count.try_into().unwrap_or(u16::MAX)),
             ..layout
         });
-        let mut bars = bars::find(address, &device, &snapshot, &trapped(msix.as_ref()))?;
-        let mut placed = Vec::new();
-        for bar in &bars {
-            match bus.allocate(&name, bar.spec) {
-                Ok(address) => placed.push((bar.spec, address)),
-                Err(_) if bar.spec.index() == pci::ROM => {} // a guest can do without a ROM
-                Err(error) => return Err(error.into()),
-            }
-        }
-        bars.retain(|bar| placed.iter().any(|(spec, _)| *spec == bar.spec));
+        let bars = bars::find(address, &device, &snapshot, &trapped(msix.as_ref()))?;
         let kinds = kinds(&device, &snapshot, msix.as_ref(), at, &services)?;
         let interrupts = Interrupts::new(at, device.clone(), services.clone(), kinds, irq.no_resize);
 
@@ -114,24 +104,17 @@ impl Assigned {
             reset,
             snapshot,
             msix,
-            placed,
-            windows: bus.windows().clone(),
+            bars: bars.iter().map(|bar| bar.spec).collect(),
+            windows: windows.clone(),
         };
-        let config = hardware.config(&interrupts);
-        let state = State { config, interrupts, bars, shut: false };
-        let assigned = Assigned { name, at, services, report, hardware, alarms, state: Mutex::new(state) };
-        assigned.settle_pin(&mut assigned.state());
-        Ok(Arc::new(assigned))
+        let registers = Registers::new(&hardware, interrupts, name.clone(), report.clone());
+        let state = Mutex::new(State { registers, bars, shut: false });
+        Ok(Arc::new(Assigned { name, at, services, report, hardware, alarms, state }))
     }
 
     /// The eventfds by which the kernel tells of errors of the device, and of the host wanting it back.
     pub fn alarms(&self) -> &Alarms {
         &self.alarms
-    }
-
-    /// Whether the device can be reset at all.
-    pub fn can_reset(&self) -> bool {
-        !matches!(self.hardware.reset, Reset::None)
     }
 
     /// Takes the function out of the guest and makes the device quiet: no DMA, no interrupt, no memory in the
@@ -143,7 +126,7 @@ impl Assigned {
         }
         let mut errors: Vec<AssignError> = Vec::new();
         errors.extend(set_command(&self.hardware.device, COMMAND_IDLE).err().map(AssignError::from));
-        errors.extend(state.interrupts.reset().err());
+        errors.extend(state.registers.interrupts.reset().err());
         for bar in &mut state.bars {
             errors.extend(bar.vanish(self.at, &*self.services).err().map(AssignError::from));
             if bar.is_visible() {
@@ -151,50 +134,9 @@ impl Assigned {
             }
         }
         errors.extend(self.alarms.silence(&self.hardware.device).err().map(AssignError::from));
-        errors.extend(self.hardware.run_reset().err().map(AssignError::from));
+        errors.extend(self.hardware.reset().err().map(AssignError::from));
         errors.extend(set_command(&self.hardware.device, 0).err().map(AssignError::from));
         all(errors)
-    }
-
-    /// The device and its emulated registers, back to the state after reset.
-    fn reset_all(&self, state: &mut State) -> Result<(), AssignError> {
-        set_command(&self.hardware.device, COMMAND_IDLE)?;
-        state.interrupts.reset()?;
-        self.hardware.run_reset()?;
-        set_command(&self.hardware.device, COMMAND_IDLE)?;
-        state.config = self.hardware.config(&state.interrupts);
-        self.settle_pin(state);
-        Ok(())
-    }
-
-    /// Connects the pin. Where that fails (a line shared with a device of the host) the guest may well live with
-    /// messages, as nearly all do; so it is told, and no more.
-    fn settle_pin(&self, state: &mut State) {
-        if let Err(error) = state.interrupts.settle(&state.config.msi_body()) {
-            self.warn(format!("its interrupt pin does not work in the guest: {error}"));
-        }
-    }
-
-    fn apply(&self, state: &mut State, effect: Effect) -> Result<(), AssignError> {
-        let device = &self.hardware.device;
-        let config = device.config();
-        match effect {
-            Effect::Command(command) => set_command(device, command)?,
-            Effect::ClearStatus(errors) => {
-                device.write(config, register::STATUS.into(), &errors.to_le_bytes())?;
-            }
-            Effect::Vpd(offset, address) => device.write(config, offset.into(), &address.to_le_bytes())?,
-            Effect::Reset => self.reset_all(state)?,
-            Effect::Msi => {
-                let body = state.config.msi_body();
-                state.interrupts.msi_changed(&body)?;
-            }
-            Effect::Msix(control) => {
-                let body = state.config.msi_body();
-                state.interrupts.msix_control(control, &body)?;
-            }
-        }
-        Ok(())
     }
 
     /// Where in the MSI-X table or pending bits an access falls.
@@ -270,30 +212,28 @@ fn set_command(device: &VfioDevice, command: u16) -> Result<(), VfioError> {
     device.write(device.config(), register::COMMAND.into(), &command.to_le_bytes())
 }
 
-impl Hardware {
-    /// The configuration space as after reset, with the BARs where they were put first.
-    fn config(&self, interrupts: &Interrupts) -> Config {
+impl Device for Hardware {
+    fn write_config(&self, offset: u16, data: &[u8]) -> Result<(), VfioError> {
+        self.device.write(self.device.config(), offset.into(), data)
+    }
+
+    fn reset(&self) -> Result<(), VfioError> {
+        self.reset.run(&self.device)
+    }
+
+    fn registers(&self, interrupts: &Interrupts) -> Config {
+        let kinds = &interrupts.kinds;
         let features = Features {
-            msi: interrupts.kinds.msi.as_ref(),
-            msix: interrupts
-                .kinds
+            msi: kinds.msi.as_ref(),
+            msix: kinds
                 .msix
                 .as_ref()
                 .zip(self.msix)
                 .map(|(msix, layout)| msix.capability(layout.table, layout.pending)),
             resettable: matches!(self.reset, Reset::Function),
-            pin: interrupts.kinds.pin,
+            pin: kinds.pin,
         };
-        let bars: Vec<BarSpec> = self.placed.iter().map(|(bar, _)| *bar).collect();
-        let mut config = Config::new(&self.snapshot, &bars, &self.windows, &features);
-        for (bar, address) in &self.placed {
-            config.place_bar(*bar, *address);
-        }
-        config
-    }
-
-    fn run_reset(&self) -> Result<(), VfioError> {
-        self.reset.run(&self.device)
+        Config::new(&self.snapshot, &self.bars, &self.windows, &features)
     }
 }
 
@@ -310,6 +250,7 @@ impl Function for Assigned {
         }
         let device = &self.hardware.device;
         let read = state
+            .registers
             .config
             .read(offset, data, |offset, data| device.read(device.config(), u64::from(offset), data));
         drop(state);
@@ -324,15 +265,12 @@ impl Function for Assigned {
         if state.shut {
             return Ok(());
         }
-        for effect in state.config.write(offset, data) {
-            self.apply(&mut state, effect).map_err(|error| self.error(&error))?;
-        }
-        Ok(())
+        state.registers.write(offset, data, &self.hardware).map_err(|error| self.error(&error))
     }
 
     fn decoded(&self) -> Decoded {
         let state = self.state();
-        if state.shut { Decoded::default() } else { state.config.decoded() }
+        if state.shut { Decoded::default() } else { state.registers.config.decoded() }
     }
 
     fn read_bar(&self, bar: usize, offset: u64, data: &mut [u8]) {
@@ -341,7 +279,7 @@ impl Function for Assigned {
         if state.shut {
             return;
         }
-        let msix = state.interrupts.kinds.msix.as_ref();
+        let msix = state.registers.interrupts.kinds.msix.as_ref();
         match (self.msix_part(bar, offset, data.len()), msix) {
             (Some(Part::Table(offset)), Some(msix)) => msix.read_table(offset, data),
             (Some(Part::Pending(offset)), Some(msix)) => msix.read_pending(offset, data),
@@ -364,8 +302,8 @@ impl Function for Assigned {
         }
         match self.msix_part(bar, offset, data.len()) {
             Some(Part::Table(offset)) => {
-                let body = state.config.msi_body();
-                let written = state.interrupts.write_table(offset, data, &body);
+                let body = state.registers.config.msi_body();
+                let written = state.registers.interrupts.write_table(offset, data, &body);
                 written.map_err(|error| self.error(&error))
             }
             Some(_) => Ok(()),
@@ -392,10 +330,12 @@ impl Function for Assigned {
         if state.shut {
             return Ok(());
         }
+        let mut errors: Vec<AssignError> = Vec::new();
         for bar in &mut state.bars {
-            bar.vanish(self.at, &*self.services)?;
+            errors.extend(bar.vanish(self.at, &*self.services).err().map(AssignError::from));
         }
-        self.reset_all(&mut state).map_err(|error| self.error(&error))
+        errors.extend(state.registers.reset(&self.hardware).err());
+        all(errors).map_err(|error| self.error(&error))
     }
 }
 

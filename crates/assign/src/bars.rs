@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dma::vfio::{self, MappedArea, Region, VfioDevice};
 use host::PciAddress;
 use memory::Gpa;
-use pci::{Address, BarKind, BarSpec, HostMemory, MemorySlot, ServiceError, Services, register};
+use pci::{Address, BarKind, BarSpec, HostMemory, MemorySlot, PciError, Services, register};
 
 use crate::config::Snapshot;
 use crate::error::AssignError;
@@ -95,7 +95,7 @@ fn mappable(areas: &[Range<u64>], holes: &[Range<u64>]) -> Vec<Range<u64>> {
 
 impl Bar {
     /// Makes the mapped pieces appear in the guest, the BAR being at `base` now: all or none.
-    pub fn appear(&mut self, at: Address, base: Gpa, services: &dyn Services) -> Result<(), ServiceError> {
+    pub fn appear(&mut self, at: Address, base: Gpa, services: &dyn Services) -> Result<(), PciError> {
         for (offset, area) in &self.areas {
             let memory = HostMemory { start: area.start(), len: area.len() };
             let gpa = Gpa(base.0 + offset);
@@ -105,25 +105,23 @@ impl Bar {
                 Err(error) => {
                     // What could not be undone stays in `slots`, and is tried again when the BAR moves.
                     let undone = self.vanish(at, services);
-                    return Err(undone.err().unwrap_or(error));
+                    return PciError::all([Some(error.into()), undone.err()].into_iter().flatten());
                 }
             }
         }
         Ok(())
     }
 
-    /// Takes all pieces out of the guest. Tries all; what fails stays known.
-    pub fn vanish(&mut self, at: Address, services: &dyn Services) -> Result<(), ServiceError> {
-        let mut outcome = Ok(());
+    /// Takes all pieces out of the guest. Tries all, and returns all that failed; these stay known.
+    pub fn vanish(&mut self, at: Address, services: &dyn Services) -> Result<(), PciError> {
+        let mut errors = Vec::new();
         self.slots.retain(|slot| {
-            let removed = services.remove_memory(at, *slot);
-            let failed = removed.is_err();
-            if outcome.is_ok() {
-                outcome = removed;
-            }
-            failed
+            let failed = services.remove_memory(at, *slot).err();
+            let stays = failed.is_some();
+            errors.extend(failed);
+            stays
         });
-        outcome
+        PciError::all(errors)
     }
 
     /// Whether pieces of it are in the guest still; then their memory must not go.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use dma::Domain;
 use dma::vfio::Group;
-use host::{Bound, Host, IommuGroup, PciAddress, PciDevice};
-use memory::Ram;
+use host::{Bound, Host, IommuGroup, PciAddress, PciDevice, ReservedRegion};
+use memory::{GpaRange, Ram};
 
 use crate::error::{AssignError, all};
 
@@ -27,7 +27,8 @@ impl Claim {
     /// Checks all devices, and everything about them, before anything is touched; then binds them to vfio-pci and
     /// puts their groups into a new domain called `name`. On failure the host is as it was.
     pub fn new(host: &Host, name: &str, addresses: &[PciAddress]) -> Result<Claim, AssignError> {
-        let (devices, groups) = examine(host, addresses)?;
+        let (devices, groups, errors) = examine(host, addresses);
+        all(errors)?;
         let bound: Vec<Bound> =
             devices.iter().map(|device| host.bind_to_vfio(device)).collect::<Result<_, _>>()?;
         let groups = groups.into_iter().map(Group::open).collect::<Result<_, _>>()?;
@@ -73,13 +74,40 @@ impl Claim {
     }
 }
 
-/// Everything that can be known to stand in the way of taking these devices, at once, with nothing touched.
-pub fn check(host: &Host, addresses: &[PciAddress]) -> Result<(), AssignError> {
-    examine(host, addresses).map(drop)
+/// Everything that can be known to stand in the way of taking these devices for a VM with its RAM at `ram`, at
+/// once, with nothing touched.
+pub fn check(host: &Host, addresses: &[PciAddress], ram: &[GpaRange]) -> Result<(), AssignError> {
+    let (devices, groups, mut errors) = examine(host, addresses);
+    for group in groups {
+        match host.reserved_regions(group) {
+            Ok(regions) => errors.extend(reserved(group, &regions, ram)),
+            Err(error) => errors.push(error.into()),
+        }
+    }
+    if !devices.is_empty() {
+        let bytes = ram.iter().fold(0u64, |sum, range| sum.saturating_add(range.len()));
+        errors.extend(dma::check_memlock(bytes).err().map(AssignError::from));
+    }
+    all(errors)
 }
 
-/// Everything that can be known to stand in the way, at once; else the devices and their groups.
-fn examine(host: &Host, addresses: &[PciAddress]) -> Result<(Vec<PciDevice>, BTreeSet<u32>), AssignError> {
+/// RAM over what is reserved for a group's devices. The kernel maps over regions that are `direct-relaxable`: what
+/// the firmware kept there is of no use once the device is a guest's.
+fn reserved(group: u32, regions: &[ReservedRegion], ram: &[GpaRange]) -> Vec<AssignError> {
+    let mut errors = Vec::new();
+    for region in regions.iter().filter(|region| region.kind != "direct-relaxable") {
+        let over = |range: &&GpaRange| range.start().0 <= region.last && region.first < range.end().0;
+        errors.extend(ram.iter().filter(over).map(|ram| AssignError::Reserved {
+            ram: *ram,
+            group,
+            region: region.clone(),
+        }));
+    }
+    errors
+}
+
+/// The devices, their groups, and everything about them that stands in the way.
+fn examine(host: &Host, addresses: &[PciAddress]) -> (Vec<PciDevice>, BTreeSet<u32>, Vec<AssignError>) {
     let (mut devices, mut groups, mut errors) = (Vec::new(), BTreeSet::new(), Vec::new());
     for (index, address) in addresses.iter().enumerate() {
         if addresses[..index].contains(address) {
@@ -107,7 +135,7 @@ fn examine(host: &Host, addresses: &[PciAddress]) -> Result<(Vec<PciDevice>, BTr
             Err(error) => errors.push(error.into()),
         }
     }
-    all(errors).map(|()| (devices, groups))
+    (devices, groups, errors)
 }
 
 #[cfg(test)]
@@ -150,5 +178,31 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
+    }
+
+    #[test]
+    fn ram_that_a_device_cannot_reach_is_found_with_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        device(dir.path(), "0000:02:00.0", "0x010802", "nvme", Some(2));
+        device(dir.path(), "0000:02:00.1", "0x0c0330", "xhci_hcd", Some(2));
+        let regions = "0x0000000000000000 0x0000000000ffffff direct-relaxable\n\
+                       0x00000000bff00000 0x00000000c00fffff direct\n\
+                       0x00000000fee00000 0x00000000feefffff msi\n\
+                       0x000000fd00000000 0x000000ffffffffff reserved\n";
+        fs::write(dir.path().join("sys/kernel/iommu_groups/2/reserved_regions"), regions).unwrap();
+        let host = Host::at(dir.path());
+        let address = ["02:00.0".parse().unwrap()];
+        let text = check(&host, &address, &memory::ram_ranges(2 << 40)).unwrap_err().to_string();
+        for part in [
+            "0000:02:00.1 (USB controller",
+            "lies over 0xbff00000-0xc00fffff, which is reserved (direct) for the devices of IOMMU group 2",
+            "lies over 0xfd00000000-0xffffffffff, which is reserved (reserved)",
+        ] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        assert!(!text.contains("msi") && !text.contains("relaxable"), "{text}");
+        let text = check(&host, &address, &memory::ram_ranges(1 << 30)).unwrap_err().to_string();
+        assert!(!text.contains("reserved"), "{text}");
+        check(&host, &[], &memory::ram_ranges(2 << 40)).unwrap();
     }
 }

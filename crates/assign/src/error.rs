@@ -1,8 +1,9 @@
 //! Why a device could not be assigned.
 
 use dma::vfio::VfioError;
-use dma::{Difference, DomainError};
-use host::{BindError, HostError, NotViable, PciAddress, Reason};
+use dma::{Difference, DomainError, MemlockError};
+use host::{BindError, HostError, NotViable, PciAddress, Reason, ReservedRegion};
+use memory::GpaRange;
 use pci::{PciError, ServiceError};
 
 /// Why a device could not be assigned, reset or given back.
@@ -20,6 +21,23 @@ pub enum AssignError {
     /// The DMA domain.
     #[error(transparent)]
     Domain(#[from] DomainError),
+    /// The RAM could not be pinned.
+    #[error(transparent)]
+    Memlock(#[from] MemlockError),
+    /// RAM where the group's devices do not reach it.
+    #[error(
+        "guest RAM at {ram} lies over {:#x}-{:#x}, which is reserved ({}) for the devices of IOMMU group {group}: they \
+         could not do DMA there. Give the VM less memory (--memory), or do not assign them",
+        region.first, region.last, region.kind
+    )]
+    Reserved {
+        /// The RAM.
+        ram: GpaRange,
+        /// The group.
+        group: u32,
+        /// What is reserved.
+        region: ReservedRegion,
+    },
     /// The DMA domain does not hold the VM's RAM.
     #[error(transparent)]
     Difference(#[from] Difference),

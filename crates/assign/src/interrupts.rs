@@ -9,7 +9,7 @@ use dma::vfio::{Interrupt, VfioDevice, VfioError};
 use pci::{Address, Msi, Msix, Pin, ResampledLine, Services};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::error::AssignError;
+use crate::error::{AssignError, all};
 
 /// The side of the device: what VFIO does for interrupts.
 pub(crate) trait Wires: Send + Sync {
@@ -75,26 +75,20 @@ impl Interrupts {
 
     /// The MSI capability's body is this now.
     pub fn msi_changed(&mut self, body: &[u8; 22]) -> Result<(), AssignError> {
-        if let Some(msi) = &mut self.kinds.msi {
-            msi.update(body)?;
-        }
-        self.settle(body)
+        let updated = self.kinds.msi.as_mut().and_then(|msi| msi.update(body).err());
+        both(updated.map(AssignError::from), self.settle(body).err())
     }
 
     /// MSI-X's control word is this now.
     pub fn msix_control(&mut self, control: u16, msi: &[u8; 22]) -> Result<(), AssignError> {
-        if let Some(msix) = &mut self.kinds.msix {
-            msix.set_control(control)?;
-        }
-        self.settle(msi)
+        let updated = self.kinds.msix.as_mut().and_then(|msix| msix.set_control(control).err());
+        both(updated.map(AssignError::from), self.settle(msi).err())
     }
 
     /// The guest wrote to the MSI-X table.
     pub fn write_table(&mut self, offset: u64, data: &[u8], msi: &[u8; 22]) -> Result<(), AssignError> {
-        if let Some(msix) = &mut self.kinds.msix {
-            msix.write_table(offset, data)?;
-        }
-        self.settle(msi)
+        let written = self.kinds.msix.as_mut().and_then(|msix| msix.write_table(offset, data).err());
+        both(written.map(AssignError::from), self.settle(msi).err())
     }
 
     /// Has the device raise what the guest enabled. Does nothing when it does so already.
@@ -126,27 +120,23 @@ impl Interrupts {
         match std::mem::replace(&mut self.mode, Mode::Off) {
             Mode::Off => Ok(()),
             Mode::Pin(line) => {
-                let disabled = self.wires.disable(Interrupt::Intx);
-                if let Some(pin) = self.kinds.pin {
-                    self.services.remove_resampled_line(self.at, pin, &line)?;
-                }
-                Ok(disabled?)
+                let disabled = self.wires.disable(Interrupt::Intx).err();
+                let remove = |pin| self.services.remove_resampled_line(self.at, pin, &line).err();
+                let removed = self.kinds.pin.and_then(remove);
+                both(disabled.map(AssignError::from), removed.map(AssignError::from))
             }
             Mode::Msi(_) => Ok(self.wires.disable(Interrupt::Msi)?),
             Mode::Msix(_) => Ok(self.wires.disable(Interrupt::Msix)?),
         }
     }
 
-    /// Back to the state after reset: nothing enabled by the guest, nothing raised.
+    /// Back to the state after reset: nothing enabled by the guest, nothing raised. Tries everything.
     pub fn reset(&mut self) -> Result<(), AssignError> {
-        let silenced = self.silence();
-        if let Some(msi) = &mut self.kinds.msi {
-            msi.reset()?;
-        }
-        if let Some(msix) = &mut self.kinds.msix {
-            msix.reset()?;
-        }
-        silenced
+        let mut errors = Vec::from_iter(self.silence().err());
+        let msi = self.kinds.msi.as_mut().and_then(|msi| msi.reset().err());
+        let msix = self.kinds.msix.as_mut().and_then(|msix| msix.reset().err());
+        errors.extend(msi.into_iter().chain(msix).map(AssignError::from));
+        all(errors)
     }
 
     fn enable_pin(&mut self) -> Result<(), AssignError> {
@@ -222,5 +212,9 @@ impl Interrupts {
     }
 }
 
+fn both(one: Option<AssignError>, other: Option<AssignError>) -> Result<(), AssignError> {
+    all(one.into_iter().chain(other).collect())
+}
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

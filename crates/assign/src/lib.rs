@@ -18,6 +18,7 @@ mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod interrupts;
+mod registers;
 mod reset;
 
 pub use alarms::{Alarms, Event, Report};

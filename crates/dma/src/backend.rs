@@ -22,9 +22,6 @@ pub(crate) struct Source<'a> {
 
 /// A VFIO container, or whatever else holds mappings for devices.
 pub(crate) trait Backend: Send {
-    /// A word for people and reports: "type1".
-    fn kind(&self) -> &'static str;
-
     /// What can be mapped, as of the devices that are attached now.
     fn limits(&self) -> io::Result<Limits>;
 

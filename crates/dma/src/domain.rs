@@ -48,11 +48,6 @@ impl Domain {
         &self.name
     }
 
-    /// What carries it out: "type1".
-    pub fn kind(&self) -> &'static str {
-        self.state().backend.kind()
-    }
-
     /// The groups in it; KVM wants to know them (KVM_DEV_VFIO).
     pub fn groups(&self) -> &[Arc<Group>] {
         &self.groups
@@ -225,9 +220,6 @@ mod tests {
     }
 
     impl Backend for Shared {
-        fn kind(&self) -> &'static str {
-            "fake"
-        }
         fn limits(&self) -> io::Result<Limits> {
             Ok(crate::limits::tests::client())
         }

@@ -22,4 +22,4 @@ pub use error::{DomainError, Failed};
 pub use iova::{Iova, IovaRange};
 pub use ledger::{Difference, Mapping, Permission};
 pub use limits::{Limits, Misfit, Misfits};
-pub use memlock::MemlockError;
+pub use memlock::{MemlockError, check_memlock};

@@ -78,10 +78,6 @@ fn open(path: &Path) -> Result<File, VfioError> {
 }
 
 impl Backend for Type1 {
-    fn kind(&self) -> &'static str {
-        "type1"
-    }
-
     fn limits(&self) -> io::Result<Limits> {
         let (info, bytes) =
             ioctl::info(&self.container, ioctl::VFIO_IOMMU_GET_INFO(), vfio_iommu_type1_info::default())?;

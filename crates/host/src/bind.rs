@@ -1,7 +1,7 @@
 //! Taking a device from its driver for vfio-pci, and giving it back.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::in_use::Reason;
@@ -57,7 +57,7 @@ pub enum BindError {
         /// The kernel's answer.
         cause: io::Error,
         /// What a person can do.
-        hint: &'static str,
+        hint: String,
     },
     /// The kernel took the writes, and yet the wrong driver has the device.
     #[error(
@@ -251,7 +251,7 @@ impl Host {
 
     fn unbind(&self, address: PciAddress) -> Result<(), BindError> {
         let path = self.device_dir(address).join("driver/unbind");
-        if !path.parent().is_some_and(std::path::Path::exists) {
+        if !path.parent().is_some_and(Path::exists) {
             return Ok(());
         }
         self.step("unbind", address, path, &address.to_string())
@@ -271,9 +271,11 @@ impl Host {
     ) -> Result<(), BindError> {
         self.kernel.write(&path, text).map_err(|cause| {
             let hint = match cause.kind() {
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "This needs root",
-                io::ErrorKind::TimedOut => "Some process still has it open: `fuser -v /dev/vfio/*` names it",
-                _ => "See the kernel's log (`dmesg`)",
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    "This needs root".to_owned()
+                }
+                io::ErrorKind::TimedOut => self.why_it_hangs(address),
+                _ => "See the kernel's log (`dmesg`)".to_owned(),
             };
             BindError::Step { step, address, path, cause, hint }
         })
@@ -364,6 +366,22 @@ mod tests {
             assert_eq!(fake.state(BDF), (Some("nvme".into()), None), "call {call}");
             assert!(host.leftovers().is_empty() && host.record(BDF.parse().unwrap()).unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_answer_is_said_to_be_at_work_unless_a_process_has_the_device_open() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        let bound = host.bind_to_vfio(&device(&host)).unwrap();
+        fake.time_out();
+        let text = host.unbind(BDF.parse().unwrap()).unwrap_err().to_string();
+        assert!(text.contains("vfio-pci is still at work on it") && !text.contains("process"), "{text}");
+        fake.link("/proc/77/fd/5", "/dev/vfio/9");
+        fake.link("/proc/78/fd/5", "/dev/vfio/8");
+        fake.file("/proc/77/comm", "qemu\n");
+        let text = bound.give_back().unwrap_err().to_string();
+        assert!(text.ends_with("It is still open in process 77 (qemu); stop that first"), "{text}");
     }
 
     #[test]

@@ -18,6 +18,8 @@ struct Plan {
     fail_at: Option<usize>,
     refuse: Vec<String>,
     no_modules: bool,
+    exclusive: Vec<String>,
+    times_out: bool,
 }
 
 pub(crate) struct FakeHost {
@@ -69,8 +71,6 @@ impl FakeHost {
         self.file(format!("{home}/vendor"), "0x1b36\n");
         self.file(format!("{home}/device"), "0x0010\n");
         self.file(format!("{home}/class"), &format!("{class:#08x}\n"));
-        self.file(format!("{home}/numa_node"), "-1\n");
-        self.file(format!("{home}/reset_method"), "flr bus\n");
         self.file(format!("{home}/driver_override"), "(null)\n");
         self.link(format!("/sys/bus/pci/devices/{address}"), &home);
         self.link(format!("{home}/iommu_group"), format!("/sys/kernel/iommu_groups/{group}"));
@@ -159,6 +159,16 @@ impl FakeHost {
         self.plan.lock().unwrap().no_modules = true;
     }
 
+    /// Somebody has these block devices open exclusively.
+    pub fn open_exclusively(&self, blocks: &[&str]) {
+        self.plan.lock().unwrap().exclusive = blocks.iter().map(|&name| name.to_owned()).collect();
+    }
+
+    /// No write is answered any more.
+    pub fn time_out(&self) {
+        self.plan.lock().unwrap().times_out = true;
+    }
+
     /// The process number is now another process's.
     pub fn kill_owner(&self) {
         self.file(format!("/proc/{}/stat", std::process::id()), &stat(9999));
@@ -178,6 +188,9 @@ impl Kernel for FakeKernel {
     fn write(&self, path: &Path, text: &str) -> io::Result<()> {
         let mut plan = self.plan.lock().unwrap();
         plan.writes += 1;
+        if plan.times_out {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer"));
+        }
         if plan.fail_at == Some(plan.writes - 1) {
             return Err(io::Error::from_raw_os_error(13));
         }
@@ -203,5 +216,13 @@ impl Kernel for FakeKernel {
             return Err(io::Error::other("module not found"));
         }
         fs::create_dir_all(self.root.join("sys/bus/pci/drivers").join(module))
+    }
+
+    fn open_exclusively(&self, path: &Path) -> io::Result<()> {
+        let name = path.strip_prefix(self.root.join("dev")).unwrap().to_str().unwrap();
+        match self.plan.lock().unwrap().exclusive.iter().any(|other| other == name) {
+            true => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+            false => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+        }
     }
 }

@@ -34,6 +34,11 @@ pub enum Reason {
         /// The one that stands on it, with its own name where it has one.
         by: String,
     },
+    /// Somebody has a block device open for themselves alone, and nothing else says who.
+    Exclusive {
+        /// The block device.
+        block: String,
+    },
     /// A network interface is in use.
     Interface {
         /// Its name.
@@ -68,6 +73,13 @@ impl fmt::Display for Reason {
             Reason::Held { block, by } => {
                 write!(f, "{block} is held by {by} (stop that LVM, dm or md device first)")
             }
+            Reason::Exclusive { block } => {
+                write!(
+                    f,
+                    "{block} is open for exclusive use: as a disk of a VM (perhaps of this one), by a ZFS pool, or \
+                     mounted in another namespace (`fuser -v /dev/{block}` names a process that has it)"
+                )
+            }
             Reason::Interface { name, why } => {
                 write!(f, "network interface {name} {why} (`ip link set {name} down`)")
             }
@@ -78,6 +90,22 @@ impl fmt::Display for Reason {
                 write!(f, "whether it is mounted cannot be known, for {} is not readable", path.display())
             }
             Reason::Bridge => write!(f, "it is a bridge; assign the devices behind it instead"),
+        }
+    }
+}
+
+impl Reason {
+    /// The block device that it is about, if it is about one.
+    pub(crate) fn block(&self) -> Option<&str> {
+        match self {
+            Reason::Mounted { block, .. }
+            | Reason::InFilesystem { block, .. }
+            | Reason::Swap { block }
+            | Reason::Held { block, .. }
+            | Reason::Exclusive { block } => Some(block),
+            Reason::Interface { .. } | Reason::Console { .. } | Reason::Unknown { .. } | Reason::Bridge => {
+                None
+            }
         }
     }
 }
@@ -202,6 +230,49 @@ mod tests {
         assert_eq!(found[0], Reason::Mounted { block: "nvme0n1p1".into(), at: "/boot disk".into() });
         assert_eq!(found[1], Reason::Swap { block: "nvme0n1p2".into() });
         assert_eq!(found[2], Reason::Held { block: "nvme0n1p3".into(), by: "dm-0 (vg-root)".into() });
+    }
+
+    #[test]
+    fn a_disk_that_somebody_has_open_exclusively_is_in_use() {
+        let fake = FakeHost::new();
+        fake.nvme("0000:01:00.0", 9);
+        fake.disk("0000:01:00.0", "nvme0/nvme0n1", "259:0");
+        assert!(reasons(&fake, "01:00.0").is_empty());
+        fake.open_exclusively(&["nvme0n1"]);
+        let found = reasons(&fake, "01:00.0");
+        assert_eq!(found, [Reason::Exclusive { block: "nvme0n1".into() }]);
+        let text = found[0].to_string();
+        assert!(text.contains("perhaps of this one") && text.contains("fuser -v /dev/nvme0n1"), "{text}");
+    }
+
+    #[test]
+    fn of_a_disk_and_its_partitions_the_one_that_is_open_exclusively_is_named() {
+        let fake = FakeHost::new();
+        fake.nvme("0000:01:00.0", 9);
+        fake.disk("0000:01:00.0", "nvme0/nvme0n1", "259:0");
+        fake.partition("nvme0n1", "nvme0n1p1", "259:1");
+        fake.partition("nvme0n1", "nvme0n1p2", "259:2");
+        let busy = |blocks: &[&str]| {
+            fake.open_exclusively(blocks);
+            let found = reasons(&fake, "01:00.0").into_iter();
+            found.map(|reason| reason.block().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        // While a disk is open exclusively nobody else can have its partitions, and the other way round.
+        assert_eq!(busy(&["nvme0n1", "nvme0n1p1", "nvme0n1p2"]), ["nvme0n1"]);
+        assert_eq!(busy(&["nvme0n1", "nvme0n1p2"]), ["nvme0n1p2"]);
+        assert_eq!(busy(&["nvme0n1"]), ["nvme0n1"]);
+        fake.file("/proc/self/mountinfo", "22 1 259:1 / /boot rw - ext4 /dev/nvme0n1p1 rw\n");
+        assert_eq!(busy(&["nvme0n1", "nvme0n1p1"]), ["nvme0n1p1"], "that it is mounted says it all");
+        assert_eq!(busy(&["nvme0n1", "nvme0n1p1", "nvme0n1p2"]), ["nvme0n1p1", "nvme0n1p2"]);
+    }
+
+    #[test]
+    fn where_it_cannot_be_known_what_is_mounted_no_disk_is_free() {
+        let fake = FakeHost::new();
+        fake.nvme("0000:01:00.0", 9);
+        fake.disk("0000:01:00.0", "nvme0/nvme0n1", "259:0");
+        fake.remove("/proc/self/mountinfo");
+        assert!(matches!(reasons(&fake, "01:00.0")[..], [Reason::Unknown { .. }]));
     }
 
     #[test]

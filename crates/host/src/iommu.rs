@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{Host, HostError, PciAddress, attribute, names};
+use crate::{Host, HostError, attribute, names};
 
 /// Whose IOMMU it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,13 +45,6 @@ impl Host {
     pub fn iommus(&self) -> Vec<Iommu> {
         let class = self.path("/sys/class/iommu");
         names(&class).into_iter().map(|name| self.iommu(&class.join(&name), name)).collect()
-    }
-
-    /// The unit that translates for a device.
-    pub fn iommu_of(&self, address: PciAddress) -> Option<Iommu> {
-        let link = self.device_dir(address).join("iommu");
-        let name = crate::link_name(&link)?;
-        Some(self.iommu(&link, name))
     }
 
     /// The least address width among all units at work; `None` without an IOMMU.

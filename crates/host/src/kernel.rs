@@ -1,13 +1,15 @@
 //! The few ways in which this crate changes the host, so that tests can stand in for the kernel.
 
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// How long the kernel may take over one write. Unbinding waits for whoever has the device open.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the kernel may take over one write. A driver may finish much work before it lets go (a disk
+/// controller flushes all its disks), and vfio-pci waits for whoever has the device open.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the kernel does for us.
 pub(crate) trait Kernel: Send + Sync {
@@ -16,6 +18,9 @@ pub(crate) trait Kernel: Send + Sync {
 
     /// Loads a module.
     fn load(&self, module: &str) -> io::Result<()>;
+
+    /// Opens a block device exclusively for a moment, which fails with EBUSY while somebody else has it so.
+    fn open_exclusively(&self, path: &Path) -> io::Result<()>;
 }
 
 /// The kernel of this machine.
@@ -32,7 +37,11 @@ impl Kernel for RealKernel {
             drop(done.send(written));
         })?;
         answer.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-            Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel has not answered for 10 s"))
+            let seconds = PATIENCE.as_secs();
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("the kernel has not answered for {seconds} s"),
+            ))
         })
     }
 
@@ -42,5 +51,11 @@ impl Kernel for RealKernel {
             return Ok(());
         }
         Err(io::Error::other(String::from_utf8_lossy(&run.stderr).trim().to_owned()))
+    }
+
+    fn open_exclusively(&self, path: &Path) -> io::Result<()> {
+        // Without O_CREAT only block devices know O_EXCL (open(2)); nothing is waited for, nothing written.
+        let flags = libc::O_EXCL | libc::O_NONBLOCK;
+        std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map(drop)
     }
 }

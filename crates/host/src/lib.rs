@@ -13,6 +13,7 @@ mod iommu;
 mod kernel;
 mod pci;
 mod record;
+mod stuck;
 
 #[cfg(test)]
 mod fake;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::{Host, PciAddress, attribute, link_name};
+use crate::{Host, PciAddress, link_name};
 
 /// A PCI function and the facts that sysfs has about it, read once.
 #[derive(Debug, Clone)]
@@ -20,10 +20,6 @@ pub struct PciDevice {
     pub driver: Option<String>,
     /// Its IOMMU group; `None` when no IOMMU translates for it.
     pub group: Option<u32>,
-    /// What the kernel can do to reset it, best first: `flr`, `bus`, `pm`, …; empty when nothing.
-    pub reset_methods: Vec<String>,
-    /// The NUMA node it is attached to, if the host says so.
-    pub numa_node: Option<u32>,
 }
 
 /// A fact that could not be had.
@@ -83,10 +79,6 @@ impl PciDevice {
             class: hex("class")?,
             driver: link_name(&dir.join("driver")),
             group: link_name(&dir.join("iommu_group")).and_then(|name| name.parse().ok()),
-            reset_methods: attribute(&dir.join("reset_method"))
-                .map(|text| text.split_whitespace().map(str::to_owned).collect())
-                .unwrap_or_default(),
-            numa_node: attribute(&dir.join("numa_node")).and_then(|text| text.parse().ok()),
         })
     }
 
@@ -147,10 +139,6 @@ mod tests {
         let device = PciDevice::open(&fake.host(), "01:00.0".parse().unwrap()).unwrap();
         assert_eq!((device.vendor, device.device, device.class), (0x1b36, 0x0010, 0x010802));
         assert_eq!((device.driver.as_deref(), device.group), (Some("nvme"), Some(9)));
-        assert_eq!(
-            (device.reset_methods.as_slice(), device.numa_node),
-            (&["flr".to_owned(), "bus".to_owned()][..], None)
-        );
         assert_eq!(device.to_string(), "0000:01:00.0 [1b36:0010] NVMe controller, driver nvme");
     }
 

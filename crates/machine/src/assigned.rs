@@ -69,8 +69,10 @@ impl Claimed {
             let events = events.clone();
             // Nobody listens before the VM runs; what is said waits until then.
             let report = Arc::new(move |event: assign::Event| events.trouble(event.to_string()));
-            let assigned = Assigned::new(&self.claim, device.address, at, bus, services.clone(), report)?;
+            let (windows, services) = (bus.windows(), services.clone());
+            let assigned = Assigned::new(&self.claim, device.address, at, windows, services, report)?;
             bus.add(at, assigned.clone())?;
+            bus.place_bars(at)?;
             all.push(assigned);
         }
         Ok(all)

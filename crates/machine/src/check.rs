@@ -58,10 +58,11 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     let host = Host::here();
     let devices: Vec<PciAddress> =
         config.assigned.iter().filter_map(|device| findings.keep(host_address(device.address))).collect();
-    findings.keep(assign::check(&host, &devices));
     let iommu = host.iommu_address_width().map_or(52, |bits| bits.clamp(32, 52) as u8);
     let address_bits = hypervisor.as_ref().map_or(52, Hypervisor::address_bits).min(iommu);
     let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits));
+    let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
+    findings.keep(assign::check(&host, &devices, ram));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
             Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, devices })

@@ -6,58 +6,23 @@ use std::sync::{Arc, Mutex, RwLock};
 use memory::{Gpa, GpaRange};
 
 use crate::address::Address;
-use crate::bar::{BarKind, BarSpec, Decoded, DecodedAt, Windows};
+use crate::bar::{BarSpec, Decoded, DecodedAt, Windows};
+use crate::error::PciError;
 use crate::function::Function;
-use crate::services::ServiceError;
-
-/// What can go wrong on the bus.
-#[derive(Debug, thiserror::Error)]
-pub enum PciError {
-    /// The machine could not do what a function asked.
-    #[error(transparent)]
-    Service(#[from] ServiceError),
-    /// The address is taken.
-    #[error("PCI address {0} is taken already")]
-    Taken(Address),
-    /// All 32 device numbers are in use.
-    #[error("the guest's PCI bus is full: it has room for 31 devices")]
-    Full,
-    /// A BAR fits into no window.
-    #[error(
-        "{function}: BAR {bar} of {size:#x} bytes fits into no window of the guest's address space. {hint}"
-    )]
-    NoRoom {
-        /// The function's name.
-        function: String,
-        /// The BAR.
-        bar: usize,
-        /// Its size in bytes.
-        size: u64,
-        /// What a person can do.
-        hint: &'static str,
-    },
-    /// An assigned device or a model failed in its own way.
-    #[error("{function}: {what}")]
-    Function {
-        /// The function's name.
-        function: String,
-        /// What happened, with its cause and a hint.
-        what: String,
-    },
-}
 
 /// One PCI bus with its functions. Config accesses are served one at a time; BAR accesses all at once.
 pub struct Bus {
     windows: Windows,
     slots: Mutex<BTreeMap<Address, Slot>>,
     claims: RwLock<Claims>,
-    free: Mutex<Free>,
 }
 
 struct Slot {
     function: Arc<dyn Function>,
     /// What the bus routes to the function now. Less than the function decodes where BARs collide.
     claimed: Decoded,
+    /// Where its BARs were placed before the guest started.
+    placed: Vec<(BarSpec, u64)>,
 }
 
 #[derive(Default)]
@@ -73,27 +38,10 @@ struct Claim {
     bar: usize,
 }
 
-/// Next free address in each window, for BARs placed before the guest starts.
-struct Free {
-    memory32: u64,
-    memory64: u64,
-    ports: u64,
-}
-
 impl Bus {
     /// An empty bus.
     pub fn new(windows: &Windows) -> Bus {
-        let free = Free {
-            memory32: windows.memory32.start().0,
-            memory64: windows.memory64.map_or(0, |window| window.start().0),
-            ports: u64::from(windows.ports.0),
-        };
-        Bus {
-            windows: windows.clone(),
-            slots: Mutex::default(),
-            claims: RwLock::default(),
-            free: Mutex::new(free),
-        }
+        Bus { windows: windows.clone(), slots: Mutex::default(), claims: RwLock::default() }
     }
 
     /// The windows in which BARs may decode.
@@ -108,47 +56,14 @@ impl Bus {
         all.find(|address| !slots.contains_key(address)).ok_or(PciError::Full)
     }
 
-    /// Finds an address for a BAR, aligned to its size: 64-bit BARs above RAM when there is room, else below
-    /// 4 GiB. Given out once; for functions that are there before the guest starts.
-    pub fn allocate(&self, function: &str, bar: BarSpec) -> Result<u64, PciError> {
-        let mut free = self.free.lock().expect("no code panics with this lock held");
-        let take = |next: &mut u64, end: u64| {
-            let start = next.checked_next_multiple_of(bar.size())?;
-            (start.checked_add(bar.size())? <= end).then(|| {
-                *next = start + bar.size();
-                start
-            })
-        };
-        let low = self.windows.memory32.end().0;
-        let high = self.windows.memory64.map_or(0, |window| window.end().0);
-        let found = match bar.kind() {
-            BarKind::Io => take(&mut free.ports, u64::from(self.windows.ports.1) + 1),
-            BarKind::Memory64 { .. } => {
-                take(&mut free.memory64, high).or_else(|| take(&mut free.memory32, low))
-            }
-            BarKind::Memory32 { .. } | BarKind::Rom => take(&mut free.memory32, low),
-        };
-        found.ok_or_else(|| PciError::NoRoom {
-            function: function.to_owned(),
-            bar: bar.index(),
-            size: bar.size(),
-            hint: match bar.kind() {
-                BarKind::Memory64 { .. } => {
-                    "The window ends where this host's IOMMU and CPU end; give the VM less memory or fewer large devices."
-                }
-                _ => "Give the VM fewer devices.",
-            },
-        })
-    }
-
     /// Puts a function on the bus.
     pub fn add(&self, address: Address, function: Arc<dyn Function>) -> Result<(), PciError> {
         let mut slots = self.slots();
         if slots.contains_key(&address) {
             return Err(PciError::Taken(address));
         }
-        slots.insert(address, Slot { function, claimed: Decoded::default() });
-        self.settle(&mut slots)
+        slots.insert(address, Slot { function, claimed: Decoded::default(), placed: Vec::new() });
+        PciError::all(self.settle(&mut slots))
     }
 
     /// The functions, by address.
@@ -173,8 +88,11 @@ impl Bus {
             return Ok(());
         }
         let before = slot.function.decoded();
-        let written = slot.function.write_config(offset, data);
-        if slot.function.decoded() != before { written.and(self.settle(&mut slots)) } else { written }
+        let mut errors = Vec::from_iter(slot.function.write_config(offset, data).err());
+        if slot.function.decoded() != before {
+            errors.extend(self.settle(&mut slots));
+        }
+        PciError::all(errors)
     }
 
     /// Reads memory space; `false`, and `data` untouched, when no BAR is there.
@@ -203,7 +121,8 @@ impl Bus {
         Some(claim.function.write_bar(claim.bar, offset, data))
     }
 
-    /// Resets every function; BARs decode nowhere afterwards. Goes on after a failure and returns all.
+    /// Resets every function; BARs decode nowhere afterwards, and are where they were placed before the guest
+    /// started. Goes on after a failure and returns all.
     pub fn reset(&self) -> Vec<PciError> {
         let mut slots = self.slots();
         let mut errors = Vec::new();
@@ -212,8 +131,9 @@ impl Bus {
                 errors.extend(self.release(slot, bar).err());
             }
             errors.extend(slot.function.reset().err());
+            errors.extend(place::write(&*slot.function, &slot.placed));
         }
-        errors.extend(self.settle(&mut slots).err());
+        errors.extend(self.settle(&mut slots));
         errors
     }
 
@@ -234,14 +154,15 @@ impl Bus {
     }
 
     /// Makes the claims equal to what functions decode: first releases what moved, then claims what is free.
-    /// Where two BARs collide the one that was there first stays; the other follows when it goes.
-    fn settle(&self, slots: &mut BTreeMap<Address, Slot>) -> Result<(), PciError> {
-        let mut outcome = Ok(());
+    /// Where two BARs collide the one that was there first stays; the other follows when it goes. Goes on after a
+    /// failure and returns all.
+    fn settle(&self, slots: &mut BTreeMap<Address, Slot>) -> Vec<PciError> {
+        let mut errors = Vec::new();
         for slot in slots.values_mut() {
             let decoded = slot.function.decoded();
             for (bar, wanted) in decoded.into_iter().enumerate() {
                 if slot.claimed[bar].is_some() && slot.claimed[bar] != wanted {
-                    outcome = outcome.and(self.release(slot, bar));
+                    errors.extend(self.release(slot, bar).err());
                 }
             }
         }
@@ -250,11 +171,11 @@ impl Bus {
             for (bar, wanted) in decoded.into_iter().enumerate() {
                 let Some(wanted) = wanted else { continue };
                 if slot.claimed[bar].is_none() && self.claim(slot, bar, wanted) {
-                    outcome = outcome.and(slot.function.bar_moved(bar, Some(wanted)));
+                    errors.extend(slot.function.bar_moved(bar, Some(wanted)).err());
                 }
             }
         }
-        outcome
+        errors
     }
 
     fn release(&self, slot: &mut Slot, bar: usize) -> Result<(), PciError> {

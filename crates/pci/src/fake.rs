@@ -1,7 +1,8 @@
 //! A machine for tests: it remembers what functions asked of it. With the feature `fake` other crates' tests
 //! have it too.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use memory::Gpa;
@@ -24,8 +25,10 @@ pub struct FakeServices {
 
 /// A vector whose message can be looked at.
 pub struct FakeVector {
+    device: Address,
     eventfd: EventFd,
     message: Mutex<Option<MsiMessage>>,
+    broken: AtomicBool,
 }
 
 /// A line whose level can be looked at.
@@ -50,6 +53,11 @@ impl FakeServices {
         self.vectors.lock().unwrap()[index].eventfd.read().unwrap_or(0)
     }
 
+    /// From now on vector `index` (in the order they were made) takes no message, or does again.
+    pub fn break_vector(&self, index: usize, broken: bool) {
+        self.vectors.lock().unwrap()[index].broken.store(broken, Ordering::SeqCst);
+    }
+
     /// Doorbells that are there now: address and width.
     pub fn doorbells(&self) -> Vec<(Gpa, u32)> {
         self.doorbells.lock().unwrap().clone()
@@ -72,6 +80,10 @@ impl Vector for FakeVector {
     }
 
     fn set(&self, message: Option<MsiMessage>) -> Result<(), ServiceError> {
+        if self.broken.load(Ordering::SeqCst) {
+            let cause = io::Error::other("broken on purpose");
+            return Err(ServiceError { device: self.device, what: "set a message".into(), cause });
+        }
         *self.message.lock().unwrap() = message;
         Ok(())
     }
@@ -92,9 +104,10 @@ impl Line for FakeLine {
 }
 
 impl Services for FakeServices {
-    fn vector(&self, _: Address) -> Result<Arc<dyn Vector>, ServiceError> {
+    fn vector(&self, device: Address) -> Result<Arc<dyn Vector>, ServiceError> {
         let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-        let vector = Arc::new(FakeVector { eventfd, message: Mutex::default() });
+        let message = Mutex::default();
+        let vector = Arc::new(FakeVector { device, eventfd, message, broken: AtomicBool::new(false) });
         self.vectors.lock().unwrap().push(vector.clone());
         Ok(vector)
     }

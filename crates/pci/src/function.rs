@@ -1,7 +1,7 @@
 //! What a PCI function is to the bus.
 
 use crate::bar::Decoded;
-use crate::bus::PciError;
+use crate::error::PciError;
 
 /// A PCI function: an emulated device or an assigned one. Called by every vCPU at once, so it keeps its own
 /// locks; the bus calls configuration methods one at a time.

@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 
 use crate::bar::{Decoded, DecodedAt, Windows};
-use crate::bus::PciError;
 use crate::config_space::{ConfigSpace, Identity};
+use crate::error::PciError;
 use crate::function::Function;
 
 /// The host bridge that guests expect at 00:00.0.

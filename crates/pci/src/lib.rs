@@ -13,6 +13,7 @@ mod bar;
 mod bus;
 pub mod capability;
 mod config_space;
+mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod function;
@@ -24,8 +25,9 @@ mod services;
 
 pub use address::{Address, Pin};
 pub use bar::{BarKind, BarSpec, Decoded, DecodedAt, ROM, Windows};
-pub use bus::{Bus, PciError};
+pub use bus::Bus;
 pub use config_space::{ConfigSpace, Identity};
+pub use error::PciError;
 pub use function::Function;
 pub use host_bridge::HostBridge;
 pub use msi::Msi;

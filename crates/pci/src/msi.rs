@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::address::Address;
-use crate::services::{MsiMessage, ServiceError, Services, Vector};
+use crate::error::PciError;
+use crate::services::{MsiMessage, Services, Vector};
 
 const ENABLE: u16 = 1;
 const IS_64_BIT: u16 = 1 << 7;
@@ -41,8 +42,9 @@ impl Msi {
         (body, writable)
     }
 
-    /// The guest wrote the capability; `body` is what it holds now, behind the two header bytes. Vectors follow.
-    pub fn update(&mut self, body: &[u8]) -> Result<(), ServiceError> {
+    /// The guest wrote the capability; `body` is what it holds now, behind the two header bytes. Vectors follow;
+    /// those that fail keep no other from it, and are tried again at the next write.
+    pub fn update(&mut self, body: &[u8]) -> Result<(), PciError> {
         let word = |at: usize| {
             let byte = |i: usize| u32::from(body.get(at + i).copied().unwrap_or(0));
             byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24
@@ -52,20 +54,26 @@ impl Msi {
         let data = word(10) & 0xffff;
         let mask = if self.maskable { word(14) } else { 0 };
         let count = if control & ENABLE != 0 { 1usize << (control >> 4 & 7).min(self.capable) } else { 0 };
-        while self.vectors.len() < count {
-            self.vectors.push(self.services.vector(self.device)?);
-            self.set.push(None);
+        let mut errors = Vec::new();
+        while self.vectors.len() < count && errors.is_empty() {
+            match self.services.vector(self.device) {
+                Ok(vector) => self.vectors.push(vector),
+                Err(error) => errors.push(error),
+            }
         }
+        self.set.resize(self.vectors.len(), None);
         for index in 0..self.vectors.len() {
             // Software gives a message whose low bits are free for the function to count in.
             let message = MsiMessage { address, data: data & !(count.max(1) as u32 - 1) | index as u32 };
             let wanted = (index < count && mask >> index & 1 == 0).then_some(message);
             if self.set[index] != wanted {
-                self.vectors[index].set(wanted)?;
-                self.set[index] = wanted;
+                match self.vectors[index].set(wanted) {
+                    Ok(()) => self.set[index] = wanted,
+                    Err(error) => errors.push(error),
+                }
             }
         }
-        Ok(())
+        PciError::all(errors)
     }
 
     /// The vectors in use: all of those that the guest enabled, masked or not.
@@ -75,12 +83,12 @@ impl Msi {
         &self.vectors[..count.min(self.vectors.len())]
     }
 
-    /// Back to power-on: off, no vector.
-    pub fn reset(&mut self) -> Result<(), ServiceError> {
-        self.update(&[0; 22])?;
+    /// Back to power-on: off, no vector; also where a vector failed on the way.
+    pub fn reset(&mut self) -> Result<(), PciError> {
+        let outcome = self.update(&[0; 22]);
         self.vectors.clear();
         self.set.clear();
-        Ok(())
+        outcome
     }
 }
 
@@ -108,5 +116,23 @@ mod tests {
         assert_eq!(services.messages()[1], Some(MsiMessage { address: 0xfee0_0000, data: 0x41 }));
         msi.update(&[]).unwrap();
         assert_eq!(services.messages(), [None, None]);
+    }
+
+    #[test]
+    fn a_vector_that_fails_keeps_no_other_from_its_message() {
+        let services = Arc::new(FakeServices::default());
+        let mut msi = Msi::new(Address::new(0, 1, 0).unwrap(), services.clone(), 4, false);
+        let mut body = [0; 22];
+        body[0] = 1 | 2 << 4;
+        body[2..6].copy_from_slice(&0xfee0_0000u32.to_le_bytes());
+        msi.update(&body).unwrap();
+        services.break_vector(0, true);
+        services.break_vector(1, true);
+        body[10] = 0x80;
+        assert_eq!(msi.update(&body).unwrap_err().to_string().lines().count(), 2);
+        let data = services.messages().into_iter().map(|message| message.unwrap().data);
+        assert_eq!(data.collect::<Vec<_>>(), [0, 1, 0x82, 0x83]);
+        assert!(msi.reset().is_err());
+        assert!(msi.vectors(&body).is_empty());
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::address::Address;
+use crate::error::PciError;
 use crate::services::{MsiMessage, ServiceError, Services, Vector};
 
 /// Bytes of one table entry: address, upper address, data, vector control.
@@ -61,10 +62,11 @@ impl Msix {
         self.control & ENABLE != 0
     }
 
-    /// The guest wrote the message control word.
-    pub fn set_control(&mut self, control: u16) -> Result<(), ServiceError> {
+    /// The guest wrote the message control word. Vectors that fail keep no other from following; they are tried
+    /// again at the next write.
+    pub fn set_control(&mut self, control: u16) -> Result<(), PciError> {
         self.control = control & (ENABLE | FUNCTION_MASK);
-        (0..self.entries.len()).try_for_each(|index| self.apply(index))
+        PciError::all((0..self.entries.len()).filter_map(|index| self.apply(index).err()))
     }
 
     /// Reads the table.
@@ -127,12 +129,12 @@ impl Msix {
         indices.into_iter().filter_map(|index| Some((index, self.entries[index].vector.as_ref()?)))
     }
 
-    /// Back to power-on: off, everything masked, no vector.
-    pub fn reset(&mut self) -> Result<(), ServiceError> {
-        self.set_control(0)?;
+    /// Back to power-on: off, everything masked, no vector; also where a vector failed on the way.
+    pub fn reset(&mut self) -> Result<(), PciError> {
+        let outcome = self.set_control(0);
         let count = self.entries.len() as u16;
         self.entries = Msix::new(self.device, self.services.clone(), count).entries;
-        Ok(())
+        outcome
     }
 
     fn pending(&self, index: usize) -> bool {
@@ -190,6 +192,36 @@ mod tests {
         let mut pending = [0xff; 8];
         msix.read_pending(0, &mut pending);
         assert_eq!(pending, [8, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn vectors_that_fail_are_all_named_and_keep_no_other_from_its_message() {
+        let (services, mut msix) = msix();
+        for index in 0..4 {
+            msix.vector(index).unwrap();
+            msix.write_table(16 * index as u64 + 8, &(0x40 + index as u64).to_le_bytes()).unwrap();
+        }
+        services.break_vector(0, true);
+        services.break_vector(2, true);
+        let error = msix.set_control(ENABLE).unwrap_err().to_string();
+        assert_eq!(error.lines().count(), 2, "{error}");
+        let data = |services: &FakeServices| {
+            services.messages().into_iter().map(|message| message.map(|it| it.data)).collect::<Vec<_>>()
+        };
+        assert_eq!(data(&services), [None, Some(0x41), None, Some(0x43)]);
+        services.break_vector(0, false);
+        assert!(msix.set_control(ENABLE).is_err(), "vector 2 still fails");
+        assert_eq!(data(&services), [Some(0x40), Some(0x41), None, Some(0x43)]);
+    }
+
+    #[test]
+    fn a_reset_that_fails_still_leaves_no_vector_and_nothing_enabled() {
+        let (services, mut msix) = msix();
+        msix.write_table(8, &0x40u64.to_le_bytes()).unwrap();
+        msix.set_control(ENABLE).unwrap();
+        services.break_vector(0, true);
+        assert!(msix.reset().is_err());
+        assert!(!msix.enabled() && msix.live().next().is_none());
     }
 
     #[test]

@@ -96,6 +96,7 @@ fn two_vms_cannot_have_the_same_device_or_disk() {
          say the first is $!
          try skep run --memory 64M --kernel /tmp/crash --assign $NVME
          try skep run --memory 64M --kernel /tmp/crash --disk /dev/sda
+         try skep run --memory 64M --kernel /tmp/crash --assign $(function_of sda)
          try skep run --memory 64M --kernel /tmp/crash --assign $OTHER
          given_back $OTHER nvme
          [ $(driver $NVME) = vfio-pci ]
@@ -106,10 +107,11 @@ fn two_vms_cannot_have_the_same_device_or_disk() {
          say skep ended with $ended
          given_back $NVME nvme"
     ));
-    seen.ended_with(&[1, 1, 3, 5]);
+    seen.ended_with(&[1, 1, 1, 3, 5]);
     let first = seen.after("host: the first is ")[0];
     says(&seen, &["0000:01:00.0 is in use by process", first]);
     says(&seen, &["disk /dev/sda", "in use", "another program", "fuser"]);
+    says(&seen, &["in use by this host: sda is open for exclusive use", "fuser -v /dev/sda"]);
 }
 
 #[test]
@@ -127,7 +129,7 @@ fn a_user_without_privileges_is_told_the_limit_on_locked_memory() {
          as_user unlimited
          chmod 666 /dev/kvm
          as_user unlimited
-         as_user 64 \"--assign $NVME\"
+         as_user 131072 \"--assign $NVME\"
          given_back $NVME nvme
          echo vfio-pci > /sys/bus/pci/devices/$NVME/driver_override
          echo $NVME > /sys/bus/pci/devices/$NVME/driver/unbind

@@ -9,7 +9,7 @@ mod capabilities;
 mod extended;
 mod snapshot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::ops::Range;
 
@@ -63,6 +63,8 @@ pub(crate) enum Effect {
 /// The emulated configuration space and what of it is tied to the hardware.
 pub(crate) struct Config {
     space: ConfigSpace,
+    /// What of the command register the hardware took last: bits of [`COMMAND_PASSED`].
+    taken: u16,
     /// Bytes to read from the hardware at each access.
     live: Vec<Range<u16>>,
     /// Where the emulated capabilities begin.
@@ -74,7 +76,7 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Builds the guest's space from the hardware's.
+    /// Builds the guest's space from the hardware's, which is idle ([`COMMAND_IDLE`]).
     pub fn new(hardware: &Snapshot, bars: &[BarSpec], windows: &Windows, features: &Features<'_>) -> Config {
         let identity = Identity {
             vendor: hardware.u16(register::VENDOR_ID),
@@ -90,8 +92,15 @@ impl Config {
         let pin = features.pin.map_or(0, |pin| pin as u8);
         space.set(register::INTERRUPT_PIN, &[pin]);
         let status = register::STATUS..register::STATUS + 2;
-        let mut config =
-            Config { space, live: vec![status], msi: None, msix: None, vpd: None, reset_bits: Vec::new() };
+        let mut config = Config {
+            space,
+            taken: 0,
+            live: vec![status],
+            msi: None,
+            msix: None,
+            vpd: None,
+            reset_bits: Vec::new(),
+        };
         config.add_capabilities(hardware, features);
         extended::add(&mut config.space, hardware);
         config
@@ -133,7 +142,6 @@ impl Config {
 
     /// Writes as the guest does; returns what the hardware has to be told, in order.
     pub fn write(&mut self, offset: u16, data: &[u8]) -> Vec<Effect> {
-        let before = self.space.command();
         self.space.write(offset, data);
         let mut effects = Vec::new();
 
@@ -150,7 +158,7 @@ impl Config {
             return effects; // everything else is in the state after reset
         }
         let passed = self.space.command() & COMMAND_PASSED;
-        if passed != before & COMMAND_PASSED {
+        if passed != self.taken {
             effects.push(Effect::Command(passed | COMMAND_IDLE));
         }
         let errors = written(register::STATUS) & STATUS_ERRORS;
@@ -187,8 +195,23 @@ impl Config {
         self.space.decoded()
     }
 
-    /// Puts a BAR at an address.
-    pub fn place_bar(&mut self, bar: BarSpec, address: u64) {
-        self.space.place_bar(bar, address);
+    /// The hardware's command register is this now.
+    pub fn command_taken(&mut self, command: u16) {
+        self.taken = command & COMMAND_PASSED;
+    }
+
+    /// Has the guest see what the hardware took last of its command register.
+    pub fn show_command(&mut self) {
+        let command = self.space.command() & !COMMAND_PASSED | self.taken;
+        self.space.set(register::COMMAND, &command.to_le_bytes());
+    }
+
+    /// This space, just built, with what outlives a reset of the one before: where the BARs are, and what of the
+    /// command register the hardware took last.
+    pub fn after(mut self, before: &Config) -> Config {
+        for bar in before.space.bars() {
+            self.space.place_bar(*bar, before.space.bar_address(*bar));
+        }
+        Config { taken: before.taken, ..self }
     }
 }

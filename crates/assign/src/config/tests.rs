@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 /// A function's hardware: bytes of configuration space.
-struct Fake(Vec<u8>);
+pub(crate) struct Fake(Vec<u8>);
 
 impl Fake {
     fn new() -> Fake {
@@ -55,7 +55,7 @@ fn bars() -> [BarSpec; 1] {
     [BarSpec::new(0, BarKind::Memory64 { prefetchable: false }, 0x4000).unwrap()]
 }
 
-fn config(fake: &Fake) -> Config {
+pub(crate) fn config(fake: &Fake) -> Config {
     let (at, services) = (Address::new(0, 3, 0).unwrap(), Arc::new(FakeServices::default()));
     let hardware = fake.snapshot();
     let msi = msi(&hardware).map(|layout| Msi::new(at, services.clone(), layout.count, layout.maskable));
@@ -81,7 +81,7 @@ fn seen(config: &Config, fake: &Fake) -> Vec<(u8, u16)> {
 }
 
 /// An NVMe controller as QEMU makes it: MSI-X, PCI Express, power management.
-fn nvme() -> Fake {
+pub(crate) fn nvme() -> Fake {
     let mut fake = Fake::new();
     let mut express = vec![0; 0x3a];
     express[0] = 0x02;
@@ -134,6 +134,7 @@ fn of_the_command_register_only_harmless_bits_reach_the_hardware_which_decodes_a
     assert_eq!(config.write(4, &[0x02, 0x00]), [], "decoding is the bus's");
     assert_eq!(config.write(4, &[0x06, 0x04]), [Effect::Command(0x0407)]);
     assert_eq!(config.write(4, &[0xff, 0xff]), [Effect::Command(0x0547)]);
+    config.command_taken(0x0547);
     assert_eq!(config.write(4, &[0x00, 0x00]), [Effect::Command(0x0003)]);
 }
 

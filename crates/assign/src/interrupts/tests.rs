@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 /// Remembers calls as "msix 0 +--" (an eventfd, none, none), and fails those asked for.
 #[derive(Default)]
-struct Fake {
+pub(crate) struct Fake {
     calls: Mutex<Vec<String>>,
     most: Mutex<Option<usize>>,
 }
@@ -40,7 +40,7 @@ impl Wires for Fake {
 const ENABLE: u16 = 1 << 15;
 const NO_MSI: [u8; 22] = [0; 22];
 
-fn interrupts(fixed: bool, vectors: u16) -> (Arc<Fake>, Arc<FakeServices>, Interrupts) {
+pub(crate) fn interrupts(fixed: bool, vectors: u16) -> (Arc<Fake>, Arc<FakeServices>, Interrupts) {
     let (wires, services) = (Arc::new(Fake::default()), Arc::new(FakeServices::default()));
     let at = Address::new(0, 3, 0).unwrap();
     let msi = Msi::new(at, services.clone(), 4, false);

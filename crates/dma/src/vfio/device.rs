@@ -198,7 +198,6 @@ mod tests {
             readable: true,
             writable: true,
             mappable: Vec::new(),
-            msix_mappable: false,
         };
         assert_eq!(place(&region, 0xffc, 4).unwrap(), (1 << 40) + 0xffc);
         assert!(place(&region, 0xffd, 4).is_err());

@@ -4,8 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_INFO_NORESIZE,
-    VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK,
+    VFIO_IRQ_INFO_NORESIZE, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK,
     VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
     VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX, vfio_irq_info,
 };
@@ -37,12 +36,6 @@ pub enum Interrupt {
 pub struct IrqInfo {
     /// How many there are; 0 when the device has none of the kind.
     pub count: u32,
-    /// Eventfds can be attached.
-    pub eventfd: bool,
-    /// It can be masked.
-    pub maskable: bool,
-    /// It masks itself when raised, until unmasked (a level triggered pin).
-    pub automasked: bool,
     /// More vectors can only be had by disabling all first.
     pub no_resize: bool,
 }
@@ -59,14 +52,7 @@ impl VfioDevice {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => info = vfio_irq_info::default(),
             Err(cause) => return Err(VfioError::new(self.name(), what(), cause, "")),
         }
-        let has = |flag| info.flags & flag != 0;
-        Ok(IrqInfo {
-            count: info.count,
-            eventfd: has(VFIO_IRQ_INFO_EVENTFD),
-            maskable: has(VFIO_IRQ_INFO_MASKABLE),
-            automasked: has(VFIO_IRQ_INFO_AUTOMASKED),
-            no_resize: has(VFIO_IRQ_INFO_NORESIZE),
-        })
+        Ok(IrqInfo { count: info.count, no_resize: info.flags & VFIO_IRQ_INFO_NORESIZE != 0 })
     }
 
     /// Has vectors from `start` on raise these eventfds; `None` leaves a vector allocated and silent. The first
@@ -103,23 +89,6 @@ impl VfioDevice {
         let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_UNMASK;
         let fail = |cause| VfioError::new(self.name(), "have its interrupt pin unmasked", cause, "");
         self.set_irqs(Interrupt::Intx, flags, 0, &[Some(eventfd)]).map_err(fail)
-    }
-
-    /// Unmasks the pin now.
-    pub fn unmask_intx(&self) -> Result<(), VfioError> {
-        self.intx("unmask", VFIO_IRQ_SET_ACTION_UNMASK)
-    }
-
-    /// Masks the pin now.
-    pub fn mask_intx(&self) -> Result<(), VfioError> {
-        self.intx("mask", VFIO_IRQ_SET_ACTION_MASK)
-    }
-
-    fn intx(&self, what: &str, action: u32) -> Result<(), VfioError> {
-        let fail = |cause| VfioError::new(self.name(), format!("{what} its interrupt pin"), cause, "");
-        let mut request = [20, VFIO_IRQ_SET_DATA_NONE | action, Interrupt::Intx as u32, 0, 1];
-        ioctl::words(self, ioctl::VFIO_DEVICE_SET_IRQS(), &mut request).map_err(fail)?;
-        Ok(())
     }
 
     fn set_irqs(

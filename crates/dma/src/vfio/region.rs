@@ -7,9 +7,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ROM_REGION_INDEX, VFIO_REGION_INFO_CAP_MSIX_MAPPABLE,
-    VFIO_REGION_INFO_CAP_SPARSE_MMAP, VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP,
-    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE, vfio_region_info,
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ROM_REGION_INDEX, VFIO_REGION_INFO_CAP_SPARSE_MMAP,
+    VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
+    VFIO_REGION_INFO_FLAG_WRITE, vfio_region_info,
 };
 
 use super::device::VfioDevice;
@@ -41,8 +41,6 @@ pub struct Region {
     pub writable: bool,
     /// The areas that can be mapped, page aligned; none when it must be read and written.
     pub mappable: Vec<Range<u64>>,
-    /// Whether the page with the MSI-X table may be mapped too.
-    pub msix_mappable: bool,
 }
 
 /// Reads what the kernel says about a region.
@@ -67,19 +65,14 @@ fn describe(info: &vfio_region_info, bytes: &[u8]) -> Region {
         } else {
             Vec::new()
         },
-        msix_mappable: false,
     };
     for (id, body) in ioctl::capabilities(bytes, offset) {
-        match u32::from(id) {
-            VFIO_REGION_INFO_CAP_SPARSE_MMAP if !region.mappable.is_empty() => {
-                let area = |(start, len): (u64, u64)| {
-                    let end = start.checked_add(len)?;
-                    (len > 0 && end <= info.size).then_some(start..end)
-                };
-                region.mappable = ioctl::pairs(body).into_iter().filter_map(area).collect();
-            }
-            VFIO_REGION_INFO_CAP_MSIX_MAPPABLE => region.msix_mappable = true,
-            _ => {}
+        if u32::from(id) == VFIO_REGION_INFO_CAP_SPARSE_MMAP && !region.mappable.is_empty() {
+            let area = |(start, len): (u64, u64)| {
+                let end = start.checked_add(len)?;
+                (len > 0 && end <= info.size).then_some(start..end)
+            };
+            region.mappable = ioctl::pairs(body).into_iter().filter_map(area).collect();
         }
     }
     region
@@ -177,14 +170,5 @@ mod tests {
     fn areas_beyond_the_region_are_not_believed() {
         let region = describe(&info(0xf, 0x4000), &sparse(&[(0x3000, 0x2000), (u64::MAX, 2), (0x1000, 0)]));
         assert_eq!(region.mappable, Vec::new());
-    }
-
-    #[test]
-    fn the_kernel_says_when_the_msix_page_may_be_mapped() {
-        let mut bytes = vec![0; 32];
-        bytes.extend([3u16, 1].map(u16::to_ne_bytes).concat());
-        bytes.extend(0u32.to_ne_bytes());
-        assert!(describe(&info(0xf, 0x4000), &bytes).msix_mappable);
-        assert!(!describe(&info(0x7, 0x4000), &bytes).msix_mappable);
     }
 }

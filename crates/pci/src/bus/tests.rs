@@ -1,6 +1,7 @@
 use std::sync::Mutex;
 
 use super::*;
+use crate::bar::{BarKind, ROM};
 use crate::config_space::{ConfigSpace, Identity};
 use proptest::prelude::*;
 
@@ -8,6 +9,35 @@ struct Probe {
     space: Mutex<ConfigSpace>,
     seen: Mutex<[Option<DecodedAt>; 7]>,
     tag: u8,
+    /// Whether it fails at all that can fail.
+    broken: Mutex<bool>,
+}
+
+impl Probe {
+    fn new(bars: &[BarSpec], windows: &Windows, tag: u8) -> Arc<Probe> {
+        let identity = Identity {
+            vendor: 1,
+            device: 2,
+            subsystem_vendor: 0,
+            subsystem: 0,
+            class: 0xff_0000,
+            revision: 0,
+        };
+        let space = Mutex::new(ConfigSpace::new(identity, bars, windows));
+        Arc::new(Probe { space, seen: Mutex::default(), tag, broken: Mutex::new(false) })
+    }
+
+    /// Where its BARs are, decoding or not.
+    fn places(&self) -> Vec<u64> {
+        let space = self.space.lock().unwrap();
+        space.bars().iter().map(|bar| space.bar_address(*bar)).collect()
+    }
+
+    fn outcome(&self, what: &str) -> Result<(), PciError> {
+        let broken = *self.broken.lock().unwrap();
+        let error = || PciError::Function { function: format!("probe {}", self.tag), what: what.to_owned() };
+        if broken { Err(error()) } else { Ok(()) }
+    }
 }
 
 impl Function for Probe {
@@ -19,7 +49,7 @@ impl Function for Probe {
     }
     fn write_config(&self, offset: u16, data: &[u8]) -> Result<(), PciError> {
         self.space.lock().unwrap().write(offset, data);
-        Ok(())
+        self.outcome("write")
     }
     fn decoded(&self) -> Decoded {
         self.space.lock().unwrap().decoded()
@@ -34,7 +64,7 @@ impl Function for Probe {
         let mut seen = self.seen.lock().unwrap();
         assert!(seen[bar].is_none() || at.is_none(), "moved without being taken away first");
         seen[bar] = at;
-        Ok(())
+        self.outcome("move")
     }
     fn reset(&self) -> Result<(), PciError> {
         self.space.lock().unwrap().reset();
@@ -50,34 +80,29 @@ fn windows() -> Windows {
     }
 }
 
+fn memory64(index: usize, size: u64) -> BarSpec {
+    BarSpec::new(index, BarKind::Memory64 { prefetchable: false }, size).unwrap()
+}
+
+fn memory32(index: usize, size: u64) -> BarSpec {
+    BarSpec::new(index, BarKind::Memory32 { prefetchable: false }, size).unwrap()
+}
+
+/// Puts a function with these BARs on the bus.
+fn add(bus: &Bus, bars: &[BarSpec], tag: u8) -> (Address, Arc<Probe>) {
+    let probe = Probe::new(bars, bus.windows(), tag);
+    let address = bus.free_address().unwrap();
+    bus.add(address, probe.clone()).unwrap();
+    (address, probe)
+}
+
 fn bus(count: u8) -> (Bus, Vec<(Address, Arc<Probe>)>) {
-    let windows = windows();
-    let bus = Bus::new(&windows);
-    let probes = (0..count)
-        .map(|tag| {
-            let identity = Identity {
-                vendor: 1,
-                device: 2,
-                subsystem_vendor: 0,
-                subsystem: 0,
-                class: 0xff_0000,
-                revision: 0,
-            };
-            let bars = [
-                BarSpec::new(0, BarKind::Memory64 { prefetchable: false }, 0x4000).unwrap(),
-                BarSpec::new(2, BarKind::Memory32 { prefetchable: false }, 0x1000).unwrap(),
-                BarSpec::new(3, BarKind::Io, 32).unwrap(),
-            ];
-            let mut space = ConfigSpace::new(identity, &bars, &windows);
-            for bar in bars {
-                space.place_bar(bar, bus.allocate("probe", bar).unwrap());
-            }
-            let probe = Arc::new(Probe { space: Mutex::new(space), seen: Mutex::default(), tag });
-            let address = bus.free_address().unwrap();
-            bus.add(address, probe.clone()).unwrap();
-            (address, probe)
-        })
-        .collect();
+    let bus = Bus::new(&windows());
+    let bars = [memory64(0, 0x4000), memory32(2, 0x1000), BarSpec::new(3, BarKind::Io, 32).unwrap()];
+    let probes: Vec<_> = (0..count).map(|tag| add(&bus, &bars, tag)).collect();
+    for (address, _) in &probes {
+        bus.place_bars(*address).unwrap();
+    }
     (bus, probes)
 }
 
@@ -148,11 +173,66 @@ fn after_a_reset_nothing_decodes() {
 }
 
 #[test]
-fn a_bar_that_fits_nowhere_is_an_error_that_names_it() {
+fn bars_that_fit_nowhere_are_all_named() {
     let (bus, _) = bus(1);
-    let huge = BarSpec::new(0, BarKind::Memory64 { prefetchable: true }, 1 << 40).unwrap();
-    let error = bus.allocate("0000:01:00.0", huge).unwrap_err().to_string();
-    assert!(error.contains("0000:01:00.0: BAR 0 of 0x10000000000 bytes"), "{error}");
+    let (address, probe) = add(&bus, &[memory64(0, 1 << 40), memory64(2, 0x1000), memory32(4, 1 << 30)], 1);
+    let error = bus.place_bars(address).unwrap_err().to_string();
+    assert!(error.contains("probe: BAR 0 of 0x10000000000 bytes"), "{error}");
+    assert!(error.contains("probe: BAR 4 of 0x40000000 bytes"), "{error}");
+    assert_eq!(probe.places(), [0, 0, 0]);
+}
+
+#[test]
+fn a_rom_that_fits_nowhere_is_no_error_for_a_guest_can_do_without() {
+    let bus = Bus::new(&windows());
+    let rom = BarSpec::new(ROM, BarKind::Rom, 1 << 24).unwrap();
+    let (address, probe) = add(&bus, &[memory32(0, 0x1000), rom], 0);
+    bus.place_bars(address).unwrap();
+    assert_eq!(probe.places(), [0xc000_0000, 0]);
+}
+
+#[test]
+fn the_gap_that_a_large_bar_leaves_goes_to_smaller_ones() {
+    let bus = Bus::new(&windows());
+    let small = add(&bus, &[memory64(0, 0x1000)], 0);
+    let half = add(&bus, &[memory64(0, 0x8_0000)], 1);
+    let quarter = add(&bus, &[memory64(0, 0x4_0000)], 2);
+    for (address, _) in [&small, &half, &quarter] {
+        bus.place_bars(*address).unwrap();
+    }
+    assert_eq!(half.1.places(), [0x10_0008_0000]);
+    assert_eq!(quarter.1.places(), [0x10_0004_0000]);
+}
+
+#[test]
+fn bars_of_64_bits_go_below_4_gib_when_there_is_no_room_above_ram() {
+    let bus = Bus::new(&windows());
+    let full = add(&bus, &[memory64(0, 0x10_0000), memory64(2, 0x1000)], 0);
+    bus.place_bars(full.0).unwrap();
+    assert_eq!(full.1.places(), [0x10_0000_0000, 0xc000_0000]);
+    let bus = Bus::new(&Windows { memory64: None, ..windows() });
+    let none = add(&bus, &[memory64(0, 0x1000)], 0);
+    bus.place_bars(none.0).unwrap();
+    assert_eq!(none.1.places(), [0xc000_0000]);
+}
+
+#[test]
+fn after_a_reset_bars_are_where_they_were_placed_whatever_the_guest_did() {
+    let (bus, probes) = bus(1);
+    let placed = probes[0].1.places();
+    bus.write_config(probes[0].0, 0x10, &[0xff; 8]).unwrap();
+    assert!(bus.reset().is_empty());
+    assert_eq!(probes[0].1.places(), placed);
+}
+
+#[test]
+fn of_many_failures_of_one_write_none_is_lost() {
+    let (bus, probes) = bus(2);
+    *probes[0].1.broken.lock().unwrap() = true;
+    let error = bus.write_config(probes[0].0, 4, &[3, 0]).unwrap_err().to_string();
+    assert_eq!(error, "probe 0: write\nprobe 0: move\nprobe 0: move\nprobe 0: move");
+    assert!(bus.read_memory(Gpa(0x10_0000_0000), &mut [0]), "a failure keeps no BAR from its claim");
+    assert_eq!(bus.reset().len(), 3 + 4, "three BARs taken away, four registers written");
 }
 
 proptest! {

@@ -88,18 +88,6 @@ impl VirtioPci {
         Ok(VirtioPci { name, address, services, shared, kicks, state, doorbells })
     }
 
-    /// One error for all that went wrong.
-    fn all(&self, mut errors: Vec<PciError>) -> Result<(), PciError> {
-        match errors.len() {
-            0 => Ok(()),
-            1 => Err(errors.remove(0)),
-            _ => {
-                let all: Vec<String> = errors.iter().map(PciError::to_string).collect();
-                Err(PciError::Function { function: self.name.clone(), what: all.join("; ") })
-            }
-        }
-    }
-
     /// The driver allows or forbids the device to reach memory.
     fn set_bus_master(&self, allowed: bool) {
         if self.shared.set_bus_master(allowed) {
@@ -178,7 +166,7 @@ impl VirtioPci {
         let config = route(config);
         let queues = queues.map(route).collect();
         self.shared.set_routes(config, queues);
-        self.all(errors)
+        PciError::all(errors)
     }
 
     /// The PCI configuration access capability (4.1.4.9): which piece of a BAR its data field stands for.
@@ -218,7 +206,7 @@ impl VirtioPci {
     /// Removes all doorbells. Those that the machine does not give back are named, and tried again the next
     /// time.
     fn remove_doorbells(&self) -> Result<(), PciError> {
-        self.all(self.take_doorbells_away())
+        PciError::all(self.take_doorbells_away())
     }
 
     fn take_doorbells_away(&self) -> Vec<PciError> {
@@ -247,7 +235,7 @@ impl VirtioPci {
                     // Kicks come by `write_bar` then, which is slower and works as well.
                     let mut errors = vec![error.into()];
                     errors.extend(self.take_doorbells_away());
-                    return self.all(errors);
+                    return PciError::all(errors);
                 }
             }
         }
@@ -288,7 +276,7 @@ impl Function for VirtioPci {
         let mut errors = Vec::new();
         if touches(state.msix_at + 2, 2) {
             let control = state.config.u16(state.msix_at + 2);
-            errors.extend(state.msix.set_control(control).err().map(PciError::from));
+            errors.extend(state.msix.set_control(control).err());
             state.common.vectors_changed = true;
             errors.extend(self.route(state).err());
         }
@@ -305,7 +293,7 @@ impl Function for VirtioPci {
             let value = state.config.u32(field).to_le_bytes();
             errors.extend(self.write_state(state, bar, at, &value[..len]).err());
         }
-        self.all(errors)
+        PciError::all(errors)
     }
 
     fn decoded(&self) -> Decoded {
@@ -335,13 +323,13 @@ impl Function for VirtioPci {
     fn reset(&self) -> Result<(), PciError> {
         let state = &mut *self.state();
         state.common.reset_now();
-        let mut errors: Vec<PciError> = state.msix.reset().err().map(PciError::from).into_iter().collect();
+        let mut errors: Vec<PciError> = state.msix.reset().err().into_iter().collect();
         state.config.set(state.msix_at + 2, &(state.msix.count() as u16 - 1).to_le_bytes());
         state.config.reset();
         self.shared.disable_pin(false);
         self.set_bus_master(false);
         state.common.vectors_changed = true;
         errors.extend(self.route(state).err());
-        self.all(errors)
+        PciError::all(errors)
     }
 }
