@@ -86,7 +86,7 @@ for disk in /sys/block/*; do
     case $(readlink -f $disk) in /sys/devices/pci*) ;; *) continue ;; esac
     name=${disk##*/}
     for file in serial device/serial device/vpd_pg80 device/../../../../serial; do
-        test -s $disk/$file && serial=$(tr -cd 'A-Z0-9' < $disk/$file) && break
+        test -r $disk/$file && serial=$(tr -cd 'A-Z0-9' < $disk/$file) && break
     done
     echo $serial $(sha256sum < /dev/$name)
 done
