@@ -151,22 +151,21 @@ impl Host {
         if !reasons.is_empty() {
             return Err(BindError::InUse { address, reasons });
         }
-        if self.driver_of(address).as_deref() == Some(VFIO) {
-            // Bound by a process that was killed: it becomes ours to give back. Else it was so before skep.
-            let before = old.map(|record| self.sign(record));
+        let (driver, driver_override) = (self.driver_of(address), self.override_of(address));
+        let with_vfio = driver.as_deref() == Some(VFIO);
+        // A process that was killed had bound it, or was about to: its record knows how the device was before,
+        // and the device becomes ours to give back.
+        let leftover = old.filter(|_| with_vfio || driver_override.as_deref() == Some(VFIO));
+        if with_vfio {
+            let before = leftover.map(|record| self.sign(record));
             if let Some(record) = &before {
                 self.keep_record(address, record)?;
             }
             return Ok(Bound { host: self.clone(), address, before });
         }
         self.ensure_vfio_pci()?;
-        let record = self.sign(Record {
-            address: address.to_string(),
-            driver: self.driver_of(address),
-            driver_override: self.override_of(address),
-            pid: 0,
-            started: None,
-        });
+        let now = Record { address: address.to_string(), driver, driver_override, pid: 0, started: None };
+        let record = self.sign(leftover.unwrap_or(now));
         self.keep_record(address, &record)?;
         match self.hand_to_vfio(address) {
             Ok(()) => Ok(Bound { host: self.clone(), address, before: Some(record) }),
@@ -405,6 +404,20 @@ mod tests {
         fake.kill_owner();
         let bound = host.bind_to_vfio(&device(&host)).unwrap();
         bound.give_back().unwrap();
+        assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
+    }
+
+    #[test]
+    fn who_takes_a_device_that_was_left_half_way_gives_it_back_to_its_first_driver() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+        // As if the owner had been killed after it took the device from its driver.
+        host.unbind(BDF.parse().unwrap()).unwrap();
+        fake.kill_owner();
+        assert_eq!(fake.state(BDF), (None, Some("vfio-pci".into())));
+        host.bind_to_vfio(&device(&host)).unwrap().give_back().unwrap();
         assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
     }
 
