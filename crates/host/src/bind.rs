@@ -484,6 +484,20 @@ mod tests {
     }
 
     #[test]
+    fn who_takes_a_device_that_was_left_half_way_gives_it_back_to_its_first_driver() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+        // As if the owner had been killed after it took the device from its driver.
+        host.unbind(BDF.parse().unwrap()).unwrap();
+        fake.kill_owner();
+        assert_eq!(fake.state(BDF), (None, Some("vfio-pci".into())));
+        host.bind_to_vfio(&device(&host)).unwrap().give_back().unwrap();
+        assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
+    }
+
+    #[test]
     fn vfio_pci_is_loaded_when_it_is_not_there_and_said_when_it_cannot_be() {
         let fake = FakeHost::new();
         fake.nvme(BDF, 9);
