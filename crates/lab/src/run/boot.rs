@@ -251,9 +251,12 @@ fn command_line(lab: &Lab, talkative: bool) -> String {
     if lab.hugepages > 0 {
         words.push(&hugepages);
     }
-    // Built in, it would make a disk at once and be /dev/sda.
     if matches!(lab.kernel, Kernel::Lab) {
+        // Built in, it would make a disk at once and be /dev/sda.
         words.push("scsi_debug.add_host=0");
+        // With a TSC that this kernel trusts, its KVM gives guests of the same kernel a kvm-clock by which their
+        // timers never fire once the machine is loaded: they stop at their first idle moment.
+        words.push("tsc=unstable");
     }
     words.push(&lab.append);
     words.join(" ").trim_end().to_owned()
