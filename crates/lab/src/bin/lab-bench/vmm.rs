@@ -48,6 +48,11 @@ impl Vmm {
         }
     }
 
+    /// Its name without what it uses to reach a disk.
+    pub fn family(self) -> &'static str {
+        self.name().split('-').next().unwrap_or_default()
+    }
+
     /// Whether it binds an assigned device itself.
     pub fn binds(self) -> bool {
         self == Vmm::Skep
