@@ -22,7 +22,7 @@ fn a_start_that_fails_at_any_step_leaves_the_host_as_it_was() {
                  --disk /dev/sda --assign $NVME
              disk_is_back nvme0n1
              drivers | cmp - /tmp/before && say drivers as before
-             [ -z \"$(ls /run/skep 2> /dev/null)\" ] && say no records
+             [ -z \"$(ls /run/skep/*.json 2> /dev/null)\" ] && say no records
              ! pidof skep && say no process
              [ ! -e /dev/vfio/$(basename $(readlink /sys/bus/pci/devices/$NVME/iommu_group)) ] && say no VFIO group
              lost=$((free - $(free_mib)))
