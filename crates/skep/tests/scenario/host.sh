@@ -52,7 +52,7 @@ driver() {
 
 # given_back ADDRESS DRIVER: the device is with its driver, as if nothing had been.
 given_back() {
-    say "$1 driver $(driver $1) override $(cat /sys/bus/pci/devices/$1/driver_override) records $(ls /run/skep 2> /dev/null | wc -l)"
+    say "$1 driver $(driver $1) override $(cat /sys/bus/pci/devices/$1/driver_override) records $(ls /run/skep/*.json 2> /dev/null | wc -l)"
     [ $(driver $1) = $2 ]
 }
 
