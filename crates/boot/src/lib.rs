@@ -126,7 +126,7 @@ pub fn load(boot: &LinuxBoot<'_>, platform: &Platform, ram: &Ram) -> Result<CpuS
     if map.len() > map::MAX_ENTRIES {
         return Err(LoadError::MapTooLong { count: map.len() });
     }
-    let acpi = acpi::tables(platform, low::acpi(), low::FACS)?;
+    let acpi = acpi::tables(platform, ram, low::acpi(), low::FACS)?;
     let smbios = smbios::tables(platform, ram, low::smbios())?;
 
     kernel.copy(ram)?;

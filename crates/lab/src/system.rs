@@ -18,7 +18,7 @@ use crate::process;
 use crate::wire::{JOB_PATH, Job};
 
 /// Changes when what goes into a base archive does.
-const FORMAT: &[u8] = b"2";
+const FORMAT: &[u8] = b"3";
 
 /// Modules that the host has at hand. Those for devices that are present are loaded at the start, with
 /// [`crate::wire`]'s needs and KVM and VFIO; the others when something asks for them.
@@ -204,7 +204,7 @@ fn add_modules(archive: &mut Archive, folder: &Path, names: &str) -> Result<(), 
     archive.file(&format!("{inside}/modules.alias"), 0o644, aliases.as_bytes()).map_err(pack)
 }
 
-/// The folder with the guest's kernel, in both forms, and its initramfs.
+/// The folder with the guest's kernel, in both forms, its initramfs, and one of init alone to measure boots by.
 fn guest(kernel: &Ready, busybox: &Busybox, places: &Places, lock: &CacheLock) -> Result<PathBuf, LabError> {
     let base = base(kernel, busybox, GUEST_MODULES, places, lock)?;
     let program = |name: &str| {
@@ -238,6 +238,14 @@ fn guest(kernel: &Ready, busybox: &Busybox, places: &Places, lock: &CacheLock) -
         if let Some(bzimage) = bzimage {
             place(bzimage, &folder.join("vmlinuz"))?;
         }
+        let alone = || {
+            let mut archive = Archive::new();
+            archive.folder("proc")?;
+            archive.file("init", 0o755, &init)?;
+            archive.finish()
+        };
+        let alone = alone().map_err(|e| LabError::system("pack", "the guest's init", e))?;
+        write_whole(lock, &folder.join("initrd-init"), &[&alone])?;
         write_whole(lock, &folder.join("initrd"), &[&base, &tools])?;
     }
     // The date says when it was last used, for `sweep`.

@@ -136,9 +136,11 @@ fn what_a_killed_skep_left_is_put_right_by_the_next() {
 #[test]
 fn the_console_can_be_a_socket() {
     let seen = Scenario::quick().run(
-        "start 'while read line; do say heard $line; [ $line != end ] || exit 7; done' --console socket:/tmp/console &
+        "start 'say ready; while read line; do say heard $line; [ $line != end ] || exit 7; done' --console socket:/tmp/console &
          wait_for 30 test -S /tmp/console
-         (until grep -q 'lab: exit' /tmp/heard; do echo hello; sleep 1; echo end; sleep 1; done) \\
+         # What comes before the guest has opened its serial port is lost, as on any.
+         (until grep -q 'guest: ready' /tmp/heard; do usleep 200000; done; echo hello; sleep 1; echo end
+          until grep -q 'lab: exit' /tmp/heard; do sleep 1; done) \\
              | lab-io talk /tmp/console > /tmp/heard || true
          wait $! && ended=0 || ended=$?
          cat /tmp/heard

@@ -1,11 +1,12 @@
 //! ACPI tables: what the guest learns about the machine. ACPI 6.5.
 //!
-//! RSDP, XSDT, FADT, FACS, MADT, MCFG and DSDT. Hardware is not "reduced": power button, sleep and timer are
+//! RSDP, XSDT, FADT, FACS, MADT, MCFG, SRAT and DSDT. Hardware is not "reduced": power button, sleep and timer are
 //! the fixed registers of [`crate::platform::port`].
 
 mod dsdt;
 mod fadt;
 mod madt;
+mod srat;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -13,7 +14,7 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use memory::{Gpa, GpaRange};
+use memory::{Gpa, GpaRange, Ram};
 
 use crate::platform::Platform;
 use crate::{LoadError, PlacedTable};
@@ -36,7 +37,7 @@ pub struct AcpiTables {
 
 /// Builds all tables for `place`, the RSDP at its start. The FACS goes to `facs`: the guest may take the
 /// memory of the tables for itself once it has read them, but never that of the FACS.
-pub fn tables(platform: &Platform, place: GpaRange, facs: Gpa) -> Result<AcpiTables, LoadError> {
+pub fn tables(platform: &Platform, ram: &Ram, place: GpaRange, facs: Gpa) -> Result<AcpiTables, LoadError> {
     let rsdp = place.start();
     let mut area = Area { next: rsdp.0 + Rsdp::len() as u64, tables: Vec::new() };
     area.tables.push(PlacedTable { at: facs, bytes: bytes(&FACS::new()) });
@@ -44,9 +45,10 @@ pub fn tables(platform: &Platform, place: GpaRange, facs: Gpa) -> Result<AcpiTab
     let fadt = area.add(bytes(&fadt::fadt(platform, dsdt, facs)));
     let madt = area.add(madt::madt(platform.cpus).as_slice().to_vec());
     let mcfg = area.add(bytes(&mcfg(platform)));
+    let srat = area.add(srat::srat(platform.cpus, ram).as_slice().to_vec());
 
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    for table in [fadt, madt, mcfg] {
+    for table in [fadt, madt, mcfg, srat] {
         xsdt.add_entry(table.0);
     }
     let xsdt = area.add(bytes(&xsdt));

@@ -8,7 +8,7 @@ use crate::platform::tests::{platform, range};
 use crate::platform::{Cpus, Ecam};
 
 fn built(platform: &Platform) -> AcpiTables {
-    tables(platform, low::acpi(), low::FACS).unwrap()
+    tables(platform, &ram(), low::acpi(), low::FACS).unwrap()
 }
 
 fn cpus(count: u32) -> Cpus {
@@ -30,6 +30,22 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 fn sum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+}
+
+fn ram() -> Ram {
+    Ram::new(&memory::ram_ranges(4 << 30)).unwrap()
+}
+
+#[test]
+fn all_cpus_and_all_ram_belong_to_one_node() {
+    let tables = built(&platform(cpus(2)));
+    let srat = &find(&tables, b"SRAT").bytes;
+    assert_eq!(u32_at(srat, 36), 1);
+    let (cpus, ram) = srat[48..].split_at(2 * 24);
+    assert_eq!((cpus[0], cpus[24], u32_at(cpus, 32)), (2, 2, 1));
+    let ranges: Vec<_> =
+        ram.chunks(40).map(|entry| (entry[0], u64_at(entry, 8), u64_at(entry, 16))).collect();
+    assert_eq!(ranges, [(1, 0, 3 << 30), (1, 4 << 30, 1 << 30)]);
 }
 
 #[test]
@@ -55,7 +71,7 @@ fn the_rsdp_leads_to_every_table() {
     let xsdt = find(&tables, b"XSDT");
     assert_eq!(u64_at(&rsdp.bytes, 24), xsdt.at.0);
     let listed: Vec<_> = xsdt.bytes[36..].chunks(8).map(|entry| u64_at(entry, 0)).collect();
-    assert_eq!(listed, [b"FACP", b"APIC", b"MCFG"].map(|signature| find(&tables, signature).at.0));
+    assert_eq!(listed, [b"FACP", b"APIC", b"MCFG", b"SRAT"].map(|signature| find(&tables, signature).at.0));
     let fadt = &find(&tables, b"FACP").bytes;
     assert_eq!(u64::from(u32_at(fadt, 36)), find(&tables, b"FACS").at.0);
     assert_eq!(u64_at(fadt, 140), find(&tables, b"DSDT").at.0);
@@ -75,7 +91,7 @@ fn the_tables_lie_apart_inside_their_place() {
 
 #[test]
 fn too_many_cpus_for_the_tables_is_an_error_that_says_so() {
-    let error = tables(&platform(cpus(4096)), low::acpi(), low::FACS).unwrap_err();
+    let error = tables(&platform(cpus(4096)), &ram(), low::acpi(), low::FACS).unwrap_err();
     assert!(error.to_string().starts_with("the ACPI tables take "), "{error}");
     assert!(error.to_string().ends_with("room for 65536 at 0xe0000-0xeffff. Use fewer CPUs."), "{error}");
 }

@@ -5,6 +5,8 @@ use std::process::Command;
 
 const KERNEL: &str = "/lab/guest/vmlinux";
 const INITRD: &str = "/lab/guest/initrd";
+/// Init alone, for a guest that is to boot and nothing else: unpacking more would only blur the boot.
+const INIT_ALONE: &str = "/lab/guest/initrd-init";
 
 /// RAM of a guest in MiB.
 pub const MEMORY: u64 = 256;
@@ -70,9 +72,22 @@ impl Vmm {
     }
 }
 
+/// The initramfs that a guest needs for its hardware.
+fn initrd(hardware: &Hardware<'_>) -> &'static str {
+    if hardware.disk.is_none() && hardware.assigned.is_none() { INIT_ALONE } else { INITRD }
+}
+
 fn skep(hardware: &Hardware<'_>, line: &str) -> Command {
     let mut command = Command::new("/bin/skep");
-    command.args(["run", "--memory", &format!("{MEMORY}M"), "--kernel", KERNEL, "--initrd", INITRD]);
+    command.args([
+        "run",
+        "--memory",
+        &format!("{MEMORY}M"),
+        "--kernel",
+        KERNEL,
+        "--initrd",
+        initrd(hardware),
+    ]);
     command.args(["--cmdline", line]);
     if let Some(disk) = hardware.disk {
         command.args(["--disk", &format!("path={disk},readonly=on")]);
@@ -88,7 +103,7 @@ fn qemu(hardware: &Hardware<'_>, line: &str, aio: &str) -> Command {
     let mut command = Command::new(QEMU);
     command.args(["-M", if plain { "pc" } else { "q35" }, "-accel", "kvm", "-cpu", "host", "-smp", "1"]);
     command.args(["-m", &format!("{MEMORY}M"), "-nodefaults", "-vga", "none", "-nographic", "-no-reboot"]);
-    command.args(["-serial", "stdio", "-kernel", KERNEL, "-initrd", INITRD, "-append", line]);
+    command.args(["-serial", "stdio", "-kernel", KERNEL, "-initrd", initrd(hardware), "-append", line]);
     if let Some(disk) = hardware.disk {
         let file = "driver=host_device,node-name=d0,read-only=on,cache.direct=on";
         command.args(["-blockdev", &format!("{file},filename={disk},aio={aio}")]);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use lab::wire::{Frame, JOB_PATH, Job, Mount, PORT};
 
 use crate::drivers::Drivers;
-use crate::system;
+use crate::{nvme, system};
 
 const PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
 
@@ -64,7 +64,7 @@ fn serve(drivers: &Drivers, port: &Port) -> io::Result<i32> {
         if found < job.disks {
             return Err(io::Error::other(format!("only {found} of {} disks appeared", job.disks)));
         }
-        Ok(())
+        nvme::number_by_address(job.disks, DISK_LIMIT)
     })?;
     // The loopback interface is one ioctl away, but busybox has it.
     let _without_network = Command::new("/bin/ip").args(["link", "set", "lo", "up"]).status();

@@ -6,6 +6,7 @@ mod drivers;
 mod guest;
 mod host;
 mod initrd;
+mod nvme;
 mod system;
 
 use std::process::ExitCode;
