@@ -14,6 +14,7 @@
 //! ```
 
 pub mod archive;
+mod clock;
 mod description;
 mod error;
 mod image;

@@ -19,7 +19,7 @@ use crate::places::Places;
 use crate::spec::{IommuModel, Kernel};
 use crate::system::{System, of_this_run};
 use crate::wire::{Frame, HOST_WORD, Job, Mount};
-use crate::{Lab, LabError};
+use crate::{Lab, LabError, clock};
 
 /// How much of the console an error shows, in lines.
 const CONSOLE_SHOWN: usize = 25;
@@ -254,10 +254,9 @@ fn command_line(lab: &Lab, talkative: bool) -> String {
     if matches!(lab.kernel, Kernel::Lab) {
         // Built in, it would make a disk at once and be /dev/sda.
         words.push("scsi_debug.add_host=0");
-        // With a TSC that this kernel trusts, its KVM gives guests of the same kernel a kvm-clock by which their
-        // timers never fire once the machine is loaded: they stop at their first idle moment.
-        words.push("tsc=unstable");
     }
+    let frequency = clock::tsc_khz().map(|khz| format!("tsc_early_khz={khz}"));
+    words.extend(frequency.as_deref());
     words.push(&lab.append);
     words.join(" ").trim_end().to_owned()
 }
