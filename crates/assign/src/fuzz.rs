@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use pci::{Address, BarSpec, Decoded, Msi, Msix, Pin, ServiceError, Services, Windows, register};
+use pci::{Address, BarSpec, Decoded, Msi, Msix, PciError, Pin, Services, Windows, register};
 
 use crate::config::{self, Config, Effect, Features, Snapshot};
 
@@ -65,7 +65,7 @@ impl Emulated {
     }
 
     /// Writes as the guest does; returns what reaches the hardware.
-    pub fn write(&mut self, offset: u16, data: &[u8]) -> Result<Vec<HardwareWrite>, ServiceError> {
+    pub fn write(&mut self, offset: u16, data: &[u8]) -> Result<Vec<HardwareWrite>, PciError> {
         let mut reached = Vec::new();
         for effect in self.config.write(offset, data) {
             let (offset, value) = match effect {

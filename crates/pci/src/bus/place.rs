@@ -11,8 +11,7 @@ use crate::register;
 
 impl Bus {
     /// Finds out which BARs the function at `address` has (PCI Local Bus Specification 3.0, 6.2.5.1: write ones,
-    /// see which stay) and gives each a place, beside those of the other functions. None decodes yet. BARs of 64
-    /// bits go above RAM when there is room, else below 4 GiB; a ROM for which there is no room goes without.
+    /// see which stay) and gives each a place, beside those of the other functions. BARs of 64 bits go above RAM when there is room, else below 4 GiB; a ROM for which there is no room goes without.
     pub fn place_bars(&self, address: Address) -> Result<(), PciError> {
         let bars = self.probe(address)?;
         let mut slots = self.slots();
@@ -24,7 +23,10 @@ impl Bus {
         if let Some(slot) = slots.get_mut(&address) {
             slot.placed.clone_from(&placed);
         }
-        PciError::all(write(&*function, &placed))
+        let mut errors = write(&*function, &placed);
+        // A function that decodes already moves with its BARs.
+        errors.extend(self.settle(&mut slots));
+        PciError::all(errors)
     }
 
     fn probe(&self, address: Address) -> Result<Vec<BarSpec>, PciError> {

@@ -154,6 +154,15 @@ fn bars_are_found_by_their_registers_and_placed_without_overlap() {
 }
 
 #[test]
+fn bars_that_decode_while_they_are_placed_are_reached_at_their_new_places() {
+    let (bus, probes) = bus(1);
+    bus.write_config(probes[0].0, 4, &[3, 0]).unwrap();
+    bus.place_bars(probes[0].0).unwrap();
+    assert_eq!(*probes[0].1.seen.lock().unwrap(), probes[0].1.decoded());
+    assert_eq!(probes[0].1.decoded().iter().flatten().count(), 3);
+}
+
+#[test]
 fn absent_functions_read_as_ones() {
     let (bus, _) = bus(1);
     let mut data = [0; 4];
