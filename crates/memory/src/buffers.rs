@@ -59,6 +59,12 @@ impl Buffers {
         self.bytes
     }
 
+    /// Keeps the RAM for as long as this process lives: for a device that has the buffers' addresses and cannot be
+    /// stopped.
+    pub fn keep_ram_for_ever(&self) {
+        std::mem::forget(self.ram.clone());
+    }
+
     /// Forgets the pieces and keeps the room for new ones.
     pub fn clear(&mut self) {
         self.pieces.clear();
