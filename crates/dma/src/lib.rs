@@ -10,6 +10,7 @@
 mod backend;
 mod domain;
 mod error;
+pub mod fault;
 mod iova;
 mod ledger;
 mod limits;
