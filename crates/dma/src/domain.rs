@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use memory::{Change, Contents, DeviceMemory, Difference, Mirror, MirrorError, Ram, Segment};
@@ -10,7 +11,7 @@ use memory::{Change, Contents, DeviceMemory, Difference, Mirror, MirrorError, Ra
 use crate::backend::{BackEnd, Backend, Source};
 use crate::error::{DomainError, Failed};
 use crate::iova::{Iova, IovaRange};
-use crate::ledger::{Mapping, Target, audit};
+use crate::ledger::{Mapping, Permission, Target, audit};
 use crate::limits::Limits;
 use crate::own::{self, OwnMemory};
 use crate::p2p::{P2p, P2pWish};
@@ -43,6 +44,8 @@ pub struct Domain {
     kind: Kind,
     groups: Vec<Arc<Group>>,
     state: Mutex<State>,
+    /// Grows with every change of the rows.
+    generation: AtomicU64,
 }
 
 struct State {
@@ -81,7 +84,7 @@ impl Domain {
             if let Kind::Guest(P2pWish::On | P2pWish::Required) = kind { P2p::Working } else { P2p::Off };
         let state = State { backend, rows: Vec::new(), calls: Calls::default(), p2p, devices: Vec::new() };
         let groups = groups.into_iter().map(Arc::new).collect();
-        Arc::new(Domain { name, kind, groups, state: Mutex::new(state) })
+        Arc::new(Domain { name, kind, groups, state: Mutex::new(state), generation: AtomicU64::new(0) })
     }
 
     /// Its name, for people.
@@ -167,19 +170,54 @@ impl Domain {
         };
         let ram = Arc::new(Ram::new(&[range])?);
         let mapping = Mapping::of(iova, Target::Own(what.into()));
-        state.map_segment(&self.name, mapping, &ram.segments()[0])?;
+        let mapped = state.map_segment(&self.name, mapping, &ram.segments()[0]);
+        self.changed();
         drop(state);
+        mapped?;
         Ok(OwnMemory::new(self.clone(), iova, ram))
+    }
+
+    /// Another number whenever it holds something else than before.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Everything that devices may write, and the generation of that; neighbours are one range.
+    pub(crate) fn reached(&self) -> (u64, Vec<IovaRange>) {
+        let state = self.state();
+        let writable = state.rows.iter().filter(|row| row.mapping.permission == Permission::ReadWrite);
+        let mut ranges: Vec<IovaRange> = writable.map(|row| row.mapping.iova).collect();
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, before| match before.joined(*next) {
+            Some(both) => {
+                *before = both;
+                true
+            }
+            None => false,
+        });
+        (self.generation(), ranges)
     }
 
     /// Takes a driver's memory away from the devices.
     pub(crate) fn unmap_own(&self, iova: IovaRange) -> Result<(), DomainError> {
-        self.state().unmap(&self.name, |row| row.iova == iova)
+        self.unmap(|row| row.iova == iova)
     }
 
     /// Unmaps everything that is left. What cannot be unmapped stays in the ledger, and is in the error.
     pub fn unmap_all(&self) -> Result<(), DomainError> {
-        self.state().unmap(&self.name, |_| true)
+        self.unmap(|_| true)
+    }
+
+    fn unmap(&self, meant: impl Fn(&Mapping) -> bool) -> Result<(), DomainError> {
+        let mut state = self.state();
+        let done = state.unmap(&self.name, meant);
+        self.changed();
+        done
+    }
+
+    /// To be called with the state locked, whether or not the change succeeded.
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -229,6 +267,7 @@ impl Mirror for Domain {
                 state.unmap(&self.name, |row| *row == wanted)
             }
         };
+        self.changed();
         Ok(done?)
     }
 

@@ -19,6 +19,7 @@ mod limits;
 mod memlock;
 mod own;
 mod p2p;
+mod reach;
 #[cfg(test)]
 mod tests;
 mod type1;
@@ -33,3 +34,4 @@ pub use limits::{Limits, Misfit, Misfits};
 pub use memlock::{MemlockError, check_memlock};
 pub use own::OwnMemory;
 pub use p2p::{P2p, P2pWish};
+pub use reach::Reach;
