@@ -9,12 +9,18 @@
 mod address;
 mod backing;
 mod buffers;
+mod numa;
+mod placement;
+mod pool;
 mod ram;
 mod segment;
 mod slice;
+mod wiring;
 
 pub use address::{Gpa, GpaRange, HIGH_RAM_START, LOW_RAM_END, ram_ranges};
 pub use buffers::Buffers;
+pub use placement::{Node, Pages, Placement};
+pub use pool::{PoolError, PoolShort};
 pub use ram::{OutsideRam, Ram};
 pub use segment::{RamError, Segment};
 pub use slice::GuestSlice;
