@@ -9,6 +9,7 @@
 mod address;
 mod backing;
 mod buffers;
+mod map;
 mod numa;
 mod placement;
 mod pool;
@@ -19,6 +20,9 @@ mod wiring;
 
 pub use address::{Gpa, GpaRange, HIGH_RAM_START, LOW_RAM_END, ram_ranges};
 pub use buffers::Buffers;
+pub use map::{
+    Change, ChangeError, Contents, DeviceMemory, Difference, MemoryMap, Mirror, MirrorError, Place, Stuck,
+};
 pub use placement::{Node, Pages, Placement};
 pub use pool::{PoolError, PoolShort};
 pub use ram::{OutsideRam, Ram};

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -23,10 +24,11 @@ pub struct OutsideRam {
 
 /// All RAM of one VM: segments in order of their guest addresses, never overlapping.
 ///
-/// Shared as `Arc<Ram>` by everything that touches it; the mapping goes when the last holder does.
+/// Shared as `Arc<Ram>` by everything that touches it; a segment goes when the last holder does. It is the RAM of one
+/// moment: RAM that comes or goes ([`crate::MemoryMap`]) is another `Ram`, of mostly the same segments.
 #[derive(Debug)]
 pub struct Ram {
-    segments: Vec<Segment>,
+    segments: Vec<Arc<Segment>>,
 }
 
 impl Ram {
@@ -47,14 +49,30 @@ impl Ram {
         if let Some(error) = placement.check(&ranges).into_iter().next() {
             return Err(error);
         }
-        let placed = |range| Segment::placed(range, placement);
+        let placed = |range| Segment::placed(range, placement).map(Arc::new);
         let segments = ranges.into_iter().map(placed).collect::<Result<_, _>>()?;
         Ok(Ram { segments })
     }
 
     /// The segments, by rising guest address.
-    pub fn segments(&self) -> &[Segment] {
+    pub fn segments(&self) -> &[Arc<Segment>] {
         &self.segments
+    }
+
+    /// The same RAM and one segment more, which overlaps none of it.
+    pub(crate) fn with(&self, segment: Arc<Segment>) -> Ram {
+        let mut segments = self.segments.clone();
+        let at = segments.partition_point(|other| other.range().start() < segment.range().start());
+        segments.insert(at, segment);
+        Ram { segments }
+    }
+
+    /// The same RAM without this very segment; `None` when it is not in it.
+    pub(crate) fn without(&self, segment: &Arc<Segment>) -> Option<Ram> {
+        let at = self.segments.iter().position(|other| Arc::ptr_eq(other, segment))?;
+        let mut segments = self.segments.clone();
+        segments.remove(at);
+        Some(Ram { segments })
     }
 
     /// Bytes of RAM in all.

@@ -113,11 +113,6 @@ unsafe impl Send for Segment {}
 unsafe impl Sync for Segment {}
 
 impl Segment {
-    /// Allocates RAM for `range`, which must begin and end on a page, out of ordinary memory.
-    pub(crate) fn new(range: GpaRange) -> Result<Segment, RamError> {
-        Segment::placed(range, &Placement::default())
-    }
-
     /// Allocates RAM for `range`, which must begin and end on a page, where the placement says.
     ///
     /// Huge pages are set aside for it at once. But the kernel sets them aside for the host as a whole: from one
@@ -254,7 +249,7 @@ fn map(file: &File, len: u64, pages: Pages) -> io::Result<(NonNull<u8>, Reservat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Gpa;
+    use crate::{Gpa, Ram};
 
     fn range(len: u64) -> GpaRange {
         GpaRange::new(Gpa(0), len).unwrap()
@@ -262,7 +257,7 @@ mod tests {
 
     #[test]
     fn ordinary_segments_say_what_they_are_made_of() {
-        let segment = Segment::new(range(8 << 20)).unwrap();
+        let segment = Segment::placed(range(8 << 20), &Placement::default()).unwrap();
         assert_eq!((segment.page_size(), segment.node()), (4096, None));
         assert_eq!(segment.host_address().as_ptr() as usize % ALIGNMENT, 0);
     }
@@ -286,6 +281,39 @@ mod tests {
         let placement = Placement { node: Some(Node(1000)), ..Placement::default() };
         let error = Segment::placed(range(4 << 20), &placement).unwrap_err();
         assert!(error.to_string().contains("NUMA node 1000"), "{error}");
+    }
+
+    #[test]
+    #[ignore = "needs 8 free huge pages of 2 MiB, and no more than 1000: run it in the lab, skep lab exec --hugepages 16"]
+    fn huge_pages_come_out_of_the_pool_and_go_back() {
+        let free = || {
+            let text =
+                std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").unwrap();
+            text.trim().parse::<u64>().unwrap()
+        };
+        let before = free();
+        for node in [None, Some(Node(0))] {
+            let placement = Placement { pages: Pages::Huge2M, node };
+            let ram = Ram::placed(&[range(16 << 20)], &placement).unwrap();
+            let mut told = 0;
+            ram.wire_with(|done| told = done).unwrap();
+            assert_eq!((told, free()), (16 << 20, before - 8));
+            ram.write_obj(Gpa((16 << 20) - 8), &7u64).unwrap();
+            assert_eq!(ram.read_obj::<u64>(Gpa((16 << 20) - 8)).unwrap(), 7);
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let start = format!("{:x}-", ram.segments()[0].host_address().as_ptr() as usize);
+            let mapping = smaps.split(&start).nth(1).unwrap();
+            let size = mapping.lines().find(|line| line.starts_with("KernelPageSize")).unwrap();
+            assert!(size.contains(" 2048 kB"), "{size}");
+            drop(ram);
+            assert_eq!(free(), before);
+        }
+        let placement = Placement { pages: Pages::Huge2M, node: None };
+        let error = Ram::placed(&[range(4 << 30)], &placement).unwrap_err().to_string();
+        assert!(
+            error.contains("takes 2048 huge pages of 2 MiB") && error.contains("echo 2048 > "),
+            "{error}"
+        );
     }
 
     #[test]

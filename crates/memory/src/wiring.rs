@@ -26,11 +26,23 @@ const TICK: Duration = Duration::from_millis(100);
 impl Ram {
     /// Makes every page present and locks it, so that it neither moves to swap nor faults later; needed before
     /// devices may reach it by DMA. Calls `progress` with the bytes done about every 100 ms, and at the end.
-    pub fn wire_with(&self, mut progress: impl FnMut(u64)) -> Result<(), RamError> {
-        // That locking is not permitted is known at once; making pages present takes its time.
-        self.segments().iter().try_for_each(Segment::lock_on_touch)?;
-        populate(self.segments().iter(), &mut progress)
+    pub fn wire_with(&self, progress: impl FnMut(u64)) -> Result<(), RamError> {
+        let segments: Vec<&Segment> = self.segments().iter().map(|segment| &**segment).collect();
+        wire(&segments, progress)
     }
+}
+
+impl Segment {
+    /// The same for one segment, such as one that is added to a VM that runs.
+    pub fn wire_with(&self, progress: impl FnMut(u64)) -> Result<(), RamError> {
+        wire(&[self], progress)
+    }
+}
+
+fn wire(segments: &[&Segment], mut progress: impl FnMut(u64)) -> Result<(), RamError> {
+    // That locking is not permitted is known at once; making pages present takes its time.
+    segments.iter().try_for_each(|segment| segment.lock_on_touch())?;
+    populate(segments, &mut progress)
 }
 
 /// A part of a segment that one thread makes present.
@@ -42,11 +54,8 @@ struct Piece<'a> {
 }
 
 /// Makes every page of the segments present.
-fn populate<'a>(
-    segments: impl Iterator<Item = &'a Segment>,
-    progress: &mut dyn FnMut(u64),
-) -> Result<(), RamError> {
-    let pieces: Vec<Piece<'_>> = segments.flat_map(pieces).collect();
+fn populate(segments: &[&Segment], progress: &mut dyn FnMut(u64)) -> Result<(), RamError> {
+    let pieces: Vec<Piece<'_>> = segments.iter().flat_map(|segment| pieces(segment)).collect();
     let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let next = AtomicUsize::new(0);
     let done = AtomicU64::new(0);
@@ -174,7 +183,8 @@ mod tests {
         let ram = Ram::new(&[range(0, 130 << 20), range(1 << 32, 2 << 20)]).unwrap();
         ram.write_obj(Gpa(0x1234), &0x55u8).unwrap();
         let mut told = Vec::new();
-        populate(ram.segments().iter(), &mut |done| told.push(done)).unwrap();
+        let segments: Vec<&Segment> = ram.segments().iter().map(|segment| &**segment).collect();
+        populate(&segments, &mut |done| told.push(done)).unwrap();
         assert_eq!(told.last(), Some(&(132 << 20)), "{told:?}");
         assert!(told.is_sorted(), "{told:?}");
         assert_eq!(ram.read_obj::<u8>(Gpa(0x1234)).unwrap(), 0x55);
