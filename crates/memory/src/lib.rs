@@ -18,7 +18,7 @@ mod segment;
 mod slice;
 mod wiring;
 
-pub use address::{Gpa, GpaRange, HIGH_RAM_START, LOW_RAM_END, ram_ranges};
+pub use address::{AMD_HOLE, Gpa, GpaRange, HIGH_RAM_START, LOW_RAM_END, ram_ranges, ram_ranges_around};
 pub use buffers::Buffers;
 pub use map::{
     Change, ChangeError, Contents, DeviceMemory, Difference, MemoryMap, Mirror, MirrorError, Place, Stuck,
