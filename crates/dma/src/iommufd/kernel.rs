@@ -101,8 +101,7 @@ fn flags(permission: Permission) -> u32 {
 
 impl Kernel for DevIommu {
     fn alloc(&self) -> io::Result<IoasId> {
-        let mut request =
-            iommu_ioas_alloc { size: size_of_u32::<iommu_ioas_alloc>(), ..Default::default() };
+        let mut request = iommu_ioas_alloc { size: size_of_u32::<iommu_ioas_alloc>(), ..Default::default() };
         ioctl::write(&self.0, IOMMU_IOAS_ALLOC(), &mut request)?;
         Ok(IoasId(request.out_ioas_id))
     }
@@ -128,9 +127,8 @@ impl Kernel for DevIommu {
             match ioctl::write(&self.0, IOMMU_IOAS_IOVA_RANGES(), &mut request) {
                 Ok(_) => {
                     ranges.truncate(request.num_iovas as usize);
-                    let range = |range: &iommu_iova_range| {
-                        IovaRange::inclusive(Iova(range.start), Iova(range.last))
-                    };
+                    let range =
+                        |range: &iommu_iova_range| IovaRange::inclusive(Iova(range.start), Iova(range.last));
                     let mut ranges: Vec<IovaRange> = ranges.iter().filter_map(range).collect();
                     ranges.sort_unstable();
                     return Ok((ranges, request.out_iova_alignment));

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+pub(crate) use kernel::IoasId;
 pub(crate) use space::Space;
 
 use crate::vfio::VfioError;

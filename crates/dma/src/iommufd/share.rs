@@ -66,7 +66,8 @@ impl<K: Kernel> Share<K> {
     /// Bytes of memory that are mapped in any of them, counted once however many map them.
     pub fn bytes(&self) -> u64 {
         let rows = self.rows();
-        let first = |(index, row): &(usize, &Row)| rows[..*index].iter().all(|other| other.memory != row.memory);
+        let first =
+            |(index, row): &(usize, &Row)| rows[..*index].iter().all(|other| other.memory != row.memory);
         rows.iter().enumerate().filter(first).map(|(_, row)| row.memory.len).sum()
     }
 
@@ -97,12 +98,7 @@ impl<K: Kernel> Ioas<K> {
     /// # Safety
     /// The memory must stay mapped in this process at the same address, and its file be the same, until it is
     /// unmapped here; and be of the sort that devices may change at any time.
-    pub unsafe fn map(
-        &self,
-        iova: IovaRange,
-        source: Source<'_>,
-        permission: Permission,
-    ) -> io::Result<()> {
+    pub unsafe fn map(&self, iova: IovaRange, source: Source<'_>, permission: Permission) -> io::Result<()> {
         let memory = Memory { host: source.host, len: iova.len(), file: source.file.map(part).transpose()? };
         let kernel = &self.share.kernel;
         // Held over the call, so that what is copied is not unmapped meanwhile.

@@ -24,7 +24,8 @@ impl Space {
     /// Makes the address space in which these devices will do DMA. They are attached to it, empty as it is, for a
     /// moment: an IOAS without devices claims that everything can be mapped.
     pub fn new(iommufd: &Iommufd, cdevs: &[Arc<BoundCdev>]) -> Result<Space, VfioError> {
-        let fail = |what| move |cause| VfioError::new(super::PATH, what, cause, "See the kernel's log (`dmesg`)");
+        let fail =
+            |what| move |cause| VfioError::new(super::PATH, what, cause, "See the kernel's log (`dmesg`)");
         let ioas = Ioas::new(&iommufd.share).map_err(fail("make an address space (IOAS)"))?;
         let mut attached = Vec::new();
         let measured = cdevs.iter().try_for_each(|cdev| {

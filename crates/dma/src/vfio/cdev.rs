@@ -1,7 +1,6 @@
 //! Devices as VFIO's character devices (/dev/vfio/devices/vfioN, Linux 6.6), which iommufd translates for.
 
 use std::fs::File;
-use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
@@ -68,7 +67,7 @@ impl Cdev {
             };
             VfioError::new(&self.name, "have iommufd translate its DMA", cause, hint)
         })?;
-        Ok(BoundCdev { name: self.name, file: self.file, id: request.out_devid, _iommufd: iommufd.clone() })
+        Ok(BoundCdev { name: self.name, file: self.file, _iommufd: iommufd.clone() })
     }
 }
 
@@ -77,8 +76,6 @@ impl Cdev {
 pub(crate) struct BoundCdev {
     name: String,
     file: File,
-    /// The iommufd's number for it.
-    pub id: u32,
     _iommufd: Arc<Iommufd>,
 }
 

@@ -9,8 +9,8 @@ pub(crate) mod ioctl;
 mod irq;
 mod region;
 
-pub use cdev::Cdev;
 pub(crate) use cdev::BoundCdev;
+pub use cdev::Cdev;
 pub use device::VfioDevice;
 pub use error::VfioError;
 pub use group::Group;
