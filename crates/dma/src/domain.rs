@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use memory::{Change, Contents, DeviceMemory, Difference, Mirror, MirrorError, Ram, Segment};
@@ -11,7 +12,7 @@ use crate::backend::{BackEnd, Backend, Source};
 use crate::error::{DomainError, Failed};
 use crate::iommufd::Iommufd;
 use crate::iova::{Iova, IovaRange};
-use crate::ledger::{Mapping, Target, audit};
+use crate::ledger::{Mapping, Permission, Target, audit};
 use crate::limits::Limits;
 use crate::members::{KvmFile, Members};
 use crate::own::{self, OwnMemory};
@@ -45,6 +46,8 @@ pub struct Domain {
     kind: Kind,
     members: Members,
     state: Mutex<State>,
+    /// Grows with every change of the rows.
+    generation: AtomicU64,
 }
 
 struct State {
@@ -90,7 +93,7 @@ impl Domain {
         let p2p =
             if let Kind::Guest(P2pWish::On | P2pWish::Required) = kind { P2p::Working } else { P2p::Off };
         let state = State { backend, rows: Vec::new(), calls: Calls::default(), p2p, devices: Vec::new() };
-        Arc::new(Domain { name, kind, members, state: Mutex::new(state) })
+        Arc::new(Domain { name, kind, members, state: Mutex::new(state), generation: AtomicU64::new(0) })
     }
 
     /// Its name, for people.
@@ -173,19 +176,54 @@ impl Domain {
         };
         let ram = Arc::new(Ram::new(&[range])?);
         let mapping = Mapping::of(iova, Target::Own(what.into()));
-        state.map_segment(&self.name, mapping, &ram.segments()[0])?;
+        let mapped = state.map_segment(&self.name, mapping, &ram.segments()[0]);
+        self.changed();
         drop(state);
+        mapped?;
         Ok(OwnMemory::new(self.clone(), iova, ram))
+    }
+
+    /// Another number whenever it holds something else than before.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Everything that devices may write, and the generation of that; neighbours are one range.
+    pub(crate) fn reached(&self) -> (u64, Vec<IovaRange>) {
+        let state = self.state();
+        let writable = state.rows.iter().filter(|row| row.mapping.permission == Permission::ReadWrite);
+        let mut ranges: Vec<IovaRange> = writable.map(|row| row.mapping.iova).collect();
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, before| match before.joined(*next) {
+            Some(both) => {
+                *before = both;
+                true
+            }
+            None => false,
+        });
+        (self.generation(), ranges)
     }
 
     /// Takes a driver's memory away from the devices.
     pub(crate) fn unmap_own(&self, iova: IovaRange) -> Result<(), DomainError> {
-        self.state().unmap(&self.name, |row| row.iova == iova)
+        self.unmap(|row| row.iova == iova)
     }
 
     /// Unmaps everything that is left. What cannot be unmapped stays in the ledger, and is in the error.
     pub fn unmap_all(&self) -> Result<(), DomainError> {
-        self.state().unmap(&self.name, |_| true)
+        self.unmap(|_| true)
+    }
+
+    fn unmap(&self, meant: impl Fn(&Mapping) -> bool) -> Result<(), DomainError> {
+        let mut state = self.state();
+        let done = state.unmap(&self.name, meant);
+        self.changed();
+        done
+    }
+
+    /// To be called with the state locked, whether or not the change succeeded.
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -235,6 +273,7 @@ impl Mirror for Domain {
                 state.unmap(&self.name, |row| *row == wanted)
             }
         };
+        self.changed();
         Ok(done?)
     }
 

@@ -22,6 +22,7 @@ mod members;
 mod memlock;
 mod own;
 mod p2p;
+mod reach;
 #[cfg(test)]
 mod tests;
 mod type1;
@@ -39,3 +40,4 @@ pub use members::KvmFile;
 pub use memlock::{MemlockError, check_memlock};
 pub use own::OwnMemory;
 pub use p2p::{P2p, P2pWish};
+pub use reach::Reach;

@@ -10,9 +10,9 @@ use dma::{DmaChoice, Kind, P2pWish};
 use host::{Host, PciAddress};
 
 use crate::error::{StartError, host_address};
-use crate::events::Reporter;
 use crate::kvm::Hypervisor;
 use crate::layout::Layout;
+use crate::notice::{Notice, Reporter};
 
 /// Facts that hold, and files that are open.
 pub struct Checked {
@@ -80,13 +80,14 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
 /// and then claiming it says why.
 pub fn give_back_leftovers(host: &Host, report: &Reporter) {
     for leftover in host.leftovers() {
-        match host.give_back_leftover(&leftover) {
-            Ok(()) => report(&format!(
+        let said = match host.give_back_leftover(&leftover) {
+            Ok(()) => format!(
                 "gave {} back, which a killed VM (process {}) had left",
                 leftover.address, leftover.pid
-            )),
-            Err(error) => report(&error.to_string()),
-        }
+            ),
+            Err(error) => error.to_string(),
+        };
+        report(&Notice::Trouble(said));
     }
 }
 
