@@ -1,5 +1,6 @@
 //! Resetting a device together with all others on its bus.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
@@ -52,8 +53,14 @@ impl VfioDevice {
         let groups = if self.is_by_group() { groups } else { &[] };
         let mut request = vec![4 * (3 + groups.len() as u32), 0, groups.len() as u32];
         request.extend(groups.iter().map(|group| group.as_fd().as_raw_fd() as u32));
-        let fail =
-            |cause| VfioError::new(self.name(), "reset its bus", cause, "See the kernel's log (`dmesg`)");
+        let fail = |cause: io::Error| {
+            let hint = match cause.raw_os_error() {
+                Some(libc::EINVAL) => "A device on the bus is not this VM's",
+                Some(libc::ENOTTY) => "The port above it does not report its link to be up again",
+                _ => "See the kernel's log (`dmesg`)",
+            };
+            VfioError::new(self.name(), "reset its bus", cause, hint)
+        };
         ioctl::words(&self.as_fd(), ioctl::VFIO_DEVICE_PCI_HOT_RESET(), &mut request).map_err(fail)?;
         Ok(())
     }
