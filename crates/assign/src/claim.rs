@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dma::vfio::{Group, VfioDevice};
-use dma::{Domain, Kind};
+use dma::vfio::{Cdev, Group, VfioDevice};
+use dma::{Chosen, DmaChoice, Domain, Kind};
 use host::{Bound, Host, IommuGroup, PciAddress, PciDevice, ReservedRegion};
 use memory::{GpaRange, MemoryMap, Mirror};
 
@@ -23,7 +23,7 @@ pub struct DomainPlan {
 
 /// Devices taken from the host for one VM, in their DMA domains.
 ///
-/// The order is: claim, attach the domains to the VM's memory map, tell KVM of [`Domain::groups`], make an
+/// The order is: claim, attach the domains to the VM's memory map, tell KVM of [`Domain::kvm_files`], make an
 /// [`crate::Assigned`] or a host driver of each device. In the end drop those, then [`Claim::release`]; a claim that
 /// is dropped gives back as well and prints what failed.
 #[derive(Debug)]
@@ -44,22 +44,33 @@ struct Member {
 
 impl Claim {
     /// Checks all devices, and everything about them, before anything is touched; then binds them to vfio-pci and
-    /// puts their groups into new domains. On failure the host is as it was.
-    pub fn new(host: &Host, plans: &[DomainPlan]) -> Result<Claim, AssignError> {
+    /// puts them into new domains, made as chosen. On failure the host is as it was.
+    pub fn new(host: &Host, plans: &[DomainPlan], dma: DmaChoice) -> Result<Claim, AssignError> {
         let Examined { devices, errors, .. } = examine(host, plans);
         all(errors)?;
         let mut claim = Claim { members: Vec::new(), domains: Vec::new(), bound: Vec::new() };
         for (device, _) in &devices {
             claim.bound.push(host.bind_to_vfio(device)?);
         }
+        // Not before: it is binding that has the kernel load VFIO.
+        let chosen = dma.resolve(host.has_vfio_cdevs())?;
         for plan in plans {
             let mine = || devices.iter().filter(|(device, _)| plan.devices.contains(&device.address));
             let groups: BTreeSet<u32> = mine().map(|(_, group)| *group).collect();
             if groups.is_empty() {
                 continue;
             }
-            let groups = groups.into_iter().map(Group::open).collect::<Result<_, _>>()?;
-            let domain = Domain::type1(&plan.name, plan.kind, groups)?;
+            let domain = match &chosen {
+                Chosen::Type1(_) => {
+                    let groups = groups.into_iter().map(Group::open).collect::<Result<_, _>>()?;
+                    Domain::type1(&plan.name, plan.kind, groups)?
+                }
+                Chosen::Iommufd(iommufd) => {
+                    let cdevs = mine().map(|(device, _)| open_cdev(host, device.address));
+                    let cdevs = cdevs.collect::<Result<_, _>>()?;
+                    Domain::iommufd(&plan.name, plan.kind, iommufd, cdevs)?
+                }
+            };
             claim.domains.push(domain.clone());
             let member = |(device, group): &(PciDevice, u32)| Member {
                 device: device.clone(),
@@ -122,6 +133,10 @@ impl Claim {
         errors.extend(bound.into_iter().filter_map(|bound| bound.give_back().err()).map(AssignError::from));
         all(errors)
     }
+}
+
+fn open_cdev(host: &Host, address: PciAddress) -> Result<Cdev, AssignError> {
+    Ok(Cdev::open(&address.to_string(), &host.vfio_cdev(address)?)?)
 }
 
 /// Everything that can be known to stand in the way of taking these devices for a VM with its RAM at `ram`, at
@@ -252,7 +267,8 @@ mod tests {
         device(dir.path(), "0000:03:00.0", "0x020000", "e1000e", None);
         let addresses =
             ["00:01.0", "02:00.0", "02:00.0", "03:00.0", "04:00.0"].map(|text| text.parse().unwrap());
-        let text = Claim::new(&Host::at(dir.path()), &guest(&addresses)).unwrap_err().to_string();
+        let text =
+            Claim::new(&Host::at(dir.path()), &guest(&addresses), DmaChoice::Auto).unwrap_err().to_string();
         for part in [
             "0000:00:01.0 is in use by this host: it is a bridge",
             "0000:02:00.0 is assigned twice",
