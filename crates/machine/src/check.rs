@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use assign::DomainPlan;
 use boot::{Initrd, KernelImage, platform};
 use devices::{VirtioBlk, VirtioBlkOptions};
 use disk::{Disk, DiskOptions};
+use dma::{DmaChoice, Kind, P2pWish};
 use host::{Host, PciAddress};
 
 use crate::error::{StartError, host_address};
-use crate::events::Reporter;
 use crate::kvm::Hypervisor;
 use crate::layout::Layout;
+use crate::notice::{Notice, Reporter};
 
 /// Facts that hold, and files that are open.
 pub struct Checked {
@@ -21,7 +23,8 @@ pub struct Checked {
     pub cpus: platform::Cpus,
     pub disks: Vec<OpenDisk>,
     pub host: Host,
-    pub devices: Vec<PciAddress>,
+    pub plans: Vec<DomainPlan>,
+    pub dma: DmaChoice,
 }
 
 /// A disk that is open and claimed, and what the guest sees of it.
@@ -62,10 +65,12 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     let address_bits = hypervisor.as_ref().map_or(52, Hypervisor::address_bits).min(iommu);
     let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits));
     let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
-    findings.keep(assign::check(&host, &devices, ram));
+    let kind = Kind::Guest(P2pWish::Off);
+    let plans = vec![DomainPlan { name: "guest".into(), kind, devices }];
+    findings.keep(assign::check(&host, &plans, ram));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
-            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, devices })
+            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans, dma: DmaChoice::Auto })
         }
         _ => Err(findings.0),
     }
@@ -75,19 +80,23 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
 /// and then claiming it says why.
 pub fn give_back_leftovers(host: &Host, report: &Reporter) {
     for leftover in host.leftovers() {
-        match host.give_back_leftover(&leftover) {
-            Ok(()) => report(&format!(
+        let said = match host.give_back_leftover(&leftover) {
+            Ok(()) => format!(
                 "gave {} back, which a killed VM (process {}) had left",
                 leftover.address, leftover.pid
-            )),
-            Err(error) => report(&error.to_string()),
-        }
+            ),
+            Err(error) => error.to_string(),
+        };
+        report(&Notice::Trouble(said));
     }
 }
 
 /// Opens a disk, which claims it: nobody else can mount it or give it to another VM until it is closed.
 fn open_disk(disk: &config::Disk, cpus: config::Cpus) -> Result<OpenDisk, StartError> {
-    let path = disk.path.as_path();
+    let path = match &disk.source {
+        config::DiskSource::Path(path) => path.as_path(),
+        config::DiskSource::Nvme { address, .. } => return Err(StartError::NvmeDisk(*address)),
+    };
     let options = DiskOptions::new(path);
     let opened = Arc::new(Disk::open(&if disk.readonly { options.read_only() } else { options })?);
     let queues = disk.queues.map_or_else(|| cpus.get().get().min(64), |queues| queues.get().get());
