@@ -16,12 +16,12 @@ usage:
   lab-edu read   ADDRESS [LENGTH]       has the device read memory, and says what it got: zeros, nothing or data
   lab-edu write  ADDRESS [LENGTH]       has the device write a pattern of its own to memory
   lab-edu burst  read|write ADDRESS N   N requests of four bytes, one by each command, ten in a second
-  lab-edu storm  read|write ADDRESS     one command of 4 KiB, which the emulated bus makes 1024 requests
+  lab-edu storm  read|write ADDRESS     one command of 4088 bytes, which the emulated bus makes 1022 requests
   lab-edu series read|write ADDRESS N SECONDS
                                         N single requests, so far apart
   lab-edu markers SIZE SEED FILE        fills SIZE of memory with a pattern, says where it is, waits for FILE to
                                         appear, and says whether the pattern is unchanged; ends with 1 if it is not
-Addresses and numbers in decimal or with 0x, sizes with K, M or G. LENGTH is 64 when not given, 4096 at most.";
+Addresses and numbers in decimal or with 0x, sizes with K, M or G. LENGTH is 64 when not given, 4088 at most.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
