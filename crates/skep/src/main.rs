@@ -32,7 +32,7 @@ enum Command {
     /// Run a VM
     Run(Box<run::Arguments>),
     /// Try things out in an emulated host, away from the real machine
-    Lab(lab::Arguments),
+    Lab(Box<lab::Arguments>),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +45,6 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         Command::Run(arguments) => run::run(&arguments).into(),
-        Command::Lab(arguments) => lab::run(arguments),
+        Command::Lab(arguments) => lab::run(*arguments),
     }
 }
