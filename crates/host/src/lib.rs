@@ -6,6 +6,7 @@
 
 mod address;
 mod bind;
+mod cdev;
 mod disk;
 mod group;
 mod in_use;

@@ -45,12 +45,12 @@ pub fn assemble(
     report: Reporter,
     steps: &Steps,
 ) -> Result<Vm, StartError> {
-    let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans } = checked;
+    let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans, dma } = checked;
     let (sender, inbox) = events();
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
-    let mut claimed = Claimed::new(&host, &plans)?;
+    let mut claimed = Claimed::new(&host, &plans, dma)?;
     if let Some(claimed) = &claimed {
         claimed.check(&layout.ram)?;
     }

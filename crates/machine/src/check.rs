@@ -6,7 +6,7 @@ use assign::DomainPlan;
 use boot::{Initrd, KernelImage, platform};
 use devices::{VirtioBlk, VirtioBlkOptions};
 use disk::{Disk, DiskOptions};
-use dma::{Kind, P2pWish};
+use dma::{DmaChoice, Kind, P2pWish};
 use host::{Host, PciAddress};
 
 use crate::error::{StartError, host_address};
@@ -24,6 +24,7 @@ pub struct Checked {
     pub disks: Vec<OpenDisk>,
     pub host: Host,
     pub plans: Vec<DomainPlan>,
+    pub dma: DmaChoice,
 }
 
 /// A disk that is open and claimed, and what the guest sees of it.
@@ -69,7 +70,7 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     findings.keep(assign::check(&host, &plans, ram));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
-            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans })
+            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans, dma: DmaChoice::Auto })
         }
         _ => Err(findings.0),
     }

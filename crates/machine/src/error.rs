@@ -49,11 +49,11 @@ pub enum StartError {
     /// PCI.
     #[error(transparent)]
     Pci(#[from] PciError),
-    /// KVM and an assigned device's group.
-    #[error("KVM cannot be told of IOMMU group {group}: {cause}. The kernel's log (dmesg) may say more.")]
-    Group {
-        /// The group.
-        group: u32,
+    /// KVM and an assigned device, or its group.
+    #[error("KVM cannot be told of {name}: {cause}. The kernel's log (dmesg) may say more.")]
+    Introduce {
+        /// "IOMMU group 9", or the device's PCI address.
+        name: String,
         /// The kernel's answer.
         cause: io::Error,
     },
