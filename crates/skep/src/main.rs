@@ -10,6 +10,7 @@ use exit::Exit;
 mod console;
 mod escape;
 mod exit;
+mod host;
 mod lab;
 mod report;
 mod run;
@@ -31,6 +32,8 @@ struct Arguments {
 enum Command {
     /// Run a VM
     Run(Box<run::Arguments>),
+    /// See, and give back, what VMs that were killed left bound
+    Host(host::Arguments),
     /// Try things out in an emulated host, away from the real machine
     Lab(Box<lab::Arguments>),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         Command::Run(arguments) => run::run(&arguments).into(),
+        Command::Host(arguments) => host::run(&arguments),
         Command::Lab(arguments) => lab::run(*arguments),
     }
 }
