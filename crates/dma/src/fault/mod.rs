@@ -6,6 +6,20 @@
 //! A [`Watch`] reads them all, takes each for a witness that may have missed something, and reports [`Event`]s:
 //! how many faults are known to be a device's, and how many are known only to have happened.
 //!
+//! ```no_run
+//! use dma::fault::{Event, Inputs, Place, Watch, Watched};
+//!
+//! // Early: before devices can do DMA and before privileges go.
+//! let inputs = Inputs::open();
+//! // Where the description's devices are known:
+//! let devices = vec![Watched { device: "0000:01:00.0".parse()?, domain: "guest".into() }];
+//! let classify = |_domain: &str, iova: dma::Iova| if iova.0 < 1 << 28 { Place::Ram } else { Place::Hole };
+//! let tell = |event: Event| eprintln!("{event}");
+//! let watch = Watch::start(inputs, devices, Box::new(classify), Box::new(tell))?;
+//! eprintln!("{}", watch.sources());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Errors that arrive in other ways (VFIO's error interrupt, a host driver's time-out, a map that failed) become
 //! the same [`Event`] by [`Event::single`].
 

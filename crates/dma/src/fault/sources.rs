@@ -1,6 +1,7 @@
 //! Which sources there are, opened while they may be.
 
 use std::fmt;
+use std::io;
 
 use super::interrupts::Interrupts;
 use super::kmsg::KernelLog;
@@ -25,17 +26,28 @@ pub struct Sources {
 
 impl Inputs {
     /// Opens what this host has and permits. None of it is needed for the VM to run; [`Sources`] says what there is.
+    ///
+    /// An instance of the kernel's tracing is made for it, and on VT-d a probe on the kernel's fault handler, which
+    /// is the only way to learn of faults that the log withholds. Both go with the [`Watch`](super::Watch).
     pub fn open() -> Inputs {
+        Inputs::with(Tracing::open())
+    }
+
+    /// Opens only what changes nothing in the kernel: its log, and the interrupt counts.
+    pub fn passive() -> Inputs {
+        Inputs::with(Err(io::Error::other("it was not to be used")))
+    }
+
+    fn with(tracing: io::Result<Tracing>) -> Inputs {
         let mut sources = Sources::default();
         let log = sources.add("the kernel's log (/dev/kmsg)", KernelLog::open());
-        let tracing = sources.add("the kernel's tracing (tracefs)", Tracing::open());
+        // On VT-d the tracepoint is there but never fires.
+        let kind = match &tracing {
+            Ok(tracing) if tracing.has_probe() => "a probe on VT-d's fault records (tracefs)",
+            _ => "the tracepoint iommu:io_page_fault (tracefs)",
+        };
+        let tracing = sources.add(kind, tracing);
         sources.names = log.is_some() || tracing.is_some();
-        if tracing.as_ref().is_some_and(Tracing::has_tracepoint) {
-            sources.active.push("the tracepoint iommu:io_page_fault");
-        }
-        if tracing.as_ref().is_some_and(Tracing::has_probe) {
-            sources.active.push("a probe on VT-d's fault records");
-        }
         let interrupts = sources.add("the IOMMU's interrupt counts (/proc/interrupts)", Interrupts::open());
         Inputs { log, interrupts, tracing, sources }
     }
@@ -57,7 +69,7 @@ impl Sources {
         self.names
     }
 
-    fn add<S>(&mut self, name: &'static str, source: std::io::Result<S>) -> Option<S> {
+    fn add<S>(&mut self, name: &'static str, source: io::Result<S>) -> Option<S> {
         match source {
             Ok(source) => {
                 self.active.push(name);
@@ -90,7 +102,6 @@ impl fmt::Display for Sources {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
 
     #[test]
     fn what_is_missing_is_said_with_its_reason_and_a_hint() {

@@ -44,7 +44,6 @@ pub struct Tracing {
     name: String,
     /// The names of the probes set, in our group.
     probes: Vec<String>,
-    tracepoint: bool,
     pipe: Option<File>,
     rest: Vec<u8>,
 }
@@ -59,18 +58,9 @@ impl Tracing {
     }
 
     fn within(root: &Path) -> io::Result<Tracing> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{PREFIX}{}_{number}", std::process::id());
-        fs::create_dir(root.join("instances").join(&name))?;
-        let mut made = Tracing {
-            root: root.to_owned(),
-            name,
-            probes: Vec::new(),
-            tracepoint: false,
-            pipe: None,
-            rest: Vec::new(),
-        };
+        let name = fresh(&root.join("instances"))?;
+        let mut made =
+            Tracing { root: root.to_owned(), name, probes: Vec::new(), pipe: None, rest: Vec::new() };
         // Times that other programs understand; a small buffer for each CPU; waking for the first event.
         made.set("trace_clock", "mono")?;
         made.set("buffer_size_kb", "64")?;
@@ -79,22 +69,17 @@ impl Tracing {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
         })?;
-        made.tracepoint = made.set("events/iommu/io_page_fault/enable", "1").is_ok();
+        let tracepoint = made.set("events/iommu/io_page_fault/enable", "1");
         for offset in intel_units() {
             made.probe(offset)?;
         }
-        if !made.tracepoint && made.probes.is_empty() {
-            return Err(io::Error::other("this kernel has no tracepoint for DMA faults"));
+        if made.probes.is_empty() {
+            tracepoint?;
         }
         let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
         let pipe = File::options().read(true).custom_flags(flags).open(made.folder().join("trace_pipe"))?;
         made.pipe = Some(pipe);
         Ok(made)
-    }
-
-    /// Whether the tracepoint is on.
-    pub fn has_tracepoint(&self) -> bool {
-        self.tracepoint
     }
 
     /// Whether Intel's fault records are seen.
@@ -161,6 +146,20 @@ impl Drop for Tracing {
     fn drop(&mut self) {
         self.pipe = None;
         remove(&self.root, &self.name, &self.probes);
+    }
+}
+
+/// Makes an instance with a name that is free. A process that was killed may have had our number.
+fn fresh(instances: &Path) -> io::Result<String> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{}_{number}", std::process::id());
+        match fs::create_dir(instances.join(&name)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < 100 => {}
+            Err(error) => return Err(error),
+            Ok(()) => return Ok(name),
+        }
     }
 }
 
