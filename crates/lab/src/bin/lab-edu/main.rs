@@ -19,8 +19,10 @@ usage:
   lab-edu storm  read|write ADDRESS     one command of 4088 bytes, which the emulated bus makes 1022 requests
   lab-edu series read|write ADDRESS N SECONDS
                                         N single requests, so far apart
-  lab-edu markers SIZE SEED FILE        fills SIZE of memory with a pattern, says where it is, waits for FILE to
-                                        appear, and says whether the pattern is unchanged; ends with 1 if it is not
+  lab-edu markers SIZE SEED FILE        fills SIZE of memory with a pattern, says where its highest page is, waits
+                                        for FILE to appear, and says whether the pattern is unchanged; ends with 1
+                                        if it is not
+  lab-edu stamp                         passes lines on, each with the seconds since boot before it
 Addresses and numbers in decimal or with 0x, sizes with K, M or G. LENGTH is 64 when not given, 4088 at most.";
 
 fn main() -> ExitCode {
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         ["burst", way, address, count] => series(way, address, count, "0"),
         ["storm", way, address] => storm(way, address),
         ["series", way, address, count, seconds] => series(way, address, count, seconds),
+        ["stamp"] => return stamp(),
         ["markers", size, seed, file] => markers::watch(size, seed, file),
         _ => {
             eprintln!("{USAGE}");
@@ -94,6 +97,18 @@ fn series(way: &str, address: &str, count: &str, seconds: &str) -> Result<String
         edu.dma(direction, at, 4)?;
     }
     Ok(format!("series {way} {at:#x} {count} done"))
+}
+
+/// Stamps lines with CLOCK_MONOTONIC.
+fn stamp() -> ExitCode {
+    for line in std::io::stdin().lines() {
+        let Ok(line) = line else { return ExitCode::FAILURE };
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the structure is ours, and this clock always exists.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+        println!("at {}.{:06} {line}", now.tv_sec, now.tv_nsec / 1000);
+    }
+    ExitCode::SUCCESS
 }
 
 /// A number in decimal, with 0x, or with K, M or G.

@@ -12,7 +12,8 @@ pub fn watch(size: &str, seed: &str, file: &str) -> Result<String, String> {
     let length = usize::try_from(number(size)?).map_err(|e| e.to_string())?;
     let mut memory = Locked::new(length)?;
     (0..memory.words()).for_each(|index| memory.set(index, word(seed, index as u64)));
-    println!("markers {seed} at {:#x}", memory.physical(0)?);
+    let pages = memory.physical()?;
+    println!("markers {seed} at {:#x}", pages.iter().max().ok_or("no memory is no mark")?);
     while !Path::new(file).exists() {
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -21,7 +22,7 @@ pub fn watch(size: &str, seed: &str, file: &str) -> Result<String, String> {
     match changed.first() {
         None => Ok(format!("markers {seed} unchanged")),
         Some(first) => {
-            let at = memory.physical(first / 512)? + (first % 512 * 8) as u64;
+            let at = pages[first / 512] + (first % 512 * 8) as u64;
             Err(format!("{} words changed, the first at {at:#x}", changed.len()))
         }
     }

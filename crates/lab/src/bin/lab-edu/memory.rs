@@ -46,15 +46,18 @@ impl Locked {
         unsafe { self.start.add(index).read_volatile() }
     }
 
-    /// Where a page of it is in physical memory (Documentation/admin-guide/mm/pagemap.rst).
-    pub fn physical(&self, page: usize) -> Result<u64, String> {
-        let virt = self.start.as_ptr() as usize + page * PAGE;
-        let mut entry = [0; 8];
+    /// Where its pages are in physical memory, in order (Documentation/admin-guide/mm/pagemap.rst).
+    pub fn physical(&self) -> Result<Vec<u64>, String> {
+        let first = self.start.as_ptr() as usize / PAGE;
+        let mut entries = vec![0; self.length / PAGE * 8];
         let map = File::open("/proc/self/pagemap");
-        let read = map.and_then(|map| map.read_exact_at(&mut entry, (virt / PAGE * 8) as u64));
+        let read = map.and_then(|map| map.read_exact_at(&mut entries, (first * 8) as u64));
         read.map_err(|e| format!("/proc/self/pagemap: {e}"))?;
-        let frame = u64::from_le_bytes(entry) & ((1 << 55) - 1);
-        if frame == 0 { Err("only root sees physical addresses".into()) } else { Ok(frame * PAGE as u64) }
+        let frame = |entry: &[u8]| {
+            entry.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte)) & ((1 << 55) - 1)
+        };
+        let pages: Vec<u64> = entries.chunks_exact(8).map(|entry| frame(entry) * PAGE as u64).collect();
+        if pages.contains(&0) { Err("only root sees physical addresses".into()) } else { Ok(pages) }
     }
 }
 
@@ -80,6 +83,6 @@ impl Page {
 
     /// Where it is in physical memory.
     pub fn physical(&self) -> Result<u64, String> {
-        self.0.physical(0)
+        Ok(self.0.physical()?[0])
     }
 }
