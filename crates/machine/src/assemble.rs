@@ -28,14 +28,11 @@ use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
 use crate::notice::Reporter;
 use crate::ports::Ports;
+use crate::ram;
 use crate::services::KvmServices;
 use crate::slots::Slots;
 use crate::steps::Steps;
 use crate::vm::{BootPlan, Vm};
-
-/// RAM that is in large pages when the guest starts, where the kernel does not see to it: what a guest touches
-/// while it boots, and more would only delay the start. For assigned devices it is all of it, as they reach it.
-const ENLARGED: u64 = 1 << 30;
 
 /// Makes a VM; on failure everything made so far is undone.
 pub fn assemble(
@@ -55,8 +52,7 @@ pub fn assemble(
         claimed.check(&layout.ram)?;
     }
     steps.begin("RAM")?;
-    let ram = Arc::new(Ram::new(&layout.ram)?);
-    ram.enlarge_pages(if claimed.is_some() { u64::MAX } else { ENLARGED })?;
+    let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), &report)?;
     let map = Arc::new(MemoryMap::new(ram.clone()));
     steps.begin("map RAM for devices")?;
     if let Some(claimed) = &claimed {

@@ -7,12 +7,14 @@ use boot::{Initrd, KernelImage, platform};
 use devices::{VirtioBlk, VirtioBlkOptions};
 use disk::{Disk, DiskOptions};
 use dma::{DmaChoice, Kind, P2pWish};
-use host::{Host, PciAddress};
+use host::{Host, PciAddress, PciDevice};
+use memory::GpaRange;
 
 use crate::error::{StartError, host_address};
 use crate::kvm::Hypervisor;
 use crate::layout::Layout;
 use crate::notice::{Notice, Reporter};
+use crate::ram;
 
 /// Facts that hold, and files that are open.
 pub struct Checked {
@@ -63,8 +65,10 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
         config.assigned.iter().filter_map(|device| findings.keep(host_address(device.address))).collect();
     let iommu = host.iommu_address_width().map_or(52, |bits| bits.clamp(32, 52) as u8);
     let address_bits = hypervisor.as_ref().map_or(52, Hypervisor::address_bits).min(iommu);
-    let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits));
+    let holes = holes(&host, &devices);
+    let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits, &holes));
     let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
+    findings.0.extend(ram::placement(&config.backing).check(ram).into_iter().map(StartError::from));
     let kind = Kind::Guest(P2pWish::Off);
     let plans = vec![DomainPlan { name: "guest".into(), kind, devices }];
     findings.keep(assign::check(&host, &plans, ram));
@@ -74,6 +78,13 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
         }
         _ => Err(findings.0),
     }
+}
+
+/// What no RAM can lie over if these devices are to reach it. What cannot be known of a device is an error when all
+/// is checked about it.
+fn holes(host: &Host, devices: &[PciAddress]) -> Vec<GpaRange> {
+    let groups = devices.iter().filter_map(|address| PciDevice::open(host, *address).ok()?.group);
+    groups.filter_map(|group| host.reach(&[group]).ok()).flat_map(|reach| reach.holes()).collect()
 }
 
 /// Gives back what VMs that were killed left bound. That it fails concerns this VM only if it wants such a device,

@@ -21,6 +21,7 @@ mod kvm;
 mod layout;
 mod notice;
 mod ports;
+mod ram;
 mod services;
 mod slots;
 pub mod steps;
