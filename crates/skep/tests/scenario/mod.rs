@@ -59,6 +59,11 @@ impl Scenario {
         Scenario(self.0.memory(memory))
     }
 
+    /// With so many huge pages of 2 MiB, beside its RAM.
+    pub fn hugepages(self, pages: u32) -> Scenario {
+        Scenario(self.0.hugepages(pages))
+    }
+
     /// With one more disk, and without the usual devices.
     pub fn disk(self, disk: &str) -> Scenario {
         Scenario(self.0.disk(disk.parse().unwrap()))
