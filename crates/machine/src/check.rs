@@ -93,7 +93,10 @@ pub fn give_back_leftovers(host: &Host, report: &Reporter) {
 
 /// Opens a disk, which claims it: nobody else can mount it or give it to another VM until it is closed.
 fn open_disk(disk: &config::Disk, cpus: config::Cpus) -> Result<OpenDisk, StartError> {
-    let path = disk.path.as_path();
+    let path = match &disk.source {
+        config::DiskSource::Path(path) => path.as_path(),
+        config::DiskSource::Nvme { address, .. } => return Err(StartError::NvmeDisk(*address)),
+    };
     let options = DiskOptions::new(path);
     let opened = Arc::new(Disk::open(&if disk.readonly { options.read_only() } else { options })?);
     let queues = disk.queues.map_or_else(|| cpus.get().get().min(64), |queues| queues.get().get());

@@ -60,6 +60,11 @@ pub enum StartError {
     /// An address that no device of a host has.
     #[error("{0} is no PCI address of a host. Use the form that `lspci -D` prints, such as 0000:01:00.0.")]
     Address(config::PciAddress),
+    /// A disk on a controller that skep drives itself.
+    #[error(
+        "disks on NVMe controllers that skep drives itself are not built yet ({0}). Use path=/dev/nvme... instead."
+    )]
+    NvmeDisk(config::PciAddress),
     /// Threads and eventfds.
     #[error("cannot {what}: {cause}. This host is short of memory, threads or open files.")]
     System {

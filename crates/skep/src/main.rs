@@ -30,7 +30,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run a VM
-    Run(run::Arguments),
+    Run(Box<run::Arguments>),
     /// Try things out in an emulated host, away from the real machine
     Lab(lab::Arguments),
 }
