@@ -56,7 +56,11 @@ fn shared_both_ways(block: u32) {
     seen.expect(&format!("guest: sum nvme0n1 {}", seen.sum("NVME0")));
     seen.expect(&format!("guest: block {block}"));
     seen.expect("guest: check /dev/vda 3 ok");
-    assert_eq!(seen.after("host: check /dev/nvme").iter().filter(|line| line.ends_with(" ok")).count(), 2, "{seen}");
+    assert_eq!(
+        seen.after("host: check /dev/nvme").iter().filter(|line| line.ends_with(" ok")).count(),
+        2,
+        "{seen}"
+    );
     assert_eq!(reported(&seen, "bytes_bounced"), 0, "no copies\n{seen}");
     assert!(reported(&seen, "bytes_direct") > 128 << 20, "{seen}");
 }
