@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dma::vfio::{Cdev, Group, VfioDevice};
 use dma::{Chosen, DmaChoice, Domain, Kind};
-use host::{Bound, Host, IommuGroup, PciAddress, PciDevice, ReservedRegion};
+use host::{Bound, Host, IommuGroup, PciAddress, PciDevice};
 use memory::{GpaRange, MemoryMap, Mirror};
 
 use crate::error::{AssignError, all};
@@ -148,32 +148,15 @@ fn open_cdev(host: &Host, address: PciAddress) -> Result<Cdev, AssignError> {
 /// once, with nothing touched.
 pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange]) -> Result<(), AssignError> {
     let Examined { devices, groups, mut errors } = examine(host, plans);
-    for group in groups {
-        match host.reserved_regions(group) {
-            Ok(regions) => errors.extend(reserved(group, &regions, ram)),
-            Err(error) => errors.push(error.into()),
-        }
+    match host.reach(&groups.into_iter().collect::<Vec<_>>()) {
+        Ok(reach) => errors.extend(reach.check(ram).into_iter().map(AssignError::from)),
+        Err(error) => errors.push(error.into()),
     }
     if !devices.is_empty() {
         let bytes = ram.iter().fold(0u64, |sum, range| sum.saturating_add(range.len()));
         errors.extend(dma::check_memlock(bytes).err().map(AssignError::from));
     }
     all(errors)
-}
-
-/// RAM over what is reserved for a group's devices. The kernel maps over regions that are `direct-relaxable`: what
-/// the firmware kept there is of no use once the device is a guest's.
-fn reserved(group: u32, regions: &[ReservedRegion], ram: &[GpaRange]) -> Vec<AssignError> {
-    let mut errors = Vec::new();
-    for region in regions.iter().filter(|region| region.kind != "direct-relaxable") {
-        let over = |range: &&GpaRange| range.start().0 <= region.last && region.first < range.end().0;
-        errors.extend(ram.iter().filter(over).map(|ram| AssignError::Reserved {
-            ram: *ram,
-            group,
-            region: region.clone(),
-        }));
-    }
-    errors
 }
 
 /// Devices with their groups, all groups, and everything that stands in the way.
@@ -300,14 +283,14 @@ mod tests {
         let text = check(&host, &guest(&address), &memory::ram_ranges(2 << 40)).unwrap_err().to_string();
         for part in [
             "0000:02:00.1 (USB controller",
-            "lies over 0xbff00000-0xc00fffff, which is reserved (direct) for the devices of IOMMU group 2",
-            "lies over 0xfd00000000-0xffffffffff, which is reserved (reserved)",
+            "lies over 0xbff00000-0xc00fffff, memory that the firmware keeps for the devices of IOMMU group 2",
+            "lies in the hole below 1 TiB (0xfd00000000-0xffffffffff)",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
-        assert!(!text.contains("msi") && !text.contains("relaxable"), "{text}");
+        assert!(!text.contains("MSI") && !text.contains("relaxable"), "{text}");
         let text = check(&host, &guest(&address), &memory::ram_ranges(1 << 30)).unwrap_err().to_string();
-        assert!(!text.contains("reserved"), "{text}");
+        assert!(!text.contains("guest RAM"), "{text}");
         check(&host, &[], &memory::ram_ranges(2 << 40)).unwrap();
     }
 }

@@ -6,13 +6,14 @@ use assign::DomainPlan;
 use boot::{Initrd, KernelImage, platform};
 use devices::{VirtioBlk, VirtioBlkOptions};
 use disk::{Disk, DiskOptions};
-use dma::{DmaChoice, Kind, P2pWish};
-use host::{Host, PciAddress};
+use host::Host;
+use memory::Placement;
 
-use crate::error::{StartError, host_address};
+use crate::error::StartError;
 use crate::kvm::Hypervisor;
 use crate::layout::Layout;
 use crate::notice::{Notice, Reporter};
+use crate::plan;
 
 /// Facts that hold, and files that are open.
 pub struct Checked {
@@ -24,7 +25,7 @@ pub struct Checked {
     pub disks: Vec<OpenDisk>,
     pub host: Host,
     pub plans: Vec<DomainPlan>,
-    pub dma: DmaChoice,
+    pub placement: Placement,
 }
 
 /// A disk that is open and claimed, and what the guest sees of it.
@@ -59,18 +60,18 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     let disks: Vec<OpenDisk> =
         config.disks.iter().filter_map(|disk| findings.keep(open_disk(disk, config.cpus))).collect();
     let host = Host::here();
-    let devices: Vec<PciAddress> =
-        config.assigned.iter().filter_map(|device| findings.keep(host_address(device.address))).collect();
+    let (plans, wrong) = plan::domains(config);
+    findings.0.extend(wrong);
     let iommu = host.iommu_address_width().map_or(52, |bits| bits.clamp(32, 52) as u8);
     let address_bits = hypervisor.as_ref().map_or(52, Hypervisor::address_bits).min(iommu);
     let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits));
     let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
-    let kind = Kind::Guest(P2pWish::Off);
-    let plans = vec![DomainPlan { name: "guest".into(), kind, devices }];
+    let placement = plan::placement(config);
+    findings.0.extend(placement.check(ram).into_iter().map(StartError::from));
     findings.keep(assign::check(&host, &plans, ram));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
-            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans, dma: DmaChoice::Auto })
+            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans, placement })
         }
         _ => Err(findings.0),
     }

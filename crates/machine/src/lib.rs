@@ -20,6 +20,7 @@ mod interrupts;
 mod kvm;
 mod layout;
 mod notice;
+mod plan;
 mod ports;
 mod services;
 mod slots;

@@ -30,6 +30,12 @@ impl Ram {
         let segments: Vec<&Segment> = self.segments().iter().map(|segment| &**segment).collect();
         wire(&segments, progress)
     }
+
+    /// Makes every page present, without locking it: what devices' domains pin stays where it is anyway.
+    pub fn populate(&self, mut progress: impl FnMut(u64)) -> Result<(), RamError> {
+        let segments: Vec<&Segment> = self.segments().iter().map(|segment| &**segment).collect();
+        populate(&segments, &mut progress)
+    }
 }
 
 impl Segment {

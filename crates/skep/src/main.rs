@@ -10,6 +10,7 @@ use exit::Exit;
 mod console;
 mod escape;
 mod exit;
+mod host;
 mod lab;
 mod report;
 mod run;
@@ -31,8 +32,10 @@ struct Arguments {
 enum Command {
     /// Run a VM
     Run(Box<run::Arguments>),
+    /// See, and give back, what VMs that were killed left bound
+    Host(host::Arguments),
     /// Try things out in an emulated host, away from the real machine
-    Lab(lab::Arguments),
+    Lab(Box<lab::Arguments>),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         Command::Run(arguments) => run::run(&arguments).into(),
-        Command::Lab(arguments) => lab::run(arguments),
+        Command::Host(arguments) => host::run(&arguments),
+        Command::Lab(arguments) => lab::run(*arguments),
     }
 }
