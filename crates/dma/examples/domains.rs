@@ -19,6 +19,8 @@ type Failure = Box<dyn std::error::Error>;
 type Done = Result<(), Failure>;
 
 const RAM: u64 = 64 << 20;
+/// How often domains come and go.
+const CYCLES: u32 = 20;
 
 fn main() {
     if let Err(error) = run() {
@@ -42,6 +44,7 @@ fn run() -> Done {
     let chosen = choice.resolve(host.has_vfio_cdevs())?;
     println!("{chosen}");
     let pins = pinned_pages()?;
+    come_and_go(&host, &chosen, &edu, &nvme)?;
     demonstrate(&host, &chosen, &edu, &nvme)?;
     drop(chosen);
     println!("pages pinned in the end: {}", pinned_pages()? - pins);
@@ -49,6 +52,26 @@ fn run() -> Done {
         bound.give_back()?;
     }
     println!("given back: {}", PciDevice::open(&host, nvme.address)?);
+    Ok(())
+}
+
+/// Domains that are made, used and dropped leave nothing behind.
+fn come_and_go(host: &Host, chosen: &Chosen, edu: &PciDevice, nvme: &PciDevice) -> Done {
+    let state =
+        || -> Result<_, Failure> { Ok((pinned_pages()?, std::fs::read_dir("/proc/self/fd")?.count())) };
+    let map = MemoryMap::new(Arc::new(Ram::new(&ram_ranges(RAM))?));
+    let before = state()?;
+    for _ in 0..CYCLES {
+        for (name, device) in [("one", edu), ("two", nvme)] {
+            let domain = domain(host, chosen, name, Kind::Host, device)?;
+            let mirror: Arc<dyn Mirror> = domain.clone();
+            map.attach(mirror.clone())?;
+            drop(domain.open_device(device.require_group(host)?, &device.address.to_string())?);
+            map.detach(&mirror)?;
+        }
+    }
+    println!("{CYCLES} cycles: {:?} pinned pages and open files, {before:?} before", state()?);
+    assert_eq!(state()?.1, before.1);
     Ok(())
 }
 
