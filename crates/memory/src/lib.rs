@@ -9,12 +9,16 @@
 mod address;
 mod backing;
 mod buffers;
+mod map;
 mod ram;
 mod segment;
 mod slice;
 
 pub use address::{Gpa, GpaRange, HIGH_RAM_START, LOW_RAM_END, ram_ranges};
 pub use buffers::Buffers;
+pub use map::{
+    Change, ChangeError, Contents, DeviceMemory, Difference, MemoryMap, Mirror, MirrorError, Place, Stuck,
+};
 pub use ram::{OutsideRam, Ram};
 pub use segment::{RamError, Segment};
 pub use slice::GuestSlice;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -22,10 +23,11 @@ pub struct OutsideRam {
 
 /// All RAM of one VM: segments in order of their guest addresses, never overlapping.
 ///
-/// Shared as `Arc<Ram>` by everything that touches it; the mapping goes when the last holder does.
+/// Shared as `Arc<Ram>` by everything that touches it; a segment goes when the last holder does. It is the RAM of one
+/// moment: RAM that comes or goes ([`crate::MemoryMap`]) is another `Ram`, of mostly the same segments.
 #[derive(Debug)]
 pub struct Ram {
-    segments: Vec<Segment>,
+    segments: Vec<Arc<Segment>>,
 }
 
 impl Ram {
@@ -36,13 +38,30 @@ impl Ram {
         if let Some(pair) = ranges.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
             return Err(RamError::Overlap { one: pair[0], other: pair[1] });
         }
-        let segments = ranges.into_iter().map(Segment::new).collect::<Result<_, _>>()?;
+        let segments =
+            ranges.into_iter().map(|range| Segment::new(range).map(Arc::new)).collect::<Result<_, _>>()?;
         Ok(Ram { segments })
     }
 
     /// The segments, by rising guest address.
-    pub fn segments(&self) -> &[Segment] {
+    pub fn segments(&self) -> &[Arc<Segment>] {
         &self.segments
+    }
+
+    /// The same RAM and one segment more, which overlaps none of it.
+    pub(crate) fn with(&self, segment: Arc<Segment>) -> Ram {
+        let mut segments = self.segments.clone();
+        let at = segments.partition_point(|other| other.range().start() < segment.range().start());
+        segments.insert(at, segment);
+        Ram { segments }
+    }
+
+    /// The same RAM without this very segment; `None` when it is not in it.
+    pub(crate) fn without(&self, segment: &Arc<Segment>) -> Option<Ram> {
+        let at = self.segments.iter().position(|other| Arc::ptr_eq(other, segment))?;
+        let mut segments = self.segments.clone();
+        segments.remove(at);
+        Some(Ram { segments })
     }
 
     /// Bytes of RAM in all.
@@ -52,7 +71,7 @@ impl Ram {
 
     /// Makes every page present and locks it. Needed before devices may reach it by DMA.
     pub fn wire(&self) -> Result<(), RamError> {
-        self.segments.iter().try_for_each(Segment::wire)
+        self.segments.iter().try_for_each(|segment| segment.wire())
     }
 
     /// Sees to it that the first `len` bytes come in large pages, where the kernel has them. Where it does not
