@@ -32,7 +32,9 @@ impl<'de> Deserialize<'de> for Address {
         let text = String::deserialize(deserializer)?;
         let digits = text.strip_prefix("0x").unwrap_or_default();
         let address = u64::from_str_radix(digits, 16);
-        address.map(Address).map_err(|_| D::Error::custom(format!("{text:?} is not an address like \"0x1000\"")))
+        address
+            .map(Address)
+            .map_err(|_| D::Error::custom(format!("{text:?} is not an address like \"0x1000\"")))
     }
 }
 

@@ -155,10 +155,10 @@ impl Folder {
         fs::set_permissions(&draft, Permissions::from_mode(0o600))
             .and_then(|()| fs::rename(&draft, &path))
             .map_err(|cause| {
-                // What remains is removed by the next claim, if not now.
-                drop(fs::remove_file(&draft));
-                fail("make", hint)(cause)
-            })?;
+            // What remains is removed by the next claim, if not now.
+            drop(fs::remove_file(&draft));
+            fail("make", hint)(cause)
+        })?;
         Ok(Claim { listener, path, folder: self.clone() })
     }
 
@@ -211,7 +211,10 @@ impl Drop for Claim {
         if let Err(cause) = fs::remove_file(&self.path)
             && cause.kind() != io::ErrorKind::NotFound
         {
-            eprintln!("skep: cannot remove the control socket {}: {cause}. Remove it by hand.", self.path.display());
+            eprintln!(
+                "skep: cannot remove the control socket {}: {cause}. Remove it by hand.",
+                self.path.display()
+            );
         }
         unix::stop_listening(&self.listener);
         drop(lock);

@@ -56,7 +56,9 @@ pub enum Parsed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Bad {
     /// Not HTTP.
-    #[error("this is not an HTTP/1.1 request ({0}). Speak HTTP/1.1 to this socket: curl --unix-socket PATH http://vm/v1")]
+    #[error(
+        "this is not an HTTP/1.1 request ({0}). Speak HTTP/1.1 to this socket: curl --unix-socket PATH http://vm/v1"
+    )]
     Syntax(httparse::Error),
     /// The head is larger than [`MAX_HEAD`].
     #[error("the request's head is larger than {MAX_HEAD} bytes. Send fewer or shorter headers")]
@@ -65,7 +67,9 @@ pub enum Bad {
     #[error("the request's body is larger than {MAX_BODY} bytes. Nothing here takes that much")]
     LongBody,
     /// A length that is not a number, or two different ones.
-    #[error("the request does not say clearly how long its body is. Send one Content-Length, in decimal digits")]
+    #[error(
+        "the request does not say clearly how long its body is. Send one Content-Length, in decimal digits"
+    )]
     Length,
     /// A body of unknown length.
     #[error("the request has a Transfer-Encoding, which this socket does not speak. Send a Content-Length")]

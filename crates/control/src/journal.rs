@@ -94,10 +94,13 @@ impl Journal {
     /// woken when the journal is closed.
     pub fn after(&self, after: u64, wait: Duration) -> Events {
         let nothing_new = |state: &mut State| state.latest <= after && !state.closed;
-        let (state, _) =
-            self.news.wait_timeout_while(self.state(), wait, nothing_new).expect("no code panics with it held");
+        let (state, _) = self
+            .news
+            .wait_timeout_while(self.state(), wait, nothing_new)
+            .expect("no code panics with it held");
         let first = state.ring.front().map_or(state.latest + 1, |event| event.number);
-        let events: Vec<Event> = state.ring.iter().filter(|event| event.number > after).take(TOLD).cloned().collect();
+        let events: Vec<Event> =
+            state.ring.iter().filter(|event| event.number > after).take(TOLD).cloned().collect();
         let next_after = events.last().map_or(after, |event| event.number);
         let ended = state.closed && next_after >= state.latest;
         Events { events, next_after, lost: first.saturating_sub(after.saturating_add(1)), ended }

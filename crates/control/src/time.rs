@@ -9,7 +9,11 @@ pub fn rfc3339(time: SystemTime) -> String {
     let (days, second) = (since.as_secs() / 86400, since.as_secs() % 86400);
     let (year, month, day) = date(days);
     let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{:03}Z", second % 60, since.subsec_millis())
+    format!(
+        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{:03}Z",
+        second % 60,
+        since.subsec_millis()
+    )
 }
 
 /// Year, month and day of a day since 1970. A year that begins in March has its leap day at its end, so months and
@@ -33,7 +37,9 @@ mod tests {
 
     #[test]
     fn a_time_is_written_as_the_calendar_has_it() {
-        let at = |seconds, millis| rfc3339(UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_millis(millis));
+        let at = |seconds, millis| {
+            rfc3339(UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_millis(millis))
+        };
         assert_eq!(at(0, 0), "1970-01-01T00:00:00.000Z");
         assert_eq!(at(951_782_399, 999), "2000-02-28T23:59:59.999Z");
         assert_eq!(at(951_782_400, 0), "2000-02-29T00:00:00.000Z");

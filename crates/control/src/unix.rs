@@ -59,18 +59,21 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let fd = check(unsafe { libc::socket(libc::AF_UNIX, kind, 0) } as isize)? as i32;
     // SAFETY: the kernel just gave us this descriptor, and nothing else owns it.
     let stream = unsafe { UnixStream::from_raw_fd(fd) };
-    let mut address = libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
+    let mut address =
+        libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
     let bytes = path.as_os_str().as_bytes();
     if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket's path has at most 107 bytes, none of them 0"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "a socket's path has at most 107 bytes, none of them 0",
+        ));
     }
     for (to, from) in address.sun_path.iter_mut().zip(bytes) {
         *to = from.cast_signed();
     }
     // SAFETY: the address is a whole structure of ours, zero-terminated.
-    let done = unsafe {
-        libc::connect(fd, (&raw const address).cast(), size_of_val(&address) as libc::socklen_t)
-    };
+    let done =
+        unsafe { libc::connect(fd, (&raw const address).cast(), size_of_val(&address) as libc::socklen_t) };
     check(done as isize)?;
     stream.set_nonblocking(false)?;
     Ok(stream)
@@ -102,7 +105,10 @@ pub fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Re
         // SAFETY: plain arithmetic.
         let (space, whole) = unsafe { (libc::CMSG_SPACE(len) as usize, libc::CMSG_LEN(len) as usize) };
         if fds.len() > MAX_FDS {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "more file descriptors than one message carries"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "more file descriptors than one message carries",
+            ));
         }
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = space;
@@ -113,7 +119,11 @@ pub fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Re
             (*header).cmsg_level = libc::SOL_SOCKET;
             (*header).cmsg_type = libc::SCM_RIGHTS;
             (*header).cmsg_len = whole;
-            std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(header), size_of_val(fds));
+            std::ptr::copy_nonoverlapping(
+                fds.as_ptr().cast::<u8>(),
+                libc::CMSG_DATA(header),
+                size_of_val(fds),
+            );
         }
     }
     // SAFETY: all pointers in the message lead to buffers above that live and have the stated lengths.
