@@ -55,7 +55,7 @@ struct State {
 }
 
 impl Assigned {
-    /// Opens a device of the claim, whose RAM must be mapped, resets it, and makes it a function at `at` on the
+    /// Opens a device of the claim, which must be attached to the VM's memory map, resets it, and makes it a function at `at` on the
     /// guest's bus, whose windows these are; the bus places its BARs. The device cannot be bus master until the guest says so. `report` is told what happens to it.
     pub fn new(
         claim: &Claim,
@@ -66,12 +66,11 @@ impl Assigned {
         report: Report,
     ) -> Result<Arc<Assigned>, AssignError> {
         let name = address.to_string();
-        let domain = claim.domain().clone();
-        let device = domain.open_device(claim.group_of(address)?, &name)?;
+        let domain = claim.domain_of(address)?.clone();
+        let device = claim.open(address)?;
         let alarms = Alarms::new(&device)?;
 
-        let claimed: Vec<PciAddress> = claim.devices().iter().map(|device| device.address).collect();
-        let reset = Reset::of(&device, &domain, &claimed);
+        let reset = Reset::of(&device, claim);
         if matches!(reset, Reset::None) {
             let what = "it has no reset mechanism (one that resets its whole bus counts only when all devices on \
                         that bus are assigned). It starts with what its last user left in it, and keeps what this \

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use dma::vfio::{self, MappedArea, Region, VfioDevice};
 use host::PciAddress;
-use memory::Gpa;
-use pci::{Address, BarKind, BarSpec, HostMemory, MemorySlot, PciError, Services, register};
+use memory::{DeviceMemory, Gpa, GpaRange};
+use pci::{Address, BarKind, BarSpec, PciError, Services, register};
 
 use crate::config::Snapshot;
 use crate::error::AssignError;
@@ -22,7 +22,9 @@ pub(crate) struct Bar {
     /// Pieces mapped into this process for the guest, with their offsets in the BAR.
     areas: Vec<(u64, MappedArea)>,
     /// The pieces that are in the guest's address space now.
-    slots: Vec<MemorySlot>,
+    visible: Vec<DeviceMemory>,
+    /// What it is called: "0000:01:00.0 BAR 0".
+    name: Arc<str>,
 }
 
 /// Finds the BARs and ROM of a device and maps what the guest may reach directly: all but the pages in
@@ -56,7 +58,9 @@ pub(crate) fn find(
         for area in mappable(&region.mappable, &holes.collect::<Vec<_>>()) {
             areas.push((area.start, MappedArea::new(device, &region, area)?));
         }
-        bars.push(Bar { spec, region, areas, slots: Vec::new() });
+        let name =
+            if number == pci::ROM { format!("{address} ROM") } else { format!("{address} BAR {number}") };
+        bars.push(Bar { spec, region, areas, visible: Vec::new(), name: name.into() });
     }
     Ok(bars)
 }
@@ -97,13 +101,14 @@ impl Bar {
     /// Makes the mapped pieces appear in the guest, the BAR being at `base` now: all or none.
     pub fn appear(&mut self, at: Address, base: Gpa, services: &dyn Services) -> Result<(), PciError> {
         for (offset, area) in &self.areas {
-            let memory = HostMemory { start: area.start(), len: area.len() };
-            let gpa = Gpa(base.0 + offset);
+            let range = GpaRange::new(Gpa(base.0 + offset), area.len() as u64);
+            let range = range.expect("a BAR that decodes lies in a window of the bus");
             // SAFETY: the area stays mapped as long as the `Bar`, whose owner has it vanish before it goes.
-            match unsafe { services.add_memory(at, gpa, memory) } {
-                Ok(slot) => self.slots.push(slot),
+            let memory = unsafe { DeviceMemory::new(self.name.clone(), range, area.start()) };
+            match services.add_memory(at, &memory) {
+                Ok(()) => self.visible.push(memory),
                 Err(error) => {
-                    // What could not be undone stays in `slots`, and is tried again when the BAR moves.
+                    // What could not be undone stays in `visible`, and is tried again when the BAR moves.
                     let undone = self.vanish(at, services);
                     return PciError::all([Some(error.into()), undone.err()].into_iter().flatten());
                 }
@@ -115,8 +120,8 @@ impl Bar {
     /// Takes all pieces out of the guest. Tries all, and returns all that failed; these stay known.
     pub fn vanish(&mut self, at: Address, services: &dyn Services) -> Result<(), PciError> {
         let mut errors = Vec::new();
-        self.slots.retain(|slot| {
-            let failed = services.remove_memory(at, *slot).err();
+        self.visible.retain(|memory| {
+            let failed = services.remove_memory(at, memory).err();
             let stays = failed.is_some();
             errors.extend(failed);
             stays
@@ -126,7 +131,7 @@ impl Bar {
 
     /// Whether pieces of it are in the guest still; then their memory must not go.
     pub fn is_visible(&self) -> bool {
-        !self.slots.is_empty()
+        !self.visible.is_empty()
     }
 
     /// Gives up the mappings without unmapping them, for a BAR that could not be made to vanish.

@@ -3,72 +3,122 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dma::Domain;
-use dma::vfio::Group;
+use dma::vfio::{Group, VfioDevice};
+use dma::{Domain, Kind};
 use host::{Bound, Host, IommuGroup, PciAddress, PciDevice, ReservedRegion};
-use memory::{GpaRange, Ram};
+use memory::{GpaRange, MemoryMap, Mirror};
 
 use crate::error::{AssignError, all};
 
-/// Devices taken from the host for one VM, in one DMA domain.
+/// A domain to be made, and the devices that shall translate through it.
+#[derive(Debug, Clone)]
+pub struct DomainPlan {
+    /// What it is called.
+    pub name: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// Its devices.
+    pub devices: Vec<PciAddress>,
+}
+
+/// Devices taken from the host for one VM, in their DMA domains.
 ///
-/// The order is: claim, map the RAM, tell KVM of [`Domain::groups`], make an [`crate::Assigned`] of each device.
-/// In the end drop those, then [`Claim::release`]; a claim that is dropped gives back as well and prints what
-/// failed.
+/// The order is: claim, attach the domains to the VM's memory map, tell KVM of [`Domain::groups`], make an
+/// [`crate::Assigned`] or a host driver of each device. In the end drop those, then [`Claim::release`]; a claim that
+/// is dropped gives back as well and prints what failed.
 #[derive(Debug)]
 pub struct Claim {
-    devices: Vec<PciDevice>,
     // Dropped in this order: a device can only be given back once its group is closed.
-    domain: Arc<Domain>,
+    members: Vec<Member>,
+    domains: Vec<Arc<Domain>>,
     bound: Vec<Bound>,
+}
+
+/// A device and the domain it is in.
+#[derive(Debug)]
+struct Member {
+    device: PciDevice,
+    group: u32,
+    domain: Arc<Domain>,
 }
 
 impl Claim {
     /// Checks all devices, and everything about them, before anything is touched; then binds them to vfio-pci and
-    /// puts their groups into a new domain called `name`. On failure the host is as it was.
-    pub fn new(host: &Host, name: &str, addresses: &[PciAddress]) -> Result<Claim, AssignError> {
-        let (devices, groups, errors) = examine(host, addresses);
+    /// puts their groups into new domains. On failure the host is as it was.
+    pub fn new(host: &Host, plans: &[DomainPlan]) -> Result<Claim, AssignError> {
+        let Examined { devices, errors, .. } = examine(host, plans);
         all(errors)?;
-        let bound: Vec<Bound> =
-            devices.iter().map(|device| host.bind_to_vfio(device)).collect::<Result<_, _>>()?;
-        let groups = groups.into_iter().map(Group::open).collect::<Result<_, _>>()?;
-        let domain = Domain::type1(name, groups)?;
-        Ok(Claim { devices, domain, bound })
-    }
-
-    /// The devices.
-    pub fn devices(&self) -> &[PciDevice] {
-        &self.devices
-    }
-
-    /// The domain that the devices translate through. Ask it for its limits before RAM is made.
-    pub fn domain(&self) -> &Arc<Domain> {
-        &self.domain
-    }
-
-    /// Maps all RAM for the devices, and compares the domain's ledger with it.
-    pub fn map(&self, ram: &Arc<Ram>) -> Result<(), AssignError> {
-        self.domain.map_ram(ram)?;
-        Ok(self.domain.audit(ram)?)
-    }
-
-    /// The IOMMU group of a device of the claim.
-    pub(crate) fn group_of(&self, address: PciAddress) -> Result<u32, AssignError> {
-        let device = self.devices.iter().find(|device| device.address == address);
-        device.and_then(|device| device.group).ok_or(AssignError::NotClaimed { address })
-    }
-
-    /// Unmaps the RAM, closes the groups and gives all devices back to the drivers they had. Tries all, and
-    /// reports all that failed.
-    pub fn release(self) -> Result<(), AssignError> {
-        let Claim { domain, bound, .. } = self;
-        let mut errors = Vec::new();
-        let open = domain.devices();
-        if !open.is_empty() {
-            errors.push(AssignError::StillOpen { devices: open });
+        let mut claim = Claim { members: Vec::new(), domains: Vec::new(), bound: Vec::new() };
+        for (device, _) in &devices {
+            claim.bound.push(host.bind_to_vfio(device)?);
         }
-        errors.extend(domain.unmap_all().err().map(AssignError::from));
-        drop(domain);
+        for plan in plans {
+            let mine = || devices.iter().filter(|(device, _)| plan.devices.contains(&device.address));
+            let groups: BTreeSet<u32> = mine().map(|(_, group)| *group).collect();
+            if groups.is_empty() {
+                continue;
+            }
+            let groups = groups.into_iter().map(Group::open).collect::<Result<_, _>>()?;
+            let domain = Domain::type1(&plan.name, plan.kind, groups)?;
+            claim.domains.push(domain.clone());
+            let member = |(device, group): &(PciDevice, u32)| Member {
+                device: device.clone(),
+                group: *group,
+                domain: domain.clone(),
+            };
+            claim.members.extend(mine().map(member));
+        }
+        Ok(claim)
+    }
+
+    /// The devices for the guest: all but those that skep itself drives, in the order of the plans.
+    pub fn assigned(&self) -> impl Iterator<Item = PciAddress> {
+        let guests = self.members.iter().filter(|member| member.domain.kind() != Kind::Host);
+        guests.map(|member| member.device.address)
+    }
+
+    /// The domains. Ask them for their limits before RAM is made.
+    pub fn domains(&self) -> &[Arc<Domain>] {
+        &self.domains
+    }
+
+    /// Brings the VM's memory into every domain and compares what they hold with the map. All or nothing.
+    pub fn attach(&self, map: &MemoryMap) -> Result<(), AssignError> {
+        self.domains.iter().try_for_each(|domain| Ok(map.attach(domain.clone())?))
+    }
+
+    /// The domain of a device of the claim.
+    pub fn domain_of(&self, address: PciAddress) -> Result<&Arc<Domain>, AssignError> {
+        Ok(&self.member(address)?.domain)
+    }
+
+    /// Opens a device of the claim.
+    pub fn open(&self, address: PciAddress) -> Result<Arc<VfioDevice>, AssignError> {
+        let member = self.member(address)?;
+        Ok(member.domain.open_device(member.group, &address.to_string())?)
+    }
+
+    fn member(&self, address: PciAddress) -> Result<&Member, AssignError> {
+        let member = self.members.iter().find(|member| member.device.address == address);
+        member.ok_or(AssignError::NotClaimed { address })
+    }
+
+    /// Takes the VM's memory out of every domain, closes the groups and gives all devices back to the drivers they
+    /// had. Tries all, and reports all that failed.
+    pub fn release(self, map: &MemoryMap) -> Result<(), AssignError> {
+        let Claim { members, domains, bound } = self;
+        drop(members);
+        let mut errors = Vec::new();
+        for domain in domains {
+            let open = domain.devices();
+            if !open.is_empty() {
+                errors.push(AssignError::StillOpen { domain: domain.name().to_owned(), devices: open });
+            }
+            let mirror: Arc<dyn Mirror> = domain.clone();
+            errors.extend(map.detach(&mirror).err().map(AssignError::from));
+            drop(mirror);
+            errors.extend(domain.unmap_all().err().map(AssignError::from));
+        }
         errors.extend(bound.into_iter().filter_map(|bound| bound.give_back().err()).map(AssignError::from));
         all(errors)
     }
@@ -76,8 +126,8 @@ impl Claim {
 
 /// Everything that can be known to stand in the way of taking these devices for a VM with its RAM at `ram`, at
 /// once, with nothing touched.
-pub fn check(host: &Host, addresses: &[PciAddress], ram: &[GpaRange]) -> Result<(), AssignError> {
-    let (devices, groups, mut errors) = examine(host, addresses);
+pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange]) -> Result<(), AssignError> {
+    let Examined { devices, groups, mut errors } = examine(host, plans);
     for group in groups {
         match host.reserved_regions(group) {
             Ok(regions) => errors.extend(reserved(group, &regions, ram)),
@@ -106,36 +156,54 @@ fn reserved(group: u32, regions: &[ReservedRegion], ram: &[GpaRange]) -> Vec<Ass
     errors
 }
 
-/// The devices, their groups, and everything about them that stands in the way.
-fn examine(host: &Host, addresses: &[PciAddress]) -> (Vec<PciDevice>, BTreeSet<u32>, Vec<AssignError>) {
-    let (mut devices, mut groups, mut errors) = (Vec::new(), BTreeSet::new(), Vec::new());
+/// Devices with their groups, all groups, and everything that stands in the way.
+struct Examined {
+    devices: Vec<(PciDevice, u32)>,
+    groups: BTreeSet<u32>,
+    errors: Vec<AssignError>,
+}
+
+fn examine(host: &Host, plans: &[DomainPlan]) -> Examined {
+    let mut found = Examined { devices: Vec::new(), groups: BTreeSet::new(), errors: Vec::new() };
+    let addresses: Vec<PciAddress> = plans.iter().flat_map(|plan| plan.devices.clone()).collect();
     for (index, address) in addresses.iter().enumerate() {
         if addresses[..index].contains(address) {
-            errors.push(AssignError::Twice { address: *address });
+            found.errors.push(AssignError::Twice { address: *address });
             continue;
         }
         match PciDevice::open(host, *address) {
             Ok(device) => {
                 let reasons = host.device_in_use(&device);
                 if !reasons.is_empty() {
-                    errors.push(AssignError::InUse { address: *address, reasons });
+                    found.errors.push(AssignError::InUse { address: *address, reasons });
                 }
                 match device.require_group(host) {
-                    Ok(group) => drop(groups.insert(group)),
-                    Err(error) => errors.push(error.into()),
+                    Ok(group) => {
+                        found.groups.insert(group);
+                        found.devices.push((device, group));
+                    }
+                    Err(error) => found.errors.push(error.into()),
                 }
-                devices.push(device);
             }
-            Err(error) => errors.push(error.into()),
+            Err(error) => found.errors.push(error.into()),
         }
     }
-    for group in &groups {
+    for group in &found.groups {
         match IommuGroup::open(host, *group) {
-            Ok(group) => errors.extend(group.viable_with(addresses).err().map(AssignError::from)),
-            Err(error) => errors.push(error.into()),
+            Ok(group) => found.errors.extend(group.viable_with(&addresses).err().map(AssignError::from)),
+            Err(error) => found.errors.push(error.into()),
+        }
+        let in_group = |plan: &DomainPlan| {
+            let mut members = found.devices.iter().filter(|(_, other)| other == group);
+            members.any(|(device, _)| plan.devices.contains(&device.address))
+        };
+        let names: Vec<String> =
+            plans.iter().filter(|plan| in_group(plan)).map(|plan| plan.name.clone()).collect();
+        if names.len() > 1 {
+            found.errors.push(AssignError::Split { group: *group, domains: names });
         }
     }
-    (devices, groups, errors)
+    found
 }
 
 #[cfg(test)]
@@ -159,6 +227,22 @@ mod tests {
         }
     }
 
+    fn guest(devices: &[PciAddress]) -> [DomainPlan; 1] {
+        let kind = Kind::Guest(dma::P2pWish::Off);
+        [DomainPlan { name: "guest".into(), kind, devices: devices.to_vec() }]
+    }
+
+    #[test]
+    fn devices_of_one_group_cannot_be_in_two_domains() {
+        let dir = tempfile::tempdir().unwrap();
+        device(dir.path(), "0000:02:00.0", "0x010802", "nvme", Some(2));
+        device(dir.path(), "0000:02:00.1", "0x0c0330", "xhci_hcd", Some(2));
+        let [one] = guest(&["02:00.0".parse().unwrap()]);
+        let two = DomainPlan { name: "usb".into(), devices: vec!["02:00.1".parse().unwrap()], ..one.clone() };
+        let text = check(&Host::at(dir.path()), &[one, two], &[]).unwrap_err().to_string();
+        assert!(text.contains("IOMMU group 2") && text.contains("guest, usb"), "{text}");
+    }
+
     #[test]
     fn everything_in_the_way_of_all_devices_is_reported_at_once() {
         let dir = tempfile::tempdir().unwrap();
@@ -168,7 +252,7 @@ mod tests {
         device(dir.path(), "0000:03:00.0", "0x020000", "e1000e", None);
         let addresses =
             ["00:01.0", "02:00.0", "02:00.0", "03:00.0", "04:00.0"].map(|text| text.parse().unwrap());
-        let text = Claim::new(&Host::at(dir.path()), "guest", &addresses).unwrap_err().to_string();
+        let text = Claim::new(&Host::at(dir.path()), &guest(&addresses)).unwrap_err().to_string();
         for part in [
             "0000:00:01.0 is in use by this host: it is a bridge",
             "0000:02:00.0 is assigned twice",
@@ -192,7 +276,7 @@ mod tests {
         fs::write(dir.path().join("sys/kernel/iommu_groups/2/reserved_regions"), regions).unwrap();
         let host = Host::at(dir.path());
         let address = ["02:00.0".parse().unwrap()];
-        let text = check(&host, &address, &memory::ram_ranges(2 << 40)).unwrap_err().to_string();
+        let text = check(&host, &guest(&address), &memory::ram_ranges(2 << 40)).unwrap_err().to_string();
         for part in [
             "0000:02:00.1 (USB controller",
             "lies over 0xbff00000-0xc00fffff, which is reserved (direct) for the devices of IOMMU group 2",
@@ -201,7 +285,7 @@ mod tests {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         assert!(!text.contains("msi") && !text.contains("relaxable"), "{text}");
-        let text = check(&host, &address, &memory::ram_ranges(1 << 30)).unwrap_err().to_string();
+        let text = check(&host, &guest(&address), &memory::ram_ranges(1 << 30)).unwrap_err().to_string();
         assert!(!text.contains("reserved"), "{text}");
         check(&host, &[], &memory::ram_ranges(2 << 40)).unwrap();
     }

@@ -1,9 +1,9 @@
 //! Why a device could not be assigned.
 
 use dma::vfio::VfioError;
-use dma::{Difference, DomainError, MemlockError};
+use dma::{DomainError, MemlockError};
 use host::{BindError, HostError, NotViable, PciAddress, Reason, ReservedRegion};
-use memory::GpaRange;
+use memory::{ChangeError, GpaRange};
 use pci::{PciError, ServiceError};
 
 /// Why a device could not be assigned, reset or given back.
@@ -38,9 +38,9 @@ pub enum AssignError {
         /// What is reserved.
         region: ReservedRegion,
     },
-    /// The DMA domain does not hold the VM's RAM.
+    /// A DMA domain could not take on the VM's memory, or give it up.
     #[error(transparent)]
-    Difference(#[from] Difference),
+    Change(#[from] ChangeError),
     /// A call of VFIO's.
     #[error(transparent)]
     Vfio(#[from] VfioError),
@@ -70,6 +70,18 @@ pub enum AssignError {
         /// The device.
         address: PciAddress,
     },
+    /// Devices that no IOMMU can tell apart are to be in different domains.
+    #[error(
+        "devices of IOMMU group {group} are to be in different DMA domains ({}), but translate all alike. Put them into \
+         the same one (--assign ADDRESS,domain=NAME)",
+        domains.join(", ")
+    )]
+    Split {
+        /// The group.
+        group: u32,
+        /// The domains.
+        domains: Vec<String>,
+    },
     /// The function is no endpoint.
     #[error(
         "PCI device {address} is a bridge (header type {header:#x}); only endpoints can be assigned. Assign the \
@@ -94,8 +106,10 @@ pub enum AssignError {
         size: u64,
     },
     /// Devices of a domain are still open, so nothing can be given back yet.
-    #[error("the DMA domain is still used by {}; these must be closed before devices can be given back", devices.join(", "))]
+    #[error("DMA domain {domain} is still used by {}; these must be closed before devices can be given back", devices.join(", "))]
     StillOpen {
+        /// The domain.
+        domain: String,
         /// The devices.
         devices: Vec<String>,
     },

@@ -1,7 +1,7 @@
 //! PCI functions of the host, handed to a guest.
 //!
 //! [`Claim`] takes devices from the host for one VM: everything is checked first and reported at once, then they
-//! are bound to vfio-pci and their groups put into one DMA domain, into which the VM's RAM is mapped. From it
+//! are bound to vfio-pci and their groups put into DMA domains, into which the VM's RAM is mapped. From it
 //! come [`Assigned`] functions for the guest's PCI bus: configuration space by allow-list, BARs as memory of
 //! the guest, interrupts straight from the host's kernel into the guest's. In the end, whatever the reason for
 //! it, the devices go back to the drivers they had.
@@ -23,5 +23,5 @@ mod reset;
 
 pub use alarms::{Alarms, Event, Report};
 pub use assigned::Assigned;
-pub use claim::{Claim, check};
+pub use claim::{Claim, DomainPlan, check};
 pub use error::AssignError;

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use dma::Domain;
 use dma::vfio::{Dependent, Group, VfioDevice, VfioError};
 use host::PciAddress;
+
+use crate::claim::Claim;
 
 /// The best way there is to reset a device.
 #[derive(Debug)]
@@ -18,18 +19,21 @@ pub(crate) enum Reset {
 }
 
 impl Reset {
-    /// Finds the best way for a device of a domain, all of whose devices are `claimed`.
-    pub fn of(device: &VfioDevice, domain: &Domain, claimed: &[PciAddress]) -> Reset {
+    /// Finds the best way for a device of a claim. Resetting its bus is none when it has devices that this VM does
+    /// not have, or that skep itself drives.
+    pub fn of(device: &VfioDevice, claim: &Claim) -> Reset {
         if device.can_reset() {
             return Reset::Function;
         }
         // The kernel answers ENODEV when the bus cannot be reset; any other refusal means the same to us.
         let Ok(dependents) = device.hot_reset_dependents() else { return Reset::None };
-        if !dependents.iter().all(|dependent| address(dependent).is_some_and(|it| claimed.contains(&it))) {
+        let mine = |dependent| address(dependent).is_some_and(|it| claim.assigned().any(|other| other == it));
+        if !dependents.iter().all(mine) {
             return Reset::None;
         }
         let concerned = |group: &&Arc<Group>| dependents.iter().any(|other| other.group == group.number());
-        Reset::Bus(domain.groups().iter().filter(concerned).cloned().collect())
+        let groups = claim.domains().iter().flat_map(|domain| domain.groups());
+        Reset::Bus(groups.filter(concerned).cloned().collect())
     }
 
     /// Resets the device; does nothing when there is no way.

@@ -1,5 +1,6 @@
 //! What carries out a domain's mappings.
 
+use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -9,19 +10,44 @@ use crate::ledger::Permission;
 use crate::limits::Limits;
 use crate::memlock::MemlockError;
 
+/// The interface of the kernel that a domain is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackEnd {
+    /// A VFIO container with a type1 IOMMU.
+    Type1,
+    /// An IOAS of iommufd.
+    Iommufd,
+    /// A model of an IOMMU, for tests.
+    #[cfg(any(test, feature = "fake"))]
+    Fake,
+}
+
+impl fmt::Display for BackEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BackEnd::Type1 => "type1",
+            BackEnd::Iommufd => "iommufd",
+            #[cfg(any(test, feature = "fake"))]
+            BackEnd::Fake => "fake",
+        })
+    }
+}
+
 /// Host memory to map, named both ways: back ends take the one or the other.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     /// First byte in this process.
     pub host: NonNull<u8>,
-    /// The memfd behind it, and where in that it begins. The type1 container does not need these; iommufd maps
-    /// by them, with no regard to this process's address space.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for iommufd's IOAS_MAP_FILE"))]
-    pub file: (BorrowedFd<'a>, u64),
+    /// The file behind it, and where in that it begins; `None` for memory of a device.
+    #[expect(dead_code, reason = "for iommufd's IOAS_MAP_FILE")]
+    pub file: Option<(BorrowedFd<'a>, u64)>,
 }
 
 /// A VFIO container, or whatever else holds mappings for devices.
 pub(crate) trait Backend: Send {
+    /// Which one it is.
+    fn kind(&self) -> BackEnd;
+
     /// What can be mapped, as of the devices that are attached now.
     fn limits(&self) -> io::Result<Limits>;
 

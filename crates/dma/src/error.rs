@@ -2,10 +2,10 @@
 
 use std::io;
 
-use memory::Gpa;
+use memory::RamError;
 
-use crate::iova::{Iova, IovaRange};
-use crate::ledger::Difference;
+use crate::iova::IovaRange;
+use crate::ledger::Mapping;
 use crate::limits::Misfits;
 use crate::memlock::MemlockError;
 use crate::vfio::VfioError;
@@ -22,50 +22,42 @@ pub enum DomainError {
     /// Too little may be locked. Nothing was mapped.
     #[error(transparent)]
     Memlock(#[from] MemlockError),
-    /// The ledger is not the RAM map.
+    /// Memory for a driver's queues could not be had.
     #[error(transparent)]
-    Difference(#[from] Difference),
-    /// RAM is mapped already.
-    #[error("DMA domain {domain} holds RAM already; it can be mapped once")]
-    Mapped {
+    Memory(#[from] RamError),
+    /// There is no room for a driver's queues.
+    #[error(
+        "DMA domain {domain}: the IOMMU has no {bytes:#x} free addresses for {what}. Give the VM less memory (--memory)"
+    )]
+    NoRoom {
         /// The domain.
         domain: String,
+        /// What they are for.
+        what: String,
+        /// How many.
+        bytes: u64,
     },
-    /// The kernel takes too few mappings.
+    /// The kernel takes no more mappings.
     #[error(
-        "DMA domain {domain} needs {wanted} mappings but the kernel takes only {left} more. Raise \
-         vfio_iommu_type1.dma_entry_limit (/sys/module/vfio_iommu_type1/parameters)"
+        "DMA domain {domain}: the kernel takes no more mappings. Raise vfio_iommu_type1.dma_entry_limit \
+         (/sys/module/vfio_iommu_type1/parameters)"
     )]
     Mappings {
         /// The domain.
         domain: String,
-        /// How many are needed.
-        wanted: u64,
-        /// How many there can be.
-        left: u64,
     },
-    /// A mapping failed; those made before it were undone, but for those in `stuck`.
-    #[error(
-        "DMA domain {domain}: cannot map {bytes:#x} bytes of RAM at GPA {gpa} to IOVA {iova}: {cause}. {}{}",
-        map_hint(cause),
-        also(stuck)
-    )]
+    /// A mapping failed.
+    #[error("DMA domain {domain}: cannot map IOVA {} to {}: {cause}. {}", mapping.iova, mapping.target, map_hint(cause))]
     Map {
         /// The domain.
         domain: String,
-        /// First IOVA.
-        iova: Iova,
-        /// First guest address.
-        gpa: Gpa,
-        /// Length in bytes.
-        bytes: u64,
+        /// What was to be mapped.
+        mapping: Mapping,
         /// The kernel's answer.
         cause: io::Error,
-        /// Mappings made before that could not be undone.
-        stuck: Vec<Failed>,
     },
-    /// Mappings that could not be taken away; devices in the domain still reach that RAM.
-    #[error("DMA domain {domain}: devices still reach RAM that should be unmapped{}", also(failed))]
+    /// Mappings that could not be taken away; devices in the domain still reach what is there.
+    #[error("DMA domain {domain}: devices still reach memory that should be unmapped{}", also(failed))]
     Unmap {
         /// The domain.
         domain: String,
@@ -92,7 +84,7 @@ fn map_hint(cause: &io::Error) -> &'static str {
         Some(libc::EINVAL) => "The IOMMU cannot map this address; see the group's reserved_regions in sysfs",
         Some(libc::EEXIST) => "This address is mapped already",
         Some(libc::ENOSPC) => "The kernel's limit on mappings is reached (vfio_iommu_type1.dma_entry_limit)",
-        Some(libc::EFAULT) => "The RAM could not be pinned; huge pages may have run out",
+        Some(libc::EFAULT) => "The memory could not be pinned; huge pages may have run out",
         _ => "See the kernel's log (`dmesg`)",
     }
 }

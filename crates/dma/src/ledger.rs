@@ -1,10 +1,12 @@
-//! What a domain holds, by its own books.
+//! What a domain holds, and how that compares with the memory map.
 
 use std::fmt;
+use std::sync::Arc;
 
-use memory::{GpaRange, Ram};
+use memory::{Contents, DeviceMemory, Difference, GpaRange};
 
 use crate::iova::IovaRange;
+use crate::p2p::P2p;
 
 /// What devices may do with a mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,117 +26,159 @@ impl fmt::Display for Permission {
     }
 }
 
+/// What devices reach through a mapping.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A segment of guest RAM, named by its guest addresses.
+    Ram(GpaRange),
+    /// Memory of another assigned device.
+    Device {
+        /// Whose.
+        owner: Arc<str>,
+        /// Where the guest sees it.
+        range: GpaRange,
+    },
+    /// Memory of one of skep's own drivers: queues, lists, bounce buffers.
+    Own(Arc<str>),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Ram(range) => write!(f, "RAM {range}"),
+            Target::Device { owner, range } => write!(f, "{owner} at {range}"),
+            Target::Own(what) => f.write_str(what),
+        }
+    }
+}
+
 /// One mapping: a row of the ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
     /// What devices say.
     pub iova: IovaRange,
-    /// The segment of guest RAM that they reach, named by its guest addresses.
-    pub segment: GpaRange,
-    /// Where in the segment's memfd the mapping begins, in bytes.
+    /// What they reach.
+    pub target: Target,
+    /// Where in the target the mapping begins, in bytes.
     pub offset: u64,
     /// What they may do there.
     pub permission: Permission,
 }
 
 impl Mapping {
-    /// A whole segment at IOVA = GPA.
-    pub(crate) fn of(segment: GpaRange) -> Mapping {
-        Mapping { iova: IovaRange::identity(segment), segment, offset: 0, permission: Permission::ReadWrite }
+    /// All of a target at these addresses, to read and to write.
+    pub(crate) fn of(iova: IovaRange, target: Target) -> Mapping {
+        Mapping { iova, target, offset: 0, permission: Permission::ReadWrite }
     }
 
-    /// Whether the mapping is a piece of `segment` at IOVA = GPA, read and write.
-    fn is_piece_of(&self, segment: GpaRange) -> bool {
-        self.segment == segment
-            && Some(self.iova.first().0) == segment.start().0.checked_add(self.offset)
-            && IovaRange::identity(segment).covers(self.iova)
-            && self.permission == Permission::ReadWrite
+    /// A whole segment at IOVA = GPA.
+    pub(crate) fn of_ram(segment: GpaRange) -> Mapping {
+        Mapping::of(IovaRange::identity(segment), Target::Ram(segment))
+    }
+
+    /// A device's memory at IOVA = GPA.
+    pub(crate) fn of_device(device: &DeviceMemory) -> Mapping {
+        let range = device.range();
+        Mapping::of(IovaRange::identity(range), Target::Device { owner: device.owner().into(), range })
+    }
+
+    /// Whether the mapping is a piece of what `whole` maps.
+    fn is_piece_of(&self, whole: &Mapping) -> bool {
+        self.target == whole.target
+            && Some(self.iova.first().0) == whole.iova.first().0.checked_add(self.offset)
+            && whole.iova.covers(self.iova)
+            && self.permission == whole.permission
     }
 }
 
 impl fmt::Display for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Mapping { iova, segment, offset, permission } = self;
-        write!(f, "IOVA {iova} to RAM {segment} + {offset:#x} ({permission})")
+        let Mapping { iova, target, offset, permission } = self;
+        write!(f, "IOVA {iova} to {target} + {offset:#x} ({permission})")
     }
 }
 
-/// How a ledger differs from the RAM map.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
-    /// The domain.
-    pub domain: String,
-    /// RAM that devices in the domain do not reach.
-    pub missing: Vec<IovaRange>,
-    /// Mappings that are not what the RAM map says.
-    pub wrong: Vec<Mapping>,
-}
-
-impl std::error::Error for Difference {}
-
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DMA domain {} does not hold the VM's RAM map", self.domain)?;
-        for range in &self.missing {
-            write!(f, "; RAM at {range} is missing")?;
-        }
-        for mapping in &self.wrong {
-            write!(f, "; it maps {mapping}")?;
-        }
-        write!(f, ". This is a fault in skep; the devices were not started")
+/// Compares what is mapped with what the memory map says should be: all RAM, device memory when devices reach each
+/// other's, and beside that only memory of skep's own drivers, where no RAM is.
+pub(crate) fn audit(
+    mirror: String,
+    mappings: &[Mapping],
+    contents: &Contents,
+    p2p: &P2p,
+) -> Result<(), Difference> {
+    let mut wanted: Vec<Mapping> =
+        contents.ram.segments().iter().map(|segment| Mapping::of_ram(segment.range())).collect();
+    if let P2p::Working = p2p {
+        wanted.extend(contents.devices.iter().map(Mapping::of_device));
     }
-}
-
-/// Compares what is mapped with the RAM that should be.
-pub(crate) fn audit(domain: &str, mappings: &[Mapping], ram: &Ram) -> Result<(), Difference> {
-    let segments = || ram.segments().iter().map(memory::Segment::range);
-    let right = |mapping: &&Mapping| segments().any(|segment| mapping.is_piece_of(segment));
+    let right = |mapping: &&Mapping| match mapping.target {
+        Target::Own(_) => wanted.iter().all(|wanted| !wanted.iova.overlaps(mapping.iova)),
+        _ => wanted.iter().any(|wanted| mapping.is_piece_of(wanted)),
+    };
     let (good, wrong): (Vec<&Mapping>, Vec<&Mapping>) = mappings.iter().partition(right);
     let good: Vec<IovaRange> = good.into_iter().map(|mapping| mapping.iova).collect();
-    let missing: Vec<IovaRange> =
-        segments().flat_map(|segment| IovaRange::identity(segment).without(&good)).collect();
-    if missing.is_empty() && wrong.is_empty() {
-        return Ok(());
-    }
-    Err(Difference { domain: domain.to_owned(), missing, wrong: wrong.into_iter().copied().collect() })
+    let missing = wanted.iter().flat_map(|wanted| {
+        wanted.iova.without(&good).into_iter().map(|iova| format!("{} is missing at {iova}", wanted.target))
+    });
+    let wrong = wrong.into_iter().map(|mapping| format!("it maps {mapping}"));
+    let differences: Vec<String> = missing.chain(wrong).collect();
+    if differences.is_empty() { Ok(()) } else { Err(Difference { mirror, differences }) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Iova;
-    use memory::Gpa;
+    use memory::{Gpa, Ram};
 
-    fn ram() -> Ram {
+    fn contents() -> Contents {
         let range = |start, len| GpaRange::new(Gpa(start), len).unwrap();
-        Ram::new(&[range(0, 0x4000), range(0x10000, 0x2000)]).unwrap()
+        let ram = Ram::new(&[range(0, 0x4000), range(0x10000, 0x2000)]).unwrap();
+        Contents { ram: Arc::new(ram), devices: Vec::new() }
+    }
+
+    fn rows(contents: &Contents) -> Vec<Mapping> {
+        contents.ram.segments().iter().map(|segment| Mapping::of_ram(segment.range())).collect()
+    }
+
+    fn check(mappings: &[Mapping]) -> Result<(), Difference> {
+        audit("guest".into(), mappings, &contents(), &P2p::Off)
     }
 
     #[test]
     fn pieces_that_make_up_the_ram_are_as_good_as_whole_segments() {
-        let ram = ram();
-        let whole: Vec<Mapping> = ram.segments().iter().map(|segment| Mapping::of(segment.range())).collect();
-        audit("guest", &whole, &ram).unwrap();
+        let whole = rows(&contents());
+        check(&whole).unwrap();
         let piece = |first, last, offset| Mapping {
             iova: IovaRange::inclusive(Iova(first), Iova(last)).unwrap(),
             offset,
-            ..whole[0]
+            ..whole[0].clone()
         };
-        audit("guest", &[piece(0, 0xfff, 0), piece(0x1000, 0x3fff, 0x1000), whole[1]], &ram).unwrap();
+        check(&[piece(0, 0xfff, 0), piece(0x1000, 0x3fff, 0x1000), whole[1].clone()]).unwrap();
     }
 
     #[test]
     fn a_hole_a_stranger_and_a_wrong_offset_are_all_named() {
-        let ram = ram();
-        let rows: Vec<Mapping> = ram.segments().iter().map(|segment| Mapping::of(segment.range())).collect();
-        let difference = audit("guest", &rows[..1], &ram).unwrap_err();
-        assert!(difference.to_string().contains("RAM at 0x10000-0x11fff is missing"), "{difference}");
-        let shifted = Mapping { offset: 0x1000, ..rows[0] };
-        let difference = audit("guest", &[shifted, rows[1]], &ram).unwrap_err();
-        assert_eq!((difference.wrong.len(), difference.missing.len()), (1, 1));
-        let read_only = Mapping { permission: Permission::Read, ..rows[0] };
-        assert!(audit("guest", &[read_only, rows[1]], &ram).is_err());
-        let stranger = Mapping { segment: GpaRange::new(Gpa(0x50000), 0x1000).unwrap(), ..rows[0] };
-        assert_eq!(audit("guest", &[rows[0], rows[1], stranger], &ram).unwrap_err().wrong, [stranger]);
+        let rows = rows(&contents());
+        let difference = check(&rows[..1]).unwrap_err();
+        assert!(difference.to_string().contains("RAM 0x10000-0x11fff is missing at 0x10000"), "{difference}");
+        let shifted = Mapping { offset: 0x1000, ..rows[0].clone() };
+        assert_eq!(check(&[shifted, rows[1].clone()]).unwrap_err().differences.len(), 2);
+        let read_only = Mapping { permission: Permission::Read, ..rows[0].clone() };
+        assert!(check(&[read_only, rows[1].clone()]).is_err());
+        let stranger = Mapping::of_ram(GpaRange::new(Gpa(0x50000), 0x1000).unwrap());
+        let all = [rows[0].clone(), rows[1].clone(), stranger];
+        assert_eq!(check(&all).unwrap_err().differences.len(), 1);
+    }
+
+    #[test]
+    fn a_drivers_own_memory_is_right_only_where_no_ram_is() {
+        let own = |first| {
+            let iova = IovaRange::inclusive(Iova(first), Iova(first + 0xfff)).unwrap();
+            Mapping::of(iova, Target::Own("queues".into()))
+        };
+        let rows = rows(&contents());
+        check(&[rows[0].clone(), rows[1].clone(), own(0x4000)]).unwrap();
+        assert!(check(&[rows[0].clone(), rows[1].clone(), own(0x3000)]).is_err());
     }
 }

@@ -1,8 +1,9 @@
 //! DMA domains: what devices reach through the IOMMU, and the VFIO devices in them.
 //!
-//! A [`Domain`] maps guest RAM at IOVA = GPA, whole segments at a time, all or nothing, and keeps a ledger of
-//! what it holds that can be printed and compared with the RAM map at any time. Below it is a back end; the one
-//! there is speaks to a VFIO type1 container.
+//! A [`Domain`] is a mirror of a VM's memory map ([`memory::MemoryMap`]): it maps guest RAM at IOVA = GPA, whole
+//! segments at a time, and keeps a ledger of what it holds that can be printed and compared with the map at any
+//! time. A guest domain ([`Kind::Guest`]) holds nothing else, but for other devices' memory when asked for; a host
+//! domain ([`Kind::Host`]) holds the queues of skep's own drivers as well. Below it is a back end ([`BackEnd`]).
 //!
 //! The [`vfio`] part is a thin layer over the kernel's interface (linux/vfio.h) in which no call's failure is
 //! swallowed.
@@ -10,16 +11,25 @@
 mod backend;
 mod domain;
 mod error;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 mod iova;
 mod ledger;
 mod limits;
 mod memlock;
+mod own;
+mod p2p;
+#[cfg(test)]
+mod tests;
 mod type1;
 pub mod vfio;
 
-pub use domain::Domain;
+pub use backend::BackEnd;
+pub use domain::{Calls, Domain, Kind};
 pub use error::{DomainError, Failed};
 pub use iova::{Iova, IovaRange};
-pub use ledger::{Difference, Mapping, Permission};
+pub use ledger::{Mapping, Permission, Target};
 pub use limits::{Limits, Misfit, Misfits};
 pub use memlock::{MemlockError, check_memlock};
+pub use own::OwnMemory;
+pub use p2p::{P2p, P2pWish};

@@ -83,8 +83,13 @@ impl Limits {
         if misfits.is_empty() { Ok(()) } else { Err(Misfits(misfits)) }
     }
 
+    /// The smallest page, in bytes.
+    pub(crate) fn page(&self) -> u64 {
+        1 << self.page_sizes.trailing_zeros().min(30)
+    }
+
     fn misfits(&self, ram: IovaRange) -> Vec<Misfit> {
-        let page = 1 << self.page_sizes.trailing_zeros().min(30);
+        let page = self.page();
         if !ram.first().0.is_multiple_of(page) || !ram.len().is_multiple_of(page) {
             return vec![Misfit::Unaligned { ram, page }];
         }

@@ -10,7 +10,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_TYPE1v2_IOMMU, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
 };
 
-use crate::backend::{Backend, Source};
+use crate::backend::{BackEnd, Backend, Source};
 use crate::iova::{Iova, IovaRange};
 use crate::ledger::Permission;
 use crate::limits::Limits;
@@ -78,6 +78,10 @@ fn open(path: &Path) -> Result<File, VfioError> {
 }
 
 impl Backend for Type1 {
+    fn kind(&self) -> BackEnd {
+        BackEnd::Type1
+    }
+
     fn limits(&self) -> io::Result<Limits> {
         let (info, bytes) =
             ioctl::info(&self.container, ioctl::VFIO_IOMMU_GET_INFO(), vfio_iommu_type1_info::default())?;

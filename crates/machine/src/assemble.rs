@@ -6,7 +6,7 @@ use std::sync::Arc;
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
 use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort, VirtioBlk};
 use kvm_ioctls::{VcpuFd, VmFd};
-use memory::Ram;
+use memory::{MemoryMap, Ram};
 use pci::{Address, Bus, PciError, Services};
 use virtio::VirtioPci;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -44,30 +44,30 @@ pub fn assemble(
     report: Reporter,
     steps: &Steps,
 ) -> Result<Vm, StartError> {
-    let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, devices } = checked;
+    let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans } = checked;
     let (sender, inbox) = events();
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
-    let mut claimed = Claimed::new(&host, config.name.as_str(), &devices)?;
+    let mut claimed = Claimed::new(&host, &plans)?;
     if let Some(claimed) = &claimed {
         claimed.check(&layout.ram)?;
     }
     steps.begin("RAM")?;
     let ram = Arc::new(Ram::new(&layout.ram)?);
     ram.enlarge_pages(if claimed.is_some() { u64::MAX } else { ENLARGED })?;
+    let map = Arc::new(MemoryMap::new(ram.clone()));
     steps.begin("map RAM for devices")?;
     if let Some(claimed) = &claimed {
-        claimed.map(&ram)?;
+        claimed.attach(&map)?;
     }
 
     steps.begin("VM")?;
     let vm = Arc::new(hypervisor.create_vm()?);
     let chips = Chips::of(&vm)?;
-    let slots =
-        Slots::new(vm.clone(), hypervisor.memory_slots(), &ram).map_err(failed("map the guest's RAM"))?;
+    map.attach(Arc::new(Slots::new(vm.clone(), hypervisor.memory_slots())))?;
     let interrupts = Interrupts::new(vm.clone()).map_err(failed("route its interrupts"))?;
-    let services: Arc<dyn Services> = Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), slots));
+    let services: Arc<dyn Services> = Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), map.clone()));
     let bus = Arc::new(Bus::new(&layout.windows));
     let host_bridge = Address::new(0, 0, 0).expect("00:00.0 is an address");
     bus.add(host_bridge, Arc::new(pci::HostBridge::new(&layout.windows)))?;
@@ -124,6 +124,7 @@ pub fn assemble(
         teller: Teller::new(report),
         inbox,
         vm,
+        map,
         console,
     })
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use assign::DomainPlan;
 use boot::{Initrd, KernelImage, platform};
 use devices::{VirtioBlk, VirtioBlkOptions};
 use disk::{Disk, DiskOptions};
+use dma::{Kind, P2pWish};
 use host::{Host, PciAddress};
 
 use crate::error::{StartError, host_address};
@@ -21,7 +23,7 @@ pub struct Checked {
     pub cpus: platform::Cpus,
     pub disks: Vec<OpenDisk>,
     pub host: Host,
-    pub devices: Vec<PciAddress>,
+    pub plans: Vec<DomainPlan>,
 }
 
 /// A disk that is open and claimed, and what the guest sees of it.
@@ -62,10 +64,12 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     let address_bits = hypervisor.as_ref().map_or(52, Hypervisor::address_bits).min(iommu);
     let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits));
     let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
-    findings.keep(assign::check(&host, &devices, ram));
+    let kind = Kind::Guest(P2pWish::Off);
+    let plans = vec![DomainPlan { name: "guest".into(), kind, devices }];
+    findings.keep(assign::check(&host, &plans, ram));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
-            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, devices })
+            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans })
         }
         _ => Err(findings.0),
     }

@@ -7,7 +7,7 @@ use boot::{InitrdError, KernelError, LoadError};
 use devices::VirtioBlkError;
 use disk::OpenError;
 use host::PciAddress;
-use memory::RamError;
+use memory::{ChangeError, RamError};
 use pci::PciError;
 
 use crate::kvm::KvmError;
@@ -25,6 +25,9 @@ pub enum StartError {
     /// RAM.
     #[error(transparent)]
     Ram(#[from] RamError),
+    /// A mirror of the memory map.
+    #[error(transparent)]
+    Memory(#[from] ChangeError),
     /// The kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),

@@ -4,24 +4,23 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
-use memory::Gpa;
-use pci::{Address, HostMemory, Line, MemorySlot, Pin, ResampledLine, ServiceError, Services, Vector};
+use memory::{Change, DeviceMemory, Gpa, MemoryMap};
+use pci::{Address, Line, Pin, ResampledLine, ServiceError, Services, Vector};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::interrupts::{Interrupts, intx_gsi};
-use crate::slots::Slots;
 
 /// A VM's services to its functions.
 pub struct KvmServices {
     vm: Arc<VmFd>,
     interrupts: Arc<Interrupts>,
-    slots: Slots,
+    map: Arc<MemoryMap>,
 }
 
 impl KvmServices {
     /// Services on one VM.
-    pub fn new(vm: Arc<VmFd>, interrupts: Arc<Interrupts>, slots: Slots) -> KvmServices {
-        KvmServices { vm, interrupts, slots }
+    pub fn new(vm: Arc<VmFd>, interrupts: Arc<Interrupts>, map: Arc<MemoryMap>) -> KvmServices {
+        KvmServices { vm, interrupts, map }
     }
 }
 
@@ -80,18 +79,18 @@ impl Services for KvmServices {
             .map_err(failed(device, format!("take the doorbell of {width} bytes away from {at}")))
     }
 
-    unsafe fn add_memory(
-        &self,
-        device: Address,
-        at: Gpa,
-        memory: HostMemory,
-    ) -> Result<MemorySlot, ServiceError> {
-        // SAFETY: our caller keeps the memory mapped until the slot is removed.
-        unsafe { self.slots.add(at, memory) }
-            .map_err(failed(device, format!("map {:#x} bytes at {at}", memory.len)))
+    fn add_memory(&self, device: Address, memory: &DeviceMemory) -> Result<(), ServiceError> {
+        self.change(device, &Change::AddDevice(memory.clone()))
     }
 
-    fn remove_memory(&self, device: Address, slot: MemorySlot) -> Result<(), ServiceError> {
-        self.slots.remove(slot).map_err(failed(device, format!("unmap memory slot {}", slot.0)))
+    fn remove_memory(&self, device: Address, memory: &DeviceMemory) -> Result<(), ServiceError> {
+        self.change(device, &Change::RemoveDevice(memory.clone()))
+    }
+}
+
+impl KvmServices {
+    fn change(&self, device: Address, change: &Change) -> Result<(), ServiceError> {
+        let done = self.map.apply(change).map_err(io::Error::other);
+        done.map_err(failed(device, change.to_string()))
     }
 }

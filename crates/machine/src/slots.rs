@@ -1,69 +1,107 @@
-//! Memory in the guest's address space: KVM's memory slots.
+//! Memory in the guest's address space: KVM's memory slots, a mirror of the memory map.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use memory::{Gpa, Ram};
-use pci::{HostMemory, MemorySlot};
+use memory::{Change, Contents, Difference, GpaRange, Mirror, MirrorError, Segment};
 
 /// The memory slots of a VM.
 pub struct Slots {
     vm: Arc<VmFd>,
     limit: u32,
-    used: Mutex<BTreeSet<u32>>,
-    /// Kept mapped as long as KVM may use it.
-    _ram: Arc<Ram>,
+    used: Mutex<BTreeMap<u32, Slot>>,
+}
+
+/// What KVM has in a slot.
+struct Slot {
+    range: GpaRange,
+    host: u64,
+    /// RAM is kept mapped as long as KVM may use it.
+    _ram: Option<Arc<Segment>>,
 }
 
 impl Slots {
-    /// Makes all RAM appear in the guest.
-    pub fn new(vm: Arc<VmFd>, limit: usize, ram: &Arc<Ram>) -> io::Result<Slots> {
-        let slots = Slots { vm, limit: limit.min(1 << 15) as u32, used: Mutex::default(), _ram: ram.clone() };
-        for segment in ram.segments() {
-            let memory = HostMemory { start: segment.host_address(), len: segment.range().len() as usize };
-            // SAFETY: the segment stays mapped as long as `_ram` is held, and KVM's slots go with the VM before.
-            unsafe { slots.add(segment.range().start(), memory)? };
-        }
-        Ok(slots)
+    /// No memory yet; KVM takes `limit` slots.
+    pub fn new(vm: Arc<VmFd>, limit: usize) -> Slots {
+        Slots { vm, limit: limit.min(1 << 15) as u32, used: Mutex::default() }
     }
 
-    /// Makes memory of this process appear at `at`.
-    ///
-    /// # Safety
-    /// It must stay mapped until the slot is removed or the VM is gone.
-    pub unsafe fn add(&self, at: Gpa, memory: HostMemory) -> io::Result<MemorySlot> {
-        let mut used = self.used.lock().expect("no code panics with this lock held");
-        let slot = (0..self.limit).find(|slot| !used.contains(slot));
-        let slot = slot.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
-        // SAFETY: passed on to our caller; see above.
-        unsafe { self.set(slot, at, memory.start.as_ptr() as u64, memory.len as u64)? };
-        used.insert(slot);
-        Ok(MemorySlot(slot))
-    }
-
-    /// Takes memory away again.
-    pub fn remove(&self, MemorySlot(slot): MemorySlot) -> io::Result<()> {
-        let mut used = self.used.lock().expect("no code panics with this lock held");
-        // SAFETY: size 0 removes the slot; no memory is involved.
-        unsafe { self.set(slot, Gpa(0), 0, 0)? };
-        used.remove(&slot);
+    fn add(&self, slot: Slot) -> io::Result<()> {
+        let mut used = self.used();
+        let number = (0..self.limit).find(|number| !used.contains_key(number));
+        let number = number.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
+        // SAFETY: RAM is kept by the slot, and a device's memory by whoever made the `DeviceMemory`, until it is
+        // removed from the map and so from here, or the VM is gone.
+        unsafe { self.set(number, slot.range.start().0, slot.host, slot.range.len())? };
+        used.insert(number, slot);
         Ok(())
+    }
+
+    fn remove(&self, range: GpaRange) -> io::Result<()> {
+        let mut used = self.used();
+        let number = used.iter().find(|(_, slot)| slot.range == range).map(|(number, _)| *number);
+        let number = number.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
+        // SAFETY: size 0 removes the slot; no memory is involved.
+        unsafe { self.set(number, 0, 0, 0)? };
+        used.remove(&number);
+        Ok(())
+    }
+
+    fn used(&self) -> MutexGuard<'_, BTreeMap<u32, Slot>> {
+        self.used.lock().expect("no code panics with this lock held")
     }
 
     /// # Safety
     /// `host` must be `len` bytes of mapped memory that stays mapped while the slot exists.
-    unsafe fn set(&self, slot: u32, at: Gpa, host: u64, len: u64) -> io::Result<()> {
+    unsafe fn set(&self, slot: u32, at: u64, host: u64, len: u64) -> io::Result<()> {
         let region = kvm_userspace_memory_region {
             slot,
             flags: 0,
-            guest_phys_addr: at.0,
+            guest_phys_addr: at,
             memory_size: len,
             userspace_addr: host,
         };
         // SAFETY: by this function's contract.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(io::Error::from)
+    }
+}
+
+impl Mirror for Slots {
+    fn name(&self) -> String {
+        "KVM".to_owned()
+    }
+
+    fn prepare(&self, change: &Change) -> Result<(), MirrorError> {
+        let range = change.range();
+        match change {
+            Change::AddRam(segment) => {
+                let host = segment.host_address().as_ptr() as u64;
+                self.add(Slot { range, host, _ram: Some(segment.clone()) })?;
+            }
+            Change::AddDevice(device) => {
+                let host = device.host_address().as_ptr() as u64;
+                self.add(Slot { range, host, _ram: None })?;
+            }
+            Change::RemoveRam(_) | Change::RemoveDevice(_) => self.remove(range)?,
+        }
+        Ok(())
+    }
+
+    fn audit(&self, contents: &Contents) -> Result<(), Difference> {
+        let ram = contents.ram.segments().iter().map(|segment| (segment.range(), segment.host_address()));
+        let devices = contents.devices.iter().map(|device| (device.range(), device.host_address()));
+        let wanted: Vec<_> = ram.chain(devices).map(|(range, host)| (range, host.as_ptr() as u64)).collect();
+        let used = self.used();
+        let held: Vec<_> = used.values().map(|slot| (slot.range, slot.host)).collect();
+        let missing = wanted.iter().filter(|one| !held.contains(one));
+        let wrong = held.iter().filter(|one| !wanted.contains(one));
+        let differences: Vec<String> = missing
+            .map(|(range, _)| format!("{range} is missing"))
+            .chain(wrong.map(|(range, _)| format!("it has something else at {range}")))
+            .collect();
+        if differences.is_empty() { Ok(()) } else { Err(Difference { mirror: self.name(), differences }) }
     }
 }

@@ -11,7 +11,7 @@ use devices::{Power, PowerRequest, SerialPort};
 use disk::{Counters, Disk};
 use host::Host;
 use kvm_ioctls::VmFd;
-use memory::Ram;
+use memory::{MemoryMap, Ram};
 
 use crate::alarms::AlarmWatch;
 use crate::assemble::assemble;
@@ -89,6 +89,7 @@ pub struct Vm {
     pub(crate) assigned: Vec<Arc<Assigned>>,
     pub(crate) disks: Vec<Arc<Disk>>,
     pub(crate) claimed: Option<Claimed>,
+    pub(crate) map: Arc<MemoryMap>,
     pub(crate) boot: BootPlan,
     pub(crate) entry: CpuState,
     pub(crate) chips: Chips,
@@ -225,6 +226,7 @@ impl Vm {
             assigned,
             disks,
             claimed,
+            map,
             boot,
             power,
             vm,
@@ -241,10 +243,10 @@ impl Vm {
         // The last holders of functions, and so of queues and of device files, go here.
         drop((assigned, board, disks));
         if let Some(claimed) = claimed {
-            troubles.extend(claimed.give_back().err().map(|error| error.to_string()));
+            troubles.extend(claimed.give_back(&map).err().map(|error| error.to_string()));
         }
         // The VM goes before the RAM that its memory slots name.
-        drop((power, vm, boot, console));
+        drop((power, vm, map, boot, console));
         for event in inbox.waiting() {
             if let Event::Trouble(what) = event {
                 teller.tell(&what, inbox.lost());

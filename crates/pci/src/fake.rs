@@ -5,22 +5,19 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use memory::Gpa;
+use memory::{DeviceMemory, Gpa};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::address::{Address, Pin};
-use crate::services::{
-    HostMemory, Line, MemorySlot, MsiMessage, ResampledLine, ServiceError, Services, Vector,
-};
+use crate::services::{Line, MsiMessage, ResampledLine, ServiceError, Services, Vector};
 
 /// Remembers vectors, doorbells and memory.
 #[derive(Default)]
 pub struct FakeServices {
     vectors: Mutex<Vec<Arc<FakeVector>>>,
     doorbells: Mutex<Vec<(Gpa, u32)>>,
-    memory: Mutex<Vec<(MemorySlot, Gpa, usize)>>,
+    memory: Mutex<Vec<DeviceMemory>>,
     lines: Mutex<Vec<Arc<FakeLine>>>,
-    slots: AtomicU32,
 }
 
 /// A vector whose message can be looked at.
@@ -64,8 +61,8 @@ impl FakeServices {
     }
 
     /// Memory that is there now: address and bytes.
-    pub fn memory(&self) -> Vec<(Gpa, usize)> {
-        self.memory.lock().unwrap().iter().map(|(_, at, len)| (*at, *len)).collect()
+    pub fn memory(&self) -> Vec<DeviceMemory> {
+        self.memory.lock().unwrap().clone()
     }
 
     /// The lines handed out, in order.
@@ -137,14 +134,13 @@ impl Services for FakeServices {
         Ok(())
     }
 
-    unsafe fn add_memory(&self, _: Address, at: Gpa, memory: HostMemory) -> Result<MemorySlot, ServiceError> {
-        let slot = MemorySlot(self.slots.fetch_add(1, Ordering::SeqCst));
-        self.memory.lock().unwrap().push((slot, at, memory.len));
-        Ok(slot)
+    fn add_memory(&self, _: Address, memory: &DeviceMemory) -> Result<(), ServiceError> {
+        self.memory.lock().unwrap().push(memory.clone());
+        Ok(())
     }
 
-    fn remove_memory(&self, _: Address, slot: MemorySlot) -> Result<(), ServiceError> {
-        self.memory.lock().unwrap().retain(|(other, _, _)| *other != slot);
+    fn remove_memory(&self, _: Address, memory: &DeviceMemory) -> Result<(), ServiceError> {
+        self.memory.lock().unwrap().retain(|other| other != memory);
         Ok(())
     }
 }

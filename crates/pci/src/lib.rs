@@ -32,4 +32,4 @@ pub use function::Function;
 pub use host_bridge::HostBridge;
 pub use msi::Msi;
 pub use msix::{MSIX_ENTRY_SIZE, Msix};
-pub use services::{HostMemory, Line, MemorySlot, MsiMessage, ResampledLine, ServiceError, Services, Vector};
+pub use services::{Line, MsiMessage, ResampledLine, ServiceError, Services, Vector};

@@ -1,10 +1,9 @@
 //! What a function asks of the machine.
 
 use std::io;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
-use memory::Gpa;
+use memory::{DeviceMemory, Gpa};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::address::{Address, Pin};
@@ -58,19 +57,6 @@ pub struct ResampledLine {
     pub resample: EventFd,
 }
 
-/// Memory of this process that is to appear in the guest's address space: a mapped BAR.
-#[derive(Clone, Copy, Debug)]
-pub struct HostMemory {
-    /// First byte, on a page.
-    pub start: NonNull<u8>,
-    /// Bytes, whole pages.
-    pub len: usize,
-}
-
-/// Memory that appears in the guest's address space until it is removed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MemorySlot(pub u32);
-
 /// What a machine does for its functions.
 pub trait Services: Send + Sync {
     /// A new interrupt vector without a message.
@@ -92,16 +78,8 @@ pub trait Services: Send + Sync {
     /// Takes the doorbell back.
     fn remove_doorbell(&self, device: Address, at: Gpa, width: u32, fd: &EventFd)
     -> Result<(), ServiceError>;
-    /// Makes memory of this process appear at `at`, on a page.
-    ///
-    /// # Safety
-    /// The memory must stay mapped until the slot is removed.
-    unsafe fn add_memory(
-        &self,
-        device: Address,
-        at: Gpa,
-        memory: HostMemory,
-    ) -> Result<MemorySlot, ServiceError>;
+    /// Makes memory of the function appear in the guest, in whole pages.
+    fn add_memory(&self, device: Address, memory: &DeviceMemory) -> Result<(), ServiceError>;
     /// Takes the memory away again.
-    fn remove_memory(&self, device: Address, slot: MemorySlot) -> Result<(), ServiceError>;
+    fn remove_memory(&self, device: Address, memory: &DeviceMemory) -> Result<(), ServiceError>;
 }

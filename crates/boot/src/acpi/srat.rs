@@ -23,7 +23,7 @@ pub(super) fn srat(cpus: Cpus, ram: &Ram) -> Sdt {
         let words = [NODE, id, ENABLED, NODE, 0].map(u32::to_le_bytes);
         body.extend([&[LOCAL_X2APIC, 24, 0, 0][..], words.as_flattened()].concat());
     }
-    for range in ram.segments().iter().map(memory::Segment::range) {
+    for range in ram.segments().iter().map(|segment| segment.range()) {
         body.extend(memory(range));
     }
     let mut srat = table(b"SRAT", 3);

@@ -456,16 +456,11 @@ impl Services for Failing {
         self.fake.remove_doorbell(device, at, width, fd)
     }
 
-    unsafe fn add_memory(
-        &self,
-        _: Address,
-        _: Gpa,
-        _: ::pci::HostMemory,
-    ) -> Result<::pci::MemorySlot, ServiceError> {
+    fn add_memory(&self, _: Address, _: &memory::DeviceMemory) -> Result<(), ServiceError> {
         Err(failure("map memory".into()))
     }
 
-    fn remove_memory(&self, _: Address, _: ::pci::MemorySlot) -> Result<(), ServiceError> {
+    fn remove_memory(&self, _: Address, _: &memory::DeviceMemory) -> Result<(), ServiceError> {
         Ok(())
     }
 }

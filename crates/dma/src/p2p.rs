@@ -1,0 +1,50 @@
+//! Whether assigned devices reach each other's memory.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What is wished for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum P2pWish {
+    /// They must not.
+    #[default]
+    Off,
+    /// They may; without it the VM runs all the same.
+    On,
+    /// They must; without it the VM does not start.
+    Required,
+}
+
+impl FromStr for P2pWish {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<P2pWish, ()> {
+        match text {
+            "off" => Ok(P2pWish::Off),
+            "on" => Ok(P2pWish::On),
+            "required" => Ok(P2pWish::Required),
+            _ => Err(()),
+        }
+    }
+}
+
+/// What is so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum P2p {
+    /// Nobody asked for it.
+    Off,
+    /// Every memory of a device that the guest sees is mapped for the devices of the domain. (There may be none yet.)
+    Working,
+    /// It was asked for and does not work; the reason.
+    Failed(String),
+}
+
+impl fmt::Display for P2p {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            P2p::Off => f.write_str("off"),
+            P2p::Working => f.write_str("working"),
+            P2p::Failed(why) => write!(f, "asked for, not working: {why}"),
+        }
+    }
+}
