@@ -137,12 +137,41 @@ pub struct Domain {
     pub unmap_calls: u64,
     /// Bytes of memory held in place for it.
     pub pinned: u64,
-    /// Whether its devices reach each other's memory: `off`, `asked`, `working` or `required`.
-    pub p2p: String,
+    /// Whether its devices reach each other's memory.
+    pub p2p: P2p,
     /// Whether the ledger holds what the memory map says.
     pub audit: Audit,
     /// Faults of devices in it.
     pub faults: Count,
+}
+
+/// Whether the devices of a domain reach each other's memory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum P2p {
+    /// Nobody asked for it.
+    Off,
+    /// They do.
+    Working {
+        /// Whether the VM would not run without it.
+        required: bool,
+    },
+    /// It was asked for, and they do not.
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+impl fmt::Display for P2p {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            P2p::Off => f.write_str("off"),
+            P2p::Working { required: false } => f.write_str("working"),
+            P2p::Working { required: true } => f.write_str("working, required"),
+            P2p::Failed { why } => write!(f, "asked for, not working: {why}"),
+        }
+    }
 }
 
 /// A row of a domain's ledger.
@@ -223,6 +252,17 @@ pub struct Memory {
     pub segments: Vec<Segment>,
     /// Memory of devices that the guest reaches (BARs), by rising guest address.
     pub devices: Vec<DeviceMemory>,
+    /// Everything that must hold the same (KVM's memory slots, DMA domains), compared just now.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// Something that must hold what the memory map says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Mirror {
+    /// What it is.
+    pub name: String,
+    /// How the comparison came out.
+    pub audit: Audit,
 }
 
 /// A piece of guest RAM.

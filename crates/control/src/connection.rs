@@ -33,7 +33,7 @@ impl Patience {
 pub(crate) fn turn_away(stream: &UnixStream, status: u16, why: &str) {
     // Whoever does not take it does not get it; nobody waits for him.
     drop(stream.set_nonblocking(true));
-    drop(send(stream, Reply::error(status, why), false, Duration::ZERO));
+    drop(send(stream, &Reply::error(status, why), false, Duration::ZERO));
 }
 
 /// Whether the peer is this process's user or root; others are turned away, whatever the socket's mode says.
@@ -51,7 +51,7 @@ pub(crate) fn serve(stream: &UnixStream, source: &dyn Source, patience: Patience
     // An error in reading or writing ends the connection, and there is nobody to tell it.
     while let Ok(Some(request)) = next_request(stream, &mut waiting, patience) {
         let Some(reply) = routes::answer(source, &request, || unix::is_gone(stream)) else { return };
-        if send(stream, reply, request.keep_alive, patience.answer).is_err() || !request.keep_alive {
+        if send(stream, &reply, request.keep_alive, patience.answer).is_err() || !request.keep_alive {
             return;
         }
     }
@@ -72,7 +72,7 @@ fn next_request(
             }
             Ok(Parsed::Partial) => {}
             Err(bad) => {
-                send(stream, Reply::error(bad.status(), bad), false, patience.answer)?;
+                send(stream, &Reply::error(bad.status(), bad.to_string()), false, patience.answer)?;
                 return Ok(None);
             }
         }
@@ -80,7 +80,7 @@ fn next_request(
         if left.is_zero() {
             if !waiting.is_empty() {
                 let late = format!("the request did not come within {} s", patience.request.as_secs());
-                send(stream, Reply::error(408, late), false, patience.answer)?;
+                send(stream, &Reply::error(408, late), false, patience.answer)?;
             }
             return Ok(None);
         }
@@ -102,7 +102,7 @@ fn next_request(
 }
 
 /// Sends an answer within the time given; with none left, what can be sent at once.
-fn send(mut stream: &UnixStream, reply: Reply, keep_alive: bool, patience: Duration) -> io::Result<()> {
+fn send(mut stream: &UnixStream, reply: &Reply, keep_alive: bool, patience: Duration) -> io::Result<()> {
     let bytes = http::answer(reply.status, reply.allow, &reply.body, keep_alive);
     let until = Instant::now() + patience;
     let fds: Vec<_> = reply.fds.iter().map(AsFd::as_fd).collect();

@@ -46,6 +46,12 @@ impl Faults {
         self.by_domain.get(domain).copied().unwrap_or_default()
     }
 
+    /// All but those of the domains that `is_shown` names.
+    pub(crate) fn except(&self, is_shown: impl Fn(&str) -> bool) -> Count {
+        let gone = self.by_domain.iter().filter(|(name, _)| !is_shown(name)).map(|(_, count)| *count);
+        gone.fold(self.other, plus)
+    }
+
     fn add(&mut self, fault: &Fault) {
         let room = self.by_domain.len() < DOMAINS;
         let count = match &fault.domain {
@@ -54,8 +60,14 @@ impl Faults {
             }
             _ => &mut self.other,
         };
-        count.known = count.known.saturating_add(fault.count.known);
-        count.unattributed = count.unattributed.saturating_add(fault.count.unattributed);
+        *count = plus(*count, fault.count);
+    }
+}
+
+fn plus(one: Count, other: Count) -> Count {
+    Count {
+        known: one.known.saturating_add(other.known),
+        unattributed: one.unattributed.saturating_add(other.unattributed),
     }
 }
 

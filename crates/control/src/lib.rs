@@ -10,6 +10,8 @@
 pub mod api;
 mod client;
 mod connection;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 mod folder;
 pub mod http;
 mod journal;

@@ -35,8 +35,8 @@ impl Reply {
     }
 
     /// An answer that says what is wrong.
-    pub fn error(status: u16, error: impl ToString) -> Reply {
-        Reply::json(status, &Failed { error: error.to_string() })
+    pub fn error(status: u16, error: impl Into<String>) -> Reply {
+        Reply::json(status, &Failed { error: error.into() })
     }
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn answer(source: &dyn Source, request: &Request, is_gone: impl Fn() 
 fn done(status: u16, result: Result<State, Refused>) -> Reply {
     match result {
         Ok(state) => Reply::json(status, &Done { state }),
-        Err(refused) => Reply::error(409, refused),
+        Err(Refused(why)) => Reply::error(409, why),
     }
 }
 

@@ -14,6 +14,8 @@ use crate::source::Source;
 
 /// Connections at a time at most.
 pub const MAX_CONNECTIONS: usize = 16;
+/// How long to wait with the next connection after one could not be taken.
+const RESPITE: Duration = Duration::from_millis(100);
 /// How long answers that are under way may take when the VM ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -79,10 +81,8 @@ impl Reception {
             match listener.accept() {
                 Ok((stream, _)) => self.take_in(stream),
                 // Out of file descriptors or memory, as a rule: others will give some back.
-                Err(_) if !self.ending.load(Ordering::SeqCst) => {
-                    std::thread::sleep(Duration::from_millis(100))
-                }
-                Err(_) => {}
+                Err(_) if self.ending.load(Ordering::SeqCst) => {}
+                Err(_) => std::thread::sleep(RESPITE),
             }
         }
         self.see_off();
@@ -108,7 +108,8 @@ impl Reception {
         match std::thread::Builder::new().name("control-peer".into()).spawn(serve) {
             Ok(thread) => self.connections.push(Connection { stream, thread }),
             Err(cause) => {
-                connection::turn_away(&stream, 503, &format!("cannot start a thread: {cause}. Try again"))
+                let why = format!("cannot start a thread: {cause}. Try again");
+                connection::turn_away(&stream, 503, &why);
             }
         }
     }
@@ -135,3 +136,6 @@ impl Reception {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
