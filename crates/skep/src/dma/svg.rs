@@ -13,8 +13,8 @@ struct Column {
 }
 
 const DEVICES: Column = Column { left: 24, width: 170, title: "Devices" };
-const DOMAINS: Column = Column { left: 274, width: 280, title: "DMA domains" };
-const MEMORY: Column = Column { left: 694, width: 300, title: "Memory" };
+const DOMAINS: Column = Column { left: 264, width: 320, title: "DMA domains" };
+const MEMORY: Column = Column { left: 694, width: 290, title: "Memory" };
 const WIDTH: u32 = MEMORY.left + MEMORY.width + 24;
 
 /// Where the columns begin, below their titles.

@@ -31,7 +31,7 @@ fn paragraph(domain: &Domain) -> String {
     line("groups", &listed(&domain.groups.iter().map(u32::to_string).collect::<Vec<_>>()));
     line("P2P", &domain.p2p.to_string());
     let (maps, unmaps) = (domain.map_calls, domain.unmap_calls);
-    line("pinned", &format!("{}, by {}", bytes(domain.pinned), counted(maps, "map call")));
+    line("pinned", &format!("{}, by {}", exact(domain.pinned), counted(maps, "map call")));
     if unmaps > 0 {
         line("unmapped", &format!("by {}", counted(unmaps, "call")));
     }
@@ -96,6 +96,11 @@ fn gpa(mapping: &Mapping) -> String {
         }
         Target::Own { .. } => "-".to_owned(),
     }
+}
+
+/// A number of bytes, exact, and what that is for people where it differs.
+fn exact(number: u64) -> String {
+    if number < 1024 { bytes(number) } else { format!("{} ({number} bytes)", bytes(number)) }
 }
 
 fn counted(number: u64, what: &str) -> String {
