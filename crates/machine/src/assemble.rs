@@ -22,19 +22,18 @@ use crate::cpu::{self, PowerOn};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
 use crate::error::{StartError, system};
-use crate::events::{Event, Events, Reporter, Teller, events};
+use crate::events::{Event, Events, Teller, events};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
+use crate::notice::Reporter;
+use crate::plan;
 use crate::ports::Ports;
+use crate::ram;
 use crate::services::KvmServices;
 use crate::slots::Slots;
 use crate::steps::Steps;
 use crate::vm::{BootPlan, Vm};
-
-/// RAM that is in large pages when the guest starts, where the kernel does not see to it: what a guest touches
-/// while it boots, and more would only delay the start. For assigned devices it is all of it, as they reach it.
-const ENLARGED: u64 = 1 << 30;
 
 /// Makes a VM; on failure everything made so far is undone.
 pub fn assemble(
@@ -49,17 +48,17 @@ pub fn assemble(
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
-    let mut claimed = Claimed::new(&host, &plans)?;
+    let mut claimed = Claimed::new(&host, &plans, plan::choice(config))?;
     if let Some(claimed) = &claimed {
         claimed.check(&layout.ram)?;
     }
     steps.begin("RAM")?;
-    let ram = Arc::new(Ram::new(&layout.ram)?);
-    ram.enlarge_pages(if claimed.is_some() { u64::MAX } else { ENLARGED })?;
+    let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), &report)?;
     let map = Arc::new(MemoryMap::new(ram.clone()));
     steps.begin("map RAM for devices")?;
     if let Some(claimed) = &claimed {
         claimed.attach(&map)?;
+        claimed.separate(&map, config.dma.host_domain)?;
     }
 
     steps.begin("VM")?;
