@@ -26,7 +26,12 @@ struct Driver {
 }
 
 impl Driver {
-    fn open(domain: &Arc<Domain>, group: u32, address: PciAddress, ram: &Arc<Ram>) -> Result<Driver, Failure> {
+    fn open(
+        domain: &Arc<Domain>,
+        group: u32,
+        address: PciAddress,
+        ram: &Arc<Ram>,
+    ) -> Result<Driver, Failure> {
         let device = domain.open_device(group, &address.to_string())?;
         let options = NvmeOptions::new(Arc::new(|trouble| println!("trouble: {trouble}")));
         let controller = NvmeController::new(&device, domain, options)?;
@@ -73,14 +78,17 @@ impl Driver {
     /// 64 writes of 4 KiB at once with something that only this round writes, then the same to read.
     fn patterns(&mut self, round: u64) -> Result<(), Failure> {
         let bytes = |tag: u64| -> Vec<u8> {
-            (0..512).flat_map(|i| (i ^ tag << 20 ^ round << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
+            (0..512)
+                .flat_map(|i| (i ^ tag << 20 ^ round << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+                .collect()
         };
         for tag in 0..64 {
             self.ram.write(Gpa(tag * 4096), &bytes(tag))?;
         }
         let places: Vec<Sectors> = (0..64).map(|tag| Sectors((tag * 37 + round) % 64 * 8)).collect();
         let durability = Durability::Cached;
-        let writes: Vec<Operation> = places.iter().map(|at| Operation::Write { at: *at, durability }).collect();
+        let writes: Vec<Operation> =
+            places.iter().map(|at| Operation::Write { at: *at, durability }).collect();
         self.run(&writes, 4096)?;
         self.run(&[Operation::Flush], 0)?;
         self.ram.zero(Gpa(0), 64 * 4096)?;
@@ -90,7 +98,11 @@ impl Driver {
             let mut back = vec![0; 4096];
             self.ram.read(Gpa(tag * 4096), &mut back)?;
             if back != bytes(tag) {
-                return Err(format!("round {round}: what was written to {} is not there", places[tag as usize]).into());
+                return Err(format!(
+                    "round {round}: what was written to {} is not there",
+                    places[tag as usize]
+                )
+                .into());
             }
         }
         Ok(())
@@ -99,11 +111,15 @@ impl Driver {
     fn speed(&mut self, depth: u64, reads: u64) -> Result<(), Failure> {
         let begin = Instant::now();
         for round in 0..reads / depth {
-            let operations: Vec<Operation> =
-                (0..depth).map(|i| Operation::Read { at: Sectors((round * depth + i) * 7919 % 30000 * 8) }).collect();
+            let operations: Vec<Operation> = (0..depth)
+                .map(|i| Operation::Read { at: Sectors((round * depth + i) * 7919 % 30000 * 8) })
+                .collect();
             self.run(&operations, 4096)?;
         }
-        println!("{reads} reads of 4 KiB at depth {depth}: {:.0}/s", reads as f64 / begin.elapsed().as_secs_f64());
+        println!(
+            "{reads} reads of 4 KiB at depth {depth}: {:.0}/s",
+            reads as f64 / begin.elapsed().as_secs_f64()
+        );
         Ok(())
     }
 }

@@ -74,6 +74,9 @@ mod tests {
         assert_eq!(spinner.window(), Some(Duration::ZERO));
         spinner.slept_since(ago(100));
         assert!(spinner.window().unwrap() > FIRST);
-        assert_eq!((Spinner::new(Poll::Off).window(), Spinner::new(Poll::On).window()), (Some(Duration::ZERO), None));
+        assert_eq!(
+            (Spinner::new(Poll::Off).window(), Spinner::new(Poll::On).window()),
+            (Some(Duration::ZERO), None)
+        );
     }
 }

@@ -192,7 +192,8 @@ impl Controller {
         let Place { queue, entries, submissions, completions, .. } = *place;
         let command = Command::create_cq(queue, entries, iova(completions), vector);
         self.run("create a completion queue", &command)?;
-        let made = self.run("create a submission queue", &Command::create_sq(queue, entries, iova(submissions)));
+        let made =
+            self.run("create a submission queue", &Command::create_sq(queue, entries, iova(submissions)));
         if made.is_err() {
             self.run("delete a completion queue", &Command::delete_cq(queue))?;
         }
@@ -208,6 +209,17 @@ impl Controller {
             .and_then(|_| self.run("delete a completion queue", &Command::delete_cq(queue)));
         if let Err(error) = deleted {
             self.recover(generation, &error.to_string());
+        }
+    }
+
+    /// What its status register says of it, when that is not good.
+    pub fn illness(&self) -> Option<NvmeError> {
+        let status = ControllerStatus(self.function.read(register::CSTS));
+        let device = || self.name().to_owned();
+        if status.is_gone() {
+            Some(NvmeError::Gone { device: device() })
+        } else {
+            status.is_fatal().then(|| NvmeError::Fatal { device: device(), what: "answer" })
         }
     }
 

@@ -52,13 +52,17 @@ pub enum NvmeError {
         after: Duration,
     },
     /// Its registers read as all ones, or its removal was announced.
-    #[error("NVMe controller {device}: it is gone. Look whether it is still seated and powered (`lspci -s {device}`)")]
+    #[error(
+        "NVMe controller {device}: it is gone. Look whether it is still seated and powered (`lspci -s {device}`)"
+    )]
     Gone {
         /// PCI address.
         device: String,
     },
     /// It reports a fatal error of its own (CSTS.CFS).
-    #[error("NVMe controller {device}: it reports a fatal error (CSTS.CFS) when it should {what}. See its log with `nvme error-log`, and look for newer firmware")]
+    #[error(
+        "NVMe controller {device}: it reports a fatal error (CSTS.CFS) when it should {what}. See its log with `nvme error-log`, and look for newer firmware"
+    )]
     Fatal {
         /// PCI address.
         device: String,
@@ -86,7 +90,9 @@ pub enum NvmeError {
         why: Refusal,
     },
     /// All queues that were set aside are in use.
-    #[error("NVMe controller {device}: all its {queues} I/O queues are in use. Give the disk fewer queues (queues=1)")]
+    #[error(
+        "NVMe controller {device}: all its {queues} I/O queues are in use. Give the disk fewer queues (queues=1)"
+    )]
     NoQueue {
         /// PCI address.
         device: String,

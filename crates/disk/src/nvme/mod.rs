@@ -111,7 +111,8 @@ impl NvmeController {
     /// The numbers of its active namespaces.
     pub fn namespaces(&self) -> Result<Vec<u32>, NvmeError> {
         let list = self.controller.identify("list its namespaces", 2, 0)?;
-        let numbers = list.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
+        let numbers =
+            list.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
         Ok(numbers.take_while(|number| *number != 0).collect())
     }
 

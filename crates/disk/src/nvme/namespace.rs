@@ -55,7 +55,8 @@ impl Namespace {
         let direct = data.max_transfer.unwrap_or(LONGEST).min(LONGEST);
         let limits = Limits { block, direct, bounced: direct.min(BOUNCE_SIZE) };
         let facts = Facts { namespace: number, block: namespace.block, limits };
-        let geometry = geometry(data, &namespace, if cache { WriteCache::WriteBack } else { WriteCache::WriteThrough });
+        let geometry =
+            geometry(data, &namespace, if cache { WriteCache::WriteBack } else { WriteCache::WriteThrough });
         Ok(Namespace { controller, geometry, facts })
     }
 

@@ -270,7 +270,8 @@ impl NvmeQueue {
             Share::Bounced(bytes) => Data::Bounced { from, bytes, buffer: self.free_bounces.pop()? },
         };
         flight.cursor = from.advance(buffers, data.bytes());
-        let (first, count) = (blocks(at) + from.at / u64::from(block), (data.bytes() / u64::from(block)) as u32);
+        let (first, count) =
+            (blocks(at) + from.at / u64::from(block), (data.bytes() / u64::from(block)) as u32);
         let command = match *operation {
             Operation::Write { durability, .. } => {
                 Command::write(namespace, first, count, durability == Durability::Stable)
@@ -367,7 +368,11 @@ impl NvmeQueue {
             self.strays = 0;
             return self.controller.recover(self.generation, "it completes commands that are not under way");
         }
-        self.controller.report(TroubleKind::StrayCompletion { queue: self.ring.place().queue, command, status });
+        self.controller.report(TroubleKind::StrayCompletion {
+            queue: self.ring.place().queue,
+            command,
+            status,
+        });
     }
 
     fn report_blocked(&self, id: u16) {
@@ -432,13 +437,23 @@ impl NvmeQueue {
         let oldest = (0..).zip(&self.commands).filter_map(|(id, command)| Some((id, command.as_ref()?)));
         let Some((id, command)) = oldest.max_by_key(|(_, command)| age(command)) else { return };
         let queue = self.ring.place().queue;
+        if age(command) > 1
+            && let Some(error) = self.controller.illness()
+        {
+            match error {
+                NvmeError::Gone { .. } => self.controller.give_up(&error.to_string()),
+                _ => self.controller.recover(self.generation, &error.to_string()),
+            }
+            return;
+        }
         match command.aborted {
             Some(when) if now.wrapping_sub(when) > GRACE => {
                 self.controller.recover(self.generation, "a command that was aborted did not end");
             }
             Some(_) => {}
             None if age(command) > PATIENCE => {
-                let operation = self.flights[usize::from(command.flight)].as_ref().map(|f| f.request.operation);
+                let operation =
+                    self.flights[usize::from(command.flight)].as_ref().map(|f| f.request.operation);
                 self.controller.report(TroubleKind::TimedOut {
                     queue,
                     operation: operation.unwrap_or(Operation::Flush),
@@ -513,7 +528,7 @@ impl Engine for NvmeQueue {
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()> {
         let before = events.len();
         loop {
-            if self.generation != self.controller.generation() {
+            if self.generation != self.controller.generation() || self.controller.is_lost() {
                 self.rejoin(events);
             }
             self.ring.ring(self.controller.function());

@@ -137,7 +137,9 @@ fn transfer(iommu: &FakeIommu, command: &Command, data: &mut [u8]) -> u16 {
             if iommu.read(Iova(command.prp2), &mut list).is_err() {
                 return DATA_TRANSFER_ERROR;
             }
-            pages.extend(list.chunks_exact(8).map(|entry| u64::from_le_bytes(entry.try_into().expect("eight"))));
+            pages.extend(
+                list.chunks_exact(8).map(|entry| u64::from_le_bytes(entry.try_into().expect("eight"))),
+            );
         }
     }
     let mut done = 0;

@@ -262,8 +262,12 @@ impl State {
             self.csts = 1;
             let word = |at: u64| u64::from(self.registers.get(&at).copied().unwrap_or(0));
             let sizes = word(register::AQA) as u32;
-            let (asq, acq) = (word(register::ASQ) | word(register::ASQ + 4) << 32, word(register::ACQ) | word(register::ACQ + 4) << 32);
-            let submission = Submission { at: asq, entries: (sizes & 0xfff) as u16 + 1, head: 0, completions: 0 };
+            let (asq, acq) = (
+                word(register::ASQ) | word(register::ASQ + 4) << 32,
+                word(register::ACQ) | word(register::ACQ + 4) << 32,
+            );
+            let submission =
+                Submission { at: asq, entries: (sizes & 0xfff) as u16 + 1, head: 0, completions: 0 };
             self.submissions.insert(0, submission);
             let entries = (sizes >> 16 & 0xfff) as u16 + 1;
             self.completions.insert(0, Completions { at: acq, entries, tail: 0, phase: 1, vector: Some(0) });
@@ -290,6 +294,7 @@ impl State {
         let queue = (number / 2) as u16;
         self.seen.doorbells += u64::from(queue > 0);
         while let Some(submission) = self.submissions.get_mut(&queue)
+            && !self.gone
             && submission.head != tail
             && tail < submission.entries
         {
@@ -382,7 +387,8 @@ impl State {
         let completion = Completion { status: completion.status & !1 | target.phase, ..completion };
         // The phase tag last, as a device does it.
         let bytes = completion.as_bytes();
-        let done = self.iommu.write(Iova(at), &bytes[..14]).and(self.iommu.write(Iova(at + 14), &bytes[14..]));
+        let done =
+            self.iommu.write(Iova(at), &bytes[..14]).and(self.iommu.write(Iova(at + 14), &bytes[14..]));
         target.tail = (target.tail + 1) % target.entries;
         target.phase ^= u16::from(target.tail == 0);
         let vector = target.vector.and_then(|vector| self.vectors.get(usize::from(vector)));

@@ -95,9 +95,16 @@ impl UnderWay {
 pub(crate) enum Data {
     None,
     /// Guest memory.
-    Direct { from: Cursor, bytes: u64 },
+    Direct {
+        from: Cursor,
+        bytes: u64,
+    },
     /// A copy in a bounce buffer.
-    Bounced { from: Cursor, bytes: u64, buffer: u16 },
+    Bounced {
+        from: Cursor,
+        bytes: u64,
+        buffer: u16,
+    },
 }
 
 impl Data {

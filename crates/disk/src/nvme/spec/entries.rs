@@ -206,7 +206,10 @@ mod tests {
 
     #[test]
     fn entries_have_the_sizes_and_places_of_the_specification() {
-        assert_eq!((size_of::<Command>(), size_of::<Completion>(), size_of::<DeallocateRange>()), (64, 16, 16));
+        assert_eq!(
+            (size_of::<Command>(), size_of::<Completion>(), size_of::<DeallocateRange>()),
+            (64, 16, 16)
+        );
         assert_eq!(std::mem::offset_of!(Command, prp1), 24);
         assert_eq!(std::mem::offset_of!(Command, words), 40);
         let write = Command::write(1, 0x1_0000_0002, 8, true);

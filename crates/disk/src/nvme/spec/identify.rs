@@ -76,7 +76,9 @@ pub enum Refusal {
     )]
     Metadata(u16),
     /// Its blocks are of a size that guests do not take.
-    #[error("its blocks have 2^{0} bytes; skep drives blocks of 512 to 4096 bytes. Format it with such (`nvme format --lbaf`)")]
+    #[error(
+        "its blocks have 2^{0} bytes; skep drives blocks of 512 to 4096 bytes. Format it with such (`nvme format --lbaf`)"
+    )]
     BlockSize(u8),
 }
 
