@@ -33,7 +33,7 @@ mod spin;
 
 pub use backend::{Backend, Engine, Patience};
 pub use counters::{Bounced, Counters, QueueCounters};
-pub use disk::{Disk, DiskOptions, QueueError};
+pub use disk::{Disk, DiskOptions, QueueError, Tally};
 pub use geometry::{Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes};
 pub use kernel::{Bounce, OpenError};
 pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};

@@ -47,12 +47,12 @@ impl Host {
     }
 
     fn queue(&self) -> (Disk, DiskQueue) {
-        self.queue_with(self.options())
+        self.polled_queue(Poll::Adaptive)
     }
 
-    fn queue_with(&self, options: NvmeOptions) -> (Disk, DiskQueue) {
-        let controller = NvmeController::over(self.model.function(), &self.domain, options).unwrap();
-        let disk = Disk::new("nvme", Box::new(controller.namespace(1).unwrap()));
+    fn polled_queue(&self, poll: Poll) -> (Disk, DiskQueue) {
+        let controller = self.controller().unwrap();
+        let disk = Disk::new("nvme", Box::new(controller.namespace(1).unwrap().polled(poll)));
         let queue = disk.prepare_queue(16).unwrap().start().unwrap();
         (disk, queue)
     }
@@ -120,7 +120,7 @@ fn interrupts_are_enabled_before_the_controller_is_and_it_is_shut_down_in_order(
     let host = Host::new();
     for time in 1..=12 {
         // The model's interrupts do not come when they were enabled after the controller.
-        let (disk, mut queue) = host.queue_with(NvmeOptions { poll: Poll::Off, ..host.options() });
+        let (disk, mut queue) = host.polled_queue(Poll::Off);
         host.run(&mut queue, write(0)).unwrap();
         assert_eq!(host.model.seen().queues, 1);
         drop((queue, disk));
@@ -136,7 +136,7 @@ fn every_way_of_polling_brings_the_completion_even_without_interrupts() {
     for poll in [Poll::Off, Poll::Adaptive, Poll::On] {
         let host = Host::new();
         host.model.set_defects(Defects { mute: true, ..Defects::default() });
-        let (_disk, mut queue) = host.queue_with(NvmeOptions { poll, ..host.options() });
+        let (_disk, mut queue) = host.polled_queue(poll);
         host.run(&mut queue, write(8)).unwrap();
     }
 }
@@ -144,10 +144,10 @@ fn every_way_of_polling_brings_the_completion_even_without_interrupts() {
 #[test]
 fn more_queues_than_vectors_work_and_more_than_all_are_refused_with_a_hint() {
     let host = Host::new();
-    let options = NvmeOptions { queues: 6, poll: Poll::Off, ..host.options() };
+    let options = NvmeOptions { queues: 6, ..host.options() };
     let controller = NvmeController::over(host.model.function(), &host.domain, options).unwrap();
     assert_eq!(controller.namespaces().unwrap(), [1]);
-    let disk = Disk::new("nvme", Box::new(controller.namespace(1).unwrap()));
+    let disk = Disk::new("nvme", Box::new(controller.namespace(1).unwrap().polled(Poll::Off)));
     let mut queues: Vec<DiskQueue> =
         (0..6).map(|_| disk.prepare_queue(4).unwrap().start().unwrap()).collect();
     for queue in &mut queues {
@@ -237,7 +237,7 @@ fn a_removed_controller_fails_everything_and_says_so_once() {
 #[test]
 fn an_announced_removal_fails_what_is_under_way() {
     let host = Host::new();
-    let (_disk, mut queue) = host.queue_with(NvmeOptions { poll: Poll::Off, ..host.options() });
+    let (_disk, mut queue) = host.polled_queue(Poll::Off);
     host.model.inject([Fault::Silence]);
     host.submit(&mut queue, 0, write(0), 0, 4096);
     queue.poll(&mut Vec::new()).unwrap();
@@ -326,7 +326,7 @@ proptest! {
     #[test]
     fn whatever_a_controller_answers_every_request_ends_once(faults in prop::collection::vec(fault(), 0..24)) {
         let host = Host::new();
-        let (disk, mut queue) = host.queue_with(NvmeOptions { io_timeout: Duration::from_millis(16), ..host.options() });
+        let (disk, mut queue) = host.queue();
         host.model.inject(faults);
         for tag in 0..16 {
             let operation = if tag % 2 == 0 { write(tag * 64) } else { read(tag * 64) };

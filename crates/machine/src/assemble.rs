@@ -21,6 +21,7 @@ use crate::console::Console;
 use crate::cpu::{self, PowerOn};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
+use crate::driven;
 use crate::error::{StartError, system};
 use crate::events::{Event, Events, Teller, events};
 use crate::interrupts::Interrupts;
@@ -81,7 +82,7 @@ pub fn assemble(
     };
     steps.begin("disks")?;
     let mut open_disks = Vec::new();
-    for OpenDisk { disk, model } in disks {
+    for OpenDisk { disk, model } in driven::open(disks, claimed.as_ref(), config.cpus, &sender)? {
         put_disk_on(&bus, model, &ram, &services, &sender)?;
         open_disks.push(disk);
     }

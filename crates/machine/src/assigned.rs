@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use assign::{AssignError, Assigned, Claim, DomainPlan};
 use config::HostDomain;
+use disk::nvme::{NvmeController, NvmeOptions};
 use dma::{DmaChoice, DomainError, Kind, KvmFile};
-use host::Host;
+use host::{Host, PciAddress};
 use kvm_bindings::{
     KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, kvm_create_device, kvm_device_attr,
     kvm_device_type_KVM_DEV_TYPE_VFIO,
@@ -94,6 +95,16 @@ impl Claimed {
             all.push(assigned);
         }
         Ok(all)
+    }
+
+    /// Takes an NVMe controller of the host domain into use.
+    pub fn drive_nvme(
+        &self,
+        address: PciAddress,
+        options: NvmeOptions,
+    ) -> Result<NvmeController, StartError> {
+        let device = self.claim.open(address)?;
+        Ok(NvmeController::new(&device, self.claim.domain_of(address)?, options)?)
     }
 
     /// Gives the devices back to the drivers they had.

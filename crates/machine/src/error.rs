@@ -6,6 +6,7 @@ use assign::AssignError;
 use boot::{InitrdError, KernelError, LoadError};
 use devices::VirtioBlkError;
 use disk::OpenError;
+use disk::nvme::NvmeError;
 use host::PciAddress;
 use memory::{ChangeError, RamError};
 use pci::PciError;
@@ -61,10 +62,8 @@ pub enum StartError {
     #[error("{0} is no PCI address of a host. Use the form that `lspci -D` prints, such as 0000:01:00.0.")]
     Address(config::PciAddress),
     /// A disk on a controller that skep drives itself.
-    #[error(
-        "disks on NVMe controllers that skep drives itself are not built yet ({0}). Use path=/dev/nvme... instead."
-    )]
-    NvmeDisk(config::PciAddress),
+    #[error(transparent)]
+    Nvme(#[from] NvmeError),
     /// Threads and eventfds.
     #[error("cannot {what}: {cause}. This host is short of memory, threads or open files.")]
     System {

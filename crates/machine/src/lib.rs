@@ -14,6 +14,7 @@ mod console;
 mod cpu;
 mod cpuid;
 mod cpus;
+mod driven;
 mod error;
 mod events;
 mod interrupts;

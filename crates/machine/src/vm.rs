@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use assign::Assigned;
 use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
 use devices::{Power, PowerRequest, SerialPort};
-use disk::{Counters, Disk};
+use disk::{Counters, Disk, Tally};
 use host::Host;
 use kvm_ioctls::VmFd;
 use memory::{MemoryMap, Ram};
@@ -166,10 +166,10 @@ impl Vm {
         let outcome = self.attend();
         self.console.hurry(true);
         self.cpus.hold();
-        let disks = self.disks.clone();
+        let tallies: Vec<Tally> = self.disks.iter().map(|disk| disk.tally().clone()).collect();
         let outcome = self.dismantle(outcome);
         // Only now has every queue ended and counted its last request.
-        let disks = disks.iter().map(|disk| (disk.name().to_owned(), disk.counters())).collect();
+        let disks = tallies.iter().map(|tally| (tally.name().to_owned(), tally.counters())).collect();
         Ended { outcome, disks }
     }
 

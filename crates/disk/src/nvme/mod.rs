@@ -38,7 +38,6 @@ pub use namespace::Namespace;
 pub use spec::{ControllerData, Refusal, Status};
 pub use trouble::{Direction, NvmeTrouble, ReportTrouble, TroubleKind};
 
-use crate::spin::Poll;
 use controller::Controller;
 use namespace::Facts;
 
@@ -47,8 +46,6 @@ use namespace::Facts;
 pub struct NvmeOptions {
     /// I/O queues at most, for all namespaces together; each queue of each device model takes one.
     pub queues: u16,
-    /// Whether threads look for completions before they sleep.
-    pub poll: Poll,
     /// How long an admin command may take.
     pub admin_timeout: Duration,
     /// How long a request may take before it is aborted.
@@ -58,11 +55,10 @@ pub struct NvmeOptions {
 }
 
 impl NvmeOptions {
-    /// Up to 64 queues, adaptive polling, 10 s for admin commands and 30 s for requests.
+    /// Up to 64 queues, 10 s for admin commands and 30 s for requests.
     pub fn new(on_trouble: ReportTrouble) -> NvmeOptions {
         NvmeOptions {
             queues: 64,
-            poll: Poll::Adaptive,
             admin_timeout: Duration::from_secs(10),
             io_timeout: Duration::from_secs(30),
             on_trouble,

@@ -35,6 +35,8 @@ pub(super) struct Facts {
     pub block: u32,
     /// What commands may carry.
     pub limits: Limits,
+    /// Whether queues look for completions before they sleep.
+    pub poll: Poll,
 }
 
 impl Namespace {
@@ -54,10 +56,17 @@ impl Namespace {
         let block = u64::from(namespace.block);
         let direct = data.max_transfer.unwrap_or(LONGEST).min(LONGEST);
         let limits = Limits { block, direct, bounced: direct.min(BOUNCE_SIZE) };
-        let facts = Facts { namespace: number, block: namespace.block, limits };
+        let facts = Facts { namespace: number, block: namespace.block, limits, poll: Poll::Adaptive };
         let geometry =
             geometry(data, &namespace, if cache { WriteCache::WriteBack } else { WriteCache::WriteThrough });
         Ok(Namespace { controller, geometry, facts })
+    }
+
+    /// The same, with queues that poll like this; adaptive is the default. With [`Poll::On`] they have no interrupts.
+    #[must_use]
+    pub fn polled(mut self, poll: Poll) -> Namespace {
+        self.facts.poll = poll;
+        self
     }
 
     /// The same, for reading only.
@@ -118,7 +127,7 @@ impl Backend for Namespace {
     }
 
     fn poll(&self) -> Poll {
-        self.controller.options().poll
+        self.facts.poll
     }
 
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Facts;
 use super::controller::Controller;
 use super::error::NvmeError;
 use super::function::QueueMemory;
@@ -22,12 +23,12 @@ use super::ring::{Place, Ring};
 use super::spec::{Command, Completion, DeallocateRange, Meaning, Status};
 use super::transfer::{LIST_ENTRIES, LIST_SIZE, Share, pages_of, prps};
 use super::trouble::{Direction, TroubleKind};
-use super::{Facts, Poll};
 use crate::backend::{Engine, Patience};
 use crate::counters::{Bounced, QueueCounters};
 use crate::geometry::Sectors;
 use crate::queue::Event;
 use crate::request::{DiskError, Durability, Operation, Request};
+use crate::spin::Poll;
 use flight::{Data, Flight, UnderWay};
 
 /// Bytes of a bounce buffer, and how many a queue has: a guest chooses how its memory lies, and must not thereby
@@ -169,7 +170,7 @@ impl NvmeQueue {
         let memory = self.memory.as_ref().expect("there until dropped");
         self.ring.clear(memory);
         let queue = self.ring.place().queue;
-        let vector = match self.controller.options().poll {
+        let vector = match self.facts.poll {
             Poll::On => None,
             Poll::Off | Poll::Adaptive => self.controller.vector(queue).map(|(vector, _)| vector),
         };
@@ -496,8 +497,7 @@ impl NvmeQueue {
             return None;
         }
         let queue = self.ring.place().queue;
-        let interrupts =
-            self.controller.options().poll != Poll::On && self.controller.vector(queue).is_some();
+        let interrupts = self.facts.poll != Poll::On && self.controller.vector(queue).is_some();
         Some(if interrupts { self.clock.tick } else { Duration::from_millis(1) })
     }
 }
