@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dma::vfio::{Group, VfioDevice};
-use dma::{Domain, Kind};
-use host::{Bound, Host, IommuGroup, PciAddress, PciDevice, ReservedRegion};
+use dma::vfio::{Cdev, Group, VfioDevice};
+use dma::{Chosen, DmaChoice, Domain, Kind};
+use host::{Bound, Host, IommuGroup, PciAddress, PciDevice};
 use memory::{GpaRange, MemoryMap, Mirror};
 
 use crate::error::{AssignError, all};
@@ -23,7 +23,7 @@ pub struct DomainPlan {
 
 /// Devices taken from the host for one VM, in their DMA domains.
 ///
-/// The order is: claim, attach the domains to the VM's memory map, tell KVM of [`Domain::groups`], make an
+/// The order is: claim, attach the domains to the VM's memory map, tell KVM of [`Domain::kvm_files`], make an
 /// [`crate::Assigned`] or a host driver of each device. In the end drop those, then [`Claim::release`]; a claim that
 /// is dropped gives back as well and prints what failed.
 #[derive(Debug)]
@@ -44,22 +44,33 @@ struct Member {
 
 impl Claim {
     /// Checks all devices, and everything about them, before anything is touched; then binds them to vfio-pci and
-    /// puts their groups into new domains. On failure the host is as it was.
-    pub fn new(host: &Host, plans: &[DomainPlan]) -> Result<Claim, AssignError> {
+    /// puts them into new domains, made as chosen. On failure the host is as it was.
+    pub fn new(host: &Host, plans: &[DomainPlan], dma: DmaChoice) -> Result<Claim, AssignError> {
         let Examined { devices, errors, .. } = examine(host, plans);
         all(errors)?;
         let mut claim = Claim { members: Vec::new(), domains: Vec::new(), bound: Vec::new() };
         for (device, _) in &devices {
             claim.bound.push(host.bind_to_vfio(device)?);
         }
+        // Not before: it is binding that has the kernel load VFIO.
+        let chosen = dma.resolve(host.has_vfio_cdevs())?;
         for plan in plans {
             let mine = || devices.iter().filter(|(device, _)| plan.devices.contains(&device.address));
             let groups: BTreeSet<u32> = mine().map(|(_, group)| *group).collect();
             if groups.is_empty() {
                 continue;
             }
-            let groups = groups.into_iter().map(Group::open).collect::<Result<_, _>>()?;
-            let domain = Domain::type1(&plan.name, plan.kind, groups)?;
+            let domain = match &chosen {
+                Chosen::Type1(_) => {
+                    let groups = groups.into_iter().map(Group::open).collect::<Result<_, _>>()?;
+                    Domain::type1(&plan.name, plan.kind, groups)?
+                }
+                Chosen::Iommufd(iommufd) => {
+                    let cdevs = mine().map(|(device, _)| open_cdev(host, device.address));
+                    let cdevs = cdevs.collect::<Result<_, _>>()?;
+                    Domain::iommufd(&plan.name, plan.kind, iommufd, cdevs)?
+                }
+            };
             claim.domains.push(domain.clone());
             let member = |(device, group): &(PciDevice, u32)| Member {
                 device: device.clone(),
@@ -124,36 +135,23 @@ impl Claim {
     }
 }
 
+fn open_cdev(host: &Host, address: PciAddress) -> Result<Cdev, AssignError> {
+    Ok(Cdev::open(&address.to_string(), &host.vfio_cdev(address)?)?)
+}
+
 /// Everything that can be known to stand in the way of taking these devices for a VM with its RAM at `ram`, at
 /// once, with nothing touched.
 pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange]) -> Result<(), AssignError> {
     let Examined { devices, groups, mut errors } = examine(host, plans);
-    for group in groups {
-        match host.reserved_regions(group) {
-            Ok(regions) => errors.extend(reserved(group, &regions, ram)),
-            Err(error) => errors.push(error.into()),
-        }
+    match host.reach(&groups.into_iter().collect::<Vec<_>>()) {
+        Ok(reach) => errors.extend(reach.check(ram).into_iter().map(AssignError::from)),
+        Err(error) => errors.push(error.into()),
     }
     if !devices.is_empty() {
         let bytes = ram.iter().fold(0u64, |sum, range| sum.saturating_add(range.len()));
         errors.extend(dma::check_memlock(bytes).err().map(AssignError::from));
     }
     all(errors)
-}
-
-/// RAM over what is reserved for a group's devices. The kernel maps over regions that are `direct-relaxable`: what
-/// the firmware kept there is of no use once the device is a guest's.
-fn reserved(group: u32, regions: &[ReservedRegion], ram: &[GpaRange]) -> Vec<AssignError> {
-    let mut errors = Vec::new();
-    for region in regions.iter().filter(|region| region.kind != "direct-relaxable") {
-        let over = |range: &&GpaRange| range.start().0 <= region.last && region.first < range.end().0;
-        errors.extend(ram.iter().filter(over).map(|ram| AssignError::Reserved {
-            ram: *ram,
-            group,
-            region: region.clone(),
-        }));
-    }
-    errors
 }
 
 /// Devices with their groups, all groups, and everything that stands in the way.
@@ -252,7 +250,8 @@ mod tests {
         device(dir.path(), "0000:03:00.0", "0x020000", "e1000e", None);
         let addresses =
             ["00:01.0", "02:00.0", "02:00.0", "03:00.0", "04:00.0"].map(|text| text.parse().unwrap());
-        let text = Claim::new(&Host::at(dir.path()), &guest(&addresses)).unwrap_err().to_string();
+        let text =
+            Claim::new(&Host::at(dir.path()), &guest(&addresses), DmaChoice::Auto).unwrap_err().to_string();
         for part in [
             "0000:00:01.0 is in use by this host: it is a bridge",
             "0000:02:00.0 is assigned twice",
@@ -279,14 +278,14 @@ mod tests {
         let text = check(&host, &guest(&address), &memory::ram_ranges(2 << 40)).unwrap_err().to_string();
         for part in [
             "0000:02:00.1 (USB controller",
-            "lies over 0xbff00000-0xc00fffff, which is reserved (direct) for the devices of IOMMU group 2",
-            "lies over 0xfd00000000-0xffffffffff, which is reserved (reserved)",
+            "lies over 0xbff00000-0xc00fffff, memory that the firmware keeps for the devices of IOMMU group 2",
+            "lies in the hole below 1 TiB (0xfd00000000-0xffffffffff)",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
-        assert!(!text.contains("msi") && !text.contains("relaxable"), "{text}");
+        assert!(!text.contains("MSI") && !text.contains("relaxable"), "{text}");
         let text = check(&host, &guest(&address), &memory::ram_ranges(1 << 30)).unwrap_err().to_string();
-        assert!(!text.contains("reserved"), "{text}");
+        assert!(!text.contains("guest RAM"), "{text}");
         check(&host, &[], &memory::ram_ranges(2 << 40)).unwrap();
     }
 }

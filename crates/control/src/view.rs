@@ -1,11 +1,10 @@
 //! What a VM is made of, in the words of the API.
 
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use disk::Counters;
 use dma::{Domain, IovaRange, Kind, P2p, P2pWish, Target};
-use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Ram, Segment};
+use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Ram};
 
 use crate::api;
 use crate::journal::Faults;
@@ -32,8 +31,8 @@ pub(crate) fn memory_and_ram(map: &MemoryMap) -> (api::Memory, Arc<Ram>) {
         gpa: gpa(segment.range()),
         // A segment is the whole of its file.
         offset: api::Address(0),
-        page_size: page_size(segment),
-        node: None,
+        page_size: segment.page_size(),
+        node: segment.node().map(|node| node.0),
     });
     let devices = contents
         .devices
@@ -44,12 +43,6 @@ pub(crate) fn memory_and_ram(map: &MemoryMap) -> (api::Memory, Arc<Ram>) {
         api::Memory { segments: segments.collect(), devices: devices.collect(), mirrors: mirrors.collect() };
     memory.devices.sort_by_key(|device| device.gpa);
     (memory, contents.ram)
-}
-
-/// The pages that a segment comes in as far as the kernel can give them; files of huge pages say so by their block
-/// size.
-fn page_size(segment: &Segment) -> u64 {
-    segment.file().metadata().map_or(4096, |metadata| metadata.blksize())
 }
 
 fn audit(result: Result<(), Difference>) -> api::Audit {
@@ -99,7 +92,7 @@ fn mapping(row: &dma::Mapping, contents: &Contents) -> api::Mapping {
         Target::Ram(range) => {
             let segments = contents.ram.segments();
             let segment = segments.iter().position(|segment| segment.range() == *range);
-            let pages = segment.map(|segment| page_size(&segments[segment]));
+            let pages = segment.map(|segment| segments[segment].page_size());
             (api::Target::Ram { gpa: gpa(*range), segment }, pages)
         }
         Target::Device { owner, range } => {

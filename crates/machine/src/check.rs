@@ -6,13 +6,14 @@ use assign::DomainPlan;
 use boot::{Initrd, KernelImage, platform};
 use devices::{VirtioBlk, VirtioBlkOptions};
 use disk::{Disk, DiskOptions};
-use dma::{Kind, P2pWish};
-use host::{Host, PciAddress};
+use host::Host;
+use memory::Placement;
 
-use crate::error::{StartError, host_address};
-use crate::events::Reporter;
+use crate::error::StartError;
 use crate::kvm::Hypervisor;
 use crate::layout::Layout;
+use crate::notice::{Notice, Reporter};
+use crate::plan;
 
 /// Facts that hold, and files that are open.
 pub struct Checked {
@@ -24,6 +25,7 @@ pub struct Checked {
     pub disks: Vec<OpenDisk>,
     pub host: Host,
     pub plans: Vec<DomainPlan>,
+    pub placement: Placement,
 }
 
 /// A disk that is open and claimed, and what the guest sees of it.
@@ -58,18 +60,18 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     let disks: Vec<OpenDisk> =
         config.disks.iter().filter_map(|disk| findings.keep(open_disk(disk, config.cpus))).collect();
     let host = Host::here();
-    let devices: Vec<PciAddress> =
-        config.assigned.iter().filter_map(|device| findings.keep(host_address(device.address))).collect();
+    let (plans, wrong) = plan::domains(config);
+    findings.0.extend(wrong);
     let iommu = host.iommu_address_width().map_or(52, |bits| bits.clamp(32, 52) as u8);
     let address_bits = hypervisor.as_ref().map_or(52, Hypervisor::address_bits).min(iommu);
     let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits));
     let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
-    let kind = Kind::Guest(P2pWish::Off);
-    let plans = vec![DomainPlan { name: "guest".into(), kind, devices }];
+    let placement = plan::placement(config);
+    findings.0.extend(placement.check(ram).into_iter().map(StartError::from));
     findings.keep(assign::check(&host, &plans, ram));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
-            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans })
+            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans, placement })
         }
         _ => Err(findings.0),
     }
@@ -79,19 +81,23 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
 /// and then claiming it says why.
 pub fn give_back_leftovers(host: &Host, report: &Reporter) {
     for leftover in host.leftovers() {
-        match host.give_back_leftover(&leftover) {
-            Ok(()) => report(&format!(
+        let said = match host.give_back_leftover(&leftover) {
+            Ok(()) => format!(
                 "gave {} back, which a killed VM (process {}) had left",
                 leftover.address, leftover.pid
-            )),
-            Err(error) => report(&error.to_string()),
-        }
+            ),
+            Err(error) => error.to_string(),
+        };
+        report(&Notice::Trouble(said));
     }
 }
 
 /// Opens a disk, which claims it: nobody else can mount it or give it to another VM until it is closed.
 fn open_disk(disk: &config::Disk, cpus: config::Cpus) -> Result<OpenDisk, StartError> {
-    let path = disk.path.as_path();
+    let path = match &disk.source {
+        config::DiskSource::Path(path) => path.as_path(),
+        config::DiskSource::Nvme { address, .. } => return Err(StartError::NvmeDisk(*address)),
+    };
     let options = DiskOptions::new(path);
     let opened = Arc::new(Disk::open(&if disk.readonly { options.read_only() } else { options })?);
     let queues = disk.queues.map_or_else(|| cpus.get().get().min(64), |queues| queues.get().get());

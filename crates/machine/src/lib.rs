@@ -19,6 +19,8 @@ mod events;
 mod interrupts;
 mod kvm;
 mod layout;
+mod notice;
+mod plan;
 mod ports;
 mod services;
 mod slots;
@@ -27,7 +29,7 @@ mod vm;
 
 pub use disk::Counters;
 pub use error::StartError;
-pub use events::Reporter;
 pub use kvm::{Hypervisor, KvmError};
 pub use layout::{Layout, LayoutError};
+pub use notice::{Life, Notice, Reporter};
 pub use vm::{Control, Ended, Outcome, Vm};

@@ -22,8 +22,8 @@ use crate::chips::Chips;
 use crate::console::Console;
 use crate::cpus::{Cpus, End};
 use crate::error::StartError;
-use crate::events::Reporter;
 use crate::events::{Event, Events, Inbox, Teller};
+use crate::notice::{Life, Reporter};
 use crate::steps::Steps;
 
 /// How a VM ended.
@@ -59,6 +59,16 @@ impl Control {
     /// Presses the power button: the guest shuts down when it listens.
     pub fn press_power_button(&self) {
         self.events.send(Event::PressPowerButton);
+    }
+
+    /// Has the guest stand still; `why` is told to the VM's owner.
+    pub fn pause(&self, why: impl Into<String>) {
+        self.events.send(Event::Pause(why.into()));
+    }
+
+    /// Has the guest run on.
+    pub fn resume(&self) {
+        self.events.send(Event::Resume);
     }
 
     /// Ends the VM now, whatever the guest does.
@@ -152,6 +162,7 @@ impl Vm {
     pub fn run(mut self) -> Ended {
         self.cpus.reset(&self.entry);
         self.cpus.run();
+        self.teller.life(Life::Started);
         let outcome = self.attend();
         self.console.hurry(true);
         self.cpus.hold();
@@ -164,6 +175,7 @@ impl Vm {
 
     /// Serves events until one of them is the end.
     fn attend(&mut self) -> Outcome {
+        let mut paused = false;
         loop {
             // The board holds a sender, so there is always another event.
             let Some(event) = self.inbox.next() else { return Outcome::Stopped };
@@ -172,6 +184,9 @@ impl Vm {
                 Event::Power(PowerRequest::Reset) => {
                     if let Err(outcome) = self.restart() {
                         return outcome;
+                    }
+                    if !paused {
+                        self.cpus.run();
                     }
                 }
                 Event::Ended(End::Crashed { cpu, place }) => {
@@ -182,24 +197,41 @@ impl Vm {
                 }
                 Event::Trouble(what) => self.teller.tell(&what, self.inbox.lost()),
                 Event::PressPowerButton => self.power.press_button(),
+                Event::Pause(_) if paused => {}
+                Event::Pause(why) => {
+                    self.console.hurry(true);
+                    self.cpus.hold();
+                    self.console.hurry(false);
+                    paused = true;
+                    self.teller.life(Life::Paused(why));
+                }
+                Event::Resume if paused => {
+                    paused = false;
+                    self.teller.life(Life::Resumed);
+                    self.cpus.run();
+                }
+                Event::Resume => {}
                 Event::Stop => return Outcome::Stopped,
             }
         }
     }
 
     /// The VM starts afresh: vCPUs, controllers and every device return to power-on, the kernel is loaded
-    /// again. RAM stays the RAM it was, mapped for devices as before.
+    /// again; vCPUs hold still. RAM stays the RAM it was, mapped for devices as before.
     fn restart(&mut self) -> Result<(), Outcome> {
         self.console.hurry(true);
         self.cpus.hold();
         self.console.hurry(false);
         // What the guest asked for before everything was reset concerns nobody now.
         let stale = |event: &Event| matches!(event, Event::Power(_) | Event::Ended(_));
-        for event in self.inbox.waiting().filter(|event| !stale(event)) {
+        let waiting: Vec<Event> = self.inbox.waiting().filter(|event| !stale(event)).collect();
+        for event in waiting {
             match event {
                 Event::Stop => return Err(Outcome::Stopped),
                 Event::Trouble(what) => self.teller.tell(&what, 0),
                 Event::PressPowerButton => self.power.press_button(),
+                // For whoever serves the events after this reset.
+                wish @ (Event::Pause(_) | Event::Resume) => self.board.events.send(wish),
                 Event::Power(_) | Event::Ended(_) => {}
             }
         }
@@ -212,7 +244,7 @@ impl Vm {
         self.chips.restore(&self.vm).map_err(|error| Outcome::Failed(error.to_string()))?;
         let entry = self.boot.load().map_err(|error| Outcome::Failed(error.to_string()))?;
         self.cpus.reset(&entry);
-        self.cpus.run();
+        self.teller.life(Life::Restarted);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ mod dma;
 mod escape;
 mod events;
 mod exit;
+mod host;
 mod lab;
 mod list;
 mod memory;
@@ -39,7 +40,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run a VM
-    Run(run::Arguments),
+    Run(Box<run::Arguments>),
     /// List the VMs that run
     List(list::Arguments),
     /// Show what a VM's devices reach: its DMA domains, their mappings and faults
@@ -56,8 +57,10 @@ enum Command {
     Resume(state::Resume),
     /// Press a VM's power button, or end it now
     Stop(state::Stop),
+    /// See, and give back, what VMs that were killed left bound
+    Host(host::Arguments),
     /// Try things out in an emulated host, away from the real machine
-    Lab(lab::Arguments),
+    Lab(Box<lab::Arguments>),
 }
 
 fn main() -> ExitCode {
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Command::Pause(arguments) => ask::finish(state::pause(&arguments)),
         Command::Resume(arguments) => ask::finish(state::resume(&arguments)),
         Command::Stop(arguments) => ask::finish(state::stop(&arguments)),
-        Command::Lab(arguments) => lab::run(arguments),
+        Command::Host(arguments) => host::run(&arguments),
+        Command::Lab(arguments) => lab::run(*arguments),
     }
 }

@@ -5,6 +5,8 @@ use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use machine::{Life, Notice};
+
 /// Says an error. Each line of it is a line of its own, so several findings are several lines.
 pub fn error(error: impl Display) {
     write(&lines(&error.to_string(), coloured()));
@@ -60,10 +62,14 @@ impl Troubles {
     }
 
     /// How to say one.
-    pub fn sayer(&self) -> Box<dyn Fn(&str) + Send + Sync> {
+    pub fn sayer(&self) -> machine::Reporter {
         let lines = self.lines.clone();
-        // What finds no room behind 256 others is for an output that takes nothing anyway.
-        Box::new(move |what| drop(lines.try_send(what.to_owned())))
+        Box::new(move |notice| match notice {
+            // That it was started is no news to who started it, nor is a reset to the guest's user.
+            Notice::Life(Life::Started | Life::Restarted) => {}
+            // What finds no room behind 256 others is for an output that takes nothing anyway.
+            Notice::Life(_) | Notice::Trouble(_) => drop(lines.try_send(notice.to_string())),
+        })
     }
 
     /// Waits until all is said, but not for ever. All sayers must be gone.
