@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use disk::Counters;
+use dma::fault::{self, Direction, Place};
 use dma::{Domain, IovaRange, Kind, P2p, P2pWish, Target};
 use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Ram};
 
 use crate::api;
 use crate::journal::Faults;
+use crate::time::rfc3339;
 
 /// Guest addresses.
 pub fn gpa(range: GpaRange) -> api::Range {
@@ -109,6 +111,34 @@ fn mapping(row: &dma::Mapping, contents: &Contents) -> api::Mapping {
     }
 }
 
+/// A fault, or a burst of them so far: for [`crate::Journal::record_fault`], with the event's own words as text.
+pub fn fault(event: &fault::Event) -> api::Fault {
+    let fault::Event { burst, fault, domain, place, count } = event;
+    let direction = fault.direction.map(|direction| match direction {
+        Direction::Read => "read",
+        Direction::Write => "write",
+    });
+    let place = place.map(|place| match place {
+        Place::Ram => "ram",
+        Place::Hole => "hole",
+        Place::DeviceMemory => "device",
+        Place::Beyond => "beyond",
+    });
+    api::Fault {
+        burst: *burst,
+        time: rfc3339(fault.time),
+        device: fault.device.map(|device| device.to_string()),
+        iova: fault.iova.map(|iova| api::Address(iova.0)),
+        pasid: fault.pasid,
+        direction: direction.map(str::to_owned),
+        domain: domain.clone(),
+        place: place.map(str::to_owned),
+        reason: fault.reason.clone(),
+        source: fault.source.name().to_owned(),
+        count: api::Count { known: count.known, unattributed: count.unattributed, complete: count.complete },
+    }
+}
+
 /// Disks by name, with their counters.
 pub fn stats(disks: &[(String, Counters)]) -> api::Stats {
     api::Stats { disks: disks.iter().map(|(name, counters)| disk(name, counters)).collect() }
@@ -172,13 +202,29 @@ mod tests {
     #[test]
     fn faults_of_a_domain_that_is_gone_count_among_the_others() {
         let vm = FakeVm::new("web");
-        let count = api::Count { known: 3, unattributed: 0 };
+        let count = api::Count { known: 3, unattributed: 0, complete: true };
         for domain in ["guest", "gone"] {
             let fault = api::Fault { domain: Some(domain.into()), count, ..api::Fault::default() };
             vm.journal().record_fault("A fault.", fault);
         }
         let dma = dma(&vm.domains(), &vm.memory().contents(), &vm.journal().faults());
         assert_eq!((dma.domains[0].faults, dma.domains[1].faults.known, dma.other_faults), (count, 0, count));
+    }
+
+    #[test]
+    fn a_fault_keeps_all_that_is_known_of_it() {
+        let seen = fault::Fault {
+            time: std::time::UNIX_EPOCH,
+            device: Some("0000:01:00.0".parse().unwrap()),
+            direction: Some(Direction::Write),
+            iova: Some(dma::Iova(0x20_0000)),
+            pasid: None,
+            reason: "PTE Write access is not set".into(),
+            source: fault::Source::Log,
+        };
+        let shown = fault(&fault::Event::single(seen, Some("guest".into()), Some(Place::Hole)));
+        let wanted = r#"{"burst":0,"time":"1970-01-01T00:00:00.000Z","device":"0000:01:00.0","iova":"0x200000","pasid":null,"direction":"write","domain":"guest","place":"hole","reason":"PTE Write access is not set","source":"kernel log","count":{"known":1,"unattributed":0,"complete":false}}"#;
+        assert_eq!(serde_json::to_string(&shown).unwrap(), wanted);
     }
 
     #[test]
