@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use assign::{AssignError, Assigned, Claim, DomainPlan};
+use config::HostDomain;
 use dma::{DmaChoice, DomainError, Kind, KvmFile};
 use host::Host;
 use kvm_bindings::{
@@ -11,7 +12,7 @@ use kvm_bindings::{
     kvm_device_type_KVM_DEV_TYPE_VFIO,
 };
 use kvm_ioctls::{DeviceFd, VmFd};
-use memory::{GpaRange, MemoryMap};
+use memory::{GpaRange, MemoryMap, Mirror};
 use pci::{Bus, Services};
 
 use crate::error::StartError;
@@ -46,6 +47,19 @@ impl Claimed {
     /// Brings all RAM into the devices' domains and compares them with the map.
     pub fn attach(&self, map: &MemoryMap) -> Result<(), StartError> {
         Ok(self.claim.attach(map)?)
+    }
+
+    /// Does what the host domain's kind asks for: with [`HostDomain::Exclusive`], the RAM leaves it when there are
+    /// assigned devices. Only what skep's drivers themselves own stays.
+    pub fn separate(&self, map: &MemoryMap, kind: HostDomain) -> Result<(), StartError> {
+        if kind == HostDomain::Shared || self.claim.assigned().next().is_none() {
+            return Ok(());
+        }
+        for domain in self.claim.domains().iter().filter(|domain| domain.kind() == Kind::Host) {
+            let mirror: Arc<dyn Mirror> = domain.clone();
+            map.detach(&mirror)?;
+        }
+        Ok(())
     }
 
     /// Tells KVM of the groups or devices, which for instance lets it snoop caches as the devices do.

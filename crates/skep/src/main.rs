@@ -35,7 +35,7 @@ enum Command {
     /// See, and give back, what VMs that were killed left bound
     Host(host::Arguments),
     /// Try things out in an emulated host, away from the real machine
-    Lab(lab::Arguments),
+    Lab(Box<lab::Arguments>),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +49,6 @@ fn main() -> ExitCode {
     match arguments.command {
         Command::Run(arguments) => run::run(&arguments).into(),
         Command::Host(arguments) => host::run(&arguments),
-        Command::Lab(arguments) => lab::run(arguments),
+        Command::Lab(arguments) => lab::run(*arguments),
     }
 }
