@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use memory::Place;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::account::{Account, SETTLED, Witness};
 use super::bursts::Bursts;
-use super::event::{Count, Event, Fault, Place, Source};
+use super::event::{Count, Event, Fault, Source};
 use super::kmsg::Entry;
 use super::line::{Line, Report, parse_line};
 use super::requester::Requester;
@@ -39,7 +40,7 @@ pub struct Watched {
     pub domain: String,
 }
 
-/// Says what an IOVA is in the VM's memory map, for a device of this domain.
+/// Says what lies at an IOVA in the VM's memory map, for a device of this domain.
 pub type Classify = Box<dyn Fn(&str, Iova) -> Place + Send>;
 
 /// Who is told of events. Called on the watch's thread, which waits for it.
