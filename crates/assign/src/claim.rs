@@ -31,6 +31,7 @@ pub struct Claim {
     // Dropped in this order: a device can only be given back once its group is closed.
     members: Vec<Member>,
     domains: Vec<Arc<Domain>>,
+    chosen: Chosen,
     bound: Vec<Bound>,
 }
 
@@ -48,19 +49,17 @@ impl Claim {
     pub fn new(host: &Host, plans: &[DomainPlan], dma: DmaChoice) -> Result<Claim, AssignError> {
         let Examined { devices, errors, .. } = examine(host, plans);
         all(errors)?;
-        let mut claim = Claim { members: Vec::new(), domains: Vec::new(), bound: Vec::new() };
-        for (device, _) in &devices {
-            claim.bound.push(host.bind_to_vfio(device)?);
-        }
+        let bound = devices.iter().map(|(device, _)| host.bind_to_vfio(device)).collect::<Result<_, _>>()?;
         // Not before: it is binding that has the kernel load VFIO.
         let chosen = dma.resolve(host.has_vfio_cdevs())?;
+        let mut claim = Claim { members: Vec::new(), domains: Vec::new(), chosen, bound };
         for plan in plans {
             let mine = || devices.iter().filter(|(device, _)| plan.devices.contains(&device.address));
             let groups: BTreeSet<u32> = mine().map(|(_, group)| *group).collect();
             if groups.is_empty() {
                 continue;
             }
-            let domain = match &chosen {
+            let domain = match &claim.chosen {
                 Chosen::Type1(_) => {
                     let groups = groups.into_iter().map(Group::open).collect::<Result<_, _>>()?;
                     Domain::type1(&plan.name, plan.kind, groups)?
@@ -86,6 +85,11 @@ impl Claim {
     pub fn assigned(&self) -> impl Iterator<Item = PciAddress> {
         let guests = self.members.iter().filter(|member| member.domain.kind() != Kind::Host);
         guests.map(|member| member.device.address)
+    }
+
+    /// What the domains are made with; displayed, it says why.
+    pub fn chosen(&self) -> &Chosen {
+        &self.chosen
     }
 
     /// The domains. Ask them for their limits before RAM is made.
@@ -117,7 +121,7 @@ impl Claim {
     /// Takes the VM's memory out of every domain, closes the groups and gives all devices back to the drivers they
     /// had. Tries all, and reports all that failed.
     pub fn release(self, map: &MemoryMap) -> Result<(), AssignError> {
-        let Claim { members, domains, bound } = self;
+        let Claim { members, domains, chosen, bound } = self;
         drop(members);
         let mut errors = Vec::new();
         for domain in domains {
@@ -130,6 +134,7 @@ impl Claim {
             drop(mirror);
             errors.extend(domain.unmap_all().err().map(AssignError::from));
         }
+        drop(chosen);
         errors.extend(bound.into_iter().filter_map(|bound| bound.give_back().err()).map(AssignError::from));
         all(errors)
     }

@@ -10,17 +10,26 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dma::vfio::{Cdev, Dependent, Group, Holder, VfioDevice, bar};
+use dma::vfio::{Cdev, Dependent, Group, Holder, MappedArea, VfioDevice, bar};
 use dma::{Chosen, DmaChoice, Domain, Kind, P2pWish};
 use host::{Host, PciAddress, PciDevice};
-use memory::{Gpa, MemoryMap, Mirror, Ram, ram_ranges};
+use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Mirror, Ram, ram_ranges};
 
 type Failure = Box<dyn std::error::Error>;
 type Done = Result<(), Failure>;
 
 const RAM: u64 = 64 << 20;
+/// How often domains come and go.
+const CYCLES: u32 = 20;
 
-fn main() -> Done {
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("domains: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Done {
     let [choice, edu, nvme] = &std::env::args().skip(1).collect::<Vec<_>>()[..] else {
         return Err("domains auto|iommufd|type1 EDU NVME".into());
     };
@@ -35,6 +44,7 @@ fn main() -> Done {
     let chosen = choice.resolve(host.has_vfio_cdevs())?;
     println!("{chosen}");
     let pins = pinned_pages()?;
+    come_and_go(&host, &chosen, &edu, &nvme)?;
     demonstrate(&host, &chosen, &edu, &nvme)?;
     drop(chosen);
     println!("pages pinned in the end: {}", pinned_pages()? - pins);
@@ -45,8 +55,28 @@ fn main() -> Done {
     Ok(())
 }
 
+/// Domains that are made, used and dropped leave nothing behind.
+fn come_and_go(host: &Host, chosen: &Chosen, edu: &PciDevice, nvme: &PciDevice) -> Done {
+    let state =
+        || -> Result<_, Failure> { Ok((pinned_pages()?, std::fs::read_dir("/proc/self/fd")?.count())) };
+    let map = MemoryMap::new(Arc::new(Ram::new(&ram_ranges(RAM))?));
+    let before = state()?;
+    for _ in 0..CYCLES {
+        for (name, device) in [("one", edu), ("two", nvme)] {
+            let domain = domain(host, chosen, name, Kind::Host, device)?;
+            let mirror: Arc<dyn Mirror> = domain.clone();
+            map.attach(mirror.clone())?;
+            drop(domain.open_device(device.require_group(host)?, &device.address.to_string())?);
+            map.detach(&mirror)?;
+        }
+    }
+    println!("{CYCLES} cycles: {:?} pinned pages and open files, {before:?} before", state()?);
+    assert_eq!(state()?.1, before.1);
+    Ok(())
+}
+
 fn demonstrate(host: &Host, chosen: &Chosen, edu: &PciDevice, nvme: &PciDevice) -> Done {
-    let guest = domain(host, chosen, "guest", Kind::Guest(P2pWish::Off), edu)?;
+    let guest = domain(host, chosen, "guest", Kind::Guest(P2pWish::On), edu)?;
     let own = domain(host, chosen, "host", Kind::Host, nvme)?;
     let map = MemoryMap::new(Arc::new(Ram::new(&ram_ranges(RAM))?));
     let before = pinned_pages()?;
@@ -59,6 +89,10 @@ fn demonstrate(host: &Host, chosen: &Chosen, edu: &PciDevice, nvme: &PciDevice) 
         println!("for KVM: {file:?}");
     }
     let device = guest.open_device(edu.require_group(host)?, &edu.address.to_string())?;
+    if let Chosen::Iommufd(_) = chosen {
+        let again = guest.open_device(edu.require_group(host)?, &edu.address.to_string());
+        println!("edu once more: {}", again.expect_err("one that is open stays alone"));
+    }
     println!("edu open: {} pages pinned", pinned_pages()? - before);
     let controller = own.open_device(nvme.require_group(host)?, &nvme.address.to_string())?;
     println!("NVMe open: {} pages pinned", pinned_pages()? - before);
@@ -75,6 +109,7 @@ fn demonstrate(host: &Host, chosen: &Chosen, edu: &PciDevice, nvme: &PciDevice) 
     println!("edu, outside RAM: {faults:?}");
     assert!(faults[0].contains("Write") && faults[0].contains(&format!("{:#x}", RAM + 0x1000)));
 
+    reach_other_device(&map, &guest, &controller)?;
     identify(&own, &controller, &map.ram())?;
     drop(device);
     let mirror: Arc<dyn Mirror> = guest.clone();
@@ -86,6 +121,21 @@ fn demonstrate(host: &Host, chosen: &Chosen, edu: &PciDevice, nvme: &PciDevice) 
     identify(&own, &controller, &map.ram())?;
     println!("audit: {:?}", map.audit());
     assert!(map.audit().iter().all(|(_, result)| result.is_ok()));
+    Ok(())
+}
+
+/// Puts the controller's BAR into the map for a moment, for edu to reach.
+fn reach_other_device(map: &MemoryMap, guest: &Domain, controller: &Arc<VfioDevice>) -> Done {
+    enable(controller)?;
+    let bar0 = controller.region(bar(0))?.ok_or("no BAR 0")?;
+    let area = MappedArea::new(controller, &bar0, bar0.mappable[0].clone())?;
+    let range = GpaRange::new(Gpa(0xc000_0000), area.len() as u64).ok_or("range")?;
+    // SAFETY: the area stays mapped until the memory is out of the map again.
+    let memory = unsafe { DeviceMemory::new("controller", range, area.start()) };
+    map.apply(&Change::AddDevice(memory.clone()))?;
+    println!("P2P: {:?}", guest.p2p());
+    println!("audit: {:?}", map.audit());
+    map.apply(&Change::RemoveDevice(memory))?;
     Ok(())
 }
 

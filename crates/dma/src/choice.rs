@@ -59,6 +59,14 @@ impl fmt::Display for Chosen {
 }
 
 impl DmaChoice {
+    /// What can be known to stand in the way before any device is taken: with iommufd, /dev/iommu must be there.
+    pub fn check(self) -> Result<(), DomainError> {
+        if self == DmaChoice::Iommufd {
+            Iommufd::open()?;
+        }
+        Ok(())
+    }
+
     /// Decides for one VM. `cdevs` says whether the kernel's VFIO has character devices; where they are missing it
     /// must be loaded, or be built with CONFIG_VFIO_DEVICE_CDEV.
     pub fn resolve(self, cdevs: bool) -> Result<Chosen, DomainError> {

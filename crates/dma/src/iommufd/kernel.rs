@@ -107,8 +107,8 @@ impl Kernel for DevIommu {
     }
 
     fn destroy(&self, ioas: IoasId) -> io::Result<()> {
-        let request = iommu_destroy { size: size_of_u32::<iommu_destroy>(), id: ioas.0 };
-        ioctl::read(&self.0, IOMMU_DESTROY(), &request)?;
+        let mut request = iommu_destroy { size: size_of_u32::<iommu_destroy>(), id: ioas.0 };
+        ioctl::write(&self.0, IOMMU_DESTROY(), &mut request)?;
         Ok(())
     }
 
@@ -147,14 +147,14 @@ impl Kernel for DevIommu {
 
     fn maps_files(&self) -> bool {
         // No file has this number, so the call fails either way: with ENOTTY when the kernel does not know it.
-        let request = iommu_ioas_map_file {
+        let mut request = iommu_ioas_map_file {
             size: size_of_u32::<iommu_ioas_map_file>(),
             flags: flags(Permission::Read),
             fd: -1,
             length: 4096,
             ..Default::default()
         };
-        !unknown(&ioctl::read(&self.0, IOMMU_IOAS_MAP_FILE(), &request))
+        !unknown(&ioctl::write(&self.0, IOMMU_IOAS_MAP_FILE(), &mut request))
     }
 
     fn map_file(
@@ -165,7 +165,7 @@ impl Kernel for DevIommu {
         start: u64,
         permission: Permission,
     ) -> io::Result<()> {
-        let request = iommu_ioas_map_file {
+        let mut request = iommu_ioas_map_file {
             size: size_of_u32::<iommu_ioas_map_file>(),
             flags: flags(permission),
             ioas_id: ioas.0,
@@ -174,7 +174,7 @@ impl Kernel for DevIommu {
             length: iova.len(),
             iova: iova.first().0,
         };
-        ioctl::read(&self.0, IOMMU_IOAS_MAP_FILE(), &request)?;
+        ioctl::write(&self.0, IOMMU_IOAS_MAP_FILE(), &mut request)?;
         Ok(())
     }
 
@@ -185,7 +185,7 @@ impl Kernel for DevIommu {
         host: NonNull<u8>,
         permission: Permission,
     ) -> io::Result<()> {
-        let request = iommu_ioas_map {
+        let mut request = iommu_ioas_map {
             size: size_of_u32::<iommu_ioas_map>(),
             flags: flags(permission),
             ioas_id: ioas.0,
@@ -194,7 +194,7 @@ impl Kernel for DevIommu {
             iova: iova.first().0,
             ..Default::default()
         };
-        ioctl::read(&self.0, IOMMU_IOAS_MAP(), &request)?;
+        ioctl::write(&self.0, IOMMU_IOAS_MAP(), &mut request)?;
         Ok(())
     }
 
@@ -204,7 +204,7 @@ impl Kernel for DevIommu {
         from: (IoasId, IovaRange),
         permission: Permission,
     ) -> io::Result<()> {
-        let request = iommu_ioas_copy {
+        let mut request = iommu_ioas_copy {
             size: size_of_u32::<iommu_ioas_copy>(),
             flags: flags(permission),
             dst_ioas_id: to.0.0,
@@ -213,7 +213,7 @@ impl Kernel for DevIommu {
             dst_iova: to.1.first().0,
             src_iova: from.1.first().0,
         };
-        ioctl::read(&self.0, IOMMU_IOAS_COPY(), &request)?;
+        ioctl::write(&self.0, IOMMU_IOAS_COPY(), &mut request)?;
         Ok(())
     }
 

@@ -35,6 +35,7 @@ impl Space {
         });
         let ranges = measured.and_then(|()| ioas.ranges().map_err(fail("ask what can be mapped")));
         let detached = attached.into_iter().map(|cdev| cdev.detach()).fold(Ok(()), Result::and);
+        // Where both failed the first matters: the devices are closed then, which takes them out as well.
         let (ranges, alignment) = ranges?;
         detached?;
         Ok(Space { ioas, limits: limits(ranges, alignment) })
@@ -69,11 +70,26 @@ impl Backend for Arc<Space> {
 
     unsafe fn map(&mut self, iova: IovaRange, source: Source<'_>, permission: Permission) -> io::Result<()> {
         // SAFETY: the same contract.
-        unsafe { self.ioas.map(iova, source, permission) }
+        let mapped = unsafe { self.ioas.map(iova, source, permission) };
+        match source.file {
+            Some(_) => mapped,
+            None => mapped.map_err(of_device_memory),
+        }
     }
 
     fn unmap(&mut self, iova: IovaRange) -> io::Result<u64> {
         self.ioas.unmap(iova)
+    }
+}
+
+/// iommufd pins what it maps, and what a device's memory is mapped by in this process has no pages to pin.
+fn of_device_memory(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EFAULT) => io::Error::new(
+            io::ErrorKind::Unsupported,
+            "iommufd does not map the memory of devices in this kernel, VFIO type1 does (--dma type1)",
+        ),
+        _ => error,
     }
 }
 
@@ -87,5 +103,13 @@ mod tests {
         let all = IovaRange::inclusive(Iova(0), Iova(u64::MAX)).unwrap();
         assert_eq!(limits(vec![all], 1).page_sizes, 4096);
         assert_eq!(limits(vec![all], 65536).page_sizes, 65536);
+    }
+
+    #[test]
+    fn device_memory_that_cannot_be_mapped_is_not_taken_for_a_shortage() {
+        let text = of_device_memory(io::Error::from_raw_os_error(libc::EFAULT)).to_string();
+        assert!(text.contains("--dma type1"), "{text}");
+        let other = of_device_memory(io::Error::from_raw_os_error(libc::EEXIST));
+        assert_eq!(other.raw_os_error(), Some(libc::EEXIST));
     }
 }

@@ -211,8 +211,9 @@ fn device_memory_has_no_file_and_is_mapped_by_its_address_each_time() {
 fn another_segment_with_the_same_addresses_is_other_memory() {
     let share = share(true);
     let [one, two] = [(); 2].map(|()| Ioas::new(&share).unwrap());
-    map(&one, &segments()[0], Permission::ReadWrite).unwrap();
-    map(&two, &segments()[0], Permission::ReadWrite).unwrap();
+    let (here, there) = (segments(), segments());
+    map(&one, &here[0], Permission::ReadWrite).unwrap();
+    map(&two, &there[0], Permission::ReadWrite).unwrap();
     assert!(!share.kernel.state().calls.contains(&"copy"));
 }
 

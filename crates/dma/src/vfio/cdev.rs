@@ -1,10 +1,11 @@
 //! Devices as VFIO's character devices (/dev/vfio/devices/vfioN, Linux 6.6), which iommufd translates for.
 
 use std::fs::File;
+use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vfio_bindings::bindings::vfio::{
     vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt,
@@ -67,7 +68,12 @@ impl Cdev {
             };
             VfioError::new(&self.name, "have iommufd translate its DMA", cause, hint)
         })?;
-        Ok(BoundCdev { name: self.name, file: self.file, _iommufd: iommufd.clone() })
+        Ok(BoundCdev {
+            name: self.name,
+            file: self.file,
+            place: Mutex::new(Place::Blocked),
+            _iommufd: iommufd.clone(),
+        })
     }
 }
 
@@ -76,7 +82,17 @@ impl Cdev {
 pub(crate) struct BoundCdev {
     name: String,
     file: File,
+    place: Mutex<Place>,
     _iommufd: Arc<Iommufd>,
+}
+
+/// Where a device's DMA goes, as far as the kernel has confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nowhere.
+    Blocked,
+    /// To what an IOAS maps.
+    Attached,
 }
 
 impl BoundCdev {
@@ -91,6 +107,12 @@ impl BoundCdev {
 
     /// Has it do DMA by what an IOAS maps, now and later. All of that is pinned now, unless it is already.
     pub fn attach(&self, ioas: IoasId) -> Result<(), VfioError> {
+        let mut place = self.place();
+        if *place == Place::Attached {
+            // The kernel would take it as moving from one IOAS to the other.
+            let cause = io::Error::from_raw_os_error(libc::EBUSY);
+            return Err(VfioError::new(&self.name, "open it", cause, "It is open already"));
+        }
         let mut request = vfio_device_attach_iommufd_pt {
             argsz: offset_of!(vfio_device_attach_iommufd_pt, pasid) as u32,
             pt_id: ioas.0,
@@ -112,11 +134,13 @@ impl BoundCdev {
             };
             VfioError::new(&self.name, "put it into a DMA domain", cause, hint)
         })?;
+        *place = Place::Attached;
         Ok(())
     }
 
     /// Blocks its DMA again.
     pub fn detach(&self) -> Result<(), VfioError> {
+        let mut place = self.place();
         let request = vfio_device_detach_iommufd_pt {
             argsz: offset_of!(vfio_device_detach_iommufd_pt, pasid) as u32,
             ..Default::default()
@@ -126,7 +150,12 @@ impl BoundCdev {
             VfioError::new(&self.name, "take it out of its DMA domain", cause, hint)
         };
         ioctl::read(&self.file, ioctl::VFIO_DEVICE_DETACH_IOMMUFD_PT(), &request).map_err(fail)?;
+        *place = Place::Blocked;
         Ok(())
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().expect("no code panics with this lock held")
     }
 }
 

@@ -49,6 +49,17 @@ impl Scenario {
         }
     }
 
+    /// In a host with the lab kernel, where it does make a difference: it has iommufd, which Debian's has not.
+    /// `None`, with a word about it, where there is none.
+    pub fn with_iommufd(test: &str) -> Option<Scenario> {
+        let Scenario(lab) = Scenario::new();
+        if lab::lab_kernel().is_none() {
+            println!("{test}: skipped, there is no lab kernel. Make it with: cargo xtask lab-kernel");
+            return None;
+        }
+        Some(Scenario(lab.kernel(Kernel::Lab)))
+    }
+
     /// With this IOMMU.
     pub fn iommu(self, iommu: Iommu) -> Scenario {
         Scenario(self.0.iommu(iommu))
@@ -57,6 +68,11 @@ impl Scenario {
     /// With so much RAM.
     pub fn memory(self, memory: Size) -> Scenario {
         Scenario(self.0.memory(memory))
+    }
+
+    /// With so many huge pages of 2 MiB, beside its RAM.
+    pub fn hugepages(self, pages: u32) -> Scenario {
+        Scenario(self.0.hugepages(pages))
     }
 
     /// With one more disk, and without the usual devices.
