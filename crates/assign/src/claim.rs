@@ -144,9 +144,9 @@ fn open_cdev(host: &Host, address: PciAddress) -> Result<Cdev, AssignError> {
     Ok(Cdev::open(&address.to_string(), &host.vfio_cdev(address)?)?)
 }
 
-/// Everything that can be known to stand in the way of taking these devices for a VM with its RAM at `ram`, at
-/// once, with nothing touched.
-pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange]) -> Result<(), AssignError> {
+/// Everything that can be known to stand in the way of taking these devices for a VM with its RAM at `ram` and
+/// domains made as `dma` says, at once, with nothing touched.
+pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange], dma: DmaChoice) -> Result<(), AssignError> {
     let Examined { devices, groups, mut errors } = examine(host, plans);
     match host.reach(&groups.into_iter().collect::<Vec<_>>()) {
         Ok(reach) => errors.extend(reach.check(ram).into_iter().map(AssignError::from)),
@@ -154,6 +154,7 @@ pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange]) -> Result<(), 
     }
     if !devices.is_empty() {
         let bytes = ram.iter().fold(0u64, |sum, range| sum.saturating_add(range.len()));
+        errors.extend(dma.check().err().map(AssignError::from));
         errors.extend(dma::check_memlock(bytes).err().map(AssignError::from));
     }
     all(errors)
@@ -242,7 +243,7 @@ mod tests {
         device(dir.path(), "0000:02:00.1", "0x0c0330", "xhci_hcd", Some(2));
         let [one] = guest(&["02:00.0".parse().unwrap()]);
         let two = DomainPlan { name: "usb".into(), devices: vec!["02:00.1".parse().unwrap()], ..one.clone() };
-        let text = check(&Host::at(dir.path()), &[one, two], &[]).unwrap_err().to_string();
+        let text = check(&Host::at(dir.path()), &[one, two], &[], DmaChoice::Auto).unwrap_err().to_string();
         assert!(text.contains("IOMMU group 2") && text.contains("guest, usb"), "{text}");
     }
 
@@ -280,7 +281,9 @@ mod tests {
         fs::write(dir.path().join("sys/kernel/iommu_groups/2/reserved_regions"), regions).unwrap();
         let host = Host::at(dir.path());
         let address = ["02:00.0".parse().unwrap()];
-        let text = check(&host, &guest(&address), &memory::ram_ranges(2 << 40)).unwrap_err().to_string();
+        let text = check(&host, &guest(&address), &memory::ram_ranges(2 << 40), DmaChoice::Auto)
+            .unwrap_err()
+            .to_string();
         for part in [
             "0000:02:00.1 (USB controller",
             "lies over 0xbff00000-0xc00fffff, memory that the firmware keeps for the devices of IOMMU group 2",
@@ -289,8 +292,10 @@ mod tests {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         assert!(!text.contains("MSI") && !text.contains("relaxable"), "{text}");
-        let text = check(&host, &guest(&address), &memory::ram_ranges(1 << 30)).unwrap_err().to_string();
+        let text = check(&host, &guest(&address), &memory::ram_ranges(1 << 30), DmaChoice::Auto)
+            .unwrap_err()
+            .to_string();
         assert!(!text.contains("guest RAM"), "{text}");
-        check(&host, &[], &memory::ram_ranges(2 << 40)).unwrap();
+        check(&host, &[], &memory::ram_ranges(2 << 40), DmaChoice::Iommufd).unwrap();
     }
 }

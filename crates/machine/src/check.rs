@@ -68,7 +68,7 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
     let placement = plan::placement(config);
     findings.0.extend(placement.check(ram).into_iter().map(StartError::from));
-    findings.keep(assign::check(&host, &plans, ram));
+    findings.keep(assign::check(&host, &plans, ram, plan::choice(config)));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
             Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans, placement })
