@@ -14,6 +14,7 @@ mod domain;
 mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+pub mod fault;
 mod iommufd;
 mod iova;
 mod ledger;

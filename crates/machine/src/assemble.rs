@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
 use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort, VirtioBlk};
@@ -27,17 +26,14 @@ use crate::events::{Event, Events, Teller, events};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
-use crate::notice::{Life, Notice, Reporter};
-use crate::plan::{self, Readiness};
+use crate::notice::Reporter;
+use crate::plan;
 use crate::ports::Ports;
+use crate::ram;
 use crate::services::KvmServices;
 use crate::slots::Slots;
 use crate::steps::Steps;
 use crate::vm::{BootPlan, Vm};
-
-/// RAM that is in large pages when the guest starts, where the kernel does not see to it: what a guest touches
-/// while it boots, and more would only delay the start.
-const ENLARGED: u64 = 1 << 30;
 
 /// Makes a VM; on failure everything made so far is undone.
 pub fn assemble(
@@ -47,7 +43,7 @@ pub fn assemble(
     report: Reporter,
     steps: &Steps,
 ) -> Result<Vm, StartError> {
-    let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans, placement } = checked;
+    let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans } = checked;
     let (sender, inbox) = events();
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
@@ -57,8 +53,7 @@ pub fn assemble(
         claimed.check(&layout.ram)?;
     }
     steps.begin("RAM")?;
-    let ram = Arc::new(Ram::placed(&layout.ram, &placement)?);
-    make_ready(&ram, plan::readiness(config, claimed.is_some()), &report)?;
+    let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), &report)?;
     let map = Arc::new(MemoryMap::new(ram.clone()));
     steps.begin("map RAM for devices")?;
     if let Some(claimed) = &claimed {
@@ -131,29 +126,6 @@ pub fn assemble(
         map,
         console,
     })
-}
-
-/// Makes RAM present as far as it should be, and says how far it is when that takes its time.
-fn make_ready(ram: &Ram, readiness: Readiness, report: &Reporter) -> Result<(), StartError> {
-    let (start, mut told) = (Instant::now(), Duration::ZERO);
-    let progress = |done: u64| {
-        if start.elapsed() - told >= Duration::from_secs(1) {
-            told = start.elapsed();
-            report(&Notice::Life(Life::Wiring { done, of: ram.size() }));
-        }
-    };
-    match readiness {
-        Readiness::Begun => ram.enlarge_pages(ENLARGED)?,
-        Readiness::Present => {
-            ram.enlarge_pages(u64::MAX)?;
-            ram.populate(progress)?;
-        }
-        Readiness::Wired => {
-            ram.enlarge_pages(u64::MAX)?;
-            ram.wire_with(progress)?;
-        }
-    }
-    Ok(())
 }
 
 fn put_disk_on(

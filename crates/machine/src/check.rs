@@ -6,14 +6,15 @@ use assign::DomainPlan;
 use boot::{Initrd, KernelImage, platform};
 use devices::{VirtioBlk, VirtioBlkOptions};
 use disk::{Disk, DiskOptions};
-use host::Host;
-use memory::Placement;
+use host::{Host, PciAddress, PciDevice};
+use memory::GpaRange;
 
 use crate::error::StartError;
 use crate::kvm::Hypervisor;
 use crate::layout::Layout;
 use crate::notice::{Notice, Reporter};
 use crate::plan;
+use crate::ram;
 
 /// Facts that hold, and files that are open.
 pub struct Checked {
@@ -25,7 +26,6 @@ pub struct Checked {
     pub disks: Vec<OpenDisk>,
     pub host: Host,
     pub plans: Vec<DomainPlan>,
-    pub placement: Placement,
 }
 
 /// A disk that is open and claimed, and what the guest sees of it.
@@ -64,17 +64,25 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     findings.0.extend(wrong);
     let iommu = host.iommu_address_width().map_or(52, |bits| bits.clamp(32, 52) as u8);
     let address_bits = hypervisor.as_ref().map_or(52, Hypervisor::address_bits).min(iommu);
-    let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits));
+    let devices: Vec<PciAddress> = plans.iter().flat_map(|plan| plan.devices.clone()).collect();
+    let holes = holes(&host, &devices);
+    let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits, &holes));
     let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
-    let placement = plan::placement(config);
-    findings.0.extend(placement.check(ram).into_iter().map(StartError::from));
+    findings.0.extend(ram::placement(&config.backing).check(ram).into_iter().map(StartError::from));
     findings.keep(assign::check(&host, &plans, ram, plan::choice(config)));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
-            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans, placement })
+            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans })
         }
         _ => Err(findings.0),
     }
+}
+
+/// What no RAM can lie over if these devices are to reach it. What cannot be known of a device is an error when all
+/// is checked about it.
+fn holes(host: &Host, devices: &[PciAddress]) -> Vec<GpaRange> {
+    let groups = devices.iter().filter_map(|address| PciDevice::open(host, *address).ok()?.group);
+    groups.filter_map(|group| host.reach(&[group]).ok()).flat_map(|reach| reach.holes()).collect()
 }
 
 /// Gives back what VMs that were killed left bound. That it fails concerns this VM only if it wants such a device,

@@ -22,6 +22,7 @@ mod layout;
 mod notice;
 mod plan;
 mod ports;
+mod ram;
 mod services;
 mod slots;
 pub mod steps;

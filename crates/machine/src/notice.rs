@@ -14,13 +14,8 @@ pub enum Notice {
 /// A step in a VM's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Life {
-    /// Its RAM is being made present, which takes a while.
-    Wiring {
-        /// Bytes that are.
-        done: u64,
-        /// Bytes in all.
-        of: u64,
-    },
+    /// The start takes its time; what it is at.
+    Preparing(String),
     /// The guest runs for the first time.
     Started,
     /// The guest stands still; why.
@@ -43,7 +38,7 @@ impl fmt::Display for Notice {
 impl fmt::Display for Life {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Life::Wiring { done, of } => write!(f, "{} of {} MiB of RAM are ready", done >> 20, of >> 20),
+            Life::Preparing(what) => f.write_str(what),
             Life::Started => f.write_str("the guest runs"),
             Life::Paused(why) => write!(f, "the VM is paused: {why}"),
             Life::Resumed => f.write_str("the VM runs on"),

@@ -1,9 +1,8 @@
-//! What a description asks of DMA domains and of RAM, in the terms of the crates that carry it out.
+//! What a description asks of DMA domains, in the terms of the crates that carry it out.
 
 use assign::DomainPlan;
-use config::{Assign, DiskSource, DmaBackEnd, DomainName, HugePages, P2p, Wire};
+use config::{Assign, DiskSource, DmaBackEnd, DomainName, P2p};
 use dma::{DmaChoice, Kind, P2pWish};
-use memory::{Node, Pages, Placement};
 
 use crate::error::{StartError, host_address};
 
@@ -34,36 +33,6 @@ pub fn domains(config: &config::Vm) -> (Vec<DomainPlan>, Vec<StartError>) {
         }
     }
     (plans, errors)
-}
-
-/// Where the RAM comes from.
-pub fn placement(config: &config::Vm) -> Placement {
-    let pages = match config.backing.hugepages {
-        None => Pages::Default,
-        Some(HugePages::Of2M) => Pages::Huge2M,
-        Some(HugePages::Of1G) => Pages::Huge1G,
-    };
-    Placement { pages, node: config.backing.node.map(|node| Node(node.get().into())) }
-}
-
-/// What is done to the RAM before the guest runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Readiness {
-    /// What a guest touches while it boots comes in large pages; the rest comes when it is touched.
-    Begun,
-    /// All of it is present. Devices pin it, which keeps it so.
-    Present,
-    /// All of it is present and locked.
-    Wired,
-}
-
-/// What is done to the RAM of a VM; `devices` says whether any does DMA to it.
-pub fn readiness(config: &config::Vm, devices: bool) -> Readiness {
-    match config.backing.wire {
-        Wire::On => Readiness::Wired,
-        Wire::Auto if devices => Readiness::Present,
-        Wire::Auto | Wire::Off => Readiness::Begun,
-    }
 }
 
 /// What makes the domains.

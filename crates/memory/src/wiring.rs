@@ -31,8 +31,9 @@ impl Ram {
         wire(&segments, progress)
     }
 
-    /// Makes every page present, without locking it: what devices' domains pin stays where it is anyway.
-    pub fn populate(&self, mut progress: impl FnMut(u64)) -> Result<(), RamError> {
+    /// Makes every page present, and tells of it likewise, but locks none: for RAM that is mapped for devices next,
+    /// which pins it.
+    pub fn populate_with(&self, mut progress: impl FnMut(u64)) -> Result<(), RamError> {
         let segments: Vec<&Segment> = self.segments().iter().map(|segment| &**segment).collect();
         populate(&segments, &mut progress)
     }
@@ -189,8 +190,7 @@ mod tests {
         let ram = Ram::new(&[range(0, 130 << 20), range(1 << 32, 2 << 20)]).unwrap();
         ram.write_obj(Gpa(0x1234), &0x55u8).unwrap();
         let mut told = Vec::new();
-        let segments: Vec<&Segment> = ram.segments().iter().map(|segment| &**segment).collect();
-        populate(&segments, &mut |done| told.push(done)).unwrap();
+        ram.populate_with(|done| told.push(done)).unwrap();
         assert_eq!(told.last(), Some(&(132 << 20)), "{told:?}");
         assert!(told.is_sorted(), "{told:?}");
         assert_eq!(ram.read_obj::<u8>(Gpa(0x1234)).unwrap(), 0x55);
