@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use dma::vfio::{Cdev, Group, VfioDevice};
-use dma::{Chosen, DmaChoice, Domain, Kind};
+use dma::{Chosen, Circumstances, DmaChoice, Domain, Kind, P2pWish};
 use host::{Bound, Host, IommuGroup, PciAddress, PciDevice};
 use memory::{GpaRange, MemoryMap, Mirror};
 
@@ -51,7 +51,8 @@ impl Claim {
         all(errors)?;
         let bound = devices.iter().map(|(device, _)| host.bind_to_vfio(device)).collect::<Result<_, _>>()?;
         // Not before: it is binding that has the kernel load VFIO.
-        let chosen = dma.resolve(host.has_vfio_cdevs())?;
+        let p2p = plans.iter().any(|plan| matches!(plan.kind, Kind::Guest(P2pWish::On | P2pWish::Required)));
+        let chosen = dma.resolve(Circumstances { cdevs: host.has_vfio_cdevs(), p2p })?;
         let mut claim = Claim { members: Vec::new(), domains: Vec::new(), chosen, bound };
         for plan in plans {
             let mine = || devices.iter().filter(|(device, _)| plan.devices.contains(&device.address));
