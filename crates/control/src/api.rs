@@ -353,8 +353,12 @@ pub struct Fault {
     pub place: Option<String>,
     /// Who said so: `kernel log`, `tracepoint`, `vfio`, `driver` …
     pub source: String,
+    /// Why it failed, in the words of the source.
+    pub reason: String,
     /// How many faults this event stands for, beyond those of events before it.
     pub count: Count,
+    /// Whether there were no more. An IOMMU that is kept busy does not report all.
+    pub complete: bool,
 }
 
 /// `GET /v1/stats`: what went through the VM's disks since it began.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::api::{Count, Event, EventKind, Events, Fault};
 use crate::time::rfc3339;
+use crate::view;
 
 /// Events that are kept at most.
 pub const KEPT: usize = 4096;
@@ -13,6 +14,8 @@ pub const KEPT: usize = 4096;
 const TOLD: usize = 512;
 /// Bytes of an event's sentence at most; a guest may have a part in what it says.
 const LONGEST: usize = 2048;
+/// Bursts of faults that may still grow at most.
+const BURSTS: usize = 64;
 /// Domains whose faults are counted each by itself; those of more count as of none.
 const DOMAINS: usize = 256;
 
@@ -29,7 +32,29 @@ struct State {
     /// The number of the latest event, 0 before the first.
     latest: u64,
     faults: Faults,
+    bursts: Bursts,
     closed: bool,
+}
+
+/// How many faults of each of the latest bursts were counted.
+#[derive(Default)]
+struct Bursts(BTreeMap<u64, Count>);
+
+impl Bursts {
+    fn grown(&mut self, event: &dma::fault::Event) -> Count {
+        let now = Count { known: event.count.known, unattributed: event.count.unattributed };
+        if event.burst == 0 {
+            return now;
+        }
+        let before = self.0.insert(event.burst, now).unwrap_or_default();
+        if self.0.len() > BURSTS {
+            self.0.pop_first();
+        }
+        Count {
+            known: now.known.saturating_sub(before.known),
+            unattributed: now.unattributed.saturating_sub(before.unattributed),
+        }
+    }
 }
 
 /// Faults by domain since the VM began.
@@ -85,6 +110,12 @@ impl Journal {
     /// Records a fault. Its count is what happened since the last record of the same faults.
     pub fn record_fault(&self, text: &str, fault: Fault) -> u64 {
         self.add(EventKind::Fault, text, Some(fault))
+    }
+
+    /// Records DMA that failed. A burst that is told again counts only what it has grown by.
+    pub fn record_dma(&self, event: &dma::fault::Event) -> u64 {
+        let grown = self.state().bursts.grown(event);
+        self.add(EventKind::Fault, &event.to_string(), Some(view::fault(event, grown)))
     }
 
     fn add(&self, kind: EventKind, text: &str, fault: Option<Fault>) -> u64 {
@@ -189,6 +220,34 @@ mod tests {
         let faults = journal.faults();
         assert_eq!(faults.of("guest"), Count { known: 4 * KEPT as u64, unattributed: 2 * KEPT as u64 });
         assert_eq!((faults.other, faults.of("host")), (count, Count::default()));
+    }
+
+    #[test]
+    fn a_burst_that_is_told_again_counts_what_it_has_grown_by() {
+        let fault = dma::fault::Fault {
+            time: SystemTime::UNIX_EPOCH,
+            device: Some("0000:00:09.0".parse().unwrap()),
+            direction: Some(dma::fault::Direction::Write),
+            iova: Some(dma::Iova(0xf00_0000)),
+            pasid: None,
+            reason: "no".into(),
+            source: dma::fault::Source::Log,
+        };
+        let place = Some(dma::fault::Place::Beyond);
+        let mut event = dma::fault::Event::single(fault, Some("guest".into()), place);
+        event.burst = 3;
+        let journal = Journal::new();
+        for known in [1, 7, 7] {
+            event.count.known = known;
+            journal.record_dma(&event);
+        }
+        assert_eq!(journal.faults().of("guest").known, 7);
+        let told = journal.after(0, AT_ONCE).events;
+        let counts: Vec<u64> = told.iter().map(|event| event.fault.as_ref().unwrap().count.known).collect();
+        assert_eq!(counts, [1, 6, 0]);
+        let fault = told[0].fault.as_ref().unwrap();
+        assert_eq!(fault.device.as_deref(), Some("0000:00:09.0"));
+        assert_eq!(fault.iova, Some(crate::api::Address(0xf00_0000)));
     }
 
     #[test]

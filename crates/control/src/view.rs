@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use disk::Counters;
+use dma::fault::{Direction, Place};
 use dma::{Domain, IovaRange, Kind, P2p, P2pWish, Target};
 use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Ram, Segment};
 
@@ -18,6 +19,32 @@ pub fn gpa(range: GpaRange) -> api::Range {
 /// Addresses of devices.
 pub fn iova(range: IovaRange) -> api::Range {
     api::Range { first: api::Address(range.first().0), last: api::Address(range.last().0) }
+}
+
+/// DMA that failed; `grown` is what the event counts beyond what was counted before.
+pub fn fault(event: &dma::fault::Event, grown: api::Count) -> api::Fault {
+    let dma::fault::Event { fault, domain, place, count, .. } = event;
+    let direction = |direction| match direction {
+        Direction::Read => "read",
+        Direction::Write => "write",
+    };
+    let place_name = |place| match place {
+        Place::Ram => "ram",
+        Place::Hole => "hole",
+        Place::DeviceMemory => "device",
+        Place::Beyond => "beyond",
+    };
+    api::Fault {
+        device: fault.device.map(|device| device.to_string()),
+        iova: fault.iova.map(|iova| api::Address(iova.0)),
+        direction: fault.direction.map(|way| direction(way).to_owned()),
+        domain: domain.clone(),
+        place: place.map(|place| place_name(place).to_owned()),
+        source: fault.source.name().to_owned(),
+        reason: fault.reason.clone(),
+        count: grown,
+        complete: count.complete,
+    }
 }
 
 /// The memory map.
@@ -150,7 +177,7 @@ mod tests {
     #[test]
     fn a_domain_is_shown_with_what_its_mappings_lead_to_and_how_it_compares() {
         let vm = FakeVm::new("web");
-        let dma = dma(&vm.domains(), &vm.memory().contents(), &vm.journal().faults());
+        let dma = dma(&vm.domains(), &vm.memory().unwrap().contents(), &vm.journal().faults());
         let [guest, host] = &dma.domains[..] else { panic!("{dma:?}") };
         assert_eq!(
             (guest.kind.as_str(), host.kind.as_str(), host.back_end.as_str()),
@@ -170,7 +197,7 @@ mod tests {
     fn a_domain_that_holds_less_than_the_map_is_shown_to_differ() {
         let vm = FakeVm::new("web");
         let empty = FakeIommu::new().domain("spare", Kind::Guest(P2pWish::Required));
-        let dma = dma(&[empty], &vm.memory().contents(), &vm.journal().faults());
+        let dma = dma(&[empty], &vm.memory().unwrap().contents(), &vm.journal().faults());
         let api::Audit::Differs { how } = &dma.domains[0].audit else { panic!("{dma:?}") };
         assert!(how.contains("RAM 0x0-0xfffff is missing"), "{how}");
         assert_eq!(dma.domains[0].p2p, api::P2p::Working { required: true });
@@ -184,13 +211,13 @@ mod tests {
             let fault = api::Fault { domain: Some(domain.into()), count, ..api::Fault::default() };
             vm.journal().record_fault("A fault.", fault);
         }
-        let dma = dma(&vm.domains(), &vm.memory().contents(), &vm.journal().faults());
+        let dma = dma(&vm.domains(), &vm.memory().unwrap().contents(), &vm.journal().faults());
         assert_eq!((dma.domains[0].faults, dma.domains[1].faults.known, dma.other_faults), (count, 0, count));
     }
 
     #[test]
     fn the_memory_map_names_segments_in_order_and_every_mirror() {
-        let memory = memory(&FakeVm::new("web").memory());
+        let memory = memory(&FakeVm::new("web").memory().unwrap());
         assert_eq!(memory.segments[1].gpa.to_string(), "0x200000-0x27ffff");
         let mirrors: Vec<&str> = memory.mirrors.iter().map(|mirror| mirror.name.as_str()).collect();
         assert_eq!(mirrors, ["DMA domain guest", "DMA domain host"]);
