@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use disk::Counters;
-use dma::fault::{self, Direction, Place};
+use dma::fault::{self, Direction};
 use dma::{Domain, IovaRange, Kind, P2p, P2pWish, Target};
-use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Ram};
+use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Place, Ram};
 
 use crate::api;
 use crate::journal::Faults;
@@ -121,7 +121,7 @@ pub fn fault(event: &fault::Event) -> api::Fault {
     let place = place.map(|place| match place {
         Place::Ram => "ram",
         Place::Hole => "hole",
-        Place::DeviceMemory => "device",
+        Place::Device => "device",
         Place::Beyond => "beyond",
     });
     api::Fault {
