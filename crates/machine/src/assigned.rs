@@ -112,15 +112,6 @@ impl Claimed {
         self.claim.domains()
     }
 
-    /// The name of the domain of each of these devices.
-    pub fn with_domains(&self, devices: &[Arc<Assigned>]) -> Vec<(Arc<Assigned>, String)> {
-        let domain = |device: &Arc<Assigned>| {
-            let address = device.name().parse().ok()?;
-            Some((device.clone(), self.claim.domain_of(address).ok()?.name().to_owned()))
-        };
-        devices.iter().filter_map(domain).collect()
-    }
-
     /// Gives the devices back to the drivers they had.
     pub fn give_back(self, map: &MemoryMap) -> Result<(), AssignError> {
         let Claimed { claim, kvm } = self;

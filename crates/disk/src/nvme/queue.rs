@@ -12,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dma::{Iova, IovaRange, Reach};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -80,6 +81,10 @@ pub(super) struct NvmeQueue {
     generation: u64,
     epoll: Epoll,
     watched: Option<EventFd>,
+    /// What the controller reaches. It need not say when its DMA was blocked: what it would not reach is not begun.
+    reach: Reach,
+    /// Requests that were not begun.
+    unreached: Vec<Event>,
     clock: Clock,
     polls: u32,
     strays: u32,
@@ -152,6 +157,8 @@ impl NvmeQueue {
             generation,
             epoll,
             watched: None,
+            reach: Reach::of(controller.domain().clone()),
+            unreached: Vec::new(),
             clock,
             polls: 0,
             strays: 0,
@@ -356,7 +363,14 @@ impl NvmeQueue {
             }
             Meaning::Passing(error) | Meaning::Failure(error) => Err(error),
             Meaning::BlockedDma => {
-                self.report_blocked(id);
+                let begins = IovaRange::inclusive(
+                    Iova(command.command.prp1),
+                    Iova(command.command.prp1.saturating_add(command.data.bytes().saturating_sub(1))),
+                );
+                let flight = self.flights[usize::from(command.flight)].as_ref();
+                if let (Some(range), Some(flight)) = (begins, flight) {
+                    self.report_blocked(flight.request.operation, range);
+                }
                 Err(DiskError::DmaBlocked)
             }
         };
@@ -376,19 +390,23 @@ impl NvmeQueue {
         });
     }
 
-    fn report_blocked(&self, id: u16) {
-        let Some(command) = &self.commands[usize::from(id)] else { return };
-        let Some(flight) = &self.flights[usize::from(command.flight)] else { return };
-        let direction = match flight.request.operation {
+    /// The first piece of a transfer's memory that the controller does not reach.
+    fn out_of_reach(&mut self, request: &Request) -> Option<IovaRange> {
+        if !matches!(request.operation, Operation::Read { .. } | Operation::Write { .. }) {
+            return None;
+        }
+        let ranges = (0..).map_while(|piece| request.buffers.range(piece)).map(IovaRange::identity);
+        ranges.into_iter().find(|range| !self.reach.covers(*range))
+    }
+
+    /// Tells of a transfer that was blocked, where it began or would have begun.
+    fn report_blocked(&self, operation: Operation, range: IovaRange) {
+        let direction = match operation {
             Operation::Read { .. } => Direction::ToMemory,
             _ => Direction::FromMemory,
         };
-        self.controller.report(TroubleKind::BlockedDma {
-            iova: dma::Iova(command.command.prp1),
-            bytes: command.data.bytes(),
-            direction,
-            operation: flight.request.operation,
-        });
+        let (iova, bytes) = (range.first(), range.len());
+        self.controller.report(TroubleKind::BlockedDma { iova, bytes, direction, operation });
     }
 
     /// A command is done; the request is when it was the last.
@@ -518,6 +536,10 @@ impl Engine for NvmeQueue {
     }
 
     fn submit(&mut self, request: Request) {
+        if let Some(range) = self.out_of_reach(&request) {
+            self.report_blocked(request.operation, range);
+            return self.unreached.push(Flight::new(request).done(Err(DiskError::DmaBlocked)));
+        }
         let index = self.free_flights.pop().expect("never more requests than the depth");
         self.flights[usize::from(index)] = Some(Flight::new(request));
         if !self.waiting.is_empty() || !self.begin(index) {
@@ -527,6 +549,7 @@ impl Engine for NvmeQueue {
 
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()> {
         let before = events.len();
+        events.append(&mut self.unreached);
         loop {
             if self.generation != self.controller.generation() || self.controller.is_lost() {
                 self.rejoin(events);

@@ -28,6 +28,7 @@ mod account;
 mod amd;
 mod bursts;
 mod event;
+mod heard;
 mod intel;
 mod interrupts;
 mod kmsg;
@@ -39,6 +40,7 @@ mod tracing;
 mod watch;
 
 pub use event::{Count, Direction, Event, Fault, Source};
+pub use heard::Witness;
 pub use kmsg::{Entry, KernelLog, Record};
 pub use line::{Line, Report, parse_line};
 pub use policy::{Policy, UnknownPolicy};
