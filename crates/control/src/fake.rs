@@ -70,8 +70,8 @@ impl Source for FakeVm {
         self.domains.clone()
     }
 
-    fn memory(&self) -> Arc<MemoryMap> {
-        self.map.clone()
+    fn memory(&self) -> Option<Arc<MemoryMap>> {
+        Some(self.map.clone())
     }
 
     fn journal(&self) -> Arc<Journal> {

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use memory::Ram;
+use memory::{MemoryMap, Ram};
 use serde::Serialize;
 
 use crate::api::{Done, Events, Failed, State};
@@ -76,9 +76,12 @@ pub(crate) fn answer(source: &dyn Source, request: &Request, is_gone: impl Fn() 
     };
     Some(match path {
         "/v1" => Reply::json(200, &source.info()),
-        "/v1/dma" => Reply::json(200, &dma(source)),
-        "/v1/memory" => Reply::json(200, &view::memory(&source.memory())),
-        "/v1/memory/fds" => fds(source),
+        "/v1/dma" => with_map(source, |map| {
+            let dma = view::dma(&source.domains(), &map.contents(), &source.journal().faults());
+            Reply::json(200, &dma)
+        }),
+        "/v1/memory" => with_map(source, |map| Reply::json(200, &view::memory(map))),
+        "/v1/memory/fds" => with_map(source, fds),
         "/v1/events" => Reply::json(200, &events(source, query, is_gone)?),
         "/v1/stats" => Reply::json(200, &view::stats(&source.disks())),
         "/v1/pause" => done(200, source.pause()),
@@ -95,14 +98,16 @@ fn done(status: u16, result: Result<State, Refused>) -> Reply {
     }
 }
 
-fn dma(source: &dyn Source) -> crate::api::Dma {
-    view::dma(&source.domains(), &source.memory().contents(), &source.journal().faults())
+fn with_map(source: &dyn Source, answer: impl FnOnce(&MemoryMap) -> Reply) -> Reply {
+    match source.memory() {
+        Some(map) => answer(&map),
+        None => Reply::error(409, "the VM is being taken apart and has no memory any more"),
+    }
 }
 
 /// The memory map and the files of its segments, both of the same moment.
-fn fds(source: &dyn Source) -> Reply {
-    let map = source.memory();
-    let (memory, ram) = view::memory_and_ram(&map);
+fn fds(map: &MemoryMap) -> Reply {
+    let (memory, ram) = view::memory_and_ram(map);
     match files(&ram) {
         Ok(fds) => Reply { fds, ..Reply::json(200, &memory) },
         Err(cause) => Reply::error(500, format!("cannot hand out the segments' files: {cause}.")),

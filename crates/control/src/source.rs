@@ -23,8 +23,8 @@ pub trait Source: Send + Sync {
     /// Its DMA domains.
     fn domains(&self) -> Vec<Arc<Domain>>;
 
-    /// Its memory map.
-    fn memory(&self) -> Arc<MemoryMap>;
+    /// Its memory map; `None` once it is being taken apart.
+    fn memory(&self) -> Option<Arc<MemoryMap>>;
 
     /// What happened to it.
     fn journal(&self) -> Arc<Journal>;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use disk::Counters;
-use dma::fault::{self, Direction, Place};
+use dma::fault::{self, Direction};
 use dma::{Domain, IovaRange, Kind, P2p, P2pWish, Target};
-use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Ram};
+use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Place, Ram};
 
 use crate::api;
 use crate::journal::Faults;
@@ -121,7 +121,7 @@ pub fn fault(event: &fault::Event) -> api::Fault {
     let place = place.map(|place| match place {
         Place::Ram => "ram",
         Place::Hole => "hole",
-        Place::DeviceMemory => "device",
+        Place::Device => "device",
         Place::Beyond => "beyond",
     });
     api::Fault {
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn a_domain_is_shown_with_what_its_mappings_lead_to_and_how_it_compares() {
         let vm = FakeVm::new("web");
-        let dma = dma(&vm.domains(), &vm.memory().contents(), &vm.journal().faults());
+        let dma = dma(&vm.domains(), &vm.memory().unwrap().contents(), &vm.journal().faults());
         let [guest, host] = &dma.domains[..] else { panic!("{dma:?}") };
         assert_eq!(
             (guest.kind.as_str(), host.kind.as_str(), host.back_end.as_str()),
@@ -193,7 +193,7 @@ mod tests {
     fn a_domain_that_holds_less_than_the_map_is_shown_to_differ() {
         let vm = FakeVm::new("web");
         let empty = FakeIommu::new().domain("spare", Kind::Guest(P2pWish::Required));
-        let dma = dma(&[empty], &vm.memory().contents(), &vm.journal().faults());
+        let dma = dma(&[empty], &vm.memory().unwrap().contents(), &vm.journal().faults());
         let api::Audit::Differs { how } = &dma.domains[0].audit else { panic!("{dma:?}") };
         assert!(how.contains("RAM 0x0-0xfffff is missing"), "{how}");
         assert_eq!(dma.domains[0].p2p, api::P2p::Working { required: true });
@@ -207,7 +207,7 @@ mod tests {
             let fault = api::Fault { domain: Some(domain.into()), count, ..api::Fault::default() };
             vm.journal().record_fault("A fault.", fault);
         }
-        let dma = dma(&vm.domains(), &vm.memory().contents(), &vm.journal().faults());
+        let dma = dma(&vm.domains(), &vm.memory().unwrap().contents(), &vm.journal().faults());
         assert_eq!((dma.domains[0].faults, dma.domains[1].faults.known, dma.other_faults), (count, 0, count));
     }
 
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn the_memory_map_names_segments_in_order_and_every_mirror() {
-        let memory = memory(&FakeVm::new("web").memory());
+        let memory = memory(&FakeVm::new("web").memory().unwrap());
         assert_eq!(memory.segments[1].gpa.to_string(), "0x200000-0x27ffff");
         let mirrors: Vec<&str> = memory.mirrors.iter().map(|mirror| mirror.name.as_str()).collect();
         assert_eq!(mirrors, ["DMA domain guest", "DMA domain host"]);

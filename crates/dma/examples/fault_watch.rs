@@ -4,7 +4,8 @@
 use std::time::{Duration, SystemTime};
 
 use dma::Iova;
-use dma::fault::{Event, Inputs, Place, Watch, Watched};
+use dma::fault::{Event, Inputs, Watch, Watched};
+use memory::Place;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
 use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort, VirtioBlk};
+use dma::fault::Inputs;
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::{MemoryMap, Ram};
 use pci::{Address, Bus, PciError, Services};
@@ -23,6 +24,7 @@ use crate::cpuid::Template;
 use crate::cpus::Cpus;
 use crate::error::{StartError, system};
 use crate::events::{Event, Events, Teller, events};
+use crate::faults::{self, Policies};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
@@ -52,6 +54,7 @@ pub fn assemble(
     if let Some(claimed) = &claimed {
         claimed.check(&layout.ram)?;
     }
+    let inputs = claimed.as_ref().map(|_| Inputs::open());
     steps.begin("RAM")?;
     let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), &report)?;
     let map = Arc::new(MemoryMap::new(ram.clone()));
@@ -61,12 +64,19 @@ pub fn assemble(
         claimed.separate(&map, config.dma.host_domain)?;
     }
 
+    // Before any device can be bus master.
+    let faults = match (&claimed, inputs) {
+        (Some(_), Some(inputs)) => Some(faults::watch(&plans, &map, inputs, &sender)?),
+        _ => None,
+    };
+
     steps.begin("VM")?;
     let vm = Arc::new(hypervisor.create_vm()?);
     let chips = Chips::of(&vm)?;
     map.attach(Arc::new(Slots::new(vm.clone(), hypervisor.memory_slots())))?;
     let interrupts = Interrupts::new(vm.clone()).map_err(failed("route its interrupts"))?;
-    let services: Arc<dyn Services> = Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), map.clone()));
+    let services: Arc<dyn Services> =
+        Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), map.clone(), sender.clone()));
     let bus = Arc::new(Bus::new(&layout.windows));
     let host_bridge = Address::new(0, 0, 0).expect("00:00.0 is an address");
     bus.add(host_bridge, Arc::new(pci::HostBridge::new(&layout.windows)))?;
@@ -107,9 +117,13 @@ pub fn assemble(
     let command_line = config.boot.cmdline.as_str().to_owned();
     let boot = BootPlan { kernel, initrd, command_line, platform, ram };
     let entry = boot.load()?;
-    let alarms = AlarmWatch::new(&assigned, sender).map_err(system("listen to assigned devices"))?;
+    let watched = claimed.as_ref().map_or_else(Vec::new, |claimed| claimed.with_domains(&assigned));
+    let alarms = AlarmWatch::new(&watched, sender).map_err(system("listen to assigned devices"))?;
     Ok(Vm {
         alarms,
+        faults,
+        policies: Policies::new(config)?,
+        phases: Arc::default(),
         cpus: threads,
         board,
         assigned,

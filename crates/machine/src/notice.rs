@@ -7,6 +7,8 @@ use std::fmt;
 pub enum Notice {
     /// A step in its life.
     Life(Life),
+    /// DMA failed, or memory could not be mapped for it.
+    Fault(dma::fault::Event),
     /// Something failed that the guest was not told of, in a sentence or more.
     Trouble(String),
 }
@@ -30,6 +32,7 @@ impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Notice::Life(life) => life.fmt(f),
+            Notice::Fault(event) => event.fmt(f),
             Notice::Trouble(what) => f.write_str(what),
         }
     }

@@ -8,6 +8,8 @@ use memory::{Change, DeviceMemory, Gpa, MemoryMap};
 use pci::{Address, Line, Pin, ResampledLine, ServiceError, Services, Vector};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::events::Events;
+use crate::faults;
 use crate::interrupts::{Interrupts, intx_gsi};
 
 /// A VM's services to its functions.
@@ -15,12 +17,18 @@ pub struct KvmServices {
     vm: Arc<VmFd>,
     interrupts: Arc<Interrupts>,
     map: Arc<MemoryMap>,
+    events: Events,
 }
 
 impl KvmServices {
     /// Services on one VM.
-    pub fn new(vm: Arc<VmFd>, interrupts: Arc<Interrupts>, map: Arc<MemoryMap>) -> KvmServices {
-        KvmServices { vm, interrupts, map }
+    pub fn new(
+        vm: Arc<VmFd>,
+        interrupts: Arc<Interrupts>,
+        map: Arc<MemoryMap>,
+        events: Events,
+    ) -> KvmServices {
+        KvmServices { vm, interrupts, map, events }
     }
 }
 
@@ -90,7 +98,9 @@ impl Services for KvmServices {
 
 impl KvmServices {
     fn change(&self, device: Address, change: &Change) -> Result<(), ServiceError> {
-        let done = self.map.apply(change).map_err(io::Error::other);
-        done.map_err(failed(device, change.to_string()))
+        self.map.apply(change).map_err(|error| {
+            self.events.send(faults::of_ledger(error.to_string()));
+            ServiceError { device, what: change.to_string(), cause: io::Error::other(error) }
+        })
     }
 }

@@ -20,6 +20,7 @@ mod list;
 mod memory;
 mod report;
 mod run;
+mod serve;
 mod signals;
 mod start;
 mod state;

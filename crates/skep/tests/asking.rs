@@ -78,7 +78,7 @@ fn pictures_are_written_in_the_language_of_their_names() {
 #[test]
 fn ram_is_read_and_dumped_from_outside() {
     let world = world();
-    world.vm.memory().ram().write(Gpa(0x20_0010), b"In the guest's RAM").unwrap();
+    world.vm.memory().unwrap().ram().write(Gpa(0x20_0010), b"In the guest's RAM").unwrap();
     let text = world.ask("memory web read 0x200010 18");
     assert!(
         text.starts_with("00200010: 496e 2074 6865 2067 7565 7374 2773 2052  In the guest's R\n"),

@@ -84,7 +84,7 @@ fn one_connection_answers_every_question() {
 #[test]
 fn the_files_of_the_segments_come_over_and_are_the_guests_ram() {
     let vm = running();
-    let ram = vm.vm.memory().ram();
+    let ram = vm.vm.memory().unwrap().ram();
     ram.write_obj(Gpa(0x20_1000), &0x1122_3344u32).unwrap();
     let (memory, fds) = vm.client().memory_fds().unwrap();
     assert_eq!((memory.segments.len(), fds.len()), (2, 2));

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::event::{Count, Direction, Event, Fault, Place};
+use memory::Place;
+
+use super::event::{Count, Direction, Event, Fault};
 use super::requester::Requester;
 
 /// A burst ends when so long nothing was added to it.

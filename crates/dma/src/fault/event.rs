@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::SystemTime;
 
+use memory::Place;
+
 use super::requester::Requester;
 use crate::Iova;
 
@@ -74,30 +76,6 @@ pub struct Fault {
     pub source: Source,
 }
 
-/// What an IOVA is in the VM's memory map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// RAM of this VM: the domain does not hold what it should, or not that way.
-    Ram,
-    /// Between pieces of RAM: the guest has no memory there.
-    Hole,
-    /// A device's memory (a BAR); reached only where devices may reach each other.
-    DeviceMemory,
-    /// Above all RAM.
-    Beyond,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Place::Ram => "RAM of this VM",
-            Place::Hole => "a hole in this VM's memory",
-            Place::DeviceMemory => "memory of a device (BAR)",
-            Place::Beyond => "beyond this VM's RAM",
-        })
-    }
-}
-
 /// How many faults an event stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Count {
@@ -142,7 +120,8 @@ pub struct Event {
     pub fault: Fault,
     /// The domain by which the device translates, when the device is known.
     pub domain: Option<String>,
-    /// What the IOVA is in the VM's memory map.
+    /// What lies at the IOVA in the VM's memory map. RAM of the VM there means that its domain does not hold what
+    /// it should, or not that way; a device's memory is reached only where devices may reach each other.
     pub place: Option<Place>,
     /// How many there were up to now.
     pub count: Count,
@@ -180,7 +159,12 @@ impl fmt::Display for Event {
             write!(f, " with PASID {pasid:#x}")?;
         }
         if let Some(place) = place {
-            write!(f, ", {place}")?;
+            f.write_str(match place {
+                Place::Ram => ", RAM of this VM",
+                Place::Device => ", memory of a device (BAR)",
+                Place::Hole => ", a hole in this VM's memory",
+                Place::Beyond => ", beyond this VM's RAM",
+            })?;
         }
         write!(f, ": {} ({}; {count})", fault.reason, fault.source.name())
     }

@@ -7,7 +7,8 @@
 //! how many faults are known to be a device's, and how many are known only to have happened.
 //!
 //! ```no_run
-//! use dma::fault::{Event, Inputs, Place, Watch, Watched};
+//! use dma::fault::{Event, Inputs, Watch, Watched};
+//! use memory::Place;
 //!
 //! // Early: before devices can do DMA and before privileges go.
 //! let inputs = Inputs::open();
@@ -37,7 +38,7 @@ mod sources;
 mod tracing;
 mod watch;
 
-pub use event::{Count, Direction, Event, Fault, Place, Source};
+pub use event::{Count, Direction, Event, Fault, Source};
 pub use kmsg::{Entry, KernelLog, Record};
 pub use line::{Line, Report, parse_line};
 pub use policy::{Policy, UnknownPolicy};

@@ -1,0 +1,122 @@
+//! DMA that fails: listening for it, and what a fault does to the VM.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use assign::{Assigned, DomainPlan};
+use config::OnFault;
+use dma::fault::{self, Classify, Fault, Inputs, Requester, Source, Tell, Watch, Watched};
+use host::PciAddress;
+use memory::{Gpa, MemoryMap, Place};
+
+use crate::error::{StartError, host_address, system};
+use crate::events::{Event, Events};
+
+/// What a fault of each device does.
+#[derive(Debug)]
+pub struct Policies {
+    usual: OnFault,
+    /// Those with an answer of their own.
+    of: Vec<(Requester, OnFault)>,
+    /// The bursts that were answered; a burst is told several times, with a growing count.
+    answered: u64,
+}
+
+impl Policies {
+    /// As the description says.
+    pub fn new(config: &config::Vm) -> Result<Policies, StartError> {
+        let mut of = Vec::new();
+        for device in &config.assigned {
+            if let Some(on_fault) = device.on_fault {
+                of.push((requester(host_address(device.address)?), on_fault));
+            }
+        }
+        Ok(Policies { usual: config.dma.on_fault, of, answered: 0 })
+    }
+
+    /// What a fault asks for now: nothing more than to be told if it is no device's of this VM, or of a burst that
+    /// was answered before.
+    pub fn answer(&mut self, event: &fault::Event) -> OnFault {
+        let Some(device) = event.fault.device.filter(|_| event.domain.is_some()) else {
+            return OnFault::Report;
+        };
+        if event.burst != 0 && event.burst <= self.answered {
+            return OnFault::Report;
+        }
+        self.answered = self.answered.max(event.burst);
+        let own = self.of.iter().find(|(other, _)| other.may_be(device));
+        own.map_or(self.usual, |(_, on_fault)| *on_fault)
+    }
+}
+
+/// Begins to listen for faults of the devices in these domains.
+pub fn watch(
+    plans: &[DomainPlan],
+    map: &Arc<MemoryMap>,
+    inputs: Inputs,
+    events: &Events,
+) -> Result<Watch, StartError> {
+    let watched = plans.iter().flat_map(|plan| {
+        let of = |address: &PciAddress| Watched { device: requester(*address), domain: plan.name.clone() };
+        plan.devices.iter().map(of)
+    });
+    let places = map.clone();
+    let classify: Classify = Box::new(move |_, iova| place(&places, iova));
+    let events = events.clone();
+    let tell: Tell = Box::new(move |event| events.send(Event::Fault(event)));
+    Watch::start(inputs, watched.collect(), classify, tell).map_err(system("listen for DMA faults"))
+}
+
+/// What an IOVA is in the memory map. (A domain's IOVAs are guest addresses.)
+pub fn place(map: &MemoryMap, iova: dma::Iova) -> fault::Place {
+    match map.contents().place(Gpa(iova.0)) {
+        Place::Ram => fault::Place::Ram,
+        Place::Device => fault::Place::DeviceMemory,
+        Place::Hole => fault::Place::Hole,
+        Place::Beyond => fault::Place::Beyond,
+    }
+}
+
+/// What VFIO says of a device, as a fault where it is one.
+pub fn of_device(event: &assign::Event, domain: &str) -> Event {
+    match event {
+        assign::Event::DeviceError { device } => {
+            let fault = Fault {
+                time: SystemTime::now(),
+                device: device.parse().ok(),
+                direction: None,
+                iova: None,
+                pasid: None,
+                reason: "the device reports an error that it cannot recover from".into(),
+                source: Source::Vfio,
+            };
+            Event::Fault(fault::Event::single(fault, Some(domain.to_owned()), None))
+        }
+        other => Event::Trouble(other.to_string()),
+    }
+}
+
+/// A change of the memory map that did not happen.
+pub fn of_ledger(reason: String) -> Event {
+    let fault = Fault {
+        time: SystemTime::now(),
+        device: None,
+        direction: None,
+        iova: None,
+        pasid: None,
+        reason,
+        source: Source::Ledger,
+    };
+    Event::Fault(fault::Event::single(fault, None, None))
+}
+
+/// The device as the IOMMU names it.
+pub fn requester(address: PciAddress) -> Requester {
+    address.to_string().parse().expect("the address of a function on a host")
+}
+
+/// The assigned device that a fault is of.
+pub fn device_of<'a>(devices: &'a [Arc<Assigned>], event: &fault::Event) -> Option<&'a Arc<Assigned>> {
+    let device = event.fault.device?;
+    devices.iter().find(|assigned| assigned.name().parse().is_ok_and(|other| device.may_be(other)))
+}
