@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 
 use crate::api::{Count, Event, EventKind, Events, Fault};
 use crate::time::rfc3339;
-use crate::view;
 
 /// Events that are kept at most.
 pub const KEPT: usize = 4096;
@@ -113,12 +112,8 @@ impl Journal {
         self.add(kind, text, None)
     }
 
-    /// Records DMA that failed, or that a burst of it has grown. What is told again counts only what it has grown by.
-    pub fn record_dma(&self, event: &dma::fault::Event) -> u64 {
-        self.record_fault(&event.to_string(), view::fault(event))
-    }
-
-    /// Records a fault, or that its burst has grown, in words of its own.
+    /// Records DMA that failed, or that a burst of it has grown ([`crate::view::fault`]). What is told again is counted
+    /// as what it has grown by.
     pub fn record_fault(&self, text: &str, fault: Fault) -> u64 {
         self.add(EventKind::Fault, text, Some(fault))
     }
@@ -259,7 +254,7 @@ mod tests {
         let journal = Journal::new();
         for known in [1, 7, 7] {
             event.count.known = known;
-            journal.record_dma(&event);
+            journal.record_fault(&event.to_string(), crate::view::fault(&event));
         }
         assert_eq!(journal.faults().of("guest").known, 7);
         let told = journal.after(0, AT_ONCE).events;
