@@ -31,7 +31,7 @@ pub fn fault(event: &dma::fault::Event, grown: api::Count) -> api::Fault {
     let place_name = |place| match place {
         Place::Ram => "ram",
         Place::Hole => "hole",
-        Place::DeviceMemory => "device",
+        Place::Device => "device",
         Place::Beyond => "beyond",
     };
     api::Fault {

@@ -68,13 +68,8 @@ pub fn watch(
 }
 
 /// What an IOVA is in the memory map. (A domain's IOVAs are guest addresses.)
-pub fn place(map: &MemoryMap, iova: dma::Iova) -> fault::Place {
-    match map.contents().place(Gpa(iova.0)) {
-        Place::Ram => fault::Place::Ram,
-        Place::Device => fault::Place::DeviceMemory,
-        Place::Hole => fault::Place::Hole,
-        Place::Beyond => fault::Place::Beyond,
-    }
+pub fn place(map: &MemoryMap, iova: dma::Iova) -> Place {
+    map.contents().place(Gpa(iova.0))
 }
 
 /// What VFIO says of a device, as a fault where it is one.
