@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use dma::vfio::{Cdev, Group, VfioDevice};
-use dma::{Chosen, DmaChoice, Domain, Kind};
+use dma::{Chosen, Circumstances, DmaChoice, Domain, Kind, P2pWish};
 use host::{Bound, Host, IommuGroup, PciAddress, PciDevice};
 use memory::{GpaRange, MemoryMap, Mirror};
 
@@ -51,7 +51,8 @@ impl Claim {
         all(errors)?;
         let bound = devices.iter().map(|(device, _)| host.bind_to_vfio(device)).collect::<Result<_, _>>()?;
         // Not before: it is binding that has the kernel load VFIO.
-        let chosen = dma.resolve(host.has_vfio_cdevs())?;
+        let p2p = plans.iter().any(|plan| matches!(plan.kind, Kind::Guest(P2pWish::On | P2pWish::Required)));
+        let chosen = dma.resolve(Circumstances { cdevs: host.has_vfio_cdevs(), p2p })?;
         let mut claim = Claim { members: Vec::new(), domains: Vec::new(), chosen, bound };
         for plan in plans {
             let mine = || devices.iter().filter(|(device, _)| plan.devices.contains(&device.address));
@@ -144,9 +145,9 @@ fn open_cdev(host: &Host, address: PciAddress) -> Result<Cdev, AssignError> {
     Ok(Cdev::open(&address.to_string(), &host.vfio_cdev(address)?)?)
 }
 
-/// Everything that can be known to stand in the way of taking these devices for a VM with its RAM at `ram`, at
-/// once, with nothing touched.
-pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange]) -> Result<(), AssignError> {
+/// Everything that can be known to stand in the way of taking these devices for a VM with its RAM at `ram` and
+/// domains made as `dma` says, at once, with nothing touched.
+pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange], dma: DmaChoice) -> Result<(), AssignError> {
     let Examined { devices, groups, mut errors } = examine(host, plans);
     match host.reach(&groups.into_iter().collect::<Vec<_>>()) {
         Ok(reach) => errors.extend(reach.check(ram).into_iter().map(AssignError::from)),
@@ -154,6 +155,7 @@ pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange]) -> Result<(), 
     }
     if !devices.is_empty() {
         let bytes = ram.iter().fold(0u64, |sum, range| sum.saturating_add(range.len()));
+        errors.extend(dma.check().err().map(AssignError::from));
         errors.extend(dma::check_memlock(bytes).err().map(AssignError::from));
     }
     all(errors)
@@ -242,7 +244,7 @@ mod tests {
         device(dir.path(), "0000:02:00.1", "0x0c0330", "xhci_hcd", Some(2));
         let [one] = guest(&["02:00.0".parse().unwrap()]);
         let two = DomainPlan { name: "usb".into(), devices: vec!["02:00.1".parse().unwrap()], ..one.clone() };
-        let text = check(&Host::at(dir.path()), &[one, two], &[]).unwrap_err().to_string();
+        let text = check(&Host::at(dir.path()), &[one, two], &[], DmaChoice::Auto).unwrap_err().to_string();
         assert!(text.contains("IOMMU group 2") && text.contains("guest, usb"), "{text}");
     }
 
@@ -280,7 +282,9 @@ mod tests {
         fs::write(dir.path().join("sys/kernel/iommu_groups/2/reserved_regions"), regions).unwrap();
         let host = Host::at(dir.path());
         let address = ["02:00.0".parse().unwrap()];
-        let text = check(&host, &guest(&address), &memory::ram_ranges(2 << 40)).unwrap_err().to_string();
+        let text = check(&host, &guest(&address), &memory::ram_ranges(2 << 40), DmaChoice::Auto)
+            .unwrap_err()
+            .to_string();
         for part in [
             "0000:02:00.1 (USB controller",
             "lies over 0xbff00000-0xc00fffff, memory that the firmware keeps for the devices of IOMMU group 2",
@@ -289,8 +293,10 @@ mod tests {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         assert!(!text.contains("MSI") && !text.contains("relaxable"), "{text}");
-        let text = check(&host, &guest(&address), &memory::ram_ranges(1 << 30)).unwrap_err().to_string();
+        let text = check(&host, &guest(&address), &memory::ram_ranges(1 << 30), DmaChoice::Auto)
+            .unwrap_err()
+            .to_string();
         assert!(!text.contains("guest RAM"), "{text}");
-        check(&host, &[], &memory::ram_ranges(2 << 40)).unwrap();
+        check(&host, &[], &memory::ram_ranges(2 << 40), DmaChoice::Iommufd).unwrap();
     }
 }

@@ -112,7 +112,7 @@ impl fmt::Display for State {
 pub struct Dma {
     /// Its domains.
     pub domains: Vec<Domain>,
-    /// Faults that cannot be said to be of one of the domains.
+    /// Faults that are not known to be of one of these domains.
     pub other_faults: Count,
 }
 
@@ -141,7 +141,7 @@ pub struct Domain {
     pub p2p: P2p,
     /// Whether the ledger holds what the memory map says.
     pub audit: Audit,
-    /// Faults of devices in it.
+    /// Faults known to be of devices in it.
     pub faults: Count,
 }
 
@@ -227,20 +227,31 @@ pub enum Audit {
     },
 }
 
-/// How often something happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+/// How many faults there were.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Count {
-    /// Known to be this VM's, or this domain's.
+    /// Known to be of a certain device or domain.
     pub known: u64,
-    /// Known only to have happened while this VM ran; the kernel did not say whose it was.
+    /// Known to have happened in this host while this VM ran; whose they are is not known.
     pub unattributed: u64,
+    /// Whether these are all. If not, there were at least so many: an IOMMU drops what it has no room for.
+    pub complete: bool,
+}
+
+/// None, and that is all.
+impl Default for Count {
+    fn default() -> Count {
+        Count { known: 0, unattributed: 0, complete: true }
+    }
 }
 
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.unattributed {
-            0 => write!(f, "{}", self.known),
-            more => write!(f, "{} and up to {more} more", self.known),
+        let least = if self.complete { "" } else { "at least " };
+        match (self.known, self.unattributed) {
+            (known, 0) => write!(f, "{least}{known}"),
+            (0, others) => write!(f, "{least}{others}, in this host, of unknown devices"),
+            (known, others) => write!(f, "{least}{known}, and {others} more in this host of unknown devices"),
         }
     }
 }
@@ -338,27 +349,32 @@ impl fmt::Display for EventKind {
     }
 }
 
-/// DMA that failed. What the source did not say is absent.
+/// DMA that failed, once or in a burst. What the source did not say is null.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Fault {
+    /// The number of its burst: faults of one device in one direction that follow each other closely. A burst is told
+    /// at its first fault and again as its count grows; 0 for a fault that stands alone.
+    pub burst: u64,
+    /// When the first one happened: RFC 3339, UTC, with milliseconds.
+    pub time: String,
     /// The device, by PCI address.
     pub device: Option<String>,
     /// The address it used.
     pub iova: Option<Address>,
+    /// The process address space it named.
+    pub pasid: Option<u32>,
     /// What it did there: `read` or `write`.
     pub direction: Option<String>,
     /// The domain that the device is in.
     pub domain: Option<String>,
-    /// What lies there: `ram`, `hole`, `device` or `beyond`.
+    /// What lies there in the VM's memory map: `ram`, `hole`, `device` or `beyond`.
     pub place: Option<String>,
-    /// Who said so: `kernel log`, `tracepoint`, `vfio`, `driver` …
-    pub source: String,
-    /// Why it failed, in the words of the source.
+    /// Why, in the words of the source.
     pub reason: String,
-    /// How many faults this event stands for, beyond those of events before it.
+    /// Who said so: `kernel log`, `fault records`, `tracepoint`, `fault interrupts`, `VFIO`, `host driver` or `ledger`.
+    pub source: String,
+    /// How many there were in this burst up to now.
     pub count: Count,
-    /// Whether there were no more. An IOMMU that is kept busy does not report all.
-    pub complete: bool,
 }
 
 /// `GET /v1/stats`: what went through the VM's disks since it began.

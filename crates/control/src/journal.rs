@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 
 use crate::api::{Count, Event, EventKind, Events, Fault};
 use crate::time::rfc3339;
-use crate::view;
 
 /// Events that are kept at most.
 pub const KEPT: usize = 4096;
@@ -14,10 +13,10 @@ pub const KEPT: usize = 4096;
 const TOLD: usize = 512;
 /// Bytes of an event's sentence at most; a guest may have a part in what it says.
 const LONGEST: usize = 2048;
-/// Bursts of faults that may still grow at most.
-const BURSTS: usize = 64;
 /// Domains whose faults are counted each by itself; those of more count as of none.
 const DOMAINS: usize = 256;
+/// Bursts of faults that may still grow; one that grows after so many others have begun counts as another.
+const BURSTS: usize = 256;
 
 /// The latest events of a VM, and the count of all its faults.
 #[derive(Default)]
@@ -32,52 +31,34 @@ struct State {
     /// The number of the latest event, 0 before the first.
     latest: u64,
     faults: Faults,
-    bursts: Bursts,
     closed: bool,
-}
-
-/// How many faults of each of the latest bursts were counted.
-#[derive(Default)]
-struct Bursts(BTreeMap<u64, Count>);
-
-impl Bursts {
-    fn grown(&mut self, event: &dma::fault::Event) -> Count {
-        let now = Count { known: event.count.known, unattributed: event.count.unattributed };
-        if event.burst == 0 {
-            return now;
-        }
-        let before = self.0.insert(event.burst, now).unwrap_or_default();
-        if self.0.len() > BURSTS {
-            self.0.pop_first();
-        }
-        Count {
-            known: now.known.saturating_sub(before.known),
-            unattributed: now.unattributed.saturating_sub(before.unattributed),
-        }
-    }
 }
 
 /// Faults by domain since the VM began.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     by_domain: BTreeMap<String, Count>,
-    /// Those that cannot be said to be of one domain.
-    pub other: Count,
+    /// Those that are not known to be of a domain.
+    other: Count,
+    /// The latest bursts, and what of them is counted already.
+    bursts: VecDeque<(u64, Count)>,
 }
 
 impl Faults {
-    /// Those of a domain.
+    /// Those known to be of a domain.
     pub fn of(&self, domain: &str) -> Count {
         self.by_domain.get(domain).copied().unwrap_or_default()
     }
 
     /// All but those of the domains that `is_shown` names.
-    pub(crate) fn except(&self, is_shown: impl Fn(&str) -> bool) -> Count {
+    pub fn except(&self, is_shown: impl Fn(&str) -> bool) -> Count {
         let gone = self.by_domain.iter().filter(|(name, _)| !is_shown(name)).map(|(_, count)| *count);
         gone.fold(self.other, plus)
     }
 
     fn add(&mut self, fault: &Fault) {
+        let new = self.new_in(fault);
+        let known = Count { unattributed: 0, ..new };
         let room = self.by_domain.len() < DOMAINS;
         let count = match &fault.domain {
             Some(domain) if room || self.by_domain.contains_key(domain) => {
@@ -85,7 +66,30 @@ impl Faults {
             }
             _ => &mut self.other,
         };
-        *count = plus(*count, fault.count);
+        *count = plus(*count, known);
+        if new.unattributed > 0 {
+            self.other = plus(self.other, Count { known: 0, ..new });
+        }
+    }
+
+    /// What of a fault's count is not counted yet.
+    fn new_in(&mut self, fault: &Fault) -> Count {
+        if fault.burst == 0 {
+            return fault.count;
+        }
+        let Some((_, counted)) = self.bursts.iter_mut().find(|(burst, _)| *burst == fault.burst) else {
+            if self.bursts.len() == BURSTS {
+                self.bursts.pop_front();
+            }
+            self.bursts.push_back((fault.burst, fault.count));
+            return fault.count;
+        };
+        let before = std::mem::replace(counted, fault.count);
+        Count {
+            known: fault.count.known.saturating_sub(before.known),
+            unattributed: fault.count.unattributed.saturating_sub(before.unattributed),
+            complete: fault.count.complete,
+        }
     }
 }
 
@@ -93,6 +97,7 @@ fn plus(one: Count, other: Count) -> Count {
     Count {
         known: one.known.saturating_add(other.known),
         unattributed: one.unattributed.saturating_add(other.unattributed),
+        complete: one.complete && other.complete,
     }
 }
 
@@ -107,15 +112,9 @@ impl Journal {
         self.add(kind, text, None)
     }
 
-    /// Records a fault. Its count is what happened since the last record of the same faults.
+    /// Records a fault, or that its burst has grown (see [`crate::view::fault`]).
     pub fn record_fault(&self, text: &str, fault: Fault) -> u64 {
         self.add(EventKind::Fault, text, Some(fault))
-    }
-
-    /// Records DMA that failed. A burst that is told again counts only what it has grown by.
-    pub fn record_dma(&self, event: &dma::fault::Event) -> u64 {
-        let grown = self.state().bursts.grown(event);
-        self.add(EventKind::Fault, &event.to_string(), Some(view::fault(event, grown)))
     }
 
     fn add(&self, kind: EventKind, text: &str, fault: Option<Fault>) -> u64 {
@@ -209,45 +208,43 @@ mod tests {
         assert_eq!(waiting.join().unwrap(), (1, false, true));
     }
 
-    #[test]
-    fn faults_add_up_by_domain_even_when_their_events_are_gone() {
-        let journal = Journal::new();
-        let count = Count { known: 2, unattributed: 1 };
-        for _ in 0..KEPT * 2 {
-            journal.record_fault("f", Fault { domain: Some("guest".into()), count, ..Fault::default() });
-        }
-        journal.record_fault("f", Fault { count, ..Fault::default() });
-        let faults = journal.faults();
-        assert_eq!(faults.of("guest"), Count { known: 4 * KEPT as u64, unattributed: 2 * KEPT as u64 });
-        assert_eq!((faults.other, faults.of("host")), (count, Count::default()));
+    fn fault(domain: Option<&str>, burst: u64, known: u64, unattributed: u64) -> Fault {
+        let count = Count { known, unattributed, complete: burst == 0 };
+        Fault { burst, domain: domain.map(str::to_owned), count, ..Fault::default() }
     }
 
     #[test]
-    fn a_burst_that_is_told_again_counts_what_it_has_grown_by() {
-        let fault = dma::fault::Fault {
-            time: SystemTime::UNIX_EPOCH,
-            device: Some("0000:00:09.0".parse().unwrap()),
-            direction: Some(dma::fault::Direction::Write),
-            iova: Some(dma::Iova(0xf00_0000)),
-            pasid: None,
-            reason: "no".into(),
-            source: dma::fault::Source::Log,
-        };
-        let place = Some(dma::fault::Place::Beyond);
-        let mut event = dma::fault::Event::single(fault, Some("guest".into()), place);
-        event.burst = 3;
+    fn faults_add_up_by_domain_even_when_their_events_are_gone() {
         let journal = Journal::new();
-        for known in [1, 7, 7] {
-            event.count.known = known;
-            journal.record_dma(&event);
+        for _ in 0..KEPT * 2 {
+            journal.record_fault("f", fault(Some("guest"), 0, 2, 1));
         }
-        assert_eq!(journal.faults().of("guest").known, 7);
-        let told = journal.after(0, AT_ONCE).events;
-        let counts: Vec<u64> = told.iter().map(|event| event.fault.as_ref().unwrap().count.known).collect();
-        assert_eq!(counts, [1, 6, 0]);
-        let fault = told[0].fault.as_ref().unwrap();
-        assert_eq!(fault.device.as_deref(), Some("0000:00:09.0"));
-        assert_eq!(fault.iova, Some(crate::api::Address(0xf00_0000)));
+        journal.record_fault("f", fault(None, 0, 0, 5));
+        let (faults, all) = (journal.faults(), 2 * KEPT as u64);
+        assert_eq!(faults.of("guest"), Count { known: 2 * all, unattributed: 0, complete: true });
+        assert_eq!(faults.except(|_| true), Count { known: 0, unattributed: all + 5, complete: true });
+        assert_eq!(faults.except(|_| false).known, 2 * all);
+        assert_eq!(faults.of("host"), Count::default());
+    }
+
+    #[test]
+    fn a_burst_that_is_told_as_it_grows_counts_once() {
+        let journal = Journal::new();
+        for (burst, known) in [(1, 1), (2, 1), (1, 400), (2, 7), (1, 1000)] {
+            journal.record_fault("f", fault(Some("guest"), burst, known, 0));
+        }
+        assert_eq!(journal.faults().of("guest"), Count { known: 1007, unattributed: 0, complete: false });
+    }
+
+    #[test]
+    fn neither_bursts_nor_domains_without_end_fill_memory_and_no_fault_is_forgotten() {
+        let journal = Journal::new();
+        for burst in 1..=1000 {
+            journal.record_fault("f", fault(Some(&format!("d{burst}")), burst, 1, 0));
+        }
+        let faults = journal.faults();
+        assert_eq!((faults.by_domain.len(), faults.bursts.len()), (DOMAINS, BURSTS));
+        assert_eq!(faults.except(|_| false).known, 1000);
     }
 
     #[test]

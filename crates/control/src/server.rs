@@ -16,6 +16,8 @@ use crate::source::Source;
 pub const MAX_CONNECTIONS: usize = 16;
 /// How long to wait with the next connection after one could not be taken.
 const RESPITE: Duration = Duration::from_millis(100);
+/// How long clients have to ask for the last events when the VM ends.
+const LAST_QUESTIONS: Duration = Duration::from_millis(200);
 /// How long answers that are under way may take when the VM ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -114,7 +116,7 @@ impl Reception {
         }
     }
 
-    /// Lets answers that are under way go out, takes no more requests, and waits for the threads.
+    /// Lets clients ask for the last events, then answers that are under way go out, and waits for the threads.
     fn see_off(&mut self) {
         let each = |connections: &[Connection], how| {
             for connection in connections {
@@ -122,17 +124,23 @@ impl Reception {
                 drop(connection.stream.shutdown(how));
             }
         };
+        self.wait(LAST_QUESTIONS);
         each(&self.connections, Shutdown::Read);
-        let until = Instant::now() + FAREWELL;
-        while Instant::now() < until
-            && self.connections.iter().any(|connection| !connection.thread.is_finished())
-        {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.wait(FAREWELL);
         each(&self.connections, Shutdown::Both);
         for connection in self.connections.drain(..) {
             // A panic was printed by its thread, and concerned its peer alone.
             drop(connection.thread.join());
+        }
+    }
+
+    /// Waits until all threads have finished, or so long.
+    fn wait(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        while Instant::now() < until
+            && self.connections.iter().any(|connection| !connection.thread.is_finished())
+        {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }

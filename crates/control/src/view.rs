@@ -1,15 +1,15 @@
 //! What a VM is made of, in the words of the API.
 
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use disk::Counters;
-use dma::fault::{Direction, Place};
+use dma::fault::{self, Direction};
 use dma::{Domain, IovaRange, Kind, P2p, P2pWish, Target};
-use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Ram, Segment};
+use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Place, Ram};
 
 use crate::api;
 use crate::journal::Faults;
+use crate::time::rfc3339;
 
 /// Guest addresses.
 pub fn gpa(range: GpaRange) -> api::Range {
@@ -19,32 +19,6 @@ pub fn gpa(range: GpaRange) -> api::Range {
 /// Addresses of devices.
 pub fn iova(range: IovaRange) -> api::Range {
     api::Range { first: api::Address(range.first().0), last: api::Address(range.last().0) }
-}
-
-/// DMA that failed; `grown` is what the event counts beyond what was counted before.
-pub fn fault(event: &dma::fault::Event, grown: api::Count) -> api::Fault {
-    let dma::fault::Event { fault, domain, place, count, .. } = event;
-    let direction = |direction| match direction {
-        Direction::Read => "read",
-        Direction::Write => "write",
-    };
-    let place_name = |place| match place {
-        Place::Ram => "ram",
-        Place::Hole => "hole",
-        Place::Device => "device",
-        Place::Beyond => "beyond",
-    };
-    api::Fault {
-        device: fault.device.map(|device| device.to_string()),
-        iova: fault.iova.map(|iova| api::Address(iova.0)),
-        direction: fault.direction.map(|way| direction(way).to_owned()),
-        domain: domain.clone(),
-        place: place.map(|place| place_name(place).to_owned()),
-        source: fault.source.name().to_owned(),
-        reason: fault.reason.clone(),
-        count: grown,
-        complete: count.complete,
-    }
 }
 
 /// The memory map.
@@ -59,8 +33,8 @@ pub(crate) fn memory_and_ram(map: &MemoryMap) -> (api::Memory, Arc<Ram>) {
         gpa: gpa(segment.range()),
         // A segment is the whole of its file.
         offset: api::Address(0),
-        page_size: page_size(segment),
-        node: None,
+        page_size: segment.page_size(),
+        node: segment.node().map(|node| node.0),
     });
     let devices = contents
         .devices
@@ -71,12 +45,6 @@ pub(crate) fn memory_and_ram(map: &MemoryMap) -> (api::Memory, Arc<Ram>) {
         api::Memory { segments: segments.collect(), devices: devices.collect(), mirrors: mirrors.collect() };
     memory.devices.sort_by_key(|device| device.gpa);
     (memory, contents.ram)
-}
-
-/// The pages that a segment comes in as far as the kernel can give them; files of huge pages say so by their block
-/// size.
-fn page_size(segment: &Segment) -> u64 {
-    segment.file().metadata().map_or(4096, |metadata| metadata.blksize())
 }
 
 fn audit(result: Result<(), Difference>) -> api::Audit {
@@ -126,7 +94,7 @@ fn mapping(row: &dma::Mapping, contents: &Contents) -> api::Mapping {
         Target::Ram(range) => {
             let segments = contents.ram.segments();
             let segment = segments.iter().position(|segment| segment.range() == *range);
-            let pages = segment.map(|segment| page_size(&segments[segment]));
+            let pages = segment.map(|segment| segments[segment].page_size());
             (api::Target::Ram { gpa: gpa(*range), segment }, pages)
         }
         Target::Device { owner, range } => {
@@ -140,6 +108,34 @@ fn mapping(row: &dma::Mapping, contents: &Contents) -> api::Mapping {
         offset: api::Address(row.offset),
         page_size,
         permission: row.permission.to_string(),
+    }
+}
+
+/// A fault, or a burst of them so far: for [`crate::Journal::record_fault`], with the event's own words as text.
+pub fn fault(event: &fault::Event) -> api::Fault {
+    let fault::Event { burst, fault, domain, place, count } = event;
+    let direction = fault.direction.map(|direction| match direction {
+        Direction::Read => "read",
+        Direction::Write => "write",
+    });
+    let place = place.map(|place| match place {
+        Place::Ram => "ram",
+        Place::Hole => "hole",
+        Place::Device => "device",
+        Place::Beyond => "beyond",
+    });
+    api::Fault {
+        burst: *burst,
+        time: rfc3339(fault.time),
+        device: fault.device.map(|device| device.to_string()),
+        iova: fault.iova.map(|iova| api::Address(iova.0)),
+        pasid: fault.pasid,
+        direction: direction.map(str::to_owned),
+        domain: domain.clone(),
+        place: place.map(str::to_owned),
+        reason: fault.reason.clone(),
+        source: fault.source.name().to_owned(),
+        count: api::Count { known: count.known, unattributed: count.unattributed, complete: count.complete },
     }
 }
 
@@ -206,13 +202,29 @@ mod tests {
     #[test]
     fn faults_of_a_domain_that_is_gone_count_among_the_others() {
         let vm = FakeVm::new("web");
-        let count = api::Count { known: 3, unattributed: 0 };
+        let count = api::Count { known: 3, unattributed: 0, complete: true };
         for domain in ["guest", "gone"] {
             let fault = api::Fault { domain: Some(domain.into()), count, ..api::Fault::default() };
             vm.journal().record_fault("A fault.", fault);
         }
         let dma = dma(&vm.domains(), &vm.memory().unwrap().contents(), &vm.journal().faults());
         assert_eq!((dma.domains[0].faults, dma.domains[1].faults.known, dma.other_faults), (count, 0, count));
+    }
+
+    #[test]
+    fn a_fault_keeps_all_that_is_known_of_it() {
+        let seen = fault::Fault {
+            time: std::time::UNIX_EPOCH,
+            device: Some("0000:01:00.0".parse().unwrap()),
+            direction: Some(Direction::Write),
+            iova: Some(dma::Iova(0x20_0000)),
+            pasid: None,
+            reason: "PTE Write access is not set".into(),
+            source: fault::Source::Log,
+        };
+        let shown = fault(&fault::Event::single(seen, Some("guest".into()), Some(Place::Hole)));
+        let wanted = r#"{"burst":0,"time":"1970-01-01T00:00:00.000Z","device":"0000:01:00.0","iova":"0x200000","pasid":null,"direction":"write","domain":"guest","place":"hole","reason":"PTE Write access is not set","source":"kernel log","count":{"known":1,"unattributed":0,"complete":false}}"#;
+        assert_eq!(serde_json::to_string(&shown).unwrap(), wanted);
     }
 
     #[test]

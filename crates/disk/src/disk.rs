@@ -85,6 +85,7 @@ impl Disk {
             disk: self.name.clone(),
             geometry: self.geometry().clone(),
             depth,
+            poll: self.backend.poll(),
             counters,
             engine,
         })

@@ -26,8 +26,10 @@ mod counters;
 mod disk;
 mod geometry;
 mod kernel;
+pub mod nvme;
 mod queue;
 mod request;
+mod spin;
 
 pub use backend::{Backend, Engine, Patience};
 pub use counters::{Bounced, Counters, QueueCounters};
@@ -36,3 +38,4 @@ pub use geometry::{Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors
 pub use kernel::{Bounce, OpenError};
 pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};
 pub use request::{DiskError, Durability, Failure, Operation, Request, Unmap};
+pub use spin::Poll;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dma::vfio::{Cdev, Dependent, Group, Holder, MappedArea, VfioDevice, bar};
-use dma::{Chosen, DmaChoice, Domain, Kind, P2pWish};
+use dma::{Chosen, Circumstances, DmaChoice, Domain, Kind, P2pWish};
 use host::{Host, PciAddress, PciDevice};
 use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Mirror, Ram, ram_ranges};
 
@@ -41,7 +41,7 @@ fn run() -> Done {
     let host = Host::here();
     let (edu, nvme) = (PciDevice::open(&host, edu.parse()?)?, PciDevice::open(&host, nvme.parse()?)?);
     let bound = [host.bind_to_vfio(&edu)?, host.bind_to_vfio(&nvme)?];
-    let chosen = choice.resolve(host.has_vfio_cdevs())?;
+    let chosen = choice.resolve(Circumstances { cdevs: host.has_vfio_cdevs(), p2p: false })?;
     println!("{chosen}");
     let pins = pinned_pages()?;
     come_and_go(&host, &chosen, &edu, &nvme)?;

@@ -30,7 +30,7 @@ mod type1;
 pub mod vfio;
 
 pub use backend::BackEnd;
-pub use choice::{Chosen, DmaChoice, Reason};
+pub use choice::{Chosen, Circumstances, DmaChoice, Reason};
 pub use domain::{Calls, Domain, Kind};
 pub use error::{DomainError, Failed};
 pub use iommufd::Iommufd;

@@ -68,8 +68,9 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     let holes = holes(&host, &devices);
     let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits, &holes));
     let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
-    findings.0.extend(ram::placement(&config.backing).check(ram).into_iter().map(StartError::from));
-    findings.keep(assign::check(&host, &plans, ram));
+    let in_the_way = ram::check(ram, &config.backing, !devices.is_empty());
+    findings.0.extend(in_the_way.into_iter().map(StartError::from));
+    findings.keep(assign::check(&host, &plans, ram, plan::choice(config)));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
             Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans })

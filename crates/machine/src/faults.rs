@@ -7,7 +7,7 @@ use assign::{Assigned, DomainPlan};
 use config::OnFault;
 use dma::fault::{self, Classify, Fault, Inputs, Requester, Source, Tell, Watch, Watched};
 use host::PciAddress;
-use memory::{Gpa, MemoryMap, Place};
+use memory::{Gpa, MemoryMap};
 
 use crate::error::{StartError, host_address, system};
 use crate::events::{Event, Events};
@@ -60,16 +60,12 @@ pub fn watch(
         let of = |address: &PciAddress| Watched { device: requester(*address), domain: plan.name.clone() };
         plan.devices.iter().map(of)
     });
+    // A domain's IOVAs are guest addresses.
     let places = map.clone();
-    let classify: Classify = Box::new(move |_, iova| place(&places, iova));
+    let classify: Classify = Box::new(move |_, iova| places.contents().place(Gpa(iova.0)));
     let events = events.clone();
     let tell: Tell = Box::new(move |event| events.send(Event::Fault(event)));
     Watch::start(inputs, watched.collect(), classify, tell).map_err(system("listen for DMA faults"))
-}
-
-/// What an IOVA is in the memory map. (A domain's IOVAs are guest addresses.)
-pub fn place(map: &MemoryMap, iova: dma::Iova) -> Place {
-    map.contents().place(Gpa(iova.0))
 }
 
 /// What VFIO says of a device, as a fault where it is one.

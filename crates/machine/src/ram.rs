@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use config::{Backing, HugePages, Wire};
-use memory::{GpaRange, Node, Pages, Placement, Ram};
+use memory::{GpaRange, Node, Pages, Placement, Ram, RamError};
 
 use crate::error::StartError;
 use crate::notice::{Life, Notice, Reporter};
@@ -25,6 +25,17 @@ pub fn placement(backing: &Backing) -> Placement {
         Some(HugePages::Of1G) => Pages::Huge1G,
     };
     Placement { pages, node: backing.node.map(|node| Node(node.get().into())) }
+}
+
+/// What stands in the way of RAM at these places. `pinned` as for [`make`].
+pub fn check(places: &[GpaRange], backing: &Backing, pinned: bool) -> Vec<RamError> {
+    let placement = placement(backing);
+    let mut errors = placement.check(places);
+    if pinned || backing.wire == Wire::On {
+        let bytes = places.iter().map(|place| place.len()).sum();
+        errors.extend(placement.check_available(bytes).err());
+    }
+    errors
 }
 
 /// Makes RAM at these places, present as far as it must be. `pinned` says whether all of it will be mapped for
@@ -74,6 +85,15 @@ mod tests {
             Backing { hugepages: Some(HugePages::Of1G), node: Some(3.try_into().unwrap()), wire: Wire::Auto };
         assert_eq!(placement(&backing), Placement { pages: Pages::Huge1G, node: Some(Node(3)) });
         assert_eq!(placement(&Backing::default()), Placement::default());
+    }
+
+    #[test]
+    fn more_ram_than_any_host_has_is_a_finding_only_if_it_must_be_present() {
+        let places = memory::ram_ranges(1 << 50);
+        let found = |backing: &Backing, pinned| check(&places, backing, pinned).len();
+        let wired = Backing { wire: Wire::On, ..Backing::default() };
+        assert_eq!(found(&Backing::default(), false), 0);
+        assert_eq!((found(&Backing::default(), true), found(&wired, false)), (1, 1));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! address for the kernel and for devices ([`Buffers`]).
 
 mod address;
+mod available;
 mod backing;
 mod buffers;
 mod map;

@@ -67,6 +67,22 @@ pub enum RamError {
         /// The one that collides with it.
         other: GpaRange,
     },
+    /// All of it must be present, and the host has less.
+    #[error(
+        "the VM's RAM, {} MiB, must all be present (it is wired, or devices reach it), and {} has {} MiB for it. Give \
+         the VM less memory (--memory), or free some on this host.",
+        wanted.div_ceil(1 << 20),
+        node.map_or("this host".to_owned(), |node| format!("NUMA node {node}")),
+        available >> 20
+    )]
+    Unavailable {
+        /// Bytes of RAM.
+        wanted: u64,
+        /// Bytes that can be had.
+        available: u64,
+        /// The node that they must come from, if it must be one.
+        node: Option<Node>,
+    },
     /// The kernel refused.
     #[error("cannot {what} {} MiB of guest RAM at {range}: {cause}. {hint}", range.len() >> 20)]
     System {

@@ -1,7 +1,7 @@
 //! Making RAM present and keeping it so.
 //!
-//! The kernel clears every page that it gives away, which takes about a second for 4 GiB on one CPU; so several do
-//! it, each one piece after another.
+//! The kernel clears every page that it gives away, which takes a CPU seconds for a few GiB; so several do it, each
+//! one piece after another.
 
 use std::io;
 use std::num::NonZeroUsize;

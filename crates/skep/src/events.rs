@@ -79,31 +79,58 @@ mod tests {
     use control::api::EventKind;
     use control::fake::FakeVm;
     use control::{Folder, KEPT, Server, Source};
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
-    fn events(vm: &Arc<FakeVm>, follow: bool, json: bool, meanwhile: impl FnOnce(Server)) -> String {
+    /// What was printed so far, for others to see.
+    #[derive(Clone, Default)]
+    struct Output(Arc<Mutex<Vec<u8>>>);
+
+    impl Output {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Running {
+        vm: Arc<FakeVm>,
+        server: Server,
+        folder: Folder,
+        _place: tempfile::TempDir,
+    }
+
+    fn running() -> Running {
         let place = tempfile::tempdir().unwrap();
         let folder = Folder::at(place.path().join("vm"));
+        let vm = Arc::new(FakeVm::new("web"));
         let server = Server::start(folder.claim(&"web".parse().unwrap()).unwrap(), vm.clone()).unwrap();
+        Running { vm, server, folder, _place: place }
+    }
+
+    fn print(folder: &Folder, follow: bool, json: bool, mut output: Output) {
         let arguments = Arguments { whom: Whom::called("web"), follow, json, after: 0 };
-        let mut client = arguments.whom.connect_in(&folder).unwrap();
-        let mut output = Vec::new();
-        std::thread::scope(|scope| {
-            let telling = scope.spawn(|| tell(&mut client, &arguments, &mut output));
-            meanwhile(server);
-            telling.join().unwrap().unwrap();
-        });
-        String::from_utf8(output).unwrap()
+        tell(&mut arguments.whom.connect_in(folder).unwrap(), &arguments, &mut output).unwrap();
     }
 
     #[test]
     fn an_event_is_a_line_and_what_is_no_longer_kept_is_said() {
-        let vm = Arc::new(FakeVm::new("web"));
+        let running = running();
         for number in 0..KEPT + 2 {
-            vm.journal().record(EventKind::Trouble, &format!("Trouble\x1b {number}"));
+            running.vm.journal().record(EventKind::Trouble, &format!("Trouble\x1b {number}"));
         }
-        let mut keep = None;
-        let text = events(&vm, false, false, |server| keep = Some(server));
+        let output = Output::default();
+        print(&running.folder, false, false, output.clone());
+        let text = output.text();
         assert_eq!(text.lines().count(), KEPT + 1);
         assert!(text.starts_with("(2 events that happened before these are no longer kept)\n"));
         assert!(
@@ -114,17 +141,21 @@ mod tests {
     }
 
     #[test]
-    fn following_goes_on_until_the_vm_ends() {
-        let vm = Arc::new(FakeVm::new("web"));
-        let journal = vm.journal();
-        let text = events(&vm, true, true, |server| {
-            journal.record(EventKind::Life, "one");
-            std::thread::sleep(Duration::from_millis(50));
-            journal.record(EventKind::Life, "two");
+    fn following_goes_on_until_the_vm_ends_and_misses_nothing() {
+        let Running { vm, server, folder, _place } = running();
+        let output = Output::default();
+        std::thread::scope(|scope| {
+            let following = scope.spawn(|| print(&folder, true, true, output.clone()));
+            vm.journal().record(EventKind::Life, "one");
+            while output.text().is_empty() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            vm.journal().record(EventKind::Life, "two");
             drop(server);
+            following.join().unwrap();
         });
-        let texts: Vec<String> =
-            text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap().text).collect();
-        assert_eq!(texts, ["one", "two"]);
+        let text = output.text();
+        let events = text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap().text);
+        assert_eq!(events.collect::<Vec<_>>(), ["one", "two"]);
     }
 }

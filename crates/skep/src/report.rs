@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use control::Journal;
 use control::api::EventKind;
+use control::{Journal, view};
 use machine::{Life, Notice};
 
 /// Says an error. Each line of it is a line of its own, so several findings are several lines.
@@ -71,7 +71,7 @@ impl Troubles {
             let text = notice.to_string();
             match notice {
                 Notice::Life(_) => journal.record(EventKind::Life, &text),
-                Notice::Fault(event) => journal.record_dma(event),
+                Notice::Fault(event) => journal.record_fault(&text, view::fault(event)),
                 Notice::Trouble(_) => journal.record(EventKind::Trouble, &text),
             };
             // That it was started is no news to who started it, nor is a reset to the guest's user.

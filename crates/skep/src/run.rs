@@ -63,13 +63,14 @@ struct Flags {
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// A disk of the host for the guest: path=/dev/...[,model=virtio-blk][,readonly=on][,queues=N][,serial=...],
-    /// or a namespace of an NVMe controller that skep drives itself: nvme=0000:03:00.0[,namespace=1]
-    /// [,poll=off|adaptive|on] and the same. A comma within a value is written twice. Any number of disks
+    /// or a namespace of an NVMe controller that skep drives itself:
+    /// nvme=0000:03:00.0[,namespace=1][,poll=off|adaptive|on] and the same.
+    /// A comma within a value is written twice. Any number of disks
     #[arg(long, value_name = "SPEC")]
     disk: Vec<String>,
-    /// A PCI device of the host for the guest alone, as lspci -D prints it: 0000:01:00.0[,domain=NAME]
-    /// [,on-fault=report|pause|reset|stop]. Devices of the same domain [default: guest] share their view of memory.
-    /// Any number of devices
+    /// A PCI device of the host for the guest alone, as lspci -D prints it:
+    /// 0000:01:00.0[,domain=NAME][,on-fault=report|pause|reset|stop].
+    /// Devices of the same domain [default: guest] share their view of memory. Any number of devices
     #[arg(long, value_name = "ADDRESS")]
     assign: Vec<String>,
     /// How devices reach memory [default: auto, which is iommufd where this host has it]

@@ -62,3 +62,36 @@ fn without_interrupt_remapping_iommufd_says_which_parameter_would_go_without() {
     let said = seen.after("host: said ").join(" ");
     assert!(said.contains("load iommufd with allow_unsafe_interrupts=1"), "{seen}");
 }
+
+#[test]
+fn a_kernel_without_iommufd_is_said_before_a_device_is_taken_and_auto_does_without() {
+    let seen = Scenario::new().disk("nvme:64M,serial=ONE").run(
+        "nvme=$(of_class 0x010802)
+         try skep run --memory 64M --kernel /lab/guest/vmlinux --assign $nvme --dma iommufd
+         given_back $nvme nvme
+         guest 'sums nvme0n1' --assign $nvme --dma auto
+         given_back $nvme nvme",
+    );
+    seen.ended_with(&[1, 0]);
+    let said = seen.after("host: said ").join(" ");
+    assert!(said.contains("/dev/iommu: cannot open it") && said.contains("--dma type1"), "{seen}");
+    seen.expect(&format!("guest: sum nvme0n1 {}", seen.sum("ONE")));
+}
+
+#[test]
+fn type1_is_had_when_asked_for_where_there_is_iommufd_too() {
+    let Some(scenario) = Scenario::with_iommufd("type1_is_had_when_asked_for") else { return };
+    let seen = scenario.disk("nvme:64M,serial=ONE").run(&format!(
+        "{WATCH}
+         nvme=$(of_class 0x010802)
+         watch &
+         guest 'sums nvme0n1' --assign $nvme --dma type1
+         wait
+         sed 's/^/host: open /' /tmp/open
+         given_back $nvme nvme"
+    ));
+    seen.ended_with(&[0]);
+    seen.expect("host: open /dev/vfio/vfio");
+    assert_eq!(seen.count("host: open /dev/iommu"), 0, "{seen}");
+    seen.expect(&format!("guest: sum nvme0n1 {}", seen.sum("ONE")));
+}

@@ -17,7 +17,7 @@ pub fn tables(dma: &Dma) -> String {
         text += "This VM has no DMA domain: no device is assigned to it, and none is driven for it.\n";
     }
     if dma.other_faults != Count::default() {
-        text += &format!("Faults of no domain above: {}\n", dma.other_faults);
+        text += &format!("Faults not known to be of a domain above: {}\n", dma.other_faults);
     }
     format!("{}\n", text.trim_end())
 }
@@ -125,13 +125,15 @@ mod tests {
     fn trouble_is_in_the_tables() {
         let mut dma = sample::dma();
         dma.domains[0].audit = Audit::Differs { how: "RAM 0x0-0xfff is missing\nat 0x0".into() };
-        dma.other_faults = Count { known: 0, unattributed: 23 };
+        dma.other_faults = Count { known: 0, unattributed: 23, complete: false };
         let text = tables(&dma);
         assert!(
             text.contains("  audit    DIFFERS from the memory map: RAM 0x0-0xfff is missing?at 0x0\n"),
             "{text}"
         );
-        assert!(text.ends_with("\nFaults of no domain above: 0 and up to 23 more\n"), "{text}");
+        let end =
+            "\nFaults not known to be of a domain above: at least 23, in this host, of unknown devices\n";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]
