@@ -62,6 +62,11 @@ fn lying_controllers_are_contained() {
 }
 
 #[test]
+fn lines_of_the_kernels_log_are_read_or_passed_over() {
+    replay("fault_line");
+}
+
+#[test]
 fn every_target_has_its_seeds_replayed() {
     let mut folders: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds"))
         .expect("there are seeds")

@@ -29,7 +29,7 @@ use crate::faults::{self, Policies};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
-use crate::notice::Reporter;
+use crate::notice::{Life, Notice, Reporter};
 use crate::plan;
 use crate::ports::Ports;
 use crate::ram;
@@ -55,7 +55,7 @@ pub fn assemble(
     if let Some(claimed) = &claimed {
         claimed.check(&layout.ram)?;
     }
-    let inputs = claimed.as_ref().map(|_| Inputs::open());
+    let inputs = claimed.as_ref().map(|claimed| listen(claimed, &report));
     steps.begin("RAM")?;
     let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), &report)?;
     let map = Arc::new(MemoryMap::new(ram.clone()));
@@ -95,7 +95,7 @@ pub fn assemble(
     let mut open_disks = Vec::new();
     let drivers = claimed.as_ref().zip(witness.as_ref());
     let drivers = drivers.map(|(claimed, witness)| Drivers { claimed, witness, events: &sender });
-    for OpenDisk { disk, model } in driven::open(disks, drivers, config.cpus)? {
+    for OpenDisk { disk, model } in driven::open(disks, drivers.as_ref(), config.cpus)? {
         put_disk_on(&bus, model, &ram, &services, &sender)?;
         open_disks.push(disk);
     }
@@ -148,6 +148,16 @@ pub fn assemble(
         map,
         console,
     })
+}
+
+/// Opens the sources of faults, and says how faults will be seen, as well as what the domains are made with.
+fn listen(claimed: &Claimed, report: &Reporter) -> Inputs {
+    report(&Notice::Life(Life::Made(claimed.chosen().to_string())));
+    let inputs = Inputs::open();
+    let sources = inputs.sources();
+    let said = sources.to_string();
+    report(&if sources.name_devices() { Notice::Life(Life::Made(said)) } else { Notice::Trouble(said) });
+    inputs
 }
 
 fn put_disk_on(

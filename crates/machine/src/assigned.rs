@@ -6,7 +6,7 @@ use std::sync::Arc;
 use assign::{AssignError, Assigned, Claim, DomainPlan};
 use config::HostDomain;
 use disk::nvme::{NvmeController, NvmeOptions};
-use dma::{DmaChoice, Domain, DomainError, Kind, KvmFile};
+use dma::{Chosen, DmaChoice, Domain, DomainError, Kind, KvmFile};
 use host::{Host, PciAddress};
 use kvm_bindings::{
     KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, kvm_create_device, kvm_device_attr,
@@ -105,6 +105,11 @@ impl Claimed {
     ) -> Result<NvmeController, StartError> {
         let device = self.claim.open(address)?;
         Ok(NvmeController::new(&device, self.claim.domain_of(address)?, options)?)
+    }
+
+    /// What the domains are made with.
+    pub fn chosen(&self) -> &Chosen {
+        self.claim.chosen()
     }
 
     /// The domains.

@@ -27,7 +27,7 @@ pub struct Drivers<'a> {
 /// Opens the disks that are not open yet; all that are on one controller share it.
 pub fn open(
     disks: Vec<CheckedDisk>,
-    drivers: Option<Drivers<'_>>,
+    drivers: Option<&Drivers<'_>>,
     cpus: config::Cpus,
 ) -> Result<Vec<OpenDisk>, StartError> {
     let mut wanted = BTreeMap::<String, u16>::new();
@@ -48,7 +48,7 @@ pub fn open(
             }
             CheckedDisk::Driven(disk) => disk,
         };
-        let (DiskSource::Nvme { address, namespace, poll }, Some(drivers)) = (&disk.source, &drivers) else {
+        let (DiskSource::Nvme { address, namespace, poll }, Some(drivers)) = (&disk.source, drivers) else {
             continue;
         };
         let key = address.to_string();
