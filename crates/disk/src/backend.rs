@@ -7,7 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::counters::QueueCounters;
 use crate::disk::QueueError;
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, Sectors};
 use crate::queue::Event;
 use crate::request::Request;
 
@@ -15,6 +15,11 @@ use crate::request::Request;
 pub trait Backend: Send + Sync {
     /// What the disk is.
     fn geometry(&self) -> &Geometry;
+
+    /// Asks for the disk's present size, in whole blocks. This may take a system call, but does not wait for the disk.
+    fn capacity(&self) -> io::Result<Sectors> {
+        Ok(self.geometry().capacity)
+    }
 
     /// A new engine for up to `depth` requests under way at once. It counts the bytes it moves in `counters`.
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError>;
@@ -45,6 +50,12 @@ pub trait Engine {
 
     /// Notes a request down for the next [`advance`](Engine::advance).
     fn submit(&mut self, request: Request);
+
+    /// Asks for an early end of everything under way. What can be cancelled ends with
+    /// [`crate::DiskError::Cancelled`], the rest as it would have; each is reported as ever.
+    fn cancel(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Hands what was noted to the device and appends what has happened to `events`.
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()>;

@@ -1,37 +1,18 @@
 //! A disk: opened once, claimed, described.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::backend::Backend;
+use crate::capacity::Capacity;
 use crate::counters::{Counters, QueueCounters};
-use crate::geometry::{Access, Geometry};
-use crate::kernel::{Bounce, KernelDisk, OpenError};
+use crate::geometry::{Geometry, Sectors};
+use crate::kernel::OpenError;
+use crate::opening;
+use crate::options::DiskOptions;
 use crate::queue::PreparedQueue;
-
-/// Which disk to open, and how.
-#[derive(Clone, Debug)]
-pub struct DiskOptions {
-    /// A block device or a raw image file.
-    pub path: PathBuf,
-    /// Whether the VM may change it.
-    pub access: Access,
-    /// Whether data is copied on its way even where that is not needed.
-    pub bounce: Bounce,
-}
-
-impl DiskOptions {
-    /// Reads and writes, no copies.
-    pub fn new(path: impl Into<PathBuf>) -> DiskOptions {
-        DiskOptions { path: path.into(), access: Access::ReadWrite, bounce: Bounce::WhenNeeded }
-    }
-
-    /// The same, for reading only.
-    pub fn read_only(self) -> DiskOptions {
-        DiskOptions { access: Access::ReadOnly, ..self }
-    }
-}
 
 /// Why a queue could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -52,24 +33,51 @@ pub struct QueueError {
 pub struct Disk {
     name: Arc<str>,
     backend: Box<dyn Backend>,
+    capacity: Arc<Capacity>,
+    remarks: Vec<String>,
     counters: Mutex<Vec<Arc<QueueCounters>>>,
 }
 
 impl Disk {
-    /// Opens and claims a block device or a raw image file.
+    /// Opens and claims a disk.
     pub fn open(options: &DiskOptions) -> Result<Disk, OpenError> {
-        let backend = KernelDisk::open(options)?;
-        Ok(Disk::new(options.path.display().to_string(), Box::new(backend)))
+        let opening::Found { backend, remarks } = opening::open(options)?;
+        let mut disk = Disk::new(options.source.to_string(), backend);
+        disk.remarks = remarks;
+        Ok(disk)
     }
 
     /// A disk over a back end of the caller's.
     pub fn new(name: impl Into<Arc<str>>, backend: Box<dyn Backend>) -> Disk {
-        Disk { name: name.into(), backend, counters: Mutex::default() }
+        let capacity = Arc::new(Capacity::new(backend.geometry().capacity));
+        Disk { name: name.into(), backend, capacity, remarks: Vec::new(), counters: Mutex::default() }
     }
 
     /// What the disk is called in messages: its path.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What a person should be told about how the disk was opened, a sentence each: whose claim was overridden,
+    /// which slower way had to be taken.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
+    /// The disk's size as it was last learned; all queues check requests against it.
+    pub fn capacity(&self) -> Sectors {
+        self.capacity.get()
+    }
+
+    /// Asks for the disk's size, as after a notice of the host that it has changed. A new one holds for all queues
+    /// at once, wakes everybody who asked for that ([`Disk::resized`]), and is returned.
+    pub fn look_again(&self) -> io::Result<Option<Sectors>> {
+        Ok(self.capacity.set(self.backend.capacity()?))
+    }
+
+    /// An eventfd that is written whenever the disk's size has changed.
+    pub fn resized(&self) -> io::Result<EventFd> {
+        self.capacity.subscribe()
     }
 
     /// What the disk is.
@@ -84,6 +92,7 @@ impl Disk {
         Ok(PreparedQueue {
             disk: self.name.clone(),
             geometry: self.geometry().clone(),
+            capacity: self.capacity.clone(),
             depth,
             counters,
             engine,

@@ -22,17 +22,27 @@
 //! - *Flush is honest.* A flush completes when everything that had completed before it is on stable storage.
 
 mod backend;
+mod capacity;
 mod counters;
+mod crewed;
 mod disk;
+mod emulation;
 mod geometry;
+mod image;
 mod kernel;
+mod nbd;
+mod opening;
+mod options;
 mod queue;
 mod request;
+mod threads;
 
 pub use backend::{Backend, Engine, Patience};
 pub use counters::{Bounced, Counters, QueueCounters};
-pub use disk::{Disk, DiskOptions, QueueError};
+pub use disk::{Disk, QueueError};
 pub use geometry::{Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes};
 pub use kernel::{Bounce, OpenError};
+pub use nbd::{NbdError, NbdUrl};
+pub use options::{Allocation, Changes, Claim, DiskOptions, Format, Source, UnknownFormat};
 pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};
 pub use request::{DiskError, Durability, Failure, Operation, Request, Unmap};
