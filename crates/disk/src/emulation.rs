@@ -182,7 +182,9 @@ impl Work for Emulation {
             Operation::Read { .. } => self.read(range, buffers, tally),
             Operation::Write { durability, .. } => {
                 let _claimed = self.claim(range);
-                let bytes = |from, to: &mut [u8]| drop(buffers.read_at(from, to));
+                let bytes = |from, to: &mut [u8]| {
+                    buffers.read_at(from, to);
+                };
                 self.write(range, durability, bytes, tally)
             }
             Operation::Discard(range) => {

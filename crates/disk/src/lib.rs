@@ -42,7 +42,7 @@ pub use counters::{Bounced, Counters, QueueCounters};
 pub use disk::{Disk, QueueError};
 pub use geometry::{Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes};
 pub use kernel::{Bounce, OpenError};
-pub use nbd::{NbdError, NbdUrl};
+pub use nbd::{BadNbdUrl, NbdError, NbdServer, NbdUrl};
 pub use options::{Allocation, Changes, Claim, DiskOptions, Format, Source, UnknownFormat};
 pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};
 pub use request::{DiskError, Durability, Failure, Operation, Request, Unmap};

@@ -59,6 +59,11 @@ impl Operation {
         }
     }
 
+    /// Whether it is done only when it is on stable storage.
+    pub(crate) fn must_last(self) -> bool {
+        matches!(self, Operation::Write { durability: Durability::Stable, .. })
+    }
+
     /// Whether the disk is other than before.
     pub fn changes_the_disk(self) -> bool {
         matches!(self, Operation::Write { .. } | Operation::Discard(_) | Operation::WriteZeroes(..))

@@ -12,7 +12,7 @@ mod slot;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
 pub(crate) use blocking::{PastEnd, Transfer, fill_with_zeroes, kind_of};
@@ -20,6 +20,7 @@ pub(crate) use open::{FileOptions, Opened, open};
 pub use open::OpenError;
 pub(crate) use ring::Ring;
 pub(crate) use scratch::Scratch;
+pub(crate) use slot::cut;
 
 use crate::backend::{Backend, Engine};
 use crate::counters::{Bounced, QueueCounters};
@@ -57,13 +58,14 @@ pub(crate) struct Alignment {
 pub(crate) enum CopyPolicy {
     /// Direct I/O on memory that is aligned like this; other memory is bounced.
     Unless(Alignment),
-    /// Everything is bounced, because the user asked for it.
-    Always,
+    /// Everything is bounced into memory that is aligned like this, because the user asked for it.
+    Always(Alignment),
     /// The kernel copies through its page cache; nothing to do here but to count.
     InPageCache,
 }
 
 /// An open block device or raw file.
+#[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) file: File,
     kind: Kind,
@@ -73,9 +75,22 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
+    /// The alignment of direct I/O; `None` where there is none.
+    pub(crate) fn alignment(&self) -> Option<Alignment> {
+        match self.copies {
+            CopyPolicy::Unless(alignment) | CopyPolicy::Always(alignment) => Some(alignment),
+            CopyPolicy::InPageCache => None,
+        }
+    }
+
+    /// The size of the device or file in bytes, now.
+    pub(crate) fn bytes(&self) -> io::Result<u64> {
+        facts::bytes(&self.file, self.kind)
+    }
+
     /// The size of the device or file now, in whole blocks of `logical_block` bytes.
     pub(crate) fn capacity(&self, logical_block: u32) -> io::Result<Sectors> {
-        let bytes = facts::bytes(&self.file, self.kind)?;
+        let bytes = self.bytes()?;
         Ok(Sectors::in_bytes(bytes - bytes % u64::from(logical_block)))
     }
 }
@@ -130,6 +145,28 @@ pub(crate) fn in_memory(size: Sectors) -> io::Result<(Arc<Handle>, Geometry)> {
     Ok((Arc::new(handle), geometry))
 }
 
+/// A temporary file of our own.
+pub(crate) fn temporary(file: File) -> io::Result<Arc<Handle>> {
+    let (geometry, alignment) =
+        facts::read(&file, Kind::File, Access::ReadWrite).map_err(|(_, cause)| cause)?;
+    let longest = facts::longest_transfer(&file, Kind::File, geometry.logical_block);
+    let copies = match set_direct(&file) {
+        Ok(()) => CopyPolicy::Unless(alignment),
+        Err(_) => CopyPolicy::InPageCache,
+    };
+    Ok(Arc::new(Handle { file, kind: Kind::File, copies, longest }))
+}
+
+/// Goes past the page cache from now on, if the file system can.
+fn set_direct(file: &File) -> io::Result<()> {
+    // SAFETY: our own descriptor; no memory is involved.
+    let status = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_DIRECT)
+    };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Whether this process may use io_uring; if not, why.
 pub(crate) fn ring_is_refused() -> Option<io::Error> {
     let refused = io_uring::IoUring::new(2).err()?;
@@ -157,7 +194,7 @@ impl CopyPolicy {
         match self {
             CopyPolicy::Unless(alignment) if alignment.allows(pieces) => None,
             CopyPolicy::Unless(_) => Some(Bounced::Alignment),
-            CopyPolicy::Always => Some(Bounced::Asked),
+            CopyPolicy::Always(_) => Some(Bounced::Asked),
             CopyPolicy::InPageCache => Some(Bounced::PageCache),
         }
     }

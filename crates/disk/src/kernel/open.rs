@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::geometry::{Access, Geometry};
 use crate::kernel::openers::{self, Openers};
@@ -126,6 +127,10 @@ pub enum OpenError {
     },
 }
 
+/// So often a lock is tried for that nobody who still runs seems to hold, and how long to wait in between.
+const LOCK_TRIES: usize = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// How to open one file or device.
 #[derive(Clone, Debug)]
 pub(crate) struct FileOptions {
@@ -199,7 +204,7 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
     let longest = facts::longest_transfer(&file, kind, geometry.logical_block);
     let copies = match (options.bounce, direct) {
         (_, false) => CopyPolicy::InPageCache,
-        (Bounce::Always, true) => CopyPolicy::Always,
+        (Bounce::Always, true) => CopyPolicy::Always(alignment),
         (Bounce::WhenNeeded, true) => CopyPolicy::Unless(alignment),
     };
     Ok(Opened { handle: Arc::new(Handle { file, kind, copies, longest }), geometry, remarks })
@@ -275,15 +280,26 @@ fn lock(file: &File, options: &FileOptions) -> Result<Option<String>, OpenError>
         Access::ReadOnly => libc::F_RDLCK as libc::c_short,
     };
     lock.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: our own descriptor and a valid flock for the duration of the call.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } == 0 {
-        return Ok(None);
+    // A process that has just ended may take a moment to let go of its lock (the kernel tears io_uring down in its
+    // own time); one that still runs is not waited for.
+    let mut cause = io::Error::from_raw_os_error(libc::EAGAIN);
+    let mut known = Vec::new();
+    for _ in 0..LOCK_TRIES {
+        // SAFETY: our own descriptor and a valid flock for the duration of the call.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } == 0 {
+            return Ok(None);
+        }
+        cause = io::Error::last_os_error();
+        known = openers::of(&options.path, Openers::WithLock);
+        if !matches!(cause.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) || !known.is_empty() {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
     }
-    let cause = io::Error::last_os_error();
     let path = options.path.clone();
     match cause.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => {
-            let holders = match openers::of(&path, Openers::WithLock) {
+            let holders = match known {
                 unknown if unknown.is_empty() => "another program holds a lock on the file".to_owned(),
                 known => format!("{} holds a lock on the file", known.join(", ")),
             };

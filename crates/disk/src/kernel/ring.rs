@@ -269,6 +269,8 @@ impl Ring {
             // The kernel may still write to these buffers, so they are never given back.
             std::mem::forget(std::mem::take(&mut self.slots));
         }
+        // The kernel tears rings down in its own time; the files, and the locks on them, are to be free now.
+        self.ring.submitter().unregister_files().unwrap_or_default();
     }
 }
 
@@ -315,9 +317,9 @@ mod tests {
     use memory::{Buffers, Gpa, GpaRange, Ram};
 
     use super::*;
-    use crate::disk::DiskOptions;
     use crate::geometry::Sectors;
-    use crate::kernel::KernelDisk;
+    use crate::kernel::FileOptions;
+    use crate::options::DiskOptions;
     use crate::request::{Durability, Operation};
 
     fn bounced(ring: &Ring) -> usize {
@@ -325,8 +327,8 @@ mod tests {
     }
 
     /// Submits as many long misaligned writes as the ring holds.
-    fn full(disk: &KernelDisk, ram: &Arc<Ram>, depth: u16) -> Ring {
-        let mut ring = Ring::new(vec![disk.handle.clone()], depth, Arc::default()).unwrap();
+    fn full(disk: &Arc<Handle>, ram: &Arc<Ram>, depth: u16) -> Ring {
+        let mut ring = Ring::new(vec![disk.clone()], depth, Arc::default()).unwrap();
         ring.start().unwrap();
         for tag in 0..u64::from(depth) {
             let mut buffers = Buffers::new(ram.clone());
@@ -346,9 +348,8 @@ mod tests {
         let path = folder.path().join("disk.raw");
         std::fs::File::create(&path).unwrap().set_len(32 << 20).unwrap();
         // The user's wish makes copies even where the file system has no rule of alignment.
-        let disk =
-            KernelDisk::open(&DiskOptions { bounce: crate::Bounce::Always, ..DiskOptions::new(&path) });
-        let disk = disk.unwrap();
+        let options = DiskOptions { bounce: crate::Bounce::Always, ..DiskOptions::new(&path) };
+        let disk = crate::kernel::open(&FileOptions::new(&path, &options)).unwrap().handle;
         let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
         let mut ring = full(&disk, &ram, 64);
         assert_eq!(bounced(&ring), BOUNCE_ROOM);

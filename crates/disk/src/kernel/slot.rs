@@ -354,7 +354,7 @@ fn change_range(file: types::Fixed, way: Way, range: SectorRange) -> squeue::Ent
 }
 
 /// What lies from byte `from` to byte `end` of the pieces.
-pub(super) fn cut(pieces: &[libc::iovec], from: u64, end: u64, into: &mut Vec<libc::iovec>) {
+pub(crate) fn cut(pieces: &[libc::iovec], from: u64, end: u64, into: &mut Vec<libc::iovec>) {
     into.clear();
     let mut at = 0;
     for piece in pieces {
