@@ -198,7 +198,8 @@ impl Work for Emulation {
             Operation::WriteZeroes(range, unmap) => {
                 let _claimed = self.claim(range);
                 let zeroes = |_, to: &mut [u8]| to.fill(0);
-                let part = |from: Sectors, to: Sectors| SectorRange { start: from, count: Sectors(to.0 - from.0) };
+                let part =
+                    |from: Sectors, to: Sectors| SectorRange { start: from, count: Sectors(to.0 - from.0) };
                 let end = Sectors(range.start.0 + range.count.0);
                 let mut ignored = Tally::default();
                 let Some(whole) = self.inside(range) else {

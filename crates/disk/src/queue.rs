@@ -8,8 +8,8 @@ use memory::Buffers;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::backend::{Engine, Patience};
-use crate::counters::QueueCounters;
 use crate::capacity::Capacity;
+use crate::counters::QueueCounters;
 use crate::geometry::Geometry;
 use crate::request::{DiskError, Operation, Request, check};
 

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use disk::{
-    Access, Bounce, Disk, DiskError, DiskOptions, DiskQueue, Durability, Event, Operation, Request,
-    SectorRange, Sectors, Unmap,
+    Access, AfterDiscard, Bounce, Disk, DiskError, DiskOptions, DiskQueue, Durability, Event, Operation,
+    Request, SectorRange, Sectors, Unmap,
 };
 use memory::{Buffers, Gpa, GpaRange, Ram};
 use subjects::{Loop, SIZE, image, over_every_disk};
@@ -40,12 +40,17 @@ impl Bench {
             return Err(refused.error);
         }
         let mut events = Vec::new();
-        while events.is_empty() {
-            self.queue.wait(&mut events).unwrap();
-        }
+        self.wait(&mut events);
         match events.pop() {
             Some(Event::Done { tag: 7, result, .. }) => result,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until there is an event; signals may end a single wait without any.
+    fn wait(&mut self, events: &mut Vec<Event>) {
+        while events.is_empty() {
+            self.queue.wait(events).unwrap();
         }
     }
 
@@ -185,14 +190,8 @@ fn zeroed_ranges_read_as_zeroes_and_discards_leave_the_rest() {
         let zeroes = bench.disk.geometry().write_zeroes.is_some();
         let discards = bench.disk.geometry().discard.is_some();
         let answer = |able| if able { Ok(()) } else { Err(DiskError::Unsupported) };
-        assert_eq!(
-            bench.run(Operation::WriteZeroes(range(64), Unmap::Allowed), &[]),
-            answer(zeroes)
-        );
-        assert_eq!(
-            bench.run(Operation::WriteZeroes(range(192), Unmap::Forbidden), &[]),
-            answer(zeroes)
-        );
+        assert_eq!(bench.run(Operation::WriteZeroes(range(64), Unmap::Allowed), &[]), answer(zeroes));
+        assert_eq!(bench.run(Operation::WriteZeroes(range(192), Unmap::Forbidden), &[]), answer(zeroes));
         assert_eq!(bench.run(Operation::Discard(range(320)), &[]), answer(discards));
         bench.run(read(0), &[(0x100000, 0x40000)]).unwrap();
         let back = bench.bytes(0x100000, 0x40000);
@@ -244,7 +243,7 @@ fn a_write_to_the_watched_eventfd_ends_the_wait_every_time() {
         assert!(events.is_empty());
         for _ in 0..100 {
             kick.write(1).unwrap();
-            bench.queue.wait(&mut events).unwrap();
+            bench.wait(&mut events);
             assert!(matches!(events[..], [Event::Wake]), "{events:?}");
             events.clear();
         }
@@ -253,7 +252,7 @@ fn a_write_to_the_watched_eventfd_ends_the_wait_every_time() {
             std::thread::sleep(std::time::Duration::from_millis(20));
             remote.write(1).unwrap();
         });
-        bench.queue.wait(&mut events).unwrap();
+        bench.wait(&mut events);
         assert!(matches!(events[..], [Event::Wake]), "{events:?}");
         thread.join().unwrap();
     });
@@ -364,4 +363,132 @@ fn counters_survive_their_queues_without_growing() {
     }
     assert_eq!(disk.counters().reads, 5);
     assert_eq!(disk.counters().bytes_read, 5 * 4096);
+}
+
+/// A sequence of random requests over two queues, compared with a plain copy of the disk.
+#[test]
+fn a_random_sequence_leaves_what_a_plain_array_would_have() {
+    over_every_disk(|subject| {
+        let disk = Disk::open(&subject.options).unwrap();
+        let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 4 << 20).unwrap()]).unwrap());
+        let queues = [0, 1].map(|_| disk.prepare_queue(8).unwrap().start().unwrap());
+        let mut benches = queues.map(|queue| (queue, ram.clone()));
+        let geometry = disk.geometry().clone();
+        let block = u64::from(geometry.logical_block) / 512;
+        let mut model = vec![0u8; SIZE as usize];
+        let mut seed = 0x2545_f491_4f6c_dd1du64;
+        let mut random = move |below: u64| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed % below
+        };
+        let mut run = |which: usize, operation, len: u64| {
+            let (queue, ram) = &mut benches[which];
+            let mut buffers = Buffers::new(ram.clone());
+            buffers.push(Gpa(0), len).unwrap();
+            queue.submit(Request { tag: 1, operation, buffers }).unwrap();
+            let mut events = Vec::new();
+            queue.drain(&mut events).unwrap();
+            match events.pop() {
+                Some(Event::Done { tag: 1, result, .. }) => result.unwrap(),
+                other => panic!("{other:?}"),
+            }
+        };
+        // What is there from earlier tests goes first.
+        ram.write(Gpa(0), &vec![0; 1 << 20]).unwrap();
+        (0..SIZE >> 20).for_each(|part| run(0, write(part << 11), 1 << 20));
+        for round in 0..400u64 {
+            let which = random(2) as usize;
+            let count = (random(64) + 1) * block;
+            let start = random((SIZE / 512 - count) / block + 1) * block;
+            let range = SectorRange { start: Sectors(start), count: Sectors(count) };
+            let (from, len) = (start as usize * 512, count as usize * 512);
+            match random(10) {
+                0 if geometry.write_zeroes.is_some() => {
+                    let unmap = if round % 2 == 0 { Unmap::Allowed } else { Unmap::Forbidden };
+                    run(which, Operation::WriteZeroes(range, unmap), 0);
+                    model[from..from + len].fill(0);
+                }
+                1 if geometry.discard.is_some_and(|discard| discard.after == AfterDiscard::Zeroes) => {
+                    run(which, Operation::Discard(range), 0);
+                    // Some may be left as it was; what it is now is what it has to stay.
+                    run(which, read(start), len as u64);
+                    let mut now = vec![0; len];
+                    ram.read(Gpa(0), &mut now).unwrap();
+                    for (now, before) in now.iter().zip(&model[from..from + len]) {
+                        assert!(*now == 0 || now == before);
+                    }
+                    model[from..from + len].copy_from_slice(&now);
+                }
+                2 => run(which, Operation::Flush, 0),
+                3..6 => {
+                    run(which, read(start), len as u64);
+                    let mut back = vec![0; len];
+                    ram.read(Gpa(0), &mut back).unwrap();
+                    assert!(back == model[from..from + len], "round {round}: {range}");
+                }
+                _ => {
+                    let bytes: Vec<u8> = (0..len).map(|i| (i as u64 * 7 + round) as u8).collect();
+                    ram.write(Gpa(0), &bytes).unwrap();
+                    let durability = if round % 9 == 0 { Durability::Stable } else { Durability::Cached };
+                    run(which, Operation::Write { at: Sectors(start), durability }, len as u64);
+                    model[from..from + len].copy_from_slice(&bytes);
+                }
+            }
+        }
+        drop(benches);
+        drop(disk);
+        if matches!(subject.options.source, disk::Source::Memory(_)) || subject.thrown_away() {
+            return;
+        }
+        // What was written is there for the next one who opens it.
+        let mut bench = Bench::open(&subject.options);
+        for part in 0..SIZE >> 20 {
+            bench.run(read(part << 11), &[(0, 1 << 20)]).unwrap();
+            assert!(bench.bytes(0, 1 << 20) == model[(part << 20) as usize..][..1 << 20], "part {part}");
+        }
+    });
+}
+
+#[test]
+fn cancelled_requests_are_all_reported() {
+    over_every_disk(|subject| {
+        let mut bench = Bench::open(&subject.options);
+        for tag in 0..32 {
+            let buffers = bench.buffers(&[(tag * 0x10000, 0x8000)]);
+            bench.queue.submit(Request { tag, operation: read(tag * 64), buffers }).unwrap();
+        }
+        bench.queue.cancel().unwrap();
+        let mut events = Vec::new();
+        bench.queue.drain(&mut events).unwrap();
+        assert_eq!(events.len(), 32);
+        for event in events {
+            let Event::Done { result, .. } = event else { panic!("{event:?}") };
+            assert!(matches!(result, Ok(()) | Err(DiskError::Cancelled)), "{result:?}");
+        }
+    });
+}
+
+#[test]
+fn a_disk_that_grows_says_so_and_has_the_new_room() {
+    let folder = subjects::folder();
+    let path = image(folder.path());
+    let mut bench = Bench::open(&DiskOptions::new(&path));
+    let resized = bench.disk.resized().unwrap();
+    assert_eq!(bench.disk.look_again().unwrap(), None);
+    File::options().write(true).open(&path).unwrap().set_len(SIZE * 2).unwrap();
+    assert_eq!(bench.run(read(SIZE / 512), &[(0, 4096)]), Err(DiskError::OutOfRange), "not known yet");
+    assert_eq!(bench.disk.look_again().unwrap(), Some(Sectors(SIZE / 256)));
+    assert_eq!(resized.read().unwrap(), 1);
+    assert_eq!(bench.disk.capacity(), Sectors(SIZE / 256));
+    bench.run(write(SIZE / 512), &[(0, 4096)]).unwrap();
+    if let Some(device) = Loop::over(&path, 512) {
+        let mut bench = Bench::open(&DiskOptions::new(&device.0));
+        File::options().write(true).open(&path).unwrap().set_len(SIZE * 3).unwrap();
+        let grown = std::process::Command::new("losetup").arg("--set-capacity").arg(&device.0).status();
+        assert!(grown.unwrap().success());
+        assert_eq!(bench.disk.look_again().unwrap(), Some(Sectors(SIZE / 512 * 3)));
+        bench.run(read(SIZE / 512 * 3 - 8), &[(0, 4096)]).unwrap();
+    }
 }

@@ -75,7 +75,11 @@ impl Chain {
     fn layer(&mut self, options: &FileOptions) -> Result<Layer, OpenError> {
         if self.files.len() >= DEEPEST {
             let what = format!("it stands on more than {DEEPEST} files");
-            return Err(wrong(&options.path, what, "Merge some of them, for example with `qemu-img rebase`."));
+            return Err(wrong(
+                &options.path,
+                what,
+                "Merge some of them, for example with `qemu-img rebase`.",
+            ));
         }
         let kernel::Opened { handle, geometry, remarks } = kernel::open(options)?;
         self.remarks.extend(remarks);
@@ -137,10 +141,16 @@ impl Chain {
             other => {
                 let below = options.path.display();
                 let what = match other {
-                    None => format!("it stands on {below}, but its header does not say which format that has"),
+                    None => {
+                        format!("it stands on {below}, but its header does not say which format that has")
+                    }
                     Some(other) => format!("it stands on {below}, whose format {other:?} cannot be read"),
                 };
-                Err(wrong(of, what, "Say so in its header with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`."))
+                Err(wrong(
+                    of,
+                    what,
+                    "Say so in its header with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`.",
+                ))
             }
         }
     }

@@ -59,7 +59,13 @@ pub(crate) fn open(path: &Path, format: Format, options: &DiskOptions) -> Result
         return Err(OpenError::Empty { path, bytes, block: geometry.logical_block });
     }
     let (files, remarks) = (chain.files.clone(), chain.remarks);
-    let work = Image { image, files: files.clone(), top, size: geometry.capacity.0 * Sectors::SIZE, extents: Extents::default() };
+    let work = Image {
+        image,
+        files: files.clone(),
+        top,
+        size: geometry.capacity.0 * Sectors::SIZE,
+        extents: Extents::default(),
+    };
     let name = options.source.to_string().into();
     let disk = CrewedDisk::with_ring(name, geometry, files, Arc::new(work));
     Ok(Found { backend: Box::new(disk.map_err(|cause| failed(options, cause))?), remarks })

@@ -20,7 +20,8 @@ pub(super) fn over(
     chain: &mut Chain,
 ) -> io::Result<FormatAccess<Layer>> {
     let folder = folder();
-    let file = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(&folder);
+    let file =
+        OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(&folder);
     let file = file.map_err(|cause| {
         let folder = folder.display();
         io::Error::new(cause.kind(), format!("no temporary file for the guest's changes in {folder} (set TMPDIR to another folder): {cause}"))
@@ -28,9 +29,8 @@ pub(super) fn over(
     let name = folder.join(format!("changes to {}", path.display()));
     let layer = chain.put_on_top(kernel::temporary(file)?, name);
     let size = below.size();
-    let image: Qcow2<Layer> = Qcow2::create_builder(layer)
-        .size(size)
-        .create_open(DenyImplicitOpenGate::default(), |layer| {
+    let image: Qcow2<Layer> =
+        Qcow2::create_builder(layer).size(size).create_open(DenyImplicitOpenGate::default(), |layer| {
             Ok(Qcow2::builder(layer).backing(Some(below)).write(true))
         })?;
     Ok(FormatAccess::new(image))

@@ -16,8 +16,8 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
 pub(crate) use blocking::{PastEnd, Transfer, fill_with_zeroes, kind_of};
-pub(crate) use open::{FileOptions, Opened, open};
 pub use open::OpenError;
+pub(crate) use open::{FileOptions, Opened, open};
 pub(crate) use ring::Ring;
 pub(crate) use scratch::Scratch;
 pub(crate) use slot::cut;
@@ -136,8 +136,7 @@ pub(crate) fn in_memory(size: Sectors) -> io::Result<(Arc<Handle>, Geometry)> {
         File::from_raw_fd(fd)
     };
     file.set_len(size.bytes().ok_or(io::ErrorKind::FileTooLarge)?)?;
-    let (mut geometry, _) =
-        facts::read(&file, Kind::File, Access::ReadWrite).map_err(|(_, cause)| cause)?;
+    let (mut geometry, _) = facts::read(&file, Kind::File, Access::ReadWrite).map_err(|(_, cause)| cause)?;
     // There is no storage that anything could be brought to, so there is nothing to be lost before that either.
     geometry.write_cache = WriteCache::WriteThrough;
     geometry.logical_block = Sectors::SIZE as u32;

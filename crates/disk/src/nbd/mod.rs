@@ -28,7 +28,9 @@ const LONGEST_RANGE: u64 = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum NbdError {
     /// It could not be reached, or hung up.
-    #[error("disk {url}: cannot talk to the server: {cause}. Check that it runs, listens there, and can be reached.")]
+    #[error(
+        "disk {url}: cannot talk to the server: {cause}. Check that it runs, listens there, and can be reached."
+    )]
     Connection {
         /// The disk.
         url: NbdUrl,

@@ -34,7 +34,9 @@ pub struct NbdUrl {
 
 /// Why a text is no such address.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{url:?} is no address of an NBD server: {why}. Write nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH.")]
+#[error(
+    "{url:?} is no address of an NBD server: {why}. Write nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH."
+)]
 pub struct BadNbdUrl {
     /// The text.
     pub url: String,
@@ -78,7 +80,9 @@ fn parse(text: &str) -> Result<NbdUrl, &'static str> {
 }
 
 fn tcp(authority: &str) -> Result<NbdServer, &'static str> {
-    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0).ok_or("the port is no number from 1 to 65535");
+    let port = |text: &str| {
+        text.parse::<u16>().ok().filter(|port| *port > 0).ok_or("the port is no number from 1 to 65535")
+    };
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, after) = rest.split_once(']').ok_or("the address has no closing bracket")?;
         match after.strip_prefix(':') {
@@ -104,7 +108,9 @@ fn decode(text: &str) -> Result<String, &'static str> {
             b'%' => {
                 let mut digit = || rest.next().and_then(|digit| char::from(digit).to_digit(16));
                 let (high, low) = (digit(), digit());
-                let (Some(high), Some(low)) = (high, low) else { return Err("a % is not followed by two hex digits") };
+                let (Some(high), Some(low)) = (high, low) else {
+                    return Err("a % is not followed by two hex digits");
+                };
                 (high << 4 | low) as u8
             }
             other => other,
@@ -116,7 +122,9 @@ fn decode(text: &str) -> Result<String, &'static str> {
 impl fmt::Display for NbdUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.server {
-            NbdServer::Tcp(host, port) if host.contains(':') => write!(f, "nbd://[{host}]:{port}/{}", self.export),
+            NbdServer::Tcp(host, port) if host.contains(':') => {
+                write!(f, "nbd://[{host}]:{port}/{}", self.export)
+            }
             NbdServer::Tcp(host, port) => write!(f, "nbd://{host}:{port}/{}", self.export),
             NbdServer::Unix(path) => write!(f, "nbd+unix:///{}?socket={}", self.export, path.display()),
         }

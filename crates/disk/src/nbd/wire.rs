@@ -177,7 +177,8 @@ impl Talk<'_> {
     fn option_reply(&mut self) -> Result<(u32, Vec<u8>), NbdError> {
         let mut header = [0; 20];
         self.read(&mut header)?;
-        let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word =
+            |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let (kind, len) = (word(12), word(16));
         if header[..8] != OPTION_REPLY.to_be_bytes() || word(8) != OPT_GO || len > LONGEST_REPLY {
             return Err(self.wrong("its answer is none of the protocol".to_owned()));
@@ -188,7 +189,8 @@ impl Talk<'_> {
     }
 
     fn refused(&self, error: u32, data: &[u8]) -> NbdError {
-        let said: String = String::from_utf8_lossy(data).chars().filter(|c| !c.is_control()).take(200).collect();
+        let said: String =
+            String::from_utf8_lossy(data).chars().filter(|c| !c.is_control()).take(200).collect();
         let why = match error {
             1 => "it is too old (it does not know NBD_OPT_GO)",
             2 => "its policy forbids it",

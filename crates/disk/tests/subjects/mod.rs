@@ -23,15 +23,18 @@ pub struct Subject {
     pub direct: bool,
     /// Whether misaligned memory is bounced, as direct I/O demands.
     pub bounces: bool,
-    /// Whether the guest's blocks are the host's.
-    pub own_blocks: bool,
     /// What must live as long.
     _held: Vec<Box<dyn Any>>,
 }
 
 impl Subject {
     fn new(name: &'static str, options: DiskOptions) -> Subject {
-        Subject { name, options, direct: true, bounces: true, own_blocks: true, _held: Vec::new() }
+        Subject { name, options, direct: true, bounces: true, _held: Vec::new() }
+    }
+
+    /// Whether nothing of it is there the next time.
+    pub fn thrown_away(&self) -> bool {
+        self.options.changes == disk::Changes::ThrownAway
     }
 
     fn copied(self) -> Subject {
@@ -155,7 +158,7 @@ pub fn over_every_disk(test: impl Fn(&Subject) + Sync) {
     }
     if let Some(device) = Loop::over(&image(folder.path()), 4096) {
         let options = DiskOptions { logical_block: Some(512), ..DiskOptions::new(&device.0) };
-        run(Subject { own_blocks: false, ..Subject::new("512 on 4096", options) }.holding(device));
+        run(Subject::new("512 on 4096", options).holding(device));
     }
     run(Subject::new("memory", DiskOptions::over(Source::Memory(Sectors(SIZE / 512)))).copied());
     qcow2(&at("disk.qcow2"), None);

@@ -38,8 +38,7 @@ impl Server {
         let socket = folder.join("nbd.sock");
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
-        let server =
-            Server { behaviour: Arc::default(), data: Arc::new(Mutex::new(vec![0; size])), socket };
+        let server = Server { behaviour: Arc::default(), data: Arc::new(Mutex::new(vec![0; size])), socket };
         let (behaviour, data) = (server.behaviour.clone(), server.data.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -62,7 +61,12 @@ fn array<const N: usize>(stream: &mut UnixStream) -> std::io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn serve(mut stream: UnixStream, data: &Mutex<Vec<u8>>, flags: u16, behaviour: &Behaviour) -> std::io::Result<()> {
+fn serve(
+    mut stream: UnixStream,
+    data: &Mutex<Vec<u8>>,
+    flags: u16,
+    behaviour: &Behaviour,
+) -> std::io::Result<()> {
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
     array::<4>(&mut stream)?;
     loop {
