@@ -19,6 +19,8 @@
 //! - *Errors keep their kind* ([`DiskError`]), in terms that a guest understands.
 //! - *No copy is silent.* Data passes between guest RAM and disk without a copy. Where one cannot be avoided it
 //!   is counted with its reason ([`Counters`]).
+//! - *Sizes are live.* A disk that grows or shrinks on the host has its new size for every queue once somebody
+//!   has looked ([`Disk::look_again`], [`SizeWatch`]).
 //! - *Flush is honest.* A flush completes when everything that had completed before it is on stable storage.
 
 mod backend;
@@ -35,6 +37,7 @@ mod opening;
 mod options;
 mod queue;
 mod request;
+mod sizes;
 mod threads;
 
 pub use backend::{Backend, Engine, Patience};
@@ -46,3 +49,4 @@ pub use nbd::{BadNbdUrl, NbdError, NbdServer, NbdUrl};
 pub use options::{Allocation, Changes, Claim, DiskOptions, Format, Source, UnknownFormat};
 pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};
 pub use request::{DiskError, Durability, Failure, Operation, Request, Unmap};
+pub use sizes::SizeWatch;

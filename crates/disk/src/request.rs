@@ -144,8 +144,9 @@ impl DiskError {
         match errno {
             libc::EIO | libc::ENODATA | libc::EILSEQ | libc::EREMOTEIO => DiskError::Media,
             libc::ENOSPC | libc::EDQUOT | libc::EFBIG => DiskError::NoSpace,
-            libc::ENODEV | libc::ENXIO | libc::ENOLINK | libc::ESHUTDOWN | libc::ENOMEDIUM => DiskError::Gone,
-            libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN | libc::ESTALE => DiskError::Gone,
+            libc::ENODEV | libc::ENXIO | libc::ENOLINK | libc::ESHUTDOWN | libc::ENOMEDIUM
+            // A server's, when it or the way to it has gone.
+            | libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN | libc::ESTALE => DiskError::Gone,
             libc::ETIMEDOUT | libc::ETIME => DiskError::TimedOut,
             libc::EOPNOTSUPP | libc::ENOTTY | libc::ENOSYS => DiskError::Unsupported,
             libc::EROFS | libc::EPERM => DiskError::ReadOnly,

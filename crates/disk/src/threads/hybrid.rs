@@ -33,7 +33,7 @@ struct Passed {
 
 /// Where the engine sleeps, and what it can ask of the kernel on its own.
 enum Lane {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Sleeper(Sleeper),
 }
 
@@ -61,7 +61,7 @@ impl Hybrid {
     ) -> io::Result<Hybrid> {
         let mailbox = Mailbox::new()?;
         ring.answer_to(mailbox.bell())?;
-        Ok(Hybrid::new(Lane::Ring(ring), mailbox, depth, crew, counters))
+        Ok(Hybrid::new(Lane::Ring(Box::new(ring)), mailbox, depth, crew, counters))
     }
 
     /// Where the crew does it all.

@@ -1,4 +1,5 @@
-//! Every kind of disk that the conformance suite is run over.
+//! Every kind of disk that the conformance suite is run over. Each test program uses a part of this.
+#![allow(dead_code)]
 
 pub mod nbd_server;
 

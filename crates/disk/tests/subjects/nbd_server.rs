@@ -36,7 +36,9 @@ pub struct Server {
 impl Server {
     pub fn new(folder: &Path, size: usize, flags: u16) -> Server {
         let socket = folder.join("nbd.sock");
-        let _ = std::fs::remove_file(&socket);
+        if socket.exists() {
+            std::fs::remove_file(&socket).unwrap();
+        }
         let listener = UnixListener::bind(&socket).unwrap();
         let server = Server { behaviour: Arc::default(), data: Arc::new(Mutex::new(vec![0; size])), socket };
         let (behaviour, data) = (server.behaviour.clone(), server.data.clone());
