@@ -50,7 +50,7 @@ fn watch(disks: &[Weak<Disk>], stop: &EventFd, notices: Option<&OwnedFd>) {
     loop {
         for disk in disks.iter().filter_map(Weak::upgrade) {
             // A disk that cannot be asked now has no new size; its next request says what is wrong with it.
-            disk.look_again().map_or((), drop);
+            disk.look_again().unwrap_or_default();
         }
         let wait = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut polls = [wait(stop.as_raw_fd()), wait(notices.map_or(-1, AsRawFd::as_raw_fd))];
