@@ -12,7 +12,7 @@ use crate::counters::Bounced;
 use crate::geometry::{Geometry, SectorRange, Sectors};
 use crate::kernel::{Handle, Scratch};
 use crate::request::{DiskError, Durability, Operation};
-use crate::threads::{Direct, Tally, Work};
+use crate::threads::{Direct, Moved, Work};
 
 /// A copied request goes through memory of this size, however long it is; a multiple of any block.
 const STEP: u64 = 256 << 10;
@@ -111,7 +111,7 @@ impl Emulation {
         self.around(range) == range
     }
 
-    fn read(&self, range: SectorRange, buffers: &Buffers, tally: &mut Tally) -> Result<(), DiskError> {
+    fn read(&self, range: SectorRange, buffers: &Buffers, tally: &mut Moved) -> Result<(), DiskError> {
         self.in_steps(range, |part, from, scratch| {
             let blocks = self.around(part);
             let bytes = scratch.read(&self.handle, blocks)?;
@@ -129,7 +129,7 @@ impl Emulation {
         range: SectorRange,
         durability: Durability,
         mut bytes: impl FnMut(u64, &mut [u8]),
-        tally: &mut Tally,
+        tally: &mut Moved,
     ) -> Result<(), DiskError> {
         self.in_steps(range, |part, from, scratch| {
             let blocks = self.around(part);
@@ -176,7 +176,7 @@ impl Emulation {
 }
 
 impl Work for Emulation {
-    fn execute(&self, operation: Operation, buffers: &Buffers, tally: &mut Tally) -> Result<(), DiskError> {
+    fn execute(&self, operation: Operation, buffers: &Buffers, tally: &mut Moved) -> Result<(), DiskError> {
         let Some(range) = Emulation::touched(operation, buffers.bytes()) else { return self.handle.flush() };
         match operation {
             Operation::Read { .. } => self.read(range, buffers, tally),
@@ -201,7 +201,7 @@ impl Work for Emulation {
                 let part =
                     |from: Sectors, to: Sectors| SectorRange { start: from, count: Sectors(to.0 - from.0) };
                 let end = Sectors(range.start.0 + range.count.0);
-                let mut ignored = Tally::default();
+                let mut ignored = Moved::default();
                 let Some(whole) = self.inside(range) else {
                     return self.write(range, Durability::Cached, zeroes, tally);
                 };

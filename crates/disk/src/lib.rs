@@ -33,16 +33,18 @@ mod geometry;
 mod image;
 mod kernel;
 mod nbd;
+pub mod nvme;
 mod opening;
 mod options;
 mod queue;
 mod request;
 mod sizes;
+mod spin;
 mod threads;
 
 pub use backend::{Backend, Engine, Patience};
 pub use counters::{Bounced, Counters, QueueCounters};
-pub use disk::{Disk, QueueError};
+pub use disk::{Disk, QueueError, Tally};
 pub use geometry::{Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes};
 pub use kernel::{Bounce, OpenError};
 pub use nbd::{BadNbdUrl, NbdError, NbdServer, NbdUrl};
@@ -50,3 +52,4 @@ pub use options::{Allocation, Changes, Claim, DiskOptions, Format, Source, Unkno
 pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};
 pub use request::{DiskError, Durability, Failure, Operation, Request, Unmap};
 pub use sizes::SizeWatch;
+pub use spin::Poll;

@@ -28,6 +28,8 @@ pub enum Event {
     Ended(End),
     /// Something failed that the guest was not told of.
     Trouble(String),
+    /// DMA failed.
+    Fault(dma::fault::Event),
     /// Somebody presses the power button.
     PressPowerButton,
     /// Somebody wants the VM to stand still.
@@ -116,6 +118,11 @@ impl Teller {
     /// Nothing told yet.
     pub fn new(report: Reporter) -> Teller {
         Teller { report, since: Instant::now(), told: 0, untold: 0 }
+    }
+
+    /// Tells of DMA that failed. It comes at a bounded rate already, and every count matters.
+    pub fn fault(&self, event: dma::fault::Event) {
+        (self.report)(&Notice::Fault(event));
     }
 
     /// Tells a step in the VM's life.

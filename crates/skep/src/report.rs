@@ -2,9 +2,12 @@
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use control::api::EventKind;
+use control::{Journal, view};
 use machine::{Life, Notice};
 
 /// Says an error. Each line of it is a line of its own, so several findings are several lines.
@@ -61,14 +64,21 @@ impl Troubles {
         Ok(Troubles { lines, done })
     }
 
-    /// How to say one.
-    pub fn sayer(&self) -> machine::Reporter {
+    /// How to say one, and have it recorded.
+    pub fn reporter(&self, journal: Arc<Journal>) -> machine::Reporter {
         let lines = self.lines.clone();
-        Box::new(move |notice| match notice {
+        Box::new(move |notice| {
+            let text = notice.to_string();
+            match notice {
+                Notice::Life(_) => journal.record(EventKind::Life, &text),
+                Notice::Fault(event) => journal.record_fault(&text, view::fault(event)),
+                Notice::Trouble(_) => journal.record(EventKind::Trouble, &text),
+            };
             // That it was started is no news to who started it, nor is a reset to the guest's user.
-            Notice::Life(Life::Started | Life::Restarted) => {}
-            // What finds no room behind 256 others is for an output that takes nothing anyway.
-            Notice::Life(_) | Notice::Trouble(_) => drop(lines.try_send(notice.to_string())),
+            if !matches!(notice, Notice::Life(Life::Started | Life::Restarted)) {
+                // What finds no room behind 256 others is for an output that takes nothing anyway.
+                drop(lines.try_send(text));
+            }
         })
     }
 

@@ -22,7 +22,7 @@ use crate::kernel::{Handle, OpenError, PastEnd, Transfer, fill_with_zeroes, kind
 use crate::opening::{Found, failed};
 use crate::options::{Changes, DiskOptions, Format};
 use crate::request::{DiskError, Durability, Operation};
-use crate::threads::{Direct, Tally, Work};
+use crate::threads::{Direct, Moved, Work};
 use chain::Chain;
 use extents::{Extent, Extents};
 use layer::Layer;
@@ -111,7 +111,7 @@ struct Image {
 }
 
 impl Image {
-    fn read(&self, start: u64, buffers: &Buffers, tally: &mut Tally) -> Result<(), DiskError> {
+    fn read(&self, start: u64, buffers: &Buffers, tally: &mut Moved) -> Result<(), DiskError> {
         let user = self.extents.share();
         let mut done = 0;
         while done < buffers.bytes() {
@@ -148,7 +148,7 @@ impl Image {
         from: u64,
         len: u64,
         buffers: &Buffers,
-        tally: &mut Tally,
+        tally: &mut Moved,
     ) -> Result<(), DiskError> {
         let mut portion = vec![0; len.min(PORTION) as usize];
         let mut done = 0;
@@ -167,7 +167,7 @@ impl Image {
         start: u64,
         durability: Durability,
         buffers: &Buffers,
-        tally: &mut Tally,
+        tally: &mut Moved,
     ) -> Result<(), DiskError> {
         let mut user = self.extents.share();
         let mut done = 0;
@@ -210,7 +210,7 @@ impl Image {
 }
 
 impl Work for Image {
-    fn execute(&self, operation: Operation, buffers: &Buffers, tally: &mut Tally) -> Result<(), DiskError> {
+    fn execute(&self, operation: Operation, buffers: &Buffers, tally: &mut Moved) -> Result<(), DiskError> {
         match operation {
             Operation::Read { at } => self.read(at.0 * Sectors::SIZE, buffers, tally),
             Operation::Write { at, durability } => {

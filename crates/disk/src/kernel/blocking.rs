@@ -11,13 +11,13 @@ use crate::kernel::bounce::{BOUNCE_SIZE, BounceBuffer};
 use crate::kernel::slot::{LONGEST_STEP, MOST_PIECES, Way, cut, ways};
 use crate::kernel::{Handle, Kind};
 use crate::request::{DiskError, Durability, Operation};
-use crate::threads::{Tally, Work};
+use crate::threads::{Moved, Work};
 
 /// `linux/fs.h`
 const BLKDISCARD: libc::c_ulong = 0x1277;
 
 impl Work for Handle {
-    fn execute(&self, operation: Operation, buffers: &Buffers, tally: &mut Tally) -> Result<(), DiskError> {
+    fn execute(&self, operation: Operation, buffers: &Buffers, tally: &mut Moved) -> Result<(), DiskError> {
         match operation {
             Operation::Read { at } => {
                 self.transfer(Transfer::read(at.0 * Sectors::SIZE, buffers), PastEnd::IsAnError, tally)
@@ -74,7 +74,7 @@ impl Handle {
         &self,
         transfer: Transfer<'_>,
         past_end: PastEnd,
-        tally: &mut Tally,
+        tally: &mut Moved,
     ) -> Result<(), DiskError> {
         let Transfer { at, buffers, from, len, write } = transfer;
         let mut pieces = Vec::new();
@@ -177,7 +177,7 @@ pub(crate) fn fill_with_zeroes(
     buffers: &Buffers,
     from: u64,
     len: u64,
-    tally: &mut Tally,
+    tally: &mut Moved,
 ) -> Result<(), DiskError> {
     const ZEROES: [u8; 4096] = [0; 4096];
     let mut done = 0;

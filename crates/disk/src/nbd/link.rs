@@ -19,7 +19,7 @@ use crate::counters::Bounced;
 use crate::geometry::Sectors;
 use crate::kernel::cut;
 use crate::request::{DiskError, Durability, Operation, Request, Unmap};
-use crate::threads::{Done, Job, Mailbox, Tally};
+use crate::threads::{Done, Job, Mailbox, Moved};
 
 /// So often the thread looks at the clock while it waits for answers.
 const TICK: Duration = Duration::from_millis(250);
@@ -54,7 +54,7 @@ struct Pending {
     /// Parts that are not answered yet.
     parts: u32,
     result: Result<(), DiskError>,
-    tally: Tally,
+    tally: Moved,
     since: Instant,
     /// Writes that had completed when a flush was sent.
     covers: u64,
@@ -174,7 +174,7 @@ impl Shared {
             let lost = self.promises.broken.swap(false, Ordering::AcqRel);
             if lost || !has(flag::FLUSH) {
                 let result = if lost { Err(DiskError::Gone) } else { Ok(()) };
-                return mailbox.put(Done { request, result, tally: Tally::default() });
+                return mailbox.put(Done { request, result, tally: Moved::default() });
             }
         }
         let parts = len.div_ceil(self.part()).max(1);
@@ -184,7 +184,7 @@ impl Shared {
             let mut state = self.lock();
             let Some(socket) = state.socket.clone() else {
                 drop(state);
-                return mailbox.put(Done { request, result: Err(DiskError::Gone), tally: Tally::default() });
+                return mailbox.put(Done { request, result: Err(DiskError::Gone), tally: Moved::default() });
             };
             state.next += 1;
             let id = state.next;
@@ -193,7 +193,7 @@ impl Shared {
                 mailbox,
                 parts: parts as u32,
                 result: Ok(()),
-                tally: Tally::default(),
+                tally: Moved::default(),
                 since: Instant::now(),
                 covers: self.promises.written.load(Ordering::Acquire),
                 being_sent: true,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::mailbox::{Done, Mailbox};
-use super::{Tally, Work};
+use super::{Moved, Work};
 use crate::request::{DiskError, Request};
 
 /// A request, and where to put it when it is done.
@@ -69,7 +69,7 @@ impl Crew {
         cancelled.extend(ours);
         drop(jobs);
         for Job { request, mailbox } in cancelled {
-            mailbox.put(Done { request, result: Err(DiskError::Cancelled), tally: Tally::default() });
+            mailbox.put(Done { request, result: Err(DiskError::Cancelled), tally: Moved::default() });
         }
     }
 }
@@ -81,7 +81,7 @@ impl Shared {
             let mut jobs = jobs.unwrap_or_else(PoisonError::into_inner);
             let Some(Job { request, mailbox }) = jobs.waiting.pop_front() else { return };
             drop(jobs);
-            let mut tally = Tally::default();
+            let mut tally = Moved::default();
             let result = self.work.execute(request.operation, &request.buffers, &mut tally);
             mailbox.put(Done { request, result, tally });
         }

@@ -5,14 +5,14 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::Tally;
+use super::Moved;
 use crate::request::{DiskError, Request};
 
 /// A request that is done.
 pub(crate) struct Done {
     pub(crate) request: Request,
     pub(crate) result: Result<(), DiskError>,
-    pub(crate) tally: Tally,
+    pub(crate) tally: Moved,
 }
 
 /// A queue's mailbox. Its bell is written for everything that is put in and never has to be read.

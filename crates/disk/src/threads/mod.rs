@@ -22,7 +22,7 @@ use crate::request::{DiskError, Operation};
 /// What a crew does for a disk. The calling thread waits until it is done.
 pub(crate) trait Work: Send + Sync {
     /// Carries out an operation that has been checked against the disk's geometry.
-    fn execute(&self, operation: Operation, buffers: &Buffers, tally: &mut Tally) -> Result<(), DiskError>;
+    fn execute(&self, operation: Operation, buffers: &Buffers, tally: &mut Moved) -> Result<(), DiskError>;
 
     /// Where the ring can take the request to on its own, if it can. What is returned is given to
     /// [`Work::ended`] once the request is done.
@@ -36,12 +36,12 @@ pub(crate) trait Work: Send + Sync {
 
 /// What a thread moved for one request, to be counted by the queue that it belongs to.
 #[derive(Default, Debug)]
-pub(crate) struct Tally {
+pub(crate) struct Moved {
     moved: Vec<(Option<Bounced>, u64)>,
     read_modify_writes: u64,
 }
 
-impl Tally {
+impl Moved {
     /// `bytes` went without a copy, or with one for the given reason.
     pub(crate) fn moved(&mut self, bytes: u64, bounced: Option<Bounced>) {
         match self.moved.iter_mut().find(|(reason, _)| *reason == bounced) {

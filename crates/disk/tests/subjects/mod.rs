@@ -7,10 +7,16 @@ use std::any::Any;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
-use disk::{DiskOptions, Format, Sectors, Source};
+use disk::nvme::model::{self, Model};
+use disk::nvme::{NvmeController, NvmeOptions};
+use disk::{Access, Disk, DiskOptions, Format, Sectors, Source};
+use dma::Kind;
+use dma::fake::FakeIommu;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatCreateBuilder, Storage, StorageCreateOptions};
+use memory::{MemoryMap, Ram};
 use nbd_server::{EVERYTHING, LITTLE, Server};
 
 /// Bytes of every disk.
@@ -19,7 +25,7 @@ pub const SIZE: u64 = 16 << 20;
 /// A disk to test.
 pub struct Subject {
     pub name: &'static str,
-    pub options: DiskOptions,
+    how: How,
     /// Whether aligned requests for what was written before go without a copy.
     pub direct: bool,
     /// Whether misaligned memory is bounced, as direct I/O demands.
@@ -28,14 +34,53 @@ pub struct Subject {
     _held: Vec<Box<dyn Any>>,
 }
 
+/// How it is opened.
+enum How {
+    Options(DiskOptions),
+    /// A controller in software, with blocks of so many bytes.
+    Nvme(u32),
+}
+
 impl Subject {
     fn new(name: &'static str, options: DiskOptions) -> Subject {
-        Subject { name, options, direct: true, bounces: true, _held: Vec::new() }
+        Subject::made(name, How::Options(options))
     }
 
-    /// Whether nothing of it is there the next time.
-    pub fn thrown_away(&self) -> bool {
-        self.options.changes == disk::Changes::ThrownAway
+    fn made(name: &'static str, how: How) -> Subject {
+        Subject { name, how, direct: true, bounces: true, _held: Vec::new() }
+    }
+
+    /// Opens it, for the use with this RAM.
+    pub fn open(&self, ram: &Arc<Ram>, access: Access) -> Disk {
+        match &self.how {
+            How::Options(options) => Disk::open(&DiskOptions { access, ..options.clone() }).unwrap(),
+            How::Nvme(block) => {
+                let iommu = FakeIommu::new();
+                let domain = iommu.domain("host", Kind::Host);
+                MemoryMap::new(ram.clone()).attach(domain.clone()).unwrap();
+                let model = Model::new(&iommu, vec![model::Namespace { bytes: SIZE, block: *block }]);
+                let options = NvmeOptions::new(Arc::new(|trouble| panic!("{trouble}")));
+                let controller = NvmeController::over(model.function(), &domain, options).unwrap();
+                let namespace = controller.namespace(1).unwrap();
+                let namespace = if access == Access::ReadOnly { namespace.read_only() } else { namespace };
+                Disk::new("0000:aa:00.0", Box::new(namespace))
+            }
+        }
+    }
+
+    /// Its options, if it is opened with some.
+    pub fn options(&self) -> Option<&DiskOptions> {
+        match &self.how {
+            How::Options(options) => Some(options),
+            How::Nvme(_) => None,
+        }
+    }
+
+    /// Whether nothing of it is there the next time it is opened.
+    pub fn is_forgotten(&self) -> bool {
+        self.options().is_none_or(|options| {
+            options.changes == disk::Changes::ThrownAway || matches!(options.source, Source::Memory(_))
+        })
     }
 
     fn copied(self) -> Subject {
@@ -175,6 +220,8 @@ pub fn over_every_disk(test: impl Fn(&Subject) + Sync) {
         let url = format!("nbd+unix:///vm?socket={}", at("qemu.sock").display());
         run(Subject::new("nbd by QEMU", nbd(&url)).copied().holding(daemon));
     }
+    run(Subject::made("NVMe of 512", How::Nvme(512)));
+    run(Subject::made("NVMe of 4096", How::Nvme(4096)));
     without_io_uring(|| {
         run(Subject::new("raw file by threads", DiskOptions::new(image(folder.path()))));
         run(Subject::new("qcow2 by threads", DiskOptions::new(at("disk.qcow2")).format(Format::Qcow2)));
