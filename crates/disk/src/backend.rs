@@ -36,7 +36,8 @@ pub trait Backend: Send + Sync {
 pub enum Patience {
     /// Come back at once. That an eventfd was written may be noticed a few calls later.
     Poll,
-    /// Come back with at least one event, or when a signal interrupts.
+    /// Come back with at least one event; a signal, or a call from another thread of the back end, may end the wait
+    /// without any.
     Wait,
 }
 

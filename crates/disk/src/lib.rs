@@ -21,7 +21,21 @@
 //!   is counted with its reason ([`Counters`]).
 //! - *Sizes are live.* A disk that grows or shrinks on the host has its new size for every queue once somebody
 //!   has looked ([`Disk::look_again`], [`SizeWatch`]).
-//! - *Flush is honest.* A flush completes when everything that had completed before it is on stable storage.
+//! - *Flush is honest.* A flush completes when everything that had completed before it is on stable storage. Where
+//!   that cannot be known any more, as after a server was gone, the next flush fails.
+//!
+//! # The back ends
+//!
+//! | what | where | how |
+//! | --- | --- | --- |
+//! | block devices, raw files, memory | `kernel` | io_uring on guest memory itself; threads where that is forbidden |
+//! | small sectors on a disk of large ones | `emulation` | whole blocks as above, the rest by threads with a copy |
+//! | qcow2, flat vmdk, throw-away changes | `image` | known places by io_uring, the rest by threads that ask the format |
+//! | servers by NBD | `nbd` | a socket that guest memory is sent to and filled from |
+//! | NVMe controllers | [`nvme`] | skep's own driver |
+//!
+//! `threads` is what those share that need threads beside the ring: a crew for each disk, and the engine that gives a
+//! request to the ring or to the crew.
 
 mod backend;
 mod capacity;

@@ -417,7 +417,7 @@ fn a_random_sequence_leaves_what_a_plain_array_would_have() {
         // What is there from earlier tests goes first.
         ram.write(Gpa(0), &vec![0; 1 << 20]).unwrap();
         (0..SIZE >> 20).for_each(|part| run(0, write(part << 11), 1 << 20));
-        for round in 0..400u64 {
+        for round in 0..150u64 {
             let which = random(2) as usize;
             let count = (random(64) + 1) * block;
             let start = random((SIZE / 512 - count) / block + 1) * block;

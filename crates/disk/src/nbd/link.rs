@@ -257,6 +257,7 @@ impl Shared {
 
     /// Takes answers until the connection ends, or takes too long; which of these.
     fn take_answers(&self, socket: &Socket) -> DiskError {
+        let mut looked = Instant::now();
         loop {
             match socket.wait(TICK) {
                 Ok(true) => match self.take_answer(socket) {
@@ -267,8 +268,11 @@ impl Shared {
                 Ok(false) => {}
                 Err(_) => return DiskError::Gone,
             }
-            let state = self.lock();
-            if state.pending.values().any(|pending| pending.since.elapsed() > self.url.timeout) {
+            if looked.elapsed() < TICK {
+                continue;
+            }
+            looked = Instant::now();
+            if self.lock().pending.values().any(|pending| pending.since.elapsed() > self.url.timeout) {
                 return DiskError::TimedOut;
             }
         }
