@@ -64,7 +64,8 @@ impl Bench {
         }
     }
 
-    /// Waits until there is an event; signals may end a single wait without any.
+    /// Waits until there is an event. Signals, and what a ring that ended on this thread leaves to do, may end a single
+    /// wait without any.
     fn wait(&mut self, events: &mut Vec<Event>) {
         while events.is_empty() {
             self.queue.wait(events).unwrap();
