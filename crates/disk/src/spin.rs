@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use vmm_sys_util::eventfd::EventFd;
+
 /// Whether a queue's thread looks for what comes before it sleeps.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Poll {
@@ -14,17 +16,22 @@ pub enum Poll {
     On,
 }
 
-/// Adaptive polling goes on no longer than this without anything coming.
-const LONGEST: Duration = Duration::from_millis(1);
+/// Looking may take as long as so many system calls, for sleeping costs this thread and the guest several of them,
+/// an exit or two, and a wake-up ...
+const CALLS: u32 = 256;
+/// ... within these bounds: a host of our days, and an emulated one.
+const LIMITS: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(4));
 /// Where it begins.
 const FIRST: Duration = Duration::from_micros(20);
 
-/// How long to look, by what came of it lately. Where what came would have come within [`LONGEST`], the time grows
-/// beyond that; where it did not, looking was for nothing, and the time shrinks.
+/// How long to look, by what came of it lately. Where what came would have come within the longest look, the time
+/// grows beyond that; where it did not, looking was for nothing, and the time shrinks.
+///
 /// What a disk takes for a request and what a guest takes to make the next are times apart, each with a window of
 /// its own.
 pub(crate) struct Spinner {
     poll: Poll,
+    longest: Duration,
     windows: [Duration; 2],
 }
 
@@ -38,8 +45,11 @@ pub(crate) enum Awaited {
 }
 
 impl Spinner {
+    /// For this host, whose system calls it measures.
     pub fn new(poll: Poll) -> Spinner {
-        Spinner { poll, windows: [FIRST; 2] }
+        let call = if poll == Poll::Adaptive { system_call() } else { None };
+        let longest = call.unwrap_or_default().saturating_mul(CALLS).clamp(LIMITS.0, LIMITS.1);
+        Spinner { poll, longest, windows: [FIRST; 2] }
     }
 
     /// How long to look now; `None` without end. Zero is not to look at all.
@@ -58,8 +68,8 @@ impl Spinner {
         }
         let waited = begin.elapsed();
         let window = &mut self.windows[awaited as usize];
-        *window = if waited <= LONGEST {
-            (waited * 2).max(*window).max(FIRST).min(LONGEST)
+        *window = if waited <= self.longest {
+            (waited * 2).max(*window).max(FIRST).min(self.longest)
         } else if *window > FIRST {
             *window / 2
         } else {
@@ -68,19 +78,31 @@ impl Spinner {
     }
 }
 
+/// What a short system call takes here; the shortest of some, since others come in between.
+fn system_call() -> Option<Duration> {
+    let eventfd = EventFd::new(0).ok()?;
+    let times = (0..16).filter_map(|_| {
+        let begin = Instant::now();
+        eventfd.write(1).ok()?;
+        eventfd.read().ok()?;
+        Some(begin.elapsed() / 2)
+    });
+    times.min()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn looking_pays_when_things_come_soon_and_stops_when_they_do_not() {
-        let mut spinner = Spinner::new(Poll::Adaptive);
+        let mut spinner = Spinner { longest: Duration::from_millis(1), ..Spinner::new(Poll::Adaptive) };
         let ago = |micros| Instant::now() - Duration::from_micros(micros);
         let which = Awaited::Completions;
         spinner.slept_since(ago(200), which);
         assert!(spinner.window(which).unwrap() >= Duration::from_micros(400));
         spinner.slept_since(ago(900), which);
-        assert_eq!(spinner.window(which), Some(LONGEST));
+        assert_eq!(spinner.window(which), Some(spinner.longest));
         for _ in 0..8 {
             spinner.slept_since(ago(1_000_000), which);
         }
@@ -90,5 +112,11 @@ mod tests {
         assert!(spinner.window(which).unwrap() > FIRST);
         assert_eq!(Spinner::new(Poll::Off).window(which), Some(Duration::ZERO));
         assert_eq!(Spinner::new(Poll::On).window(which), None);
+    }
+
+    #[test]
+    fn the_longest_look_is_bounded_whatever_this_host_is() {
+        let longest = Spinner::new(Poll::Adaptive).longest;
+        assert!((LIMITS.0..=LIMITS.1).contains(&longest), "{longest:?}");
     }
 }
