@@ -9,6 +9,8 @@ pub mod bar_moves;
 mod board;
 pub mod config_space;
 pub mod kernel_image;
+pub mod nvme;
+pub mod nvme_data;
 pub mod steps;
 pub mod virtio_blk;
 pub mod virtio_queue;
@@ -18,7 +20,7 @@ pub mod vm_toml;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("virtio_queue", virtio_queue::run),
     ("virtio_blk", virtio_blk::run),
     ("config_space", config_space::run),
@@ -26,4 +28,6 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("kernel_image", kernel_image::run),
     ("vm_toml", vm_toml::run),
     ("assign_config", assign_config::run),
+    ("nvme", nvme::run),
+    ("nvme_data", nvme_data::run),
 ];

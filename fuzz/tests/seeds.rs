@@ -52,6 +52,16 @@ fn lying_hardware_is_contained() {
 }
 
 #[test]
+fn hostile_nvme_drivers_are_survived() {
+    replay("nvme");
+}
+
+#[test]
+fn hostile_lists_of_data_are_refused() {
+    replay("nvme_data");
+}
+
+#[test]
 fn every_target_has_its_seeds_replayed() {
     let mut folders: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds"))
         .expect("there are seeds")

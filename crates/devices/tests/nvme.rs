@@ -31,18 +31,18 @@ fn disk_file() -> tempfile::NamedTempFile {
     file
 }
 
-fn fixture_with(disks: usize, options: NvmeOptions) -> Fixture {
+fn fixture_with(disks: usize, options: &NvmeOptions) -> Fixture {
     let files: Vec<_> = (0..disks).map(|_| disk_file()).collect();
     let open = |file: &tempfile::NamedTempFile| Arc::new(Disk::open(&DiskOptions::new(file.path())).unwrap());
     let disks: Vec<_> = files.iter().map(open).collect();
     let namespaces = disks.iter().cloned().map(Namespace::new).collect();
     let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), RAM).unwrap()]).unwrap());
-    let guest = Guest::new(namespaces, &options, ram);
+    let guest = Guest::new(namespaces, options, ram);
     Fixture { guest, files: files.into_iter().map(tempfile::NamedTempFile::into_file).collect(), disks }
 }
 
 fn fixture() -> Fixture {
-    fixture_with(1, NvmeOptions { queues: 8, ..NvmeOptions::new("disk0") })
+    fixture_with(1, &NvmeOptions { queues: 8, ..NvmeOptions::new("disk0") })
 }
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
@@ -68,7 +68,7 @@ fn log(guest: &Guest, queue: &mut Queue, page: u8, dwords: u32, retain: bool) ->
 
 #[test]
 fn the_controller_says_what_it_is_and_what_its_disks_are() {
-    let Fixture { guest, .. } = fixture_with(3, NvmeOptions::new("disk0"));
+    let Fixture { guest, .. } = fixture_with(3, &NvmeOptions::new("disk0"));
     assert_eq!(guest.get(register::VS), 0x10400);
     assert_eq!(guest.get(register::CAP) & 0xffff, 1023);
     let mut queue = guest.enable();
@@ -310,7 +310,7 @@ fn compare_zeroes_flush_and_deallocate_do_what_they_say() {
 #[test]
 fn every_namespace_is_its_own_disk_behind_the_same_queue() {
     let Fixture { guest, files, .. } =
-        fixture_with(4, NvmeOptions { queues: 2, ..NvmeOptions::new("disk0") });
+        fixture_with(4, &NvmeOptions { queues: 2, ..NvmeOptions::new("disk0") });
     let mut admin = guest.enable();
     let mut queue = guest.create_pair(&mut admin, 1, 64, None).unwrap();
     let mut cids = BTreeMap::new();
@@ -511,7 +511,7 @@ fn shadow_doorbells_spare_the_registers_and_lose_nothing() {
 #[test]
 fn a_driver_that_takes_no_completions_loses_none() {
     for shadow in [false, true] {
-        let Fixture { guest, .. } = fixture_with(2, NvmeOptions { queues: 2, ..NvmeOptions::new("disk0") });
+        let Fixture { guest, .. } = fixture_with(2, &NvmeOptions { queues: 2, ..NvmeOptions::new("disk0") });
         let mut admin = guest.enable();
         let pages = shadow.then(|| guest.share_doorbells(&mut admin));
         let mut queue = guest.create_pair(&mut admin, 1, 16, None).unwrap();
@@ -539,7 +539,7 @@ fn a_driver_that_takes_no_completions_loses_none() {
 #[test]
 fn a_thousand_resets_under_load_leave_a_working_controller() {
     let Fixture { guest, disks, .. } =
-        fixture_with(2, NvmeOptions { queues: 2, ..NvmeOptions::new("disk0") });
+        fixture_with(2, &NvmeOptions { queues: 2, ..NvmeOptions::new("disk0") });
     for round in 0..1000u64 {
         let mut admin = guest.enable();
         let pages = (round % 3 == 0).then(|| guest.share_doorbells(&mut admin));

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use ::pci::fake::FakeServices;
 use ::pci::{Address, Bus, Windows};
-use memory::{Gpa, GpaRange, Ram};
+use memory::{Buffers, Gpa, GpaRange, Ram};
 
-use super::spec::{Command, Completion, PAGE, admin, register};
-use super::{Namespace, Nvme, NvmeOptions};
+use super::spec::{Command, Completion, PAGE, Status, admin, register};
+use super::{Namespace, Nvme, NvmeOptions, data};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -315,6 +315,13 @@ impl Queue {
             phase: 1,
         }
     }
+}
+
+/// Makes buffers of what a command names as its data, as the controller does; or the status that it would answer.
+pub fn gather(command: &Command, bytes: u64, ram: &Arc<Ram>) -> Result<Buffers, Status> {
+    let mut buffers = Buffers::new(ram.clone());
+    data::gather(command, bytes, ram, &mut buffers)?;
+    Ok(buffers)
 }
 
 /// A read, write, compare or write of zeroes, with data by two PRPs.
