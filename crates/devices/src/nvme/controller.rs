@@ -185,6 +185,7 @@ impl Live {
                 // The driver takes completions first: its doorbell wakes this thread.
                 return Round::Empty(self.send_due());
             }
+            self.queue.disarm();
             let Some(command) = self.queue.next() else {
                 self.tell_events();
                 self.post();

@@ -1,7 +1,7 @@
 //! Doorbells: what drivers write to, in registers or in memory (7.13), and whom it wakes.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memory::{Gpa, OutsideRam, Ram};
@@ -15,6 +15,8 @@ use super::spec::PAGE;
 pub(super) struct Pair {
     /// The thread that serves the submission queue.
     pub(super) bell: Bell,
+    /// It sleeps, or is about to, and is to be woken for a command.
+    asleep: AtomicBool,
     tail: AtomicU32,
     /// Entries of the submission queue; 0 when there is none.
     sq_entries: AtomicU32,
@@ -67,6 +69,7 @@ impl Doorbells {
             let bell = if id == 0 { admin.another()? } else { Bell::new()? };
             Ok(Pair {
                 bell,
+                asleep: AtomicBool::new(false),
                 tail: AtomicU32::new(0),
                 sq_entries: AtomicU32::new(0),
                 head: AtomicU32::new(0),
@@ -111,7 +114,10 @@ impl Doorbells {
             _ => {
                 register.store(value, Ordering::SeqCst);
                 if is_tail {
-                    pair.bell.ring();
+                    // One that is awake looks before it goes to sleep.
+                    if pair.asleep.load(Ordering::SeqCst) {
+                        pair.bell.ring();
+                    }
                 } else {
                     self.wake_waiting(pair);
                     return Some((place / 2) as u16);
@@ -168,6 +174,12 @@ impl Doorbells {
 
     pub(super) fn close_cq(&self, id: u16) {
         self.pairs[usize::from(id)].cq_entries.store(0, Ordering::Release);
+    }
+
+    /// The thread of a submission queue is about to sleep, or has woken. Before it sleeps it looks at the tail once
+    /// more.
+    pub(super) fn set_asleep(&self, id: u16, asleep: bool) {
+        self.pairs[usize::from(id)].asleep.store(asleep, Ordering::SeqCst);
     }
 
     /// The tail last written to the register.

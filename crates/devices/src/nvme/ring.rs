@@ -127,18 +127,20 @@ impl SubmissionQueue {
             // Whoever opens the gate rings.
             return false;
         }
+        self.doorbells.set_asleep(self.id, true);
         if let Some(shadow) = &self.shadow {
             shadow.tail(self.id).1.store(self.head.to_le(), Ordering::Relaxed);
             self.asked = self.head;
-            // The wish must be visible before the tail is read once more, or a command could slip in between.
-            fence(Ordering::SeqCst);
         }
+        // The wish must be visible before the tail is read once more, or a command could slip in between.
+        fence(Ordering::SeqCst);
         self.look()
     }
 
     /// While the thread is awake no doorbell is needed: the place where one was asked for is kept out of the
     /// tail's way, or it would be passed again with every round of the queue.
     pub(super) fn disarm(&mut self) {
+        self.doorbells.set_asleep(self.id, false);
         let Some(shadow) = &self.shadow else { return };
         if (self.head + self.entries - self.asked) % self.entries >= self.entries / 2 {
             self.asked = (self.head + self.entries - 1) % self.entries;
