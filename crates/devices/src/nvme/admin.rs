@@ -251,9 +251,7 @@ impl Live {
     }
 
     fn identify(&self, command: &Command) -> Outcome {
-        let cns = command.cdw10.get() as u8;
-        // Controller identifier, command set, UUID index: none is 0.
-        let page = identify::page(&self.shared, cns, command.nsid.get(), command.cdw11.get() >> 24)?;
+        let page = identify::page(&self.shared, command)?;
         self.reply(command, &page, PAGE)?;
         Ok(0)
     }

@@ -7,7 +7,9 @@ use super::controller::MAX_EVENT_REQUESTS;
 use super::data::MDTS;
 use super::log::ERRORS;
 use super::shared::Shared;
-use super::spec::{IdentifyController, IdentifyNamespace, PAGE, Status, VERSION, admin, io, log_page};
+use super::spec::{
+    Command, IdentifyController, IdentifyNamespace, PAGE, Status, VERSION, admin, io, log_page,
+};
 use super::{Identity, VENDOR};
 
 /// Events that the driver can choose (feature 0Bh, OAES): a namespace changed; reliability is degraded.
@@ -22,18 +24,17 @@ pub(super) fn has_cache(shared: &Shared) -> bool {
 }
 
 /// The page that an Identify command asks for.
-pub(super) fn page(shared: &Shared, cns: u8, nsid: u32, command_set: u32) -> Result<Vec<u8>, Status> {
+pub(super) fn page(shared: &Shared, command: &Command) -> Result<Vec<u8>, Status> {
+    let (cdw10, nsid) = (command.cdw10.get(), command.nsid.get());
+    let (cns, first_controller, command_set) = (cdw10 as u8, cdw10 >> 16, command.cdw11.get() >> 24);
+    // A list of controllers from a number on: there is one, number 0.
+    let controllers = padded(if first_controller == 0 { &[1, 0, 0, 0] } else { &[] });
     let page = PAGE as usize;
     let list = |from: u32| {
         let after = shared.namespaces.iter().map(|namespace| namespace.nsid).filter(|nsid| *nsid > from);
         let mut list: Vec<u8> = after.take(page / 4).flat_map(u32::to_le_bytes).collect();
         list.resize(page, 0);
         list
-    };
-    let padded = |bytes: &[u8]| {
-        let mut whole = bytes.to_vec();
-        whole.resize(page, 0);
-        whole
     };
     match cns {
         // A namespace, active or allocated: there is no difference here.
@@ -54,14 +55,18 @@ pub(super) fn page(shared: &Shared, cns: u8, nsid: u32, command_set: u32) -> Res
         }
         // Of the NVM command set: limits that the controller page has no room for.
         0x06 if command_set == 0 => Ok(padded(&[0, WZSL])),
-        // Controllers that a namespace is attached to, or that there are: this one, number 0.
-        0x12 => match shared.namespace(nsid) {
-            Some(_) => Ok(padded(&[1, 0, 0, 0])),
-            None => Err(Status::INVALID_NAMESPACE),
-        },
-        0x13 => Ok(padded(&[1, 0, 0, 0])),
+        // Controllers that a namespace is attached to, or that there are.
+        0x12 if shared.namespace(nsid).is_none() => Err(Status::INVALID_NAMESPACE),
+        0x12 | 0x13 => Ok(controllers),
         _ => Err(Status::INVALID_FIELD),
     }
+}
+
+/// A page that begins with these bytes and goes on with zeroes.
+fn padded(bytes: &[u8]) -> Vec<u8> {
+    let mut whole = bytes.to_vec();
+    whole.resize(PAGE as usize, 0);
+    whole
 }
 
 /// Fills a field of ASCII: spaces behind the text.

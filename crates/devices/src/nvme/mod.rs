@@ -1,8 +1,8 @@
 //! An NVMe controller (NVM Express Base Specification 1.4, PCIe transport).
 //!
 //! A controller has a thread of its own, `nvme-NAME`, which serves the admin queue and does what the registers order
-//! ([`controller`]); each I/O submission queue has one too, `nvme-NAME-N`, with a queue of its own to the disk
-//! ([`io`]). vCPUs only leave a note and ring a bell: none of them ever waits for a disk or for a thread.
+//! (`controller`); each I/O submission queue has one too, `nvme-NAME-N`, with a queue of its own to the disk
+//! (`io`). vCPUs only leave a note and ring a bell: none of them ever waits for a disk or for a thread.
 //!
 //! - *Doorbells.* A driver that uses shadow doorbells (Linux does) keeps tails and heads in memory; while a queue's
 //!   thread is awake it looks there by itself, and asks for a doorbell only before it sleeps. Such a doorbell is an
@@ -62,6 +62,8 @@ const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 const SERIAL_LENGTH: usize = 20;
 const MODEL_LENGTH: usize = 40;
 const FIRMWARE_LENGTH: usize = 8;
+/// As many I/O queue pairs as EDK II creates without asking.
+const LEAST_QUEUES: u16 = 2;
 /// Most namespaces of a controller: each may cost every queue a thread.
 const MAX_NAMESPACES: usize = 32;
 
@@ -70,7 +72,8 @@ const MAX_NAMESPACES: usize = 32;
 pub struct NvmeOptions {
     /// A short name, for messages and thread names: "disk0".
     pub name: String,
-    /// Number of I/O queue pairs offered, 1 to 64; one for each vCPU serves best.
+    /// Number of I/O queue pairs offered, 1 to 64; one for each vCPU serves best. UEFI firmware (EDK II) does not work
+    /// with less than two, so two are there in any case; a queue costs nothing until the guest creates it.
     pub queues: u16,
     /// The serial number shown, 20 bytes at most. If none is given: that of the only disk, or "skep-" and the name.
     pub serial: Option<String>,
@@ -202,7 +205,7 @@ impl Nvme {
         let failed = |cause| ServiceError { device: at, what: format!("set up {name}"), cause };
 
         // The admin queues beside the others.
-        let pairs = options.queues + 1;
+        let pairs = options.queues.max(LEAST_QUEUES) + 1;
         let msix = Msix::new(at, services.clone(), pairs);
         let (config, msix_at) = function::config_space(&msix, windows);
         let interrupts = Arc::new(Interrupts::new(msix, services.line(at, Pin::A)));
