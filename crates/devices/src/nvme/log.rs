@@ -166,6 +166,7 @@ pub(super) fn status_of(error: DiskError, operation: Operation) -> Status {
         (DiskError::NoSpace, _) => Status::CAPACITY_EXCEEDED,
         (DiskError::Gone, _) => Status::NAMESPACE_NOT_READY,
         (DiskError::ReadOnly, _) => Status::READ_ONLY,
+        (DiskError::DmaBlocked, _) => Status::DATA_TRANSFER_ERROR,
         (DiskError::OutOfRange, _) => Status::LBA_RANGE,
         (DiskError::Unaligned | DiskError::TooLong | DiskError::Unsupported, _) => Status::INVALID_FIELD,
         // The driver may try these again.

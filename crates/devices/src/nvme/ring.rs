@@ -89,7 +89,7 @@ impl SubmissionQueue {
 
     /// Takes the next command, if there is one: a copy, which the driver can change no more.
     pub(super) fn next(&mut self) -> Option<Command> {
-        if !self.gate.is_open() || self.head == self.seen && !self.look() {
+        if !self.has_more() {
             return None;
         }
         let mut command = Command::new_zeroed();
@@ -98,6 +98,11 @@ impl SubmissionQueue {
         entry.read(command.as_mut_bytes());
         self.head = (self.head + 1) % self.entries;
         Some(command)
+    }
+
+    /// Whether there are commands to take.
+    pub(super) fn has_more(&mut self) -> bool {
+        self.gate.is_open() && (self.head != self.seen || self.look())
     }
 
     /// Reads the tail; returns whether there are commands.

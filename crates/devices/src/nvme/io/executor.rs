@@ -107,6 +107,16 @@ impl Executor {
         self.disk.wait(&mut self.events)
     }
 
+    /// Looks what the disk has done, and for `other` things, as long as that pays; returns whether there is something.
+    pub(super) fn look(&mut self, other: impl FnMut() -> bool) -> Result<bool, WaitError> {
+        self.disk.look(&mut self.events, other)
+    }
+
+    /// As [`Executor::wait`], but sleeps at once.
+    pub(super) fn sleep(&mut self) -> Result<(), WaitError> {
+        self.disk.sleep(&mut self.events)
+    }
+
     /// Hands requests to the disk without waiting.
     pub(super) fn poll(&mut self) -> Result<(), WaitError> {
         self.disk.poll(&mut self.events)

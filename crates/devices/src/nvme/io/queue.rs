@@ -169,17 +169,25 @@ impl Served<'_> {
             if self.stop.abandons() || stopping && self.executor.under_way() == 0 {
                 return Ok(());
             }
-            // Commands that are left, or came meanwhile, are no reason to sleep, but none either not to look at
-            // `stop` and at what the disk has completed.
-            if round == Round::Full || round == Round::Empty && self.queue.arm() {
-                self.executor.poll()?;
-            } else {
-                self.executor.wait()?;
-            }
+            self.pause(round)?;
             self.queue.disarm();
             self.executor.reap();
             self.executor.post();
             self.lanes.values().for_each(Lane::pass_on);
+        }
+    }
+
+    /// Hands requests to the disk, and sleeps if there is nothing else to do. Commands that are left, or came
+    /// meanwhile, are no reason to sleep, but none either not to look at what the disk has completed. While it pays to
+    /// look at disk and queue, the driver need not ring: it is asked to only before sleeping.
+    fn pause(&mut self, round: Round) -> Result<(), WaitError> {
+        let Served { executor, queue, .. } = self;
+        match round {
+            Round::Full => executor.poll(),
+            Round::NoRoom => executor.wait(),
+            Round::Empty if executor.look(|| queue.has_more())? => Ok(()),
+            Round::Empty if queue.arm() => executor.poll(),
+            Round::Empty => executor.sleep(),
         }
     }
 
