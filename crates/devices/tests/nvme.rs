@@ -673,6 +673,7 @@ struct Scripted {
     seen: Arc<std::sync::Mutex<Vec<disk::Operation>>>,
     /// How long each answer takes.
     delay: Duration,
+    poll: disk::Poll,
 }
 
 struct ScriptedEngine {
@@ -686,6 +687,10 @@ struct ScriptedEngine {
 impl disk::Backend for Scripted {
     fn geometry(&self) -> &disk::Geometry {
         &self.geometry
+    }
+
+    fn poll(&self) -> disk::Poll {
+        self.poll
     }
 
     fn engine(
@@ -713,10 +718,16 @@ impl disk::Engine for ScriptedEngine {
     }
 
     fn advance(&mut self, patience: disk::Patience, events: &mut Vec<disk::Event>) -> std::io::Result<()> {
+        // Nobody else reads it here.
+        let rung = || self.watched.as_ref().is_some_and(|eventfd| eventfd.read().is_ok());
         if !self.noted.is_empty() {
             std::thread::sleep(self.delay);
         } else if patience == disk::Patience::Wait {
-            std::thread::sleep(Duration::from_micros(200));
+            while !rung() {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            events.push(disk::Event::Wake);
+        } else if rung() {
             events.push(disk::Event::Wake);
         }
         for disk::Request { tag, operation, buffers } in self.noted.drain(..) {
@@ -731,6 +742,15 @@ fn scripted(
     answer: fn(disk::Operation) -> Result<(), disk::DiskError>,
     delay: Duration,
     change: impl FnOnce(&mut disk::Geometry),
+) -> (Guest, Arc<std::sync::Mutex<Vec<disk::Operation>>>) {
+    scripted_and_polled(answer, delay, change, disk::Poll::Off)
+}
+
+fn scripted_and_polled(
+    answer: fn(disk::Operation) -> Result<(), disk::DiskError>,
+    delay: Duration,
+    change: impl FnOnce(&mut disk::Geometry),
+    poll: disk::Poll,
 ) -> (Guest, Arc<std::sync::Mutex<Vec<disk::Operation>>>) {
     let mut geometry = disk::Geometry {
         capacity: disk::Sectors(1 << 20),
@@ -754,7 +774,7 @@ fn scripted(
     };
     change(&mut geometry);
     let seen: Arc<std::sync::Mutex<Vec<disk::Operation>>> = Arc::default();
-    let backend = Scripted { geometry, answer, seen: seen.clone(), delay };
+    let backend = Scripted { geometry, answer, seen: seen.clone(), delay, poll };
     let disk = Arc::new(Disk::new("scripted", Box::new(backend)));
     let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), RAM).unwrap()]).unwrap());
     (Guest::new(vec![Namespace::new(disk)], &NvmeOptions::new("disk0"), ram), seen)
@@ -875,4 +895,26 @@ fn deleting_a_queue_waits_for_what_is_under_way_and_answers_it() {
         assert!(seen.lock().unwrap().is_empty(), "a command that was done and not answered");
     }
     assert_eq!(guest.admin(&mut admin, admin::DELETE_CQ, 1, 0).0, 0);
+}
+
+#[test]
+fn a_disk_that_is_looked_at_needs_no_doorbells_and_stops_when_told() {
+    for poll in [disk::Poll::Adaptive, disk::Poll::On] {
+        let (guest, _) = scripted_and_polled(|_| Ok(()), Duration::ZERO, |_| {}, poll);
+        for shadow in [true, false] {
+            let mut admin = guest.enable();
+            let pages = shadow.then(|| guest.share_doorbells(&mut admin));
+            let mut queue = guest.create_pair(&mut admin, 1, 32, None).unwrap();
+            queue.shadow = pages;
+            for lba in 0..500 {
+                assert_eq!(guest.run(&mut queue, io(spec::io::READ, 1, lba, 1, [Guest::DATA.0, 0])).0, 0);
+            }
+            if shadow && poll == disk::Poll::On {
+                assert!(queue.rung < 250, "{} doorbells for 1000 moves", queue.rung);
+            }
+            assert_eq!(guest.admin(&mut admin, admin::DELETE_SQ, 1, 0).0, 0);
+            let _ = guest.create_pair(&mut admin, 2, 32, None).unwrap();
+            guest.disable();
+        }
+    }
 }
