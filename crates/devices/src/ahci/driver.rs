@@ -1,0 +1,1 @@
+//! A guest's AHCI driver, for tests.
