@@ -224,14 +224,8 @@ impl Board {
         let shared: Arc<dyn Services> = services.clone();
         let address = |device| Address::new(0, device, 0).expect("a device of the root bus");
         let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 0x1000).expect("not empty")]).expect("a page"));
-        let virtio = VirtioPci::new(
-            Box::new(Idle([0; 8])),
-            address(1),
-            ram,
-            shared.clone(),
-            &windows,
-            Arc::new(drop),
-        );
+        let virtio =
+            VirtioPci::new(Box::new(Idle([0; 8])), address(1), ram, shared.clone(), &windows, Arc::new(drop));
         let emulated = Emulated::new(hardware, 4096, &specs(&Assigned::BARS), &windows, &shared, true);
         let identity = Identity {
             vendor: 1,

@@ -4,6 +4,7 @@
 //! The bytes are a little program: each step is an opcode and its operands (see [`steps`]), so that an input can be
 //! shortened, spliced and written by hand.
 
+pub mod ahci;
 pub mod assign_config;
 pub mod bar_moves;
 mod board;
@@ -18,7 +19,7 @@ pub mod vm_toml;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("virtio_queue", virtio_queue::run),
     ("virtio_blk", virtio_blk::run),
     ("config_space", config_space::run),
@@ -26,4 +27,5 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("kernel_image", kernel_image::run),
     ("vm_toml", vm_toml::run),
     ("assign_config", assign_config::run),
+    ("ahci", ahci::run),
 ];

@@ -52,6 +52,11 @@ fn lying_hardware_is_contained() {
 }
 
 #[test]
+fn hostile_sata_commands_are_refused() {
+    replay("ahci");
+}
+
+#[test]
 fn every_target_has_its_seeds_replayed() {
     let mut folders: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds"))
         .expect("there are seeds")

@@ -214,7 +214,12 @@ pub struct Port<'a> {
     base: Gpa,
 }
 
-impl Port<'_> {
+impl<'a> Port<'a> {
+    /// A port that has been set up before, with its lists at `base`.
+    pub fn at_work(guest: &'a Guest, index: u8, base: Gpa) -> Port<'a> {
+        Port { guest, index, base }
+    }
+
     /// Reads a register.
     pub fn read(&self, register: u64) -> u32 {
         self.guest.read(0x100 + 0x80 * u64::from(self.index) + register)
