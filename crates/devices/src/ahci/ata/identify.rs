@@ -77,11 +77,13 @@ impl HardDisk {
             let in_words = logical_block / 2;
             set(117, &[in_words as u16, (in_words >> 16) as u16]);
         }
-        let ratio = (physical_block / logical_block).max(1).ilog2().min(15) as u16;
+        let ratio = (physical_block / logical_block).max(1).ilog2().min(13) as u16;
         if ratio > 0 {
             sizes |= 1 << 13 | ratio;
-            let offset = (alignment_offset / logical_block) as u16 & 0x3fff;
-            set(209, &[1 << 14 | offset]);
+            // The disk says where its first whole physical block begins, ATA where in a physical block it begins.
+            let blocks = 1 << ratio;
+            let first = (alignment_offset / logical_block % blocks) as u16;
+            set(209, &[1 << 14 | (blocks as u16 - first) % blocks as u16]);
         }
         set(106, &[sizes]);
     }
@@ -114,7 +116,7 @@ mod tests {
     fn a_disk_with_emulated_sectors_shows_both_sizes() {
         let words = words(&Geometry { alignment_offset: 3584, ..geometry(512, 4096) });
         assert_eq!(words[106], 0x6003);
-        assert_eq!(words[209], 0x4007);
+        assert_eq!(words[209], 0x4001);
         assert_eq!((words[60], words[61]), (0, 16));
         assert_eq!((words[100], words[101]), (0, 16));
         assert_eq!(words[217], 1);

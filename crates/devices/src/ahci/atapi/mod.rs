@@ -27,7 +27,6 @@ const SOFTWARE_RESET: u8 = 1 << 2;
 
 /// ATA commands that a packet device has.
 mod command {
-    pub const NOP: u8 = 0x00;
     pub const DEVICE_RESET: u8 = 0x08;
     pub const EXECUTE_DEVICE_DIAGNOSTIC: u8 = 0x90;
     pub const PACKET: u8 = 0xa0;
@@ -145,7 +144,6 @@ impl CdDrive {
             SET_FEATURES if fis.features & 0xff == 0x03 => Action::Done(Taskfile::good()),
             CHECK_POWER => Action::Done(Taskfile { count: 0xff, ..Taskfile::good() }),
             STANDBY_IMMEDIATE | IDLE_IMMEDIATE | SLEEP | FLUSH_CACHE => Action::Done(Taskfile::good()),
-            NOP => Action::Done(Taskfile::aborted()),
             _ => Action::Done(Taskfile::aborted()),
         }
     }

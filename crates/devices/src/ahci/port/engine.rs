@@ -7,7 +7,7 @@ use disk::{DiskError, DiskQueue, Event, Operation, PreparedQueue, Request, WaitE
 use memory::Buffers;
 use virtio::Stop;
 
-use super::{Ending, PortShared, Taken};
+use super::{Ending, PortShared, PortState, Taken};
 use crate::ahci::action::{Action, Change, Protocol};
 use crate::ahci::atapi::Handling;
 use crate::ahci::command::{Command, Unreadable};
@@ -87,7 +87,7 @@ impl PortEngine {
             engine.port.change(|state, ram| state.plug(None, ram));
         }
         engine.failures.say_the_rest(engine.port.hba());
-        engine.port.change(|state, ram| state.release_all(ram));
+        engine.port.change(PortState::release_all);
     }
 
     fn start(&mut self, prepared: PreparedQueue) -> Result<(), WaitError> {

@@ -79,6 +79,8 @@ pub(in crate::ahci) struct PortState {
     held: u32,
     /// A part of `held`.
     stale: u32,
+    /// A part of `stale`: those that a reset of the controller waits for.
+    in_reset: u32,
     resets: u64,
 }
 
@@ -107,6 +109,7 @@ impl PortState {
             device: None,
             held: 0,
             stale: 0,
+            in_reset: 0,
             resets: 0,
         }
     }
@@ -127,9 +130,9 @@ impl PortState {
         self.held == 0
     }
 
-    /// Whether a reset waits for stale commands.
+    /// Whether a reset of the controller waits for stale commands.
     pub fn is_resetting(&self) -> bool {
-        self.stale != 0
+        self.in_reset != 0
     }
 
     pub fn read(&self, register: u64) -> u32 {
@@ -274,6 +277,7 @@ impl PortState {
             device,
             held: self.held,
             stale: self.held,
+            in_reset: self.held,
             resets: self.resets + 1,
             ..PortState::new()
         };
@@ -409,6 +413,7 @@ impl PortState {
         let ended = slots & self.held & !self.stale;
         self.held &= !slots;
         self.stale &= !slots;
+        self.in_reset &= !slots;
         self.settle(ram);
         if self.engine == Engine::Running { ended } else { 0 }
     }
@@ -564,7 +569,7 @@ mod tests {
                     _ => {}
                 }
                 prop_assert_eq!(port.is_idle(), held == 0);
-                prop_assert_eq!(port.stale & !port.held, 0);
+                prop_assert_eq!(port.stale & !port.held | port.in_reset & !port.stale, 0);
                 let command = port.read(reg::CMD);
                 prop_assert!(command & reg::CMD_START == 0 || command & reg::CMD_RUNNING != 0);
                 prop_assert!(held == 0 || command & reg::CMD_RUNNING != 0);
