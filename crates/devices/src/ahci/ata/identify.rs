@@ -83,7 +83,8 @@ impl HardDisk {
             // The disk says where its first whole physical block begins, ATA where in a physical block it begins.
             let blocks = 1 << ratio;
             let first = (alignment_offset / logical_block % blocks) as u16;
-            set(209, &[1 << 14 | (blocks as u16 - first) % blocks as u16]);
+            let begins = (blocks as u16 - first) % blocks as u16;
+            set(209, &[1 << 14 | begins]);
         }
         set(106, &[sizes]);
     }
