@@ -9,6 +9,7 @@ pub mod assign_config;
 pub mod bar_moves;
 mod board;
 pub mod config_space;
+pub mod control_request;
 pub mod kernel_image;
 pub mod steps;
 pub mod virtio_blk;
@@ -19,7 +20,7 @@ pub mod vm_toml;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("virtio_queue", virtio_queue::run),
     ("virtio_blk", virtio_blk::run),
     ("config_space", config_space::run),
@@ -28,4 +29,5 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("vm_toml", vm_toml::run),
     ("assign_config", assign_config::run),
     ("ahci", ahci::run),
+    ("control_request", control_request::run),
 ];

@@ -57,6 +57,11 @@ fn hostile_sata_commands_are_refused() {
 }
 
 #[test]
+fn requests_to_the_control_socket_are_read_or_refused() {
+    replay("control_request");
+}
+
+#[test]
 fn every_target_has_its_seeds_replayed() {
     let mut folders: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds"))
         .expect("there are seeds")

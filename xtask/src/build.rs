@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What goes into `target/dist`: skep, and the lab's programs for the emulated host.
-const PROGRAMS: [&str; 4] = ["skep", "lab-init", "lab-io", "lab-bench"];
+const PROGRAMS: [&str; 5] = ["skep", "lab-init", "lab-io", "lab-edu", "lab-bench"];
 
 /// Leaves the static release programs in `target/dist`.
 pub fn run() -> Result<()> {

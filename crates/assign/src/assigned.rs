@@ -111,6 +111,16 @@ impl Assigned {
         Ok(Arc::new(Assigned { name, at, services, report, hardware, alarms, state }))
     }
 
+    /// The device's address on this host.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its address on the guest's bus.
+    pub fn at(&self) -> Address {
+        self.at
+    }
+
     /// The eventfds by which the kernel tells of errors of the device, and of the host wanting it back.
     pub fn alarms(&self) -> &Alarms {
         &self.alarms

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dma::vfio::{Group, VfioDevice};
-use dma::{Domain, Kind};
-use host::{Bound, Host, IommuGroup, PciAddress, PciDevice, ReservedRegion};
+use dma::vfio::{Cdev, Group, VfioDevice};
+use dma::{Chosen, Circumstances, DmaChoice, Domain, Kind, P2pWish};
+use host::{Bound, Host, IommuGroup, PciAddress, PciDevice};
 use memory::{GpaRange, MemoryMap, Mirror};
 
 use crate::error::{AssignError, all};
@@ -23,7 +23,7 @@ pub struct DomainPlan {
 
 /// Devices taken from the host for one VM, in their DMA domains.
 ///
-/// The order is: claim, attach the domains to the VM's memory map, tell KVM of [`Domain::groups`], make an
+/// The order is: claim, attach the domains to the VM's memory map, tell KVM of [`Domain::kvm_files`], make an
 /// [`crate::Assigned`] or a host driver of each device. In the end drop those, then [`Claim::release`]; a claim that
 /// is dropped gives back as well and prints what failed.
 #[derive(Debug)]
@@ -31,6 +31,7 @@ pub struct Claim {
     // Dropped in this order: a device can only be given back once its group is closed.
     members: Vec<Member>,
     domains: Vec<Arc<Domain>>,
+    chosen: Chosen,
     bound: Vec<Bound>,
 }
 
@@ -44,22 +45,32 @@ struct Member {
 
 impl Claim {
     /// Checks all devices, and everything about them, before anything is touched; then binds them to vfio-pci and
-    /// puts their groups into new domains. On failure the host is as it was.
-    pub fn new(host: &Host, plans: &[DomainPlan]) -> Result<Claim, AssignError> {
+    /// puts them into new domains, made as chosen. On failure the host is as it was.
+    pub fn new(host: &Host, plans: &[DomainPlan], dma: DmaChoice) -> Result<Claim, AssignError> {
         let Examined { devices, errors, .. } = examine(host, plans);
         all(errors)?;
-        let mut claim = Claim { members: Vec::new(), domains: Vec::new(), bound: Vec::new() };
-        for (device, _) in &devices {
-            claim.bound.push(host.bind_to_vfio(device)?);
-        }
+        let bound = devices.iter().map(|(device, _)| host.bind_to_vfio(device)).collect::<Result<_, _>>()?;
+        // Not before: it is binding that has the kernel load VFIO.
+        let p2p = plans.iter().any(|plan| matches!(plan.kind, Kind::Guest(P2pWish::On | P2pWish::Required)));
+        let chosen = dma.resolve(Circumstances { cdevs: host.has_vfio_cdevs(), p2p })?;
+        let mut claim = Claim { members: Vec::new(), domains: Vec::new(), chosen, bound };
         for plan in plans {
             let mine = || devices.iter().filter(|(device, _)| plan.devices.contains(&device.address));
             let groups: BTreeSet<u32> = mine().map(|(_, group)| *group).collect();
             if groups.is_empty() {
                 continue;
             }
-            let groups = groups.into_iter().map(Group::open).collect::<Result<_, _>>()?;
-            let domain = Domain::type1(&plan.name, plan.kind, groups)?;
+            let domain = match &claim.chosen {
+                Chosen::Type1(_) => {
+                    let groups = groups.into_iter().map(Group::open).collect::<Result<_, _>>()?;
+                    Domain::type1(&plan.name, plan.kind, groups)?
+                }
+                Chosen::Iommufd(iommufd) => {
+                    let cdevs = mine().map(|(device, _)| open_cdev(host, device.address));
+                    let cdevs = cdevs.collect::<Result<_, _>>()?;
+                    Domain::iommufd(&plan.name, plan.kind, iommufd, cdevs)?
+                }
+            };
             claim.domains.push(domain.clone());
             let member = |(device, group): &(PciDevice, u32)| Member {
                 device: device.clone(),
@@ -75,6 +86,11 @@ impl Claim {
     pub fn assigned(&self) -> impl Iterator<Item = PciAddress> {
         let guests = self.members.iter().filter(|member| member.domain.kind() != Kind::Host);
         guests.map(|member| member.device.address)
+    }
+
+    /// What the domains are made with; displayed, it says why.
+    pub fn chosen(&self) -> &Chosen {
+        &self.chosen
     }
 
     /// The domains. Ask them for their limits before RAM is made.
@@ -106,7 +122,7 @@ impl Claim {
     /// Takes the VM's memory out of every domain, closes the groups and gives all devices back to the drivers they
     /// had. Tries all, and reports all that failed.
     pub fn release(self, map: &MemoryMap) -> Result<(), AssignError> {
-        let Claim { members, domains, bound } = self;
+        let Claim { members, domains, chosen, bound } = self;
         drop(members);
         let mut errors = Vec::new();
         for domain in domains {
@@ -119,41 +135,30 @@ impl Claim {
             drop(mirror);
             errors.extend(domain.unmap_all().err().map(AssignError::from));
         }
+        drop(chosen);
         errors.extend(bound.into_iter().filter_map(|bound| bound.give_back().err()).map(AssignError::from));
         all(errors)
     }
 }
 
-/// Everything that can be known to stand in the way of taking these devices for a VM with its RAM at `ram`, at
-/// once, with nothing touched.
-pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange]) -> Result<(), AssignError> {
+fn open_cdev(host: &Host, address: PciAddress) -> Result<Cdev, AssignError> {
+    Ok(Cdev::open(&address.to_string(), &host.vfio_cdev(address)?)?)
+}
+
+/// Everything that can be known to stand in the way of taking these devices for a VM with its RAM at `ram` and
+/// domains made as `dma` says, at once, with nothing touched.
+pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange], dma: DmaChoice) -> Result<(), AssignError> {
     let Examined { devices, groups, mut errors } = examine(host, plans);
-    for group in groups {
-        match host.reserved_regions(group) {
-            Ok(regions) => errors.extend(reserved(group, &regions, ram)),
-            Err(error) => errors.push(error.into()),
-        }
+    match host.reach(&groups.into_iter().collect::<Vec<_>>()) {
+        Ok(reach) => errors.extend(reach.check(ram).into_iter().map(AssignError::from)),
+        Err(error) => errors.push(error.into()),
     }
     if !devices.is_empty() {
         let bytes = ram.iter().fold(0u64, |sum, range| sum.saturating_add(range.len()));
+        errors.extend(dma.check().err().map(AssignError::from));
         errors.extend(dma::check_memlock(bytes).err().map(AssignError::from));
     }
     all(errors)
-}
-
-/// RAM over what is reserved for a group's devices. The kernel maps over regions that are `direct-relaxable`: what
-/// the firmware kept there is of no use once the device is a guest's.
-fn reserved(group: u32, regions: &[ReservedRegion], ram: &[GpaRange]) -> Vec<AssignError> {
-    let mut errors = Vec::new();
-    for region in regions.iter().filter(|region| region.kind != "direct-relaxable") {
-        let over = |range: &&GpaRange| range.start().0 <= region.last && region.first < range.end().0;
-        errors.extend(ram.iter().filter(over).map(|ram| AssignError::Reserved {
-            ram: *ram,
-            group,
-            region: region.clone(),
-        }));
-    }
-    errors
 }
 
 /// Devices with their groups, all groups, and everything that stands in the way.
@@ -239,7 +244,7 @@ mod tests {
         device(dir.path(), "0000:02:00.1", "0x0c0330", "xhci_hcd", Some(2));
         let [one] = guest(&["02:00.0".parse().unwrap()]);
         let two = DomainPlan { name: "usb".into(), devices: vec!["02:00.1".parse().unwrap()], ..one.clone() };
-        let text = check(&Host::at(dir.path()), &[one, two], &[]).unwrap_err().to_string();
+        let text = check(&Host::at(dir.path()), &[one, two], &[], DmaChoice::Auto).unwrap_err().to_string();
         assert!(text.contains("IOMMU group 2") && text.contains("guest, usb"), "{text}");
     }
 
@@ -252,7 +257,8 @@ mod tests {
         device(dir.path(), "0000:03:00.0", "0x020000", "e1000e", None);
         let addresses =
             ["00:01.0", "02:00.0", "02:00.0", "03:00.0", "04:00.0"].map(|text| text.parse().unwrap());
-        let text = Claim::new(&Host::at(dir.path()), &guest(&addresses)).unwrap_err().to_string();
+        let text =
+            Claim::new(&Host::at(dir.path()), &guest(&addresses), DmaChoice::Auto).unwrap_err().to_string();
         for part in [
             "0000:00:01.0 is in use by this host: it is a bridge",
             "0000:02:00.0 is assigned twice",
@@ -276,17 +282,21 @@ mod tests {
         fs::write(dir.path().join("sys/kernel/iommu_groups/2/reserved_regions"), regions).unwrap();
         let host = Host::at(dir.path());
         let address = ["02:00.0".parse().unwrap()];
-        let text = check(&host, &guest(&address), &memory::ram_ranges(2 << 40)).unwrap_err().to_string();
+        let text = check(&host, &guest(&address), &memory::ram_ranges(2 << 40), DmaChoice::Auto)
+            .unwrap_err()
+            .to_string();
         for part in [
             "0000:02:00.1 (USB controller",
-            "lies over 0xbff00000-0xc00fffff, which is reserved (direct) for the devices of IOMMU group 2",
-            "lies over 0xfd00000000-0xffffffffff, which is reserved (reserved)",
+            "lies over 0xbff00000-0xc00fffff, memory that the firmware keeps for the devices of IOMMU group 2",
+            "lies in the hole below 1 TiB (0xfd00000000-0xffffffffff)",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
-        assert!(!text.contains("msi") && !text.contains("relaxable"), "{text}");
-        let text = check(&host, &guest(&address), &memory::ram_ranges(1 << 30)).unwrap_err().to_string();
-        assert!(!text.contains("reserved"), "{text}");
-        check(&host, &[], &memory::ram_ranges(2 << 40)).unwrap();
+        assert!(!text.contains("MSI") && !text.contains("relaxable"), "{text}");
+        let text = check(&host, &guest(&address), &memory::ram_ranges(1 << 30), DmaChoice::Auto)
+            .unwrap_err()
+            .to_string();
+        assert!(!text.contains("guest RAM"), "{text}");
+        check(&host, &[], &memory::ram_ranges(2 << 40), DmaChoice::Iommufd).unwrap();
     }
 }

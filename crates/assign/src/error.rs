@@ -2,8 +2,8 @@
 
 use dma::vfio::VfioError;
 use dma::{DomainError, MemlockError};
-use host::{BindError, HostError, NotViable, PciAddress, Reason, ReservedRegion};
-use memory::{ChangeError, GpaRange};
+use host::{BindError, HostError, NotViable, PciAddress, Reason, Unreachable};
+use memory::ChangeError;
 use pci::{PciError, ServiceError};
 
 /// Why a device could not be assigned, reset or given back.
@@ -24,20 +24,9 @@ pub enum AssignError {
     /// The RAM could not be pinned.
     #[error(transparent)]
     Memlock(#[from] MemlockError),
-    /// RAM where the group's devices do not reach it.
-    #[error(
-        "guest RAM at {ram} lies over {:#x}-{:#x}, which is reserved ({}) for the devices of IOMMU group {group}: they \
-         could not do DMA there. Give the VM less memory (--memory), or do not assign them",
-        region.first, region.last, region.kind
-    )]
-    Reserved {
-        /// The RAM.
-        ram: GpaRange,
-        /// The group.
-        group: u32,
-        /// What is reserved.
-        region: ReservedRegion,
-    },
+    /// RAM where the devices do not reach it.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     /// A DMA domain could not take on the VM's memory, or give it up.
     #[error(transparent)]
     Change(#[from] ChangeError),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dma::vfio::{Dependent, Group, VfioDevice, VfioError};
+use dma::vfio::{Dependent, Group, Holder, VfioDevice, VfioError};
 use host::PciAddress;
 
 use crate::claim::Claim;
@@ -12,7 +12,8 @@ use crate::claim::Claim;
 pub(crate) enum Reset {
     /// The function alone.
     Function,
-    /// The bus, on which there is nothing that this VM has not claimed: all is in these groups.
+    /// The bus, on which there is nothing that this VM has not claimed: all is in these groups, of which iommufd needs
+    /// none.
     Bus(Vec<Arc<Group>>),
     /// None. The device keeps what the last user left in it.
     None,
@@ -27,11 +28,16 @@ impl Reset {
         }
         // The kernel answers ENODEV when the bus cannot be reset; any other refusal means the same to us.
         let Ok(dependents) = device.hot_reset_dependents() else { return Reset::None };
-        let mine = |dependent| address(dependent).is_some_and(|it| claim.assigned().any(|other| other == it));
+        let mine = |dependent: &Dependent| {
+            let assigned = address(dependent).is_some_and(|it| claim.assigned().any(|other| other == it));
+            assigned && dependent.holder != Holder::Others
+        };
         if !dependents.iter().all(mine) {
             return Reset::None;
         }
-        let concerned = |group: &&Arc<Group>| dependents.iter().any(|other| other.group == group.number());
+        let concerned = |group: &&Arc<Group>| {
+            dependents.iter().any(|other| other.holder == Holder::Group(group.number()))
+        };
         let groups = claim.domains().iter().flat_map(|domain| domain.groups());
         Reset::Bus(groups.filter(concerned).cloned().collect())
     }
@@ -57,7 +63,7 @@ mod tests {
 
     #[test]
     fn a_dependent_has_its_address_in_the_usual_form() {
-        let dependent = Dependent { group: 4, address: (1, 0x3f, 0xfa) };
+        let dependent = Dependent { holder: Holder::Ours, address: (1, 0x3f, 0xfa) };
         assert_eq!(address(&dependent), "0001:3f:1f.2".parse().ok());
     }
 }

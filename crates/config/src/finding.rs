@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::values::Invalid;
+use crate::values::address::PciAddress;
 
 /// Everything that is wrong with a description, in the order of its sources. Never empty.
 ///
@@ -156,6 +157,41 @@ pub enum Problem {
         /// How to write it.
         hint: &'static str,
     },
+    /// Two keys that exclude each other.
+    #[error("`{one}` and `{other}` exclude each other. Remove one of them.")]
+    NotTogether {
+        /// The one.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
+    },
+    /// A key that means nothing without another one.
+    #[error("`{key}` means something only with `{with}`. Remove it, or write {with}=VALUE.")]
+    OnlyWith {
+        /// The key.
+        key: &'static str,
+        /// The one that is not there.
+        with: &'static str,
+    },
+    /// A controller that the guest and skep would both drive.
+    #[error(
+        "NVMe controller {address} cannot hold a disk and be assigned to the guest, as it is {}. Give the guest \
+         either the controller (assign) or the disk (nvme).",
+        assigned.in_words()
+    )]
+    AssignedAndDisk {
+        /// The controller.
+        address: PciAddress,
+        /// Where it is assigned.
+        assigned: Place,
+    },
+    /// The host domain that loses the guest's RAM, without a word that this is meant.
+    #[error(
+        "an exclusive host domain is for study: when a device is assigned, the guest's RAM leaves the host domain, \
+         as it did in bhyve until 2022, and what skep's own drivers then read or write for the guest fails with I/O \
+         errors. Use shared, or say that you want this: --i-know (i-know = true)."
+    )]
+    Exclusive,
     /// The same key or the same thing, a second time.
     #[error("{what} was given before, {}. Remove one of them.", first.in_words())]
     Repeated {

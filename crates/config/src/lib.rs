@@ -21,19 +21,22 @@
 
 mod describe;
 mod finding;
+mod model;
 mod nearest;
 mod print;
 mod source;
 mod values;
-mod vm;
 
 pub use describe::{File, Key, describe};
 pub use finding::{Finding, Findings, Place, Problem};
+pub use model::{
+    Assign, Backing, Boot, Console, Disk, DiskModel, DiskSource, Distinct, Dma, DmaBackEnd, HostDomain,
+    HugePages, Identified, OnFault, P2p, Poll, Vm, Wire,
+};
 pub use values::address::PciAddress;
-pub use values::count::{Cpus, Queues};
-pub use values::name::VmName;
+pub use values::count::{Cpus, Namespace, NodeId, Queues};
+pub use values::name::{DomainName, VmName};
 pub use values::path::{HostPath, SocketPath};
 pub use values::size::{ByteSize, MemorySize};
 pub use values::text::{Cmdline, Serial};
 pub use values::{Invalid, Repeated};
-pub use vm::{Assign, Boot, Console, Disk, DiskModel, Distinct, Identified, Vm};

@@ -2,7 +2,8 @@
 
 use std::fmt::{Display, Write};
 
-use crate::vm::Vm;
+use crate::model::{Assign, DiskSource, HostDomain, Vm};
+use crate::values::name::DomainName;
 
 impl Vm {
     /// The file that describes this VM, with every default written out. Read again, it gives an equal VM.
@@ -11,17 +12,38 @@ impl Vm {
         lines.text("name", &self.name);
         lines.bare("cpus", self.cpus);
         lines.text("memory", self.memory);
+        if let Some(pages) = self.backing.hugepages {
+            lines.text("hugepages", pages);
+        }
+        if let Some(node) = self.backing.node {
+            lines.bare("node", node);
+        }
+        lines.text("wire", self.backing.wire);
         lines.text("kernel", &self.boot.kernel);
         if let Some(initrd) = &self.boot.initrd {
             lines.text("initrd", initrd);
         }
         lines.text("cmdline", &self.boot.cmdline);
         lines.text("console", &self.console);
-        let assigned: Vec<String> = self.assigned.iter().map(|assign| quoted(assign.address)).collect();
+        lines.text("dma", self.dma.back_end);
+        lines.text("host-domain", self.dma.host_domain);
+        if self.dma.host_domain == HostDomain::Exclusive {
+            lines.bare("i-know", true);
+        }
+        lines.text("on-fault", self.dma.on_fault);
+        lines.text("p2p", self.dma.p2p);
+        let assigned: Vec<String> = self.assigned.iter().map(assign).collect();
         lines.bare("assign", format_args!("[{}]", assigned.join(", ")));
         for disk in &self.disks {
             lines.0.push_str("\n[[disk]]\n");
-            lines.text("path", &disk.path);
+            match &disk.source {
+                DiskSource::Path(path) => lines.text("path", path),
+                DiskSource::Nvme { address, namespace, poll } => {
+                    lines.text("nvme", address);
+                    lines.bare("namespace", namespace);
+                    lines.text("poll", poll);
+                }
+            }
             lines.text("model", disk.model.name());
             lines.bare("readonly", disk.readonly);
             if let Some(queues) = disk.queues {
@@ -33,6 +55,16 @@ impl Vm {
         }
         lines.0
     }
+}
+
+/// An assigned device: its address alone where the rest is as it is without a word.
+fn assign(assign: &Assign) -> String {
+    let Assign { address, domain, on_fault } = assign;
+    if *domain == DomainName::default() && on_fault.is_none() {
+        return quoted(address);
+    }
+    let on_fault = on_fault.map(|answer| format!(", on-fault = {}", quoted(answer))).unwrap_or_default();
+    format!("{{ address = {}, domain = {}{on_fault} }}", quoted(address), quoted(domain))
 }
 
 struct Lines(String);

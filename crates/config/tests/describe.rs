@@ -1,6 +1,9 @@
 //! What a file and flags mean together, and what is said about their errors.
 
-use config::{Cmdline, Console, Disk, DiskModel, File, Key, Vm};
+use config::{
+    Cmdline, Console, Disk, DiskModel, DiskSource, DmaBackEnd, File, HostDomain, HugePages, Key, OnFault,
+    P2p, Poll, Vm, Wire,
+};
 
 fn describe(file: Option<&str>, flags: &[(Key, &str)]) -> Result<Vm, String> {
     let flags: Vec<(Key, String)> = flags.iter().map(|(key, value)| (*key, value.to_string())).collect();
@@ -18,6 +21,14 @@ fn flag_findings(key: Key, value: &str) -> String {
     describe(None, &[(Key::Kernel, "k"), (key, value)]).unwrap_err()
 }
 
+fn path(text: &str) -> DiskSource {
+    DiskSource::Path(text.parse().unwrap())
+}
+
+fn nvme(address: &str, namespace: i64, poll: Poll) -> DiskSource {
+    DiskSource::Nvme { address: address.parse().unwrap(), namespace: namespace.try_into().unwrap(), poll }
+}
+
 #[test]
 fn the_documented_example_reads_as_it_says() {
     let vm = describe(Some(include_str!("../../../docs/vm.toml")), &[]).unwrap();
@@ -30,22 +41,33 @@ fn the_documented_example_reads_as_it_says() {
     assert_eq!(vm.console, Console::Stdio);
     assert_eq!(vm.assigned[0].address.to_string(), "0000:01:00.0");
     let first = Disk {
-        path: "/dev/disk/by-id/ata-WD-1234".parse().unwrap(),
+        source: path("/dev/disk/by-id/ata-WD-1234"),
         model: DiskModel::VirtioBlk,
         readonly: true,
         queues: Some(2.try_into().unwrap()),
         serial: Some("WD-1234".parse().unwrap()),
     };
     assert_eq!(vm.disks[0], first);
-    assert_eq!(vm.disks[1].path.as_str(), "/dev/sda");
+    assert_eq!(vm.disks[1].source, path("/dev/sda"));
     assert!(!vm.disks[1].readonly);
+    assert_eq!(vm.disks[2].source, nvme("0000:03:00.0", 1, Poll::Adaptive));
+    assert_eq!((vm.backing.hugepages, vm.backing.wire), (Some(HugePages::Of2M), Wire::Auto));
+    assert_eq!(vm.backing.node.unwrap().get(), 0);
+    assert_eq!((vm.dma.back_end, vm.dma.host_domain), (DmaBackEnd::Auto, HostDomain::Shared));
+    assert_eq!((vm.dma.on_fault, vm.dma.p2p), (OnFault::Report, P2p::Off));
+    assert_eq!((vm.assigned[0].domain.as_str(), vm.assigned[0].on_fault), ("guest", None));
+    assert_eq!((vm.assigned[1].domain.as_str(), vm.assigned[1].on_fault), ("nic", Some(OnFault::Reset)));
 }
 
 #[test]
 fn the_documented_example_shows_every_key() {
     let text = include_str!("../../../docs/vm.toml");
     for key in Key::ALL {
-        let forms = [format!("\n{} = ", key.name()), format!("\n[[{}]]", key.name())];
+        let forms = [
+            format!("\n{} = ", key.name()),
+            format!("\n[[{}]]", key.name()),
+            format!("\n# {} = ", key.name()),
+        ];
         assert!(forms.iter().any(|form| text.contains(form)), "{key:?}");
     }
 }
@@ -63,9 +85,11 @@ fn a_kernel_is_enough() {
 
 #[test]
 fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
-    let file = "name = \"a\"\ncpus = 2\nmemory = 512\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
-                console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\" }]\n\
-                [[disk]]\npath = \"d\"\nmodel = \"virtio-blk\"\nreadonly = true\nqueues = 3\nserial = \"s\"\n";
+    let file = "name = \"a\"\ncpus = 2\nmemory = 512\nhugepages = \"2M\"\nnode = 1\nwire = true\np2p = \"required\"\n\
+                dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
+                console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\", domain = \"b\", on-fault = \"pause\" }]\n\
+                [[disk]]\npath = \"d\"\nmodel = \"virtio-blk\"\nreadonly = true\nqueues = 3\nserial = \"s\"\n\
+                [[disk]]\nnvme = \"03:00.0\"\nnamespace = 2\npoll = false\n";
     let flags = [
         (Key::Name, "a"),
         (Key::Cpus, "2"),
@@ -75,8 +99,17 @@ fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
         (Key::Cmdline, "c"),
         (Key::Console, "file:o"),
         (Key::Assign, "0000:01:00.0"),
-        (Key::Assign, "address=02:00.0"),
+        (Key::Assign, "address=02:00.0,domain=b,on-fault=pause"),
         (Key::Disk, "d,model=virtio-blk,readonly=on,queues=3,serial=s"),
+        (Key::Disk, "nvme=03:00.0,namespace=2,poll=off"),
+        (Key::Hugepages, "2M"),
+        (Key::Node, "1"),
+        (Key::Wire, "on"),
+        (Key::P2p, "required"),
+        (Key::Dma, "type1"),
+        (Key::HostDomain, "exclusive"),
+        (Key::IKnow, "on"),
+        (Key::OnFault, "stop"),
     ];
     assert_eq!(describe(Some(file), &[]).unwrap(), describe(None, &flags).unwrap());
 }
@@ -87,8 +120,8 @@ fn flags_win_over_the_file_and_add_to_its_lists() {
     let flags = [(Key::Memory, "2G"), (Key::Disk, "/dev/sdb"), (Key::Assign, "02:00.0")];
     let vm = describe(Some(file), &flags).unwrap();
     assert_eq!((vm.memory.bytes(), vm.cpus.get().get()), (2 << 30, 2));
-    let disks: Vec<&str> = vm.disks.iter().map(|disk| disk.path.as_str()).collect();
-    assert_eq!(disks, ["/dev/sda", "/dev/sdb"]);
+    let disks: Vec<&DiskSource> = vm.disks.iter().map(|disk| &disk.source).collect();
+    assert_eq!(disks, [&path("/dev/sda"), &path("/dev/sdb")]);
     assert_eq!(vm.assigned[1].address.to_string(), "0000:02:00.0");
 }
 
@@ -111,8 +144,8 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
     assert_eq!(
         findings("kernel = \"k\"\n[network]\n"),
         [
-            "vm.toml:2:2: unknown key `network`. The keys here are: name, cpus, memory, kernel, initrd, cmdline, \
-          console, assign, disk."
+            "vm.toml:2:2: unknown key `network`. The keys here are: name, cpus, memory, hugepages, node, wire, \
+             kernel, initrd, cmdline, console, dma, host-domain, i-know, on-fault, p2p, assign, disk."
         ]
     );
 }
@@ -131,7 +164,7 @@ fn all_errors_of_a_file_are_found_at_once_and_in_its_order() {
         "vm.toml:5:11: \"1\" is not a PCI address.",
         "vm.toml:5:16: `assign` is the number 2; it must be a list of PCI addresses, [\"0000:01:00.0\"].",
         "vm.toml:6:11: `console` is true; it must be text in quotes: stdio, file:PATH or socket:PATH.",
-        "vm.toml:7:1: this disk has no `path`. Say what holds its data, as in path=/dev/sda.",
+        "vm.toml:7:1: this disk has no `path`. Say what holds its data, as in path=/dev/sda",
         "vm.toml:8:9: \"ide\" is not a disk model. Write virtio-blk.",
         "vm.toml:9:12: `readonly` is the text \"on\"; it must be true or false (in a flag also on or off).",
         "vm.toml:10:10: a disk cannot have 0 queues.",
@@ -195,7 +228,8 @@ fn an_error_in_a_flag_names_the_flag_as_written() {
     );
     assert_eq!(
         flag_findings(Key::Disk, "model=virtio-blk"),
-        "--disk model=virtio-blk: this disk has no `path`. Say what holds its data, as in path=/dev/sda."
+        "--disk model=virtio-blk: this disk has no `path`. Say what holds its data, as in path=/dev/sda (or \
+         nvme=0000:03:00.0, a controller that skep drives itself)."
     );
     assert!(
         flag_findings(Key::Cpus, "two").starts_with("--cpus two: `cpus` is the text \"two\"; it must be")
@@ -204,7 +238,7 @@ fn an_error_in_a_flag_names_the_flag_as_written() {
     assert!(flag_findings(Key::Assign, "1").starts_with("--assign 1: \"1\" is not a PCI address."));
     assert!(
         flag_findings(Key::Assign, "01:00.0,rom=off")
-            .contains("unknown key `rom`. The keys here are: address.")
+            .contains("unknown key `rom`. The keys here are: address, domain, on-fault.")
     );
     assert!(flag_findings(Key::Console, "pty").starts_with("--console pty: \"pty\" is not a console."));
     assert!(flag_findings(Key::Name, "-x").starts_with("--name -x: \"-x\" is not a VM name."));
@@ -259,4 +293,67 @@ fn endless_keys_and_nesting_are_refused() {
     {
         assert!(describe(Some(&text), &[]).is_err());
     }
+}
+
+#[test]
+fn an_exclusive_host_domain_must_be_meant_and_the_finding_says_what_it_does() {
+    let error = flag_findings(Key::HostDomain, "exclusive");
+    for part in
+        ["--host-domain exclusive: ", "for study", "leaves the host domain", "bhyve until 2022", "--i-know"]
+    {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let error = findings("kernel = \"k\"\nhost-domain = \"exclusive\"\ni-know = false\n");
+    assert!(error[0].starts_with("vm.toml:2:15: "), "{error:?}");
+    let file = "kernel = \"k\"\nhost-domain = \"exclusive\"\n";
+    let vm = describe(Some(file), &[(Key::IKnow, "on")]).unwrap();
+    assert_eq!(vm.dma.host_domain, HostDomain::Exclusive);
+}
+
+#[test]
+fn an_nvme_disk_has_its_own_keys_and_a_path_does_not_have_them() {
+    let vm = describe(None, &[(Key::Kernel, "k"), (Key::Disk, "nvme=03:00.0")]).unwrap();
+    assert_eq!(vm.disks[0].source, nvme("0000:03:00.0", 1, Poll::Adaptive));
+    let error = flag_findings(Key::Disk, "/dev/sda,namespace=1,poll=on");
+    assert!(error.contains("`namespace` means something only with `nvme`."), "{error}");
+    assert!(error.contains("`poll` means something only with `nvme`."), "{error}");
+    let error = flag_findings(Key::Disk, "/dev/sda,nvme=03:00.0");
+    assert!(error.contains("`path` and `nvme` exclude each other."), "{error}");
+    assert!(flag_findings(Key::Disk, "nvme=03:00.0,namespace=0").contains("no namespace 0"));
+    assert!(flag_findings(Key::Disk, "nvme=03:00.0,poll=maybe").contains("Write off or adaptive or on."));
+}
+
+#[test]
+fn a_controller_is_either_assigned_or_holds_disks_and_may_hold_several() {
+    let file = "kernel = \"k\"\nassign = [\"03:00.0\"]\n";
+    let error = describe(Some(file), &[(Key::Disk, "nvme=0000:03:00.0")]).unwrap_err();
+    let expected = "--disk nvme=0000:03:00.0: NVMe controller 0000:03:00.0 cannot hold a disk and be assigned to the \
+                    guest, as it is in line 2 of vm.toml.";
+    assert!(error.starts_with(expected), "{error}");
+    let disk = |text| (Key::Disk, text);
+    let two = [(Key::Kernel, "k"), disk("nvme=03:00.0"), disk("nvme=03:00.0,namespace=2")];
+    assert_eq!(describe(None, &two).unwrap().disks.len(), 2);
+    let twice = [(Key::Kernel, "k"), disk("nvme=03:00.0"), disk("nvme=0000:03:00.0,poll=on")];
+    let error = describe(None, &twice).unwrap_err();
+    assert!(error.contains("namespace 1 of NVMe controller 0000:03:00.0 was given before"), "{error}");
+}
+
+#[test]
+fn an_assigned_device_can_be_in_a_domain_of_its_own_but_not_in_the_host_domain() {
+    let error = flag_findings(Key::Assign, "01:00.0,domain=host");
+    assert!(error.contains("that of the devices that skep itself drives"), "{error}");
+    assert!(flag_findings(Key::Assign, "01:00.0,domain=a b").contains("is not the name of a domain"));
+    let error = flag_findings(Key::Assign, "01:00.0,on-fault=panic");
+    assert!(error.contains("Write report or pause or reset or stop."), "{error}");
+}
+
+#[test]
+fn memory_must_be_whole_huge_pages() {
+    let file = "memory = \"1536M\"\nhugepages = \"1G\"\nkernel = \"k\"\n";
+    let found = findings(file);
+    let expected =
+        "vm.toml:2:13: 1536M of memory is not a multiple of huge pages of 1G. Give the VM 2G of memory";
+    assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
+    assert!(describe(Some(file), &[(Key::Memory, "3G")]).is_ok());
+    assert!(flag_findings(Key::Node, "4096").contains("no NUMA node 4096"));
 }

@@ -4,7 +4,10 @@ use std::fmt::Debug;
 use std::hint::black_box;
 use std::str::FromStr;
 
-use config::{Assign, Boot, Console, Cpus, Disk, DiskModel, Distinct, File, Key, MemorySize, PciAddress, Vm};
+use config::{
+    Assign, Backing, Boot, Console, Cpus, Disk, DiskModel, DiskSource, Distinct, Dma, DmaBackEnd, DomainName,
+    File, HostDomain, HugePages, Key, MemorySize, OnFault, P2p, PciAddress, Poll, Vm, Wire,
+};
 use proptest::option;
 use proptest::prelude::*;
 
@@ -16,11 +19,31 @@ fn path<T: FromStr + Debug>() -> impl Strategy<Value = T> {
     parsed(prop_oneof!["/[a-z,='\"\\\\/ ]{1,20}", "(?s).{1,20}"])
 }
 
+/// Any of the words that an enum has.
+fn word<T: FromStr + Debug>(names: &'static [&'static str]) -> impl Strategy<Value = T>
+where
+    T::Err: Debug,
+{
+    prop::sample::select(names).prop_map(|name| name.parse().unwrap())
+}
+
+fn address() -> impl Strategy<Value = PciAddress> {
+    (any::<u16>(), any::<u8>(), 0u8..32, 0u8..8)
+        .prop_map(|(segment, bus, device, function)| PciAddress::new(segment, bus, device, function).unwrap())
+}
+
+fn source() -> impl Strategy<Value = DiskSource> {
+    let nvme = (address(), 1i64..=0xffff_fffe, word(Poll::NAMES)).prop_map(|(address, namespace, poll)| {
+        DiskSource::Nvme { address, namespace: namespace.try_into().unwrap(), poll }
+    });
+    prop_oneof![path().prop_map(DiskSource::Path), nvme]
+}
+
 fn disk() -> impl Strategy<Value = Disk> {
     let queues = option::of((1i64..=1024).prop_map(|count| count.try_into().unwrap()));
-    (path(), any::<bool>(), queues, option::of(parsed("[ -~]{1,20}"))).prop_map(
-        |(path, readonly, queues, serial)| Disk {
-            path,
+    (source(), any::<bool>(), queues, option::of(parsed("[ -~]{1,20}"))).prop_map(
+        |(source, readonly, queues, serial)| Disk {
+            source,
             model: DiskModel::VirtioBlk,
             readonly,
             queues,
@@ -30,9 +53,30 @@ fn disk() -> impl Strategy<Value = Disk> {
 }
 
 fn assign() -> impl Strategy<Value = Assign> {
-    (any::<u16>(), any::<u8>(), 0u8..32, 0u8..8).prop_map(|(segment, bus, device, function)| Assign {
-        address: PciAddress::new(segment, bus, device, function).unwrap(),
+    let domain = prop_oneof![Just(DomainName::default()), parsed("[A-Za-z0-9._-]{1,32}")];
+    (address(), domain, option::of(word(OnFault::NAMES))).prop_map(|(address, domain, on_fault)| Assign {
+        address,
+        domain,
+        on_fault,
     })
+}
+
+fn dma() -> impl Strategy<Value = Dma> {
+    let words = (word(DmaBackEnd::NAMES), word(HostDomain::NAMES), word(OnFault::NAMES), word(P2p::NAMES));
+    words.prop_map(|(back_end, host_domain, on_fault, p2p)| Dma { back_end, host_domain, on_fault, p2p })
+}
+
+/// Memory, and pages that divide it.
+fn memory() -> impl Strategy<Value = (MemorySize, Backing)> {
+    let size =
+        (8u64..32 << 20).prop_map(|n| MemorySize::try_from(config::ByteSize::from_bytes(n << 21)).unwrap());
+    let node = option::of((0i64..=1023).prop_map(|number| number.try_into().unwrap()));
+    (size, option::of(word::<HugePages>(HugePages::NAMES)), node, word(Wire::NAMES)).prop_map(
+        |(size, pages, node, wire)| {
+            let hugepages = pages.filter(|pages| size.bytes().is_multiple_of(pages.bytes()));
+            (size, Backing { hugepages, node, wire })
+        },
+    )
 }
 
 fn vm() -> impl Strategy<Value = Vm> {
@@ -46,19 +90,26 @@ fn vm() -> impl Strategy<Value = Vm> {
     let disks = prop::collection::vec(disk(), 0..4);
     let assigned = prop::collection::vec(assign(), 0..4);
     let lists = (disks, assigned).prop_filter_map("repeated", |(disks, assigned)| {
+        let both = |disk: &Disk| match &disk.source {
+            DiskSource::Nvme { address, .. } => assigned.iter().any(|assign| assign.address == *address),
+            DiskSource::Path(_) => false,
+        };
+        if disks.iter().any(both) {
+            return None;
+        }
         Some((Distinct::try_from(disks).ok()?, Distinct::try_from(assigned).ok()?))
     });
-    let size = (8u64..32 << 20).prop_map(|n| config::ByteSize::from_bytes(n << 21));
-    let size = size.prop_map(|size| MemorySize::try_from(size).unwrap());
     let cpus = (1i64..=1024).prop_map(|count| Cpus::try_from(count).unwrap());
-    (parsed("[A-Za-z0-9._-]{1,64}"), cpus, size, boot, lists, console).prop_map(
-        |(name, cpus, memory, boot, (disks, assigned), console)| Vm {
+    (parsed("[A-Za-z0-9._-]{1,64}"), cpus, memory(), boot, lists, dma(), console).prop_map(
+        |(name, cpus, (memory, backing), boot, (disks, assigned), dma, console)| Vm {
             name,
             cpus,
             memory,
+            backing,
             boot,
             disks,
             assigned,
+            dma,
             console,
         },
     )
@@ -84,7 +135,7 @@ proptest! {
     #[test]
     fn no_text_like_toml_makes_the_reader_panic(
         words in prop::collection::vec(prop::sample::select(vec![
-            "name", "memory", "disk", "assign", "path", "readonly", " = ", "=", "[[", "]]", "[", "]", "{", "}",
+            "name", "memory", "disk", "assign", "path", "readonly", "nvme", "poll", "hugepages", "node", "host-domain", " = ", "=", "[[", "]]", "[", "]", "{", "}",
             "\"", "'", "\"\"\"", "\"a\"", ".", ",", "\n", "#", "\\", "1", "-1", "0x", "true", "1979-05-27", "ä", "\r",
             "99999999999999999999",
         ]), 0..40)
@@ -112,7 +163,7 @@ proptest! {
     }
 
     #[test]
-    fn no_list_of_a_flag_makes_the_reader_panic(value in "((path|model|queues|readonly|x)?=?[,a-z0-9=]{0,5}){0,6}") {
+    fn no_list_of_a_flag_makes_the_reader_panic(value in "((path|nvme|namespace|poll|model|queues|readonly|x)?=?[,a-z0-9=]{0,5}){0,6}") {
         black_box(config::describe(None, &[(Key::Disk, value)]).is_ok());
     }
 
@@ -122,6 +173,6 @@ proptest! {
         let disk = format!("readonly=on,path={}", path.replace(',', ",,"));
         let flags = [(Key::Kernel, "k".to_string()), (Key::Disk, disk)];
         let vm = config::describe(None, &flags).unwrap();
-        prop_assert_eq!(vm.disks[0].path.as_str(), path);
+        prop_assert_eq!(&vm.disks[0].source, &DiskSource::Path(path.parse().unwrap()));
     }
 }

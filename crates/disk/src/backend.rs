@@ -10,11 +10,17 @@ use crate::disk::QueueError;
 use crate::geometry::Geometry;
 use crate::queue::Event;
 use crate::request::Request;
+use crate::spin::Poll;
 
 /// Something behind a [`crate::Disk`].
 pub trait Backend: Send + Sync {
     /// What the disk is.
     fn geometry(&self) -> &Geometry;
+
+    /// Whether its queues look for completions before they sleep. It pays only where looking enters no kernel.
+    fn poll(&self) -> Poll {
+        Poll::Off
+    }
 
     /// A new engine for up to `depth` requests under way at once. It counts the bytes it moves in `counters`.
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError>;
@@ -23,7 +29,7 @@ pub trait Backend: Send + Sync {
 /// Whether to wait for something to happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Patience {
-    /// Come back at once.
+    /// Come back at once. That an eventfd was written may be noticed a few calls later.
     Poll,
     /// Come back with at least one event, or when a signal interrupts.
     Wait,

@@ -50,9 +50,42 @@ pub struct QueueError {
 
 /// A disk of the host that belongs to this process until it is dropped.
 pub struct Disk {
-    name: Arc<str>,
     backend: Box<dyn Backend>,
-    counters: Mutex<Vec<Arc<QueueCounters>>>,
+    tally: Tally,
+}
+
+/// What goes through a disk, to be read at any time, also when the disk has been closed.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    name: Arc<str>,
+    queues: Arc<Mutex<Vec<Arc<QueueCounters>>>>,
+}
+
+impl Tally {
+    /// What the disk is called in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What went through all its queues since it was opened.
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        let all = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().for_each(|queue| queue.add_to(&mut sum));
+        sum
+    }
+
+    /// Counters that no queue uses any more go on counting for the next one, so that a guest that resets its
+    /// queues for ever does not make the list grow.
+    fn unused(&self) -> Arc<QueueCounters> {
+        let mut all = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(unused) = all.iter().find(|counters| Arc::strong_count(counters) == 1) {
+            return unused.clone();
+        }
+        let new = Arc::new(QueueCounters::default());
+        all.push(new.clone());
+        new
+    }
 }
 
 impl Disk {
@@ -64,12 +97,12 @@ impl Disk {
 
     /// A disk over a back end of the caller's.
     pub fn new(name: impl Into<Arc<str>>, backend: Box<dyn Backend>) -> Disk {
-        Disk { name: name.into(), backend, counters: Mutex::default() }
+        Disk { backend, tally: Tally { name: name.into(), queues: Arc::default() } }
     }
 
     /// What the disk is called in messages: its path.
     pub fn name(&self) -> &str {
-        &self.name
+        self.tally.name()
     }
 
     /// What the disk is.
@@ -79,12 +112,13 @@ impl Disk {
 
     /// A queue for up to `depth` requests at once, to be started on the thread that will use it.
     pub fn prepare_queue(&self, depth: u16) -> Result<PreparedQueue, QueueError> {
-        let counters = self.unused_counters();
+        let counters = self.tally.unused();
         let engine = self.backend.engine(depth, counters.clone())?;
         Ok(PreparedQueue {
-            disk: self.name.clone(),
+            disk: self.tally.name.clone(),
             geometry: self.geometry().clone(),
             depth,
+            poll: self.backend.poll(),
             counters,
             engine,
         })
@@ -92,27 +126,17 @@ impl Disk {
 
     /// What went through all queues of this disk since it was opened.
     pub fn counters(&self) -> Counters {
-        let mut sum = Counters::default();
-        let all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().for_each(|queue| queue.add_to(&mut sum));
-        sum
+        self.tally.counters()
     }
 
-    /// Counters that no queue uses any more go on counting for the next one, so that a guest that resets its
-    /// queues for ever does not make the list grow.
-    fn unused_counters(&self) -> Arc<QueueCounters> {
-        let mut all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(unused) = all.iter().find(|counters| Arc::strong_count(counters) == 1) {
-            return unused.clone();
-        }
-        let new = Arc::new(QueueCounters::default());
-        all.push(new.clone());
-        new
+    /// Its counters, for whoever wants to read them after it has been closed.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 }
 
 impl std::fmt::Debug for Disk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Disk").field("name", &self.name).field("geometry", self.geometry()).finish()
+        f.debug_struct("Disk").field("name", &self.name()).field("geometry", self.geometry()).finish()
     }
 }

@@ -26,13 +26,16 @@ mod counters;
 mod disk;
 mod geometry;
 mod kernel;
+pub mod nvme;
 mod queue;
 mod request;
+mod spin;
 
 pub use backend::{Backend, Engine, Patience};
 pub use counters::{Bounced, Counters, QueueCounters};
-pub use disk::{Disk, DiskOptions, QueueError};
+pub use disk::{Disk, DiskOptions, QueueError, Tally};
 pub use geometry::{Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes};
 pub use kernel::{Bounce, OpenError};
 pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};
 pub use request::{DiskError, Durability, Failure, Operation, Request, Unmap};
+pub use spin::Poll;

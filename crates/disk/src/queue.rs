@@ -3,6 +3,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Instant;
 
 use memory::Buffers;
 use vmm_sys_util::eventfd::EventFd;
@@ -11,6 +12,10 @@ use crate::backend::{Engine, Patience};
 use crate::counters::QueueCounters;
 use crate::geometry::Geometry;
 use crate::request::{DiskError, Operation, Request, check};
+use crate::spin::{Poll, Spinner};
+
+/// How often to look at memory until a look at the clock, which costs more.
+const LOOKS_PER_CLOCK: u32 = 16;
 
 /// Something a queue's thread has to deal with.
 #[derive(Debug)]
@@ -58,6 +63,7 @@ pub struct PreparedQueue {
     pub(crate) disk: Arc<str>,
     pub(crate) geometry: Geometry,
     pub(crate) depth: u16,
+    pub(crate) poll: Poll,
     pub(crate) counters: Arc<QueueCounters>,
     pub(crate) engine: Box<dyn Engine + Send>,
 }
@@ -72,6 +78,8 @@ impl PreparedQueue {
             geometry: self.geometry,
             depth: self.depth,
             under_way: 0,
+            spinner: Spinner::new(self.poll),
+            waiting: None,
             counters: self.counters,
             engine: self.engine,
             thread: PhantomData,
@@ -86,6 +94,9 @@ pub struct DiskQueue {
     geometry: Geometry,
     depth: u16,
     under_way: u16,
+    spinner: Spinner,
+    /// Since when looking has brought nothing.
+    waiting: Option<Instant>,
     counters: Arc<QueueCounters>,
     engine: Box<dyn Engine>,
     /// Not `Send`: the kernel takes requests only from the thread that started the queue.
@@ -117,9 +128,47 @@ impl DiskQueue {
     }
 
     /// Begins everything noted down, waits for at least one event and appends what there is to `events`. A
-    /// signal may end the wait without any.
+    /// signal may end the wait without any. Before it sleeps it looks, as far as the disk's [`Poll`] says.
     pub fn wait(&mut self, events: &mut Vec<Event>) -> Result<(), WaitError> {
-        self.advance(Patience::Wait, events)
+        if self.look(events, || false)? { Ok(()) } else { self.sleep(events) }
+    }
+
+    /// Begins everything noted down and looks for events, and for whatever `other` looks for, until there is
+    /// something or until looking does not pay any more; then it is time to [`sleep`](Self::sleep). Returns whether
+    /// there is something. Without [`Poll`] it does not look.
+    pub fn look(
+        &mut self,
+        events: &mut Vec<Event>,
+        mut other: impl FnMut() -> bool,
+    ) -> Result<bool, WaitError> {
+        self.waiting = None;
+        let before = events.len();
+        let window = self.spinner.window();
+        if window.is_some_and(|window| window.is_zero()) {
+            return Ok(false);
+        }
+        let begin = Instant::now();
+        loop {
+            for _ in 0..LOOKS_PER_CLOCK {
+                self.poll(events)?;
+                if events.len() > before || other() {
+                    return Ok(true);
+                }
+                std::hint::spin_loop();
+            }
+            if window.is_some_and(|window| begin.elapsed() >= window) {
+                self.waiting = Some(begin);
+                return Ok(false);
+            }
+        }
+    }
+
+    /// As [`wait`](Self::wait), but sleeps at once.
+    pub fn sleep(&mut self, events: &mut Vec<Event>) -> Result<(), WaitError> {
+        let begin = self.waiting.take().unwrap_or_else(Instant::now);
+        let outcome = self.advance(Patience::Wait, events);
+        self.spinner.slept_since(begin);
+        outcome
     }
 
     /// Begins everything noted down and appends to `events` what has happened already.

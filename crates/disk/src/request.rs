@@ -117,6 +117,9 @@ pub enum DiskError {
     /// The disk did not answer in time.
     #[error("the disk did not answer in time")]
     TimedOut,
+    /// The IOMMU, or whatever else lies between disk and memory, did not let the data through.
+    #[error("the disk's access to the guest's memory was blocked")]
+    DmaBlocked,
     /// The disk does not know this operation.
     #[error("the disk cannot do this")]
     Unsupported,

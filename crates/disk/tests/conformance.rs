@@ -1,15 +1,20 @@
-//! What every back end must do, here over a raw file and, where this may be tried, a loop device.
+//! What every back end must do, here over a raw file, where this may be tried a loop device, and a model of an NVMe
+//! controller.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use disk::nvme::model::{self, Model};
+use disk::nvme::{NvmeController, NvmeOptions};
 use disk::{
     Access, Bounce, Disk, DiskError, DiskOptions, DiskQueue, Durability, Event, Operation, Request,
     SectorRange, Sectors, Unmap,
 };
-use memory::{Buffers, Gpa, GpaRange, Ram};
+use dma::Kind;
+use dma::fake::FakeIommu;
+use memory::{Buffers, Gpa, GpaRange, MemoryMap, Ram};
 use vmm_sys_util::eventfd::EventFd;
 
 const SIZE: u64 = 16 << 20;
@@ -49,8 +54,24 @@ fn image(folder: &Path) -> PathBuf {
     path
 }
 
+/// What a disk is made over.
+#[derive(Debug)]
+enum Source<'a> {
+    Path(&'a Path),
+    /// A controller in software, with blocks of so many bytes.
+    Nvme(u32),
+}
+
+/// Runs a test over a raw file, and over loop devices and NVMe namespaces with blocks of 512 and 4096 bytes.
+fn over_every_disk(test: impl Fn(&Source<'_>)) {
+    over_every_path(|path| test(&Source::Path(path)));
+    for block in [512, 4096] {
+        test(&Source::Nvme(block));
+    }
+}
+
 /// Runs a test over a raw file and over loop devices with blocks of 512 and 4096 bytes.
-fn over_every_disk(test: impl Fn(&Path)) {
+fn over_every_path(test: impl Fn(&Path)) {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     test(&image(folder.path()));
     for block in [512, 4096] {
@@ -67,11 +88,46 @@ struct Bench {
     queue: DiskQueue,
 }
 
+impl Source<'_> {
+    /// Opens it, for the use with this RAM.
+    fn open(&self, ram: &Arc<Ram>, access: Access) -> Disk {
+        match self {
+            Source::Path(path) => Disk::open(&DiskOptions { access, ..DiskOptions::new(path) }).unwrap(),
+            Source::Nvme(block) => {
+                let iommu = FakeIommu::new();
+                let domain = iommu.domain("host", Kind::Host);
+                MemoryMap::new(ram.clone()).attach(domain.clone()).unwrap();
+                let model = Model::new(&iommu, vec![model::Namespace { bytes: SIZE, block: *block }]);
+                let options = NvmeOptions::new(Arc::new(|trouble| panic!("{trouble}")));
+                let controller = NvmeController::over(model.function(), &domain, options).unwrap();
+                let namespace = controller.namespace(1).unwrap();
+                let namespace = if access == Access::ReadOnly { namespace.read_only() } else { namespace };
+                Disk::new("0000:aa:00.0", Box::new(namespace))
+            }
+        }
+    }
+
+    fn bench(&self) -> Bench {
+        self.bench_with(Access::ReadWrite)
+    }
+
+    fn bench_with(&self, access: Access) -> Bench {
+        let ram = ram(16 << 20);
+        Bench::over(self.open(&ram, access), ram)
+    }
+}
+
+fn ram(bytes: u64) -> Arc<Ram> {
+    Arc::new(Ram::new(&[GpaRange::new(Gpa(0), bytes).unwrap()]).unwrap())
+}
+
 impl Bench {
     fn open(options: &DiskOptions) -> Bench {
-        let disk = Disk::open(options).unwrap();
+        Bench::over(Disk::open(options).unwrap(), ram(16 << 20))
+    }
+
+    fn over(disk: Disk, ram: Arc<Ram>) -> Bench {
         let queue = disk.prepare_queue(32).unwrap().start().unwrap();
-        let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 16 << 20).unwrap()]).unwrap());
         Bench { ram, disk, queue }
     }
 
@@ -119,8 +175,8 @@ fn write(at: u64) -> Operation {
 
 #[test]
 fn what_is_written_is_read_back_from_one_piece_and_from_many() {
-    over_every_disk(|path| {
-        let mut bench = Bench::open(&DiskOptions::new(path));
+    over_every_disk(|source| {
+        let mut bench = source.bench();
         let bytes = bench.fill(0x10000, 0x3000, 1);
         bench.run(write(8), &[(0x10000, 0x3000)]).unwrap();
         bench.run(Operation::Flush, &[]).unwrap();
@@ -134,15 +190,15 @@ fn what_is_written_is_read_back_from_one_piece_and_from_many() {
         bench.run(read(1000), &[(0x400000, 0x3000)]).unwrap();
         assert_eq!(bench.bytes(0x400000, 0x3000), bytes);
         let counters = bench.disk.counters();
-        assert_eq!((counters.bytes_direct, counters.bytes_bounced()), (0xc000, 0), "{path:?}");
+        assert_eq!((counters.bytes_direct, counters.bytes_bounced()), (0xc000, 0), "{source:?}");
         assert_eq!((counters.reads, counters.writes, counters.flushes, counters.errors), (2, 2, 1, 0));
     });
 }
 
 #[test]
 fn a_large_transfer_of_many_pieces_is_whole() {
-    over_every_disk(|path| {
-        let mut bench = Bench::open(&DiskOptions::new(path));
+    over_every_disk(|source| {
+        let mut bench = source.bench();
         // More pieces than the kernel takes at once, none touching the next.
         let pieces: Vec<(u64, u64)> = (0..1100).rev().map(|i| (i * 0x2000, 0x1000)).collect();
         let half = pieces.len() as u64 * 0x1000;
@@ -157,14 +213,14 @@ fn a_large_transfer_of_many_pieces_is_whole() {
 
 #[test]
 fn memory_out_of_alignment_is_bounced_and_counted_with_its_reason() {
-    over_every_disk(|path| {
-        let mut bench = Bench::open(&DiskOptions::new(path));
+    over_every_disk(|source| {
+        let mut bench = source.bench();
         // Odd addresses and odd pieces, longer than one bounce buffer.
         let (len, gpa) = (0x90000usize, 0x10001);
         let bytes = bench.fill(gpa, len, 5);
         bench.run(write(0), &[(gpa, 100), (gpa + 100, len as u64 - 100)]).unwrap();
-        bench.run(read(0), &[(0x200001, 7), (0x300003, len as u64 - 7)]).unwrap();
-        assert!(bench.bytes(0x300003, len - 7) == bytes[7..]);
+        bench.run(read(0), &[(0x200001, 7), (0x300004, len as u64 - 7)]).unwrap();
+        assert!(bench.bytes(0x300004, len - 7) == bytes[7..]);
         assert_eq!(bench.bytes(0x200001, 8), [&bytes[..7], &[0]].concat());
         let counters = bench.disk.counters();
         assert_eq!((counters.bytes_direct, counters.bytes_bounced_alignment), (0, 2 * len as u64));
@@ -173,7 +229,7 @@ fn memory_out_of_alignment_is_bounced_and_counted_with_its_reason() {
 
 #[test]
 fn copies_that_were_asked_for_are_made_and_counted() {
-    over_every_disk(|path| {
+    over_every_path(|path| {
         let mut bench = Bench::open(&DiskOptions { bounce: Bounce::Always, ..DiskOptions::new(path) });
         let bytes = bench.fill(0, 0x2000, 9);
         bench.run(write(16), &[(0, 0x2000)]).unwrap();
@@ -185,8 +241,8 @@ fn copies_that_were_asked_for_are_made_and_counted() {
 
 #[test]
 fn what_lies_outside_or_splits_a_block_is_refused() {
-    over_every_disk(|path| {
-        let mut bench = Bench::open(&DiskOptions::new(path));
+    over_every_disk(|source| {
+        let mut bench = source.bench();
         let end = SIZE / 512;
         assert_eq!(bench.disk.geometry().capacity, Sectors(end));
         bench.run(read(end - 8), &[(0, 4096)]).unwrap();
@@ -204,8 +260,8 @@ fn what_lies_outside_or_splits_a_block_is_refused() {
 
 #[test]
 fn a_disk_opened_for_reading_cannot_be_changed() {
-    over_every_disk(|path| {
-        let mut bench = Bench::open(&DiskOptions::new(path).read_only());
+    over_every_disk(|source| {
+        let mut bench = source.bench_with(Access::ReadOnly);
         assert_eq!(bench.disk.geometry().access, Access::ReadOnly);
         let range = SectorRange { start: Sectors(0), count: Sectors(8) };
         assert_eq!(bench.run(write(0), &[(0, 4096)]), Err(DiskError::ReadOnly));
@@ -218,8 +274,8 @@ fn a_disk_opened_for_reading_cannot_be_changed() {
 
 #[test]
 fn zeroed_ranges_read_as_zeroes_and_discards_leave_the_rest() {
-    over_every_disk(|path| {
-        let mut bench = Bench::open(&DiskOptions::new(path));
+    over_every_disk(|source| {
+        let mut bench = source.bench();
         let bytes = bench.fill(0, 0x40000, 11);
         bench.run(write(0), &[(0, 0x40000)]).unwrap();
         let range = |start| SectorRange { start: Sectors(start), count: Sectors(64) };
@@ -240,8 +296,8 @@ fn zeroed_ranges_read_as_zeroes_and_discards_leave_the_rest() {
 
 #[test]
 fn many_requests_complete_in_any_order_with_their_own_tags() {
-    over_every_disk(|path| {
-        let mut bench = Bench::open(&DiskOptions::new(path));
+    over_every_disk(|source| {
+        let mut bench = source.bench();
         bench.fill(0, 32 * 4096, 13);
         for tag in 0..32 {
             let buffers = bench.buffers(&[(tag * 4096, 4096)]);
@@ -267,8 +323,8 @@ fn many_requests_complete_in_any_order_with_their_own_tags() {
 
 #[test]
 fn a_write_to_the_watched_eventfd_ends_the_wait_every_time() {
-    over_every_disk(|path| {
-        let mut bench = Bench::open(&DiskOptions::new(path));
+    over_every_disk(|source| {
+        let mut bench = source.bench();
         let kick = EventFd::new(0).unwrap();
         bench.queue.watch(&kick).unwrap();
         let mut events = Vec::new();
@@ -293,10 +349,11 @@ fn a_write_to_the_watched_eventfd_ends_the_wait_every_time() {
 
 #[test]
 fn dropping_a_queue_waits_for_everything_under_way() {
-    over_every_disk(|path| {
-        let disk = Disk::open(&DiskOptions::new(path)).unwrap();
+    over_every_disk(|source| {
+        let ram = ram(1 << 20);
+        let disk = source.open(&ram, Access::ReadWrite);
+        let shares = Arc::strong_count(&ram);
         for round in 0..50u64 {
-            let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
             let mut queue = disk.prepare_queue(16).unwrap().start().unwrap();
             let kick = EventFd::new(0).unwrap();
             queue.watch(&kick).unwrap();
@@ -310,7 +367,7 @@ fn dropping_a_queue_waits_for_everything_under_way() {
                 queue.poll(&mut Vec::new()).unwrap();
             }
             drop(queue);
-            assert_eq!(Arc::strong_count(&ram), 1, "a request still holds guest memory");
+            assert_eq!(Arc::strong_count(&ram), shares, "a request still holds guest memory");
         }
     });
 }

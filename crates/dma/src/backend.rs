@@ -39,7 +39,6 @@ pub(crate) struct Source<'a> {
     /// First byte in this process.
     pub host: NonNull<u8>,
     /// The file behind it, and where in that it begins; `None` for memory of a device.
-    #[expect(dead_code, reason = "for iommufd's IOAS_MAP_FILE")]
     pub file: Option<(BorrowedFd<'a>, u64)>,
 }
 

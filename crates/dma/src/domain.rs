@@ -3,19 +3,22 @@
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use memory::{Change, Contents, DeviceMemory, Difference, Mirror, MirrorError, Ram, Segment};
 
 use crate::backend::{BackEnd, Backend, Source};
 use crate::error::{DomainError, Failed};
+use crate::iommufd::Iommufd;
 use crate::iova::{Iova, IovaRange};
-use crate::ledger::{Mapping, Target, audit};
+use crate::ledger::{Mapping, Permission, Target, audit};
 use crate::limits::Limits;
+use crate::members::{KvmFile, Members};
 use crate::own::{self, OwnMemory};
 use crate::p2p::{P2p, P2pWish};
 use crate::type1::Type1;
-use crate::vfio::{Group, VfioDevice, VfioError};
+use crate::vfio::{Cdev, Group, VfioDevice, VfioError};
 
 /// What a domain is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +44,10 @@ pub struct Calls {
 pub struct Domain {
     name: String,
     kind: Kind,
-    groups: Vec<Arc<Group>>,
+    members: Members,
     state: Mutex<State>,
+    /// Grows with every change of the rows.
+    generation: AtomicU64,
 }
 
 struct State {
@@ -68,20 +73,27 @@ impl Domain {
         groups: Vec<Group>,
     ) -> Result<Arc<Domain>, DomainError> {
         let backend = Type1::new(&groups)?;
-        Ok(Domain::over(name.into(), kind, groups, Box::new(backend)))
+        let members = Members::Groups(groups.into_iter().map(Arc::new).collect());
+        Ok(Domain::over(name.into(), kind, members, Box::new(backend)))
     }
 
-    pub(crate) fn over(
-        name: String,
+    /// A domain of these devices in an IOAS of an iommufd. Nothing is mapped yet, and their DMA is blocked until they
+    /// are opened. What other domains of that iommufd map as well is pinned only once.
+    pub fn iommufd(
+        name: impl Into<String>,
         kind: Kind,
-        groups: Vec<Group>,
-        backend: Box<dyn Backend>,
-    ) -> Arc<Domain> {
+        iommufd: &Arc<Iommufd>,
+        cdevs: Vec<Cdev>,
+    ) -> Result<Arc<Domain>, DomainError> {
+        let (members, space) = Members::bind(iommufd, cdevs)?;
+        Ok(Domain::over(name.into(), kind, members, Box::new(space)))
+    }
+
+    pub(crate) fn over(name: String, kind: Kind, members: Members, backend: Box<dyn Backend>) -> Arc<Domain> {
         let p2p =
             if let Kind::Guest(P2pWish::On | P2pWish::Required) = kind { P2p::Working } else { P2p::Off };
         let state = State { backend, rows: Vec::new(), calls: Calls::default(), p2p, devices: Vec::new() };
-        let groups = groups.into_iter().map(Arc::new).collect();
-        Arc::new(Domain { name, kind, groups, state: Mutex::new(state) })
+        Arc::new(Domain { name, kind, members, state: Mutex::new(state), generation: AtomicU64::new(0) })
     }
 
     /// Its name, for people.
@@ -99,9 +111,14 @@ impl Domain {
         self.state().backend.kind()
     }
 
-    /// The groups in it; KVM wants to know them (KVM_DEV_VFIO).
+    /// The groups in it. None with iommufd, which knows devices only.
     pub fn groups(&self) -> &[Arc<Group>] {
-        &self.groups
+        self.members.groups()
+    }
+
+    /// The files by which KVM is to know of its devices. KVM keeps them open as long as its VFIO device.
+    pub fn kvm_files(&self) -> Vec<KvmFile<'_>> {
+        self.members.kvm_files()
     }
 
     /// What can be mapped, as of the groups that are in it.
@@ -109,18 +126,10 @@ impl Domain {
         self.state().limits(&self.name)
     }
 
-    /// Opens a device of one of the groups, by its PCI address (`0000:01:00.0`).
+    /// Opens a device of the domain, by its IOMMU group and PCI address (`0000:01:00.0`). From then on it reaches
+    /// what the domain maps, once it is bus master: attach the domain to the memory map before.
     pub fn open_device(&self, group: u32, address: &str) -> Result<Arc<VfioDevice>, DomainError> {
-        let group = self.groups.iter().find(|other| other.number() == group).ok_or_else(|| {
-            let cause = io::Error::from(io::ErrorKind::NotFound);
-            VfioError::new(
-                address,
-                format!("find IOMMU group {group} in DMA domain {}", self.name),
-                cause,
-                "",
-            )
-        })?;
-        let device = Arc::new(VfioDevice::open(group.clone(), address)?);
+        let device = Arc::new(self.members.open(&self.name, group, address)?);
         let devices = &mut self.state().devices;
         devices.retain(|device| device.strong_count() > 0);
         devices.push(Arc::downgrade(&device));
@@ -167,19 +176,54 @@ impl Domain {
         };
         let ram = Arc::new(Ram::new(&[range])?);
         let mapping = Mapping::of(iova, Target::Own(what.into()));
-        state.map_segment(&self.name, mapping, &ram.segments()[0])?;
+        let mapped = state.map_segment(&self.name, mapping, &ram.segments()[0]);
+        self.changed();
         drop(state);
+        mapped?;
         Ok(OwnMemory::new(self.clone(), iova, ram))
+    }
+
+    /// Another number whenever it holds something else than before.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Everything that devices may write, and the generation of that; neighbours are one range.
+    pub(crate) fn reached(&self) -> (u64, Vec<IovaRange>) {
+        let state = self.state();
+        let writable = state.rows.iter().filter(|row| row.mapping.permission == Permission::ReadWrite);
+        let mut ranges: Vec<IovaRange> = writable.map(|row| row.mapping.iova).collect();
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, before| match before.joined(*next) {
+            Some(both) => {
+                *before = both;
+                true
+            }
+            None => false,
+        });
+        (self.generation(), ranges)
     }
 
     /// Takes a driver's memory away from the devices.
     pub(crate) fn unmap_own(&self, iova: IovaRange) -> Result<(), DomainError> {
-        self.state().unmap(&self.name, |row| row.iova == iova)
+        self.unmap(|row| row.iova == iova)
     }
 
     /// Unmaps everything that is left. What cannot be unmapped stays in the ledger, and is in the error.
     pub fn unmap_all(&self) -> Result<(), DomainError> {
-        self.state().unmap(&self.name, |_| true)
+        self.unmap(|_| true)
+    }
+
+    fn unmap(&self, meant: impl Fn(&Mapping) -> bool) -> Result<(), DomainError> {
+        let mut state = self.state();
+        let done = state.unmap(&self.name, meant);
+        self.changed();
+        done
+    }
+
+    /// To be called with the state locked, whether or not the change succeeded.
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -229,6 +273,7 @@ impl Mirror for Domain {
                 state.unmap(&self.name, |row| *row == wanted)
             }
         };
+        self.changed();
         Ok(done?)
     }
 

@@ -46,6 +46,12 @@ pub enum DomainError {
         /// The domain.
         domain: String,
     },
+    /// iommufd was asked for, and VFIO does not work with it.
+    #[error(
+        "DMA domains cannot be made by iommufd, for this kernel's VFIO has no character devices (/dev/vfio/devices). Use \
+         a kernel with CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or later), or VFIO type1 (--dma type1)"
+    )]
+    NoCdevs,
     /// A mapping failed.
     #[error("DMA domain {domain}: cannot map IOVA {} to {}: {cause}. {}", mapping.iova, mapping.target, map_hint(cause))]
     Map {

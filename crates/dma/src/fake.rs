@@ -10,6 +10,7 @@ use crate::domain::{Domain, Kind};
 use crate::iova::{Iova, IovaRange};
 use crate::ledger::Permission;
 use crate::limits::Limits;
+use crate::members::Members;
 use crate::memlock::MemlockError;
 
 /// Which way data went, or should have gone.
@@ -67,7 +68,7 @@ impl FakeIommu {
 
     /// A domain that is made with it.
     pub fn domain(&self, name: &str, kind: Kind) -> Arc<Domain> {
-        Domain::over(name.into(), kind, Vec::new(), Box::new(self.clone()))
+        Domain::over(name.into(), kind, Members::Groups(Vec::new()), Box::new(self.clone()))
     }
 
     /// What it holds, by rising address.

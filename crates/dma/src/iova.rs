@@ -68,6 +68,13 @@ impl IovaRange {
         self.first <= other.first && other.last <= self.last
     }
 
+    /// The two as one range, when they touch or overlap.
+    pub(crate) fn joined(self, other: IovaRange) -> Option<IovaRange> {
+        let touch = |one: IovaRange, two: IovaRange| one.last.0.checked_add(1) == Some(two.first.0);
+        let one = self.overlaps(other) || touch(self, other) || touch(other, self);
+        one.then(|| IovaRange { first: self.first.min(other.first), last: self.last.max(other.last) })
+    }
+
     /// What of the range is in none of `others`, by rising address.
     pub fn without(self, others: &[IovaRange]) -> Vec<IovaRange> {
         let mut others = others.to_vec();

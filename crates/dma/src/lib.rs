@@ -9,27 +9,36 @@
 //! swallowed.
 
 mod backend;
+mod choice;
 mod domain;
 mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+pub mod fault;
+mod iommufd;
 mod iova;
 mod ledger;
 mod limits;
+mod members;
 mod memlock;
 mod own;
 mod p2p;
+mod reach;
 #[cfg(test)]
 mod tests;
 mod type1;
 pub mod vfio;
 
 pub use backend::BackEnd;
+pub use choice::{Chosen, Circumstances, DmaChoice, Reason};
 pub use domain::{Calls, Domain, Kind};
 pub use error::{DomainError, Failed};
+pub use iommufd::Iommufd;
 pub use iova::{Iova, IovaRange};
 pub use ledger::{Mapping, Permission, Target};
 pub use limits::{Limits, Misfit, Misfits};
+pub use members::KvmFile;
 pub use memlock::{MemlockError, check_memlock};
 pub use own::OwnMemory;
 pub use p2p::{P2p, P2pWish};
+pub use reach::Reach;

@@ -6,7 +6,7 @@ use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Mirror, Ram, Segmen
 use proptest::prelude::*;
 
 use crate::fake::{Direction, FakeIommu, Refused};
-use crate::{Domain, DomainError, Iova, Kind, P2p, P2pWish, Target};
+use crate::{Domain, DomainError, Iova, IovaRange, Kind, P2p, P2pWish, Reach, Target};
 
 const GUEST: Kind = Kind::Guest(P2pWish::Off);
 
@@ -132,6 +132,23 @@ fn device_memory_is_mapped_for_other_devices_only_when_asked_for() {
     assert!(
         p2p.to_string().starts_with("asked for, not working: DMA domain guest: cannot map IOVA 0xe1000000")
     );
+}
+
+#[test]
+fn what_a_driver_may_touch_follows_the_ledger() {
+    let iommu = FakeIommu::new();
+    let map = MemoryMap::new(Arc::new(Ram::new(&[range(0, 0x2000), range(0x2000, 0x1000)]).unwrap()));
+    let domain = iommu.domain("host", Kind::Host);
+    let mut reach = Reach::of(domain.clone());
+    let iova = |first, last| IovaRange::inclusive(Iova(first), Iova(last)).unwrap();
+    assert!(!reach.covers(iova(0, 0xfff)));
+    map.attach(domain.clone()).unwrap();
+    assert!(reach.covers(iova(0, 0x2fff)), "segments that touch are one");
+    assert!(!reach.covers(iova(0, 0x3000)));
+    let own = domain.map_own("queues", 1).unwrap();
+    map.detach(&(domain.clone() as Arc<dyn Mirror>)).unwrap();
+    assert!(!reach.covers(iova(0x1000, 0x1fff)));
+    assert!(reach.covers(iova(own.iova().0, own.iova().0)));
 }
 
 #[test]

@@ -6,12 +6,14 @@
 
 mod address;
 mod bind;
+mod cdev;
 mod disk;
 mod group;
 mod in_use;
 mod iommu;
 mod kernel;
 mod pci;
+mod reach;
 mod record;
 mod stuck;
 
@@ -24,6 +26,7 @@ pub use group::{IommuGroup, Member, NotViable};
 pub use in_use::Reason;
 pub use iommu::{Iommu, IommuKind, ReservedRegion};
 pub use pci::{HostError, PciDevice};
+pub use reach::{Reach, Unreachable, Why};
 pub use record::Leftover;
 
 use std::path::{Path, PathBuf};

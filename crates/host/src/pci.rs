@@ -44,6 +44,19 @@ pub enum HostError {
         /// Whether the host has any IOMMU at work.
         iommus: bool,
     },
+    /// VFIO has no character device for it.
+    #[error(
+        "PCI device {address} has no character device of VFIO's, so iommufd cannot have it. {}, or use VFIO type1 \
+         (--dma type1)",
+        if *.kernel { "See that it is bound to vfio-pci and that /dev/vfio/devices is there (devtmpfs, udev)" }
+        else { "Use a kernel with CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or later)" }
+    )]
+    NoCdev {
+        /// The device.
+        address: PciAddress,
+        /// Whether the kernel has character devices for others.
+        kernel: bool,
+    },
     /// A file of sysfs or procfs could not be read or made sense of.
     #[error("cannot read {what} from {}: {cause}. Check that /sys and /proc are mounted", path.display())]
     Read {

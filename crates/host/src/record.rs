@@ -37,22 +37,24 @@ pub struct Leftover {
 }
 
 impl Host {
-    /// Devices that processes which are gone did not give back.
+    /// Devices that processes which are gone did not give back, as far as their records can be read.
     pub fn leftovers(&self) -> Vec<Leftover> {
+        self.try_leftovers().into_iter().flatten().collect()
+    }
+
+    /// Devices that processes which are gone did not give back, and an error for each record that cannot be read.
+    pub fn try_leftovers(&self) -> Vec<Result<Leftover, BindError>> {
         let files = names(&self.path(DIR)).into_iter();
         let addresses = files
             .filter_map(|name| name.strip_prefix("vfio-")?.strip_suffix(".json")?.parse::<PciAddress>().ok());
-        addresses
-            .filter_map(|address| {
-                let record = self.record(address).ok()??;
-                (!self.is_alive(&record)).then(|| Leftover {
-                    address,
-                    driver: record.driver.clone(),
-                    pid: record.pid,
-                    record,
-                })
-            })
-            .collect()
+        let leftover = |address| match self.record(address) {
+            Ok(Some(record)) if !self.is_alive(&record) => {
+                Some(Ok(Leftover { address, driver: record.driver.clone(), pid: record.pid, record }))
+            }
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        };
+        addresses.filter_map(leftover).collect()
     }
 
     /// Waits until no other process binds or gives back; holds them off as long as the file is open.

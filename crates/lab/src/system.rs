@@ -76,13 +76,14 @@ pub fn of_this_run(places: &Places, job: &Job, disks: &str) -> Result<Vec<u8>, L
         fs::read(&path).map_err(LabError::path("read", &path))
     };
     let init = program(INIT)?;
-    let io = program("lab-io")?;
+    let (io, edu) = (program("lab-io")?, program("lab-edu")?);
     let skep = places.dist.join("skep").is_file().then(|| program("skep")).transpose()?;
     let build = || {
         let mut archive = Archive::new();
         archive.file("init", 0o755, &init)?;
         archive.link("bin/lab-initrd", "/init")?;
         archive.file("bin/lab-io", 0o755, &io)?;
+        archive.file("bin/lab-edu", 0o755, &edu)?;
         if let Some(skep) = &skep {
             archive.file("bin/skep", 0o755, skep)?;
         }
@@ -211,7 +212,7 @@ fn guest(kernel: &Ready, busybox: &Busybox, places: &Places, lock: &CacheLock) -
         let path = places.dist.join(name);
         fs::read(&path).map_err(LabError::path("read", &path))
     };
-    let (init, io) = (program(INIT)?, program("lab-io")?);
+    let (init, io, edu) = (program(INIT)?, program("lab-io")?, program("lab-edu")?);
     let name = |path: &Path| path.as_os_str().as_encoded_bytes().to_owned();
     let bzimage = kernel.bzimage.as_deref();
     let all = places.cache.join("guests");
@@ -222,6 +223,7 @@ fn guest(kernel: &Ready, busybox: &Busybox, places: &Places, lock: &CacheLock) -
         &bzimage.map(name).unwrap_or_default(),
         &init,
         &io,
+        &edu,
     ]));
     if !folder.join("initrd").is_file() {
         sweep(&all);
@@ -229,6 +231,7 @@ fn guest(kernel: &Ready, busybox: &Busybox, places: &Places, lock: &CacheLock) -
             let mut archive = Archive::new();
             archive.file("init", 0o755, &init)?;
             archive.file("bin/lab-io", 0o755, &io)?;
+            archive.file("bin/lab-edu", 0o755, &edu)?;
             archive.finish()
         };
         let tools = tools().map_err(|e| LabError::system("pack", "the guest's programs", e))?;

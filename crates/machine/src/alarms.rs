@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use assign::Assigned;
+use dma::fault::Witness;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::events::Events;
+use crate::faults;
 
 /// A thread that turns alarms into events until it is dropped.
 pub struct AlarmWatch {
@@ -17,7 +19,11 @@ pub struct AlarmWatch {
 
 impl AlarmWatch {
     /// Starts to listen; `None` when there is no device to listen to.
-    pub fn new(devices: &[Arc<Assigned>], events: Events) -> std::io::Result<Option<AlarmWatch>> {
+    pub fn new(
+        devices: &[Arc<Assigned>],
+        witness: Witness,
+        events: Events,
+    ) -> std::io::Result<Option<AlarmWatch>> {
         if devices.is_empty() {
             return Ok(None);
         }
@@ -25,8 +31,10 @@ impl AlarmWatch {
         let (end, devices) = (stop.try_clone()?, devices.to_vec());
         let thread = std::thread::Builder::new().name("alarms".into()).spawn(move || {
             while wait(&end, &devices) {
-                for event in devices.iter().flat_map(|device| device.alarms().take()) {
-                    events.trouble(event.to_string());
+                for device in &devices {
+                    for event in device.alarms().take() {
+                        faults::tell_alarm(&event, &witness, &events);
+                    }
                 }
             }
         })?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
 use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort, VirtioBlk};
+use dma::fault::{Inputs, Watch};
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::{MemoryMap, Ram};
 use pci::{Address, Bus, PciError, Services};
@@ -21,20 +22,21 @@ use crate::console::Console;
 use crate::cpu::{self, PowerOn};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
+use crate::driven::{self, Drivers};
 use crate::error::{StartError, system};
-use crate::events::{Event, Events, Reporter, Teller, events};
+use crate::events::{Event, Events, Teller, events};
+use crate::faults::{self, Policies};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
+use crate::notice::Reporter;
+use crate::plan;
 use crate::ports::Ports;
+use crate::ram;
 use crate::services::KvmServices;
 use crate::slots::Slots;
 use crate::steps::Steps;
 use crate::vm::{BootPlan, Vm};
-
-/// RAM that is in large pages when the guest starts, where the kernel does not see to it: what a guest touches
-/// while it boots, and more would only delay the start. For assigned devices it is all of it, as they reach it.
-const ENLARGED: u64 = 1 << 30;
 
 /// Makes a VM; on failure everything made so far is undone.
 pub fn assemble(
@@ -49,25 +51,34 @@ pub fn assemble(
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
-    let mut claimed = Claimed::new(&host, &plans)?;
+    let mut claimed = Claimed::new(&host, &plans, plan::choice(config))?;
     if let Some(claimed) = &claimed {
         claimed.check(&layout.ram)?;
     }
+    let inputs = claimed.as_ref().map(|_| Inputs::open());
     steps.begin("RAM")?;
-    let ram = Arc::new(Ram::new(&layout.ram)?);
-    ram.enlarge_pages(if claimed.is_some() { u64::MAX } else { ENLARGED })?;
+    let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), &report)?;
     let map = Arc::new(MemoryMap::new(ram.clone()));
     steps.begin("map RAM for devices")?;
     if let Some(claimed) = &claimed {
         claimed.attach(&map)?;
+        claimed.separate(&map, config.dma.host_domain)?;
     }
+
+    // Before any device can be bus master.
+    let faults = match (&claimed, inputs) {
+        (Some(_), Some(inputs)) => Some(faults::watch(&plans, &map, inputs, &sender)?),
+        _ => None,
+    };
+    let witness = faults.as_ref().map(Watch::witness);
 
     steps.begin("VM")?;
     let vm = Arc::new(hypervisor.create_vm()?);
     let chips = Chips::of(&vm)?;
     map.attach(Arc::new(Slots::new(vm.clone(), hypervisor.memory_slots())))?;
     let interrupts = Interrupts::new(vm.clone()).map_err(failed("route its interrupts"))?;
-    let services: Arc<dyn Services> = Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), map.clone()));
+    let services: Arc<dyn Services> =
+        Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), map.clone(), witness.clone()));
     let bus = Arc::new(Bus::new(&layout.windows));
     let host_bridge = Address::new(0, 0, 0).expect("00:00.0 is an address");
     bus.add(host_bridge, Arc::new(pci::HostBridge::new(&layout.windows)))?;
@@ -82,7 +93,9 @@ pub fn assemble(
     };
     steps.begin("disks")?;
     let mut open_disks = Vec::new();
-    for OpenDisk { disk, model } in disks {
+    let drivers = claimed.as_ref().zip(witness.as_ref());
+    let drivers = drivers.map(|(claimed, witness)| Drivers { claimed, witness, events: &sender });
+    for OpenDisk { disk, model } in driven::open(disks, drivers, config.cpus)? {
         put_disk_on(&bus, model, &ram, &services, &sender)?;
         open_disks.push(disk);
     }
@@ -108,9 +121,17 @@ pub fn assemble(
     let command_line = config.boot.cmdline.as_str().to_owned();
     let boot = BootPlan { kernel, initrd, command_line, platform, ram };
     let entry = boot.load()?;
-    let alarms = AlarmWatch::new(&assigned, sender).map_err(system("listen to assigned devices"))?;
+    let alarms = match witness {
+        Some(witness) => {
+            AlarmWatch::new(&assigned, witness, sender).map_err(system("listen to assigned devices"))?
+        }
+        None => None,
+    };
     Ok(Vm {
         alarms,
+        faults,
+        policies: Policies::new(config)?,
+        phases: Arc::default(),
         cpus: threads,
         board,
         assigned,

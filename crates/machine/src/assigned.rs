@@ -1,17 +1,19 @@
 //! The assigned devices of a VM: taken from the host, told to KVM, put on the bus, given back.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use assign::{AssignError, Assigned, Claim, DomainPlan};
-use dma::{DomainError, Kind};
-use host::Host;
+use config::HostDomain;
+use disk::nvme::{NvmeController, NvmeOptions};
+use dma::{DmaChoice, Domain, DomainError, Kind, KvmFile};
+use host::{Host, PciAddress};
 use kvm_bindings::{
-    KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, kvm_create_device, kvm_device_attr,
+    KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, kvm_create_device, kvm_device_attr,
     kvm_device_type_KVM_DEV_TYPE_VFIO,
 };
 use kvm_ioctls::{DeviceFd, VmFd};
-use memory::{GpaRange, MemoryMap};
+use memory::{GpaRange, MemoryMap, Mirror};
 use pci::{Bus, Services};
 
 use crate::error::StartError;
@@ -20,18 +22,18 @@ use crate::kvm::failed;
 
 /// Devices that were taken from the host. Dropping gives them back; [`Claimed::give_back`] also says what failed.
 pub struct Claimed {
-    /// KVM's own hold on the groups. First, for it must go before they do: a group that KVM holds cannot be left.
+    /// KVM's own hold on groups or devices. First, for it must go before they do: what KVM holds stays open.
     kvm: Option<DeviceFd>,
     claim: Claim,
 }
 
 impl Claimed {
     /// Takes devices from the host, all or none. `None` when there are none to take.
-    pub fn new(host: &Host, plans: &[DomainPlan]) -> Result<Option<Claimed>, StartError> {
+    pub fn new(host: &Host, plans: &[DomainPlan], dma: DmaChoice) -> Result<Option<Claimed>, StartError> {
         if plans.iter().all(|plan| plan.devices.is_empty()) {
             return Ok(None);
         }
-        Ok(Some(Claimed { claim: Claim::new(host, plans)?, kvm: None }))
+        Ok(Some(Claimed { claim: Claim::new(host, plans, dma)?, kvm: None }))
     }
 
     /// Whether the devices can reach RAM in these places at all.
@@ -48,13 +50,26 @@ impl Claimed {
         Ok(self.claim.attach(map)?)
     }
 
-    /// Tells KVM of the groups, which for instance lets it snoop caches as the devices do.
+    /// Does what the host domain's kind asks for: with [`HostDomain::Exclusive`], the RAM leaves it when there are
+    /// assigned devices. Only what skep's drivers themselves own stays.
+    pub fn separate(&self, map: &MemoryMap, kind: HostDomain) -> Result<(), StartError> {
+        if kind == HostDomain::Shared || self.claim.assigned().next().is_none() {
+            return Ok(());
+        }
+        for domain in self.claim.domains().iter().filter(|domain| domain.kind() == Kind::Host) {
+            let mirror: Arc<dyn Mirror> = domain.clone();
+            map.detach(&mirror)?;
+        }
+        Ok(())
+    }
+
+    /// Tells KVM of the groups or devices, which for instance lets it snoop caches as the devices do.
     pub fn introduce(&mut self, vm: &VmFd) -> Result<(), StartError> {
         let mut device = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_VFIO, fd: 0, flags: 0 };
         let kvm = vm.create_device(&mut device).map_err(failed("make its VFIO device"))?;
         let domains = self.claim.domains().iter().filter(|domain| domain.kind() != Kind::Host);
-        for group in domains.flat_map(|domain| domain.groups()) {
-            add_group(&kvm, group.number(), group.as_fd())?;
+        for file in domains.flat_map(|domain| domain.kvm_files()) {
+            add_file(&kvm, file)?;
         }
         self.kvm = Some(kvm);
         Ok(())
@@ -82,6 +97,21 @@ impl Claimed {
         Ok(all)
     }
 
+    /// Takes an NVMe controller of the host domain into use.
+    pub fn drive_nvme(
+        &self,
+        address: PciAddress,
+        options: NvmeOptions,
+    ) -> Result<NvmeController, StartError> {
+        let device = self.claim.open(address)?;
+        Ok(NvmeController::new(&device, self.claim.domain_of(address)?, options)?)
+    }
+
+    /// The domains.
+    pub fn domains(&self) -> &[Arc<Domain>] {
+        self.claim.domains()
+    }
+
     /// Gives the devices back to the drivers they had.
     pub fn give_back(self, map: &MemoryMap) -> Result<(), AssignError> {
         let Claimed { claim, kvm } = self;
@@ -90,13 +120,14 @@ impl Claimed {
     }
 }
 
-fn add_group(kvm: &DeviceFd, group: u32, fd: BorrowedFd<'_>) -> Result<(), StartError> {
-    let fd = fd.as_raw_fd();
+fn add_file(kvm: &DeviceFd, KvmFile { name, file }: KvmFile<'_>) -> Result<(), StartError> {
+    let fd = file.as_raw_fd();
+    // The same numbers as KVM_DEV_VFIO_GROUP and its ADD, which is what kernels before 6.6 call them.
     let attribute = kvm_device_attr {
-        group: KVM_DEV_VFIO_GROUP,
-        attr: u64::from(KVM_DEV_VFIO_GROUP_ADD),
+        group: KVM_DEV_VFIO_FILE,
+        attr: u64::from(KVM_DEV_VFIO_FILE_ADD),
         addr: (&raw const fd) as u64,
         flags: 0,
     };
-    kvm.set_device_attr(&attribute).map_err(|cause| StartError::Group { group, cause: cause.into() })
+    kvm.set_device_attr(&attribute).map_err(|cause| StartError::Introduce { name, cause: cause.into() })
 }

@@ -6,13 +6,15 @@ use assign::DomainPlan;
 use boot::{Initrd, KernelImage, platform};
 use devices::{VirtioBlk, VirtioBlkOptions};
 use disk::{Disk, DiskOptions};
-use dma::{Kind, P2pWish};
-use host::{Host, PciAddress};
+use host::{Host, PciAddress, PciDevice};
+use memory::GpaRange;
 
-use crate::error::{StartError, host_address};
-use crate::events::Reporter;
+use crate::error::StartError;
 use crate::kvm::Hypervisor;
 use crate::layout::Layout;
+use crate::notice::{Notice, Reporter};
+use crate::plan;
+use crate::ram;
 
 /// Facts that hold, and files that are open.
 pub struct Checked {
@@ -21,7 +23,7 @@ pub struct Checked {
     pub initrd: Option<Initrd>,
     pub layout: Layout,
     pub cpus: platform::Cpus,
-    pub disks: Vec<OpenDisk>,
+    pub disks: Vec<CheckedDisk>,
     pub host: Host,
     pub plans: Vec<DomainPlan>,
 }
@@ -30,6 +32,14 @@ pub struct Checked {
 pub struct OpenDisk {
     pub disk: Arc<Disk>,
     pub model: VirtioBlk,
+}
+
+/// A disk as far as it can be had before devices are taken.
+pub enum CheckedDisk {
+    /// Open.
+    Open(OpenDisk),
+    /// On a controller that skep drives: it is looked at when the controller is skep's.
+    Driven(config::Disk),
 }
 
 /// Collects findings, so that all of them are known at once.
@@ -55,18 +65,20 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
         hypervisor.check_cpus(count)?;
         Ok(hypervisor)
     }));
-    let disks: Vec<OpenDisk> =
-        config.disks.iter().filter_map(|disk| findings.keep(open_disk(disk, config.cpus))).collect();
+    let disks: Vec<CheckedDisk> =
+        config.disks.iter().filter_map(|disk| findings.keep(check_disk(disk, config.cpus))).collect();
     let host = Host::here();
-    let devices: Vec<PciAddress> =
-        config.assigned.iter().filter_map(|device| findings.keep(host_address(device.address))).collect();
+    let (plans, wrong) = plan::domains(config);
+    findings.0.extend(wrong);
     let iommu = host.iommu_address_width().map_or(52, |bits| bits.clamp(32, 52) as u8);
     let address_bits = hypervisor.as_ref().map_or(52, Hypervisor::address_bits).min(iommu);
-    let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits));
+    let devices: Vec<PciAddress> = plans.iter().flat_map(|plan| plan.devices.clone()).collect();
+    let holes = holes(&host, &devices);
+    let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits, &holes));
     let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
-    let kind = Kind::Guest(P2pWish::Off);
-    let plans = vec![DomainPlan { name: "guest".into(), kind, devices }];
-    findings.keep(assign::check(&host, &plans, ram));
+    let in_the_way = ram::check(ram, &config.backing, !devices.is_empty());
+    findings.0.extend(in_the_way.into_iter().map(StartError::from));
+    findings.keep(assign::check(&host, &plans, ram, plan::choice(config)));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
             Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans })
@@ -75,32 +87,58 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     }
 }
 
+/// What no RAM can lie over if these devices are to reach it. What cannot be known of a device is an error when all
+/// is checked about it.
+fn holes(host: &Host, devices: &[PciAddress]) -> Vec<GpaRange> {
+    let groups = devices.iter().filter_map(|address| PciDevice::open(host, *address).ok()?.group);
+    groups.filter_map(|group| host.reach(&[group]).ok()).flat_map(|reach| reach.holes()).collect()
+}
+
 /// Gives back what VMs that were killed left bound. That it fails concerns this VM only if it wants such a device,
 /// and then claiming it says why.
 pub fn give_back_leftovers(host: &Host, report: &Reporter) {
     for leftover in host.leftovers() {
-        match host.give_back_leftover(&leftover) {
-            Ok(()) => report(&format!(
+        let said = match host.give_back_leftover(&leftover) {
+            Ok(()) => format!(
                 "gave {} back, which a killed VM (process {}) had left",
                 leftover.address, leftover.pid
-            )),
-            Err(error) => report(&error.to_string()),
-        }
+            ),
+            Err(error) => error.to_string(),
+        };
+        report(&Notice::Trouble(said));
     }
 }
 
 /// Opens a disk, which claims it: nobody else can mount it or give it to another VM until it is closed.
-fn open_disk(disk: &config::Disk, cpus: config::Cpus) -> Result<OpenDisk, StartError> {
-    let path = disk.path.as_path();
+fn check_disk(disk: &config::Disk, cpus: config::Cpus) -> Result<CheckedDisk, StartError> {
+    let config::DiskSource::Path(path) = &disk.source else { return Ok(CheckedDisk::Driven(disk.clone())) };
+    let path = path.as_path();
     let options = DiskOptions::new(path);
-    let opened = Arc::new(Disk::open(&if disk.readonly { options.read_only() } else { options })?);
-    let queues = disk.queues.map_or_else(|| cpus.get().get().min(64), |queues| queues.get().get());
+    let opened = Disk::open(&if disk.readonly { options.read_only() } else { options })?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    let options = VirtioBlkOptions {
-        queues,
-        serial: disk.serial.as_ref().map(|serial| serial.as_str().to_owned()),
-        ..VirtioBlkOptions::new(name)
-    };
-    let model = VirtioBlk::new(opened.clone(), options)?;
-    Ok(OpenDisk { disk: opened, model })
+    Ok(CheckedDisk::Open(OpenDisk::new(opened, &name, disk, cpus)?))
+}
+
+/// How many queues a disk's model has: as many as there are vCPUs, unless somebody wants it otherwise.
+pub fn queues(disk: &config::Disk, cpus: config::Cpus) -> u16 {
+    disk.queues.map_or_else(|| cpus.get().get().min(64), |queues| queues.get().get())
+}
+
+impl OpenDisk {
+    /// The model that the guest sees of a disk.
+    pub fn new(
+        opened: Disk,
+        name: &str,
+        disk: &config::Disk,
+        cpus: config::Cpus,
+    ) -> Result<OpenDisk, StartError> {
+        let opened = Arc::new(opened);
+        let options = VirtioBlkOptions {
+            queues: queues(disk, cpus),
+            serial: disk.serial.as_ref().map(|serial| serial.as_str().to_owned()),
+            ..VirtioBlkOptions::new(name)
+        };
+        let model = VirtioBlk::new(opened.clone(), options)?;
+        Ok(OpenDisk { disk: opened, model })
+    }
 }

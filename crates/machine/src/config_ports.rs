@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_address_chooses_a_register_and_the_second_byte_alone_resets() {
-        let windows = Layout::new(256 << 20, 39).unwrap().windows;
+        let windows = Layout::new(256 << 20, 39, &[]).unwrap().windows;
         let bus = Arc::new(Bus::new(&windows));
         bus.add(Address::new(0, 0, 0).unwrap(), Arc::new(pci::HostBridge::new(&windows))).unwrap();
         let (events, inbox) = events();

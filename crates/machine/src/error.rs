@@ -6,6 +6,7 @@ use assign::AssignError;
 use boot::{InitrdError, KernelError, LoadError};
 use devices::VirtioBlkError;
 use disk::OpenError;
+use disk::nvme::NvmeError;
 use host::PciAddress;
 use memory::{ChangeError, RamError};
 use pci::PciError;
@@ -49,17 +50,20 @@ pub enum StartError {
     /// PCI.
     #[error(transparent)]
     Pci(#[from] PciError),
-    /// KVM and an assigned device's group.
-    #[error("KVM cannot be told of IOMMU group {group}: {cause}. The kernel's log (dmesg) may say more.")]
-    Group {
-        /// The group.
-        group: u32,
+    /// KVM and an assigned device, or its group.
+    #[error("KVM cannot be told of {name}: {cause}. The kernel's log (dmesg) may say more.")]
+    Introduce {
+        /// "IOMMU group 9", or the device's PCI address.
+        name: String,
         /// The kernel's answer.
         cause: io::Error,
     },
     /// An address that no device of a host has.
     #[error("{0} is no PCI address of a host. Use the form that `lspci -D` prints, such as 0000:01:00.0.")]
     Address(config::PciAddress),
+    /// A disk on a controller that skep drives itself.
+    #[error(transparent)]
+    Nvme(#[from] NvmeError),
     /// Threads and eventfds.
     #[error("cannot {what}: {cause}. This host is short of memory, threads or open files.")]
     System {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use devices::PowerRequest;
 
 use crate::cpus::End;
+use crate::notice::{Life, Notice, Reporter};
 
 /// Troubles that wait at most.
 const WAITING: u64 = 64;
@@ -27,8 +28,14 @@ pub enum Event {
     Ended(End),
     /// Something failed that the guest was not told of.
     Trouble(String),
+    /// DMA failed.
+    Fault(dma::fault::Event),
     /// Somebody presses the power button.
     PressPowerButton,
+    /// Somebody wants the VM to stand still.
+    Pause(String),
+    /// Somebody wants it to run on.
+    Resume,
     /// Somebody wants the VM to end now.
     Stop,
 }
@@ -99,10 +106,7 @@ impl Inbox {
     }
 }
 
-/// Where a VM's troubles are told, a sentence each.
-pub type Reporter = Box<dyn Fn(&str) + Send + Sync>;
-
-/// Tells troubles at a bounded rate.
+/// Tells what happens; troubles at a bounded rate.
 pub struct Teller {
     report: Reporter,
     since: Instant,
@@ -116,6 +120,16 @@ impl Teller {
         Teller { report, since: Instant::now(), told: 0, untold: 0 }
     }
 
+    /// Tells of DMA that failed. It comes at a bounded rate already, and every count matters.
+    pub fn fault(&self, event: dma::fault::Event) {
+        (self.report)(&Notice::Fault(event));
+    }
+
+    /// Tells a step in the VM's life.
+    pub fn life(&self, life: Life) {
+        (self.report)(&Notice::Life(life));
+    }
+
     /// Tells a trouble, or counts it; `lost` found no room on the way.
     pub fn tell(&mut self, what: &str, lost: u64) {
         self.untold += lost;
@@ -125,7 +139,7 @@ impl Teller {
         }
         if self.told < TOLD {
             self.told += 1;
-            (self.report)(what);
+            (self.report)(&Notice::Trouble(what.to_owned()));
         } else {
             self.untold += 1;
         }
@@ -134,7 +148,8 @@ impl Teller {
     /// Says how many were not told.
     pub fn tell_count(&mut self) {
         if self.untold > 0 {
-            (self.report)(&format!("{} more troubles of this VM were not printed", self.untold));
+            let count = format!("{} more troubles of this VM were not told", self.untold);
+            (self.report)(&Notice::Trouble(count));
             self.untold = 0;
         }
     }
@@ -154,7 +169,7 @@ mod tests {
         events.send(Event::Stop);
         let lines = Arc::new(Mutex::new(Vec::new()));
         let to = lines.clone();
-        let mut teller = Teller::new(Box::new(move |line| to.lock().unwrap().push(line.to_owned())));
+        let mut teller = Teller::new(Box::new(move |line| to.lock().unwrap().push(line.to_string())));
         let mut stopped = false;
         for event in inbox.waiting() {
             match event {
@@ -167,6 +182,6 @@ mod tests {
         let lines = lines.lock().unwrap();
         assert!(stopped);
         assert_eq!(lines.len(), 21);
-        assert_eq!(lines[20], "980 more troubles of this VM were not printed");
+        assert_eq!(lines[20], "980 more troubles of this VM were not told");
     }
 }

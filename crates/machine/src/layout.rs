@@ -9,9 +9,12 @@
 //! 0xfffb_c000      4 pages that KVM needs on Intel CPUs
 //! 0x1_0000_0000    RAM that did not fit below
 //! above it         64-bit window, up to what the CPU and the IOMMU can address
+//!
+//! RAM above 4 GiB and the 64-bit window leave out what assigned devices cannot reach, such as AMD's hole below
+//! 1 TiB.
 //! ```
 
-use memory::{Gpa, GpaRange, HIGH_RAM_START, ram_ranges};
+use memory::{Gpa, GpaRange, HIGH_RAM_START, ram_ranges_around};
 use pci::Windows;
 
 /// Start of the page that KVM maps for real mode on Intel CPUs; three more follow for the task state.
@@ -49,48 +52,71 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lays out `ram` bytes for a guest whose addresses have `address_bits` bits (32 to 52).
-    pub fn new(ram: u64, address_bits: u8) -> Result<Layout, LayoutError> {
-        let ranges = ram_ranges(ram);
+    /// Lays out `ram` bytes for a guest whose addresses have `address_bits` bits (32 to 52), around `holes` where
+    /// assigned devices reach nothing.
+    pub fn new(ram: u64, address_bits: u8, holes: &[GpaRange]) -> Result<Layout, LayoutError> {
+        let ranges = ram_ranges_around(ram, holes);
         let limit = 1u64 << address_bits;
         let end = ranges.last().map_or(Gpa(0), |range| range.end());
         if end.0 > limit {
             return Err(LayoutError { ram_mib: ram >> 20, address_bits, end });
         }
-        let start = end.max(HIGH_RAM_START).align_up(WINDOW_ALIGNMENT);
-        let memory64 = start.and_then(|start| GpaRange::new(start, limit.checked_sub(start.0)?));
+        let memory64 = window(end.max(HIGH_RAM_START), limit, holes);
         let range = |(start, len)| GpaRange::new(Gpa(start), len).expect("a constant range");
         let windows = Windows { memory32: range(MEMORY32), memory64, ports: PORTS };
         Ok(Layout { ram: ranges, ecam: range(ECAM), windows, address_bits })
     }
 }
 
+/// The largest place from `start` on and below `limit` that leaves the holes out.
+fn window(start: Gpa, limit: u64, holes: &[GpaRange]) -> Option<GpaRange> {
+    let behind = holes.iter().map(|hole| hole.end().max(start));
+    let starts = std::iter::once(start).chain(behind).filter_map(|start| start.align_up(WINDOW_ALIGNMENT));
+    let places = starts.filter_map(|start| {
+        let next = holes.iter().filter(|hole| hole.end() > start).map(|hole| hole.start().0).min();
+        GpaRange::new(start, next.unwrap_or(limit).min(limit).checked_sub(start.0)?)
+    });
+    // The first of equal ones, which is the lowest where there are no holes.
+    places.max_by_key(|place| (place.len(), std::cmp::Reverse(place.start())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use memory::AMD_HOLE;
     use proptest::prelude::*;
 
     #[test]
     fn the_64_bit_window_ends_where_a_39_bit_iommu_ends() {
-        let layout = Layout::new(6 << 30, 39).unwrap();
+        let layout = Layout::new(6 << 30, 39, &[]).unwrap();
         let window = layout.windows.memory64.unwrap();
         assert_eq!((window.start(), window.end()), (Gpa(7 << 30), Gpa(1 << 39)));
-        assert!(Layout::new(256 << 20, 32).unwrap().windows.memory64.is_none());
+        assert!(Layout::new(256 << 20, 32, &[]).unwrap().windows.memory64.is_none());
     }
 
     #[test]
     fn ram_that_the_iommu_cannot_address_is_refused_with_the_numbers() {
-        let error = Layout::new(600 << 30, 39).unwrap_err().to_string();
+        let error = Layout::new(600 << 30, 39, &[]).unwrap_err().to_string();
         assert!(error.contains("614400 MiB") && error.contains("39 bits"), "{error}");
+    }
+
+    #[test]
+    fn the_window_is_the_larger_side_of_a_hole() {
+        let memory64 = |bits| Layout::new(6 << 30, bits, &[AMD_HOLE]).unwrap().windows.memory64.unwrap();
+        assert_eq!((memory64(48).start(), memory64(48).end()), (Gpa(1 << 40), Gpa(1 << 48)));
+        assert_eq!((memory64(40).start(), memory64(40).end()), (Gpa(7 << 30), AMD_HOLE.start()));
     }
 
     proptest! {
         #[test]
-        fn nothing_overlaps(ram in (1u64..1 << 20).prop_map(|pages| pages << 21), bits in 33u8..52) {
-            if let Ok(layout) = Layout::new(ram, bits) {
+        fn nothing_overlaps(ram in (1u64..1 << 20).prop_map(|pages| pages << 21), bits in 33u8..52, amd: bool) {
+            if let Ok(layout) = Layout::new(ram, bits, if amd { &[AMD_HOLE] } else { &[] }) {
                 let mut all = layout.ram.clone();
                 all.extend([layout.ecam, layout.windows.memory32]);
                 all.extend(layout.windows.memory64);
+                if amd {
+                    prop_assert!(!all.iter().any(|range| range.overlaps(AMD_HOLE)), "{:?}", all);
+                }
                 all.sort_by_key(|range| range.start());
                 for pair in all.windows(2) {
                     prop_assert!(!pair[0].overlaps(pair[1]), "{:?}", pair);

@@ -3,11 +3,13 @@
 use std::io;
 use std::sync::Arc;
 
+use dma::fault::{Source, Witness};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use memory::{Change, DeviceMemory, Gpa, MemoryMap};
 use pci::{Address, Line, Pin, ResampledLine, ServiceError, Services, Vector};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::faults;
 use crate::interrupts::{Interrupts, intx_gsi};
 
 /// A VM's services to its functions.
@@ -15,12 +17,19 @@ pub struct KvmServices {
     vm: Arc<VmFd>,
     interrupts: Arc<Interrupts>,
     map: Arc<MemoryMap>,
+    /// Who is told of changes that failed; there is somebody when there are devices.
+    witness: Option<Witness>,
 }
 
 impl KvmServices {
     /// Services on one VM.
-    pub fn new(vm: Arc<VmFd>, interrupts: Arc<Interrupts>, map: Arc<MemoryMap>) -> KvmServices {
-        KvmServices { vm, interrupts, map }
+    pub fn new(
+        vm: Arc<VmFd>,
+        interrupts: Arc<Interrupts>,
+        map: Arc<MemoryMap>,
+        witness: Option<Witness>,
+    ) -> KvmServices {
+        KvmServices { vm, interrupts, map, witness }
     }
 }
 
@@ -90,7 +99,11 @@ impl Services for KvmServices {
 
 impl KvmServices {
     fn change(&self, device: Address, change: &Change) -> Result<(), ServiceError> {
-        let done = self.map.apply(change).map_err(io::Error::other);
-        done.map_err(failed(device, change.to_string()))
+        self.map.apply(change).map_err(|error| {
+            if let Some(witness) = &self.witness {
+                witness.tell(faults::nameless(Source::Ledger, error.to_string()));
+            }
+            ServiceError { device, what: change.to_string(), cause: io::Error::other(error) }
+        })
     }
 }

@@ -1,14 +1,17 @@
 //! The life of a VM.
 
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use assign::Assigned;
 use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
+use config::OnFault;
 use devices::{Power, PowerRequest, SerialPort};
-use disk::{Counters, Disk};
+use disk::{Counters, Disk, Tally};
+use dma::Domain;
+use dma::fault::{self, Watch};
 use host::Host;
 use kvm_ioctls::VmFd;
 use memory::{MemoryMap, Ram};
@@ -22,8 +25,10 @@ use crate::chips::Chips;
 use crate::console::Console;
 use crate::cpus::{Cpus, End};
 use crate::error::StartError;
-use crate::events::Reporter;
 use crate::events::{Event, Events, Inbox, Teller};
+use crate::faults::{self, Policies};
+use crate::notice::{Life, Reporter};
+use crate::phase::{Phase, Phases};
 use crate::steps::Steps;
 
 /// How a VM ended.
@@ -49,16 +54,58 @@ pub struct Ended {
 }
 
 /// The way to a running VM from outside.
+///
+/// It keeps nothing of the VM: when the VM is taken apart, there is nothing more to be had.
 #[derive(Clone)]
 pub struct Control {
     events: Events,
     serial: Arc<SerialPort>,
+    phases: Arc<Phases>,
+    domains: Vec<Weak<Domain>>,
+    map: Weak<MemoryMap>,
+    disks: Vec<Weak<Disk>>,
 }
+
+/// How long a VM may take to stand still, or to run on, before whoever asked is told that it has not yet.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Control {
     /// Presses the power button: the guest shuts down when it listens.
     pub fn press_power_button(&self) {
         self.events.send(Event::PressPowerButton);
+    }
+
+    /// Has the guest stand still; `why` is told to the VM's owner. Returns what the VM does then.
+    pub fn pause(&self, why: impl Into<String>) -> Phase {
+        self.events.send(Event::Pause(why.into()));
+        self.phases.wait_for(Phase::Paused, PATIENCE)
+    }
+
+    /// Has the guest run on. Returns what the VM does then.
+    pub fn resume(&self) -> Phase {
+        self.events.send(Event::Resume);
+        self.phases.wait_for(Phase::Running, PATIENCE)
+    }
+
+    /// What the VM does now.
+    pub fn phase(&self) -> Phase {
+        self.phases.now()
+    }
+
+    /// Its DMA domains. Whoever keeps one keeps the VM's devices from being given back.
+    pub fn domains(&self) -> Vec<Arc<Domain>> {
+        self.domains.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Its memory map, as long as it has one.
+    pub fn memory(&self) -> Option<Arc<MemoryMap>> {
+        self.map.upgrade()
+    }
+
+    /// Its disks by name, with what went through them so far.
+    pub fn disks(&self) -> Vec<(String, Counters)> {
+        let disks = self.disks.iter().filter_map(Weak::upgrade);
+        disks.map(|disk| (disk.name().to_owned(), disk.counters())).collect()
     }
 
     /// Ends the VM now, whatever the guest does.
@@ -84,6 +131,9 @@ impl Control {
 /// uses something, then what was used.
 pub struct Vm {
     pub(crate) alarms: Option<AlarmWatch>,
+    pub(crate) faults: Option<Watch>,
+    pub(crate) policies: Policies,
+    pub(crate) phases: Arc<Phases>,
     pub(crate) cpus: Cpus,
     pub(crate) board: Arc<Board>,
     pub(crate) assigned: Vec<Arc<Assigned>>,
@@ -99,6 +149,24 @@ pub struct Vm {
     pub(crate) inbox: Inbox,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) console: Console,
+}
+
+/// A VM whose guest runs no more, with all that it had.
+pub struct Stopped {
+    vm: Vm,
+    outcome: Outcome,
+}
+
+impl Stopped {
+    /// Takes the VM apart and gives its devices back.
+    pub fn dismantle(self) -> Ended {
+        // Not the disks themselves: they go while their devices are given back.
+        let tallies: Vec<Tally> = self.vm.disks.iter().map(|disk| disk.tally().clone()).collect();
+        let outcome = self.vm.dismantle(self.outcome);
+        // Only now has every queue ended and counted its last request.
+        let disks = tallies.iter().map(|tally| (tally.name().to_owned(), tally.counters())).collect();
+        Ended { outcome, disks }
+    }
 }
 
 /// What is loaded at every start.
@@ -145,21 +213,35 @@ impl Vm {
 
     /// The way to the VM while it runs.
     pub fn control(&self) -> Control {
-        Control { events: self.board.events.clone(), serial: self.serial.clone() }
+        let domains = self.claimed.as_ref().map_or(&[][..], |claimed| claimed.domains());
+        Control {
+            events: self.board.events.clone(),
+            serial: self.serial.clone(),
+            phases: self.phases.clone(),
+            domains: domains.iter().map(Arc::downgrade).collect(),
+            map: Arc::downgrade(&self.map),
+            disks: self.disks.iter().map(Arc::downgrade).collect(),
+        }
     }
 
-    /// Runs the VM until it ends, then gives its devices back.
-    pub fn run(mut self) -> Ended {
+    /// Runs the VM until it ends. What its devices and disks are is to be had until it is dismantled.
+    pub fn run(mut self) -> Stopped {
         self.cpus.reset(&self.entry);
         self.cpus.run();
+        self.enter(Life::Started);
         let outcome = self.attend();
+        self.phases.set(Phase::Ending);
         self.console.hurry(true);
         self.cpus.hold();
-        let disks = self.disks.clone();
-        let outcome = self.dismantle(outcome);
-        // Only now has every queue ended and counted its last request.
-        let disks = disks.iter().map(|disk| (disk.name().to_owned(), disk.counters())).collect();
-        Ended { outcome, disks }
+        Stopped { vm: self, outcome }
+    }
+
+    fn enter(&self, life: Life) {
+        self.phases.set(match life {
+            Life::Paused(_) => Phase::Paused,
+            _ => Phase::Running,
+        });
+        self.teller.life(life);
     }
 
     /// Serves events until one of them is the end.
@@ -182,24 +264,74 @@ impl Vm {
                 }
                 Event::Trouble(what) => self.teller.tell(&what, self.inbox.lost()),
                 Event::PressPowerButton => self.power.press_button(),
+                Event::Pause(why) => self.pause(why),
+                Event::Resume if self.phases.now() == Phase::Paused => {
+                    self.cpus.run();
+                    self.enter(Life::Resumed);
+                }
+                Event::Resume => {}
+                Event::Fault(fault) => {
+                    if let Err(outcome) = self.answer(fault) {
+                        return outcome;
+                    }
+                }
                 Event::Stop => return Outcome::Stopped,
             }
         }
     }
 
+    fn pause(&self, why: String) {
+        if self.phases.now() == Phase::Paused {
+            return;
+        }
+        self.console.hurry(true);
+        self.cpus.hold();
+        self.console.hurry(false);
+        self.enter(Life::Paused(why));
+    }
+
+    /// Tells of a fault, and does what is to be done about it.
+    fn answer(&mut self, fault: fault::Event) -> Result<(), Outcome> {
+        let (answer, text) = (self.policies.answer(&fault), fault.to_string());
+        let device = faults::device_of(&self.assigned, &fault).map(|device| device.at());
+        self.teller.fault(fault);
+        match (answer, device) {
+            (OnFault::Report, _) => {}
+            (OnFault::Pause, _) => self.pause(format!("{text}. `skep resume` has it run on")),
+            (OnFault::Stop, _) => {
+                return Err(Outcome::Failed(format!("{text}. That ends it, as on-fault asks")));
+            }
+            (OnFault::Reset, Some(at)) => {
+                let errors = self.board.bus.reset_function(at);
+                for error in errors {
+                    self.teller.tell(&error.to_string(), 0);
+                }
+            }
+            (OnFault::Reset, None) => self.teller.tell(
+                "only an assigned device can be reset after a fault; the driver of one that skep drives itself resets \
+                 it when it has to",
+                0,
+            ),
+        }
+        Ok(())
+    }
+
     /// The VM starts afresh: vCPUs, controllers and every device return to power-on, the kernel is loaded
-    /// again. RAM stays the RAM it was, mapped for devices as before.
+    /// again. RAM stays the RAM it was, mapped for devices as before. A VM that is paused stays so.
     fn restart(&mut self) -> Result<(), Outcome> {
         self.console.hurry(true);
         self.cpus.hold();
         self.console.hurry(false);
         // What the guest asked for before everything was reset concerns nobody now.
         let stale = |event: &Event| matches!(event, Event::Power(_) | Event::Ended(_));
-        for event in self.inbox.waiting().filter(|event| !stale(event)) {
+        let waiting: Vec<Event> = self.inbox.waiting().filter(|event| !stale(event)).collect();
+        for event in waiting {
             match event {
                 Event::Stop => return Err(Outcome::Stopped),
                 Event::Trouble(what) => self.teller.tell(&what, 0),
                 Event::PressPowerButton => self.power.press_button(),
+                // For whoever serves the events after this reset.
+                later @ (Event::Pause(_) | Event::Resume | Event::Fault(_)) => self.board.events.send(later),
                 Event::Power(_) | Event::Ended(_) => {}
             }
         }
@@ -212,7 +344,10 @@ impl Vm {
         self.chips.restore(&self.vm).map_err(|error| Outcome::Failed(error.to_string()))?;
         let entry = self.boot.load().map_err(|error| Outcome::Failed(error.to_string()))?;
         self.cpus.reset(&entry);
-        self.cpus.run();
+        if self.phases.now() == Phase::Running {
+            self.cpus.run();
+        }
+        self.teller.life(Life::Restarted);
         Ok(())
     }
 
@@ -221,6 +356,7 @@ impl Vm {
     fn dismantle(self, outcome: Outcome) -> Outcome {
         let Vm {
             alarms,
+            faults,
             cpus,
             board,
             assigned,
@@ -247,9 +383,13 @@ impl Vm {
         }
         // The VM goes before the RAM that its memory slots name.
         drop((power, vm, map, boot, console));
+        // Last of what could tell: until here devices may have done DMA.
+        drop(faults);
         for event in inbox.waiting() {
-            if let Event::Trouble(what) = event {
-                teller.tell(&what, inbox.lost());
+            match event {
+                Event::Trouble(what) => teller.tell(&what, inbox.lost()),
+                Event::Fault(fault) => teller.fault(fault),
+                _ => {}
             }
         }
         teller.tell_count();

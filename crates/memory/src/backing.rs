@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use crate::placement::Pages;
+
 /// `fsconfig` commands (linux/mount.h; not in libc yet).
 const SET_STRING: libc::c_uint = 1;
 const CREATE: libc::c_uint = 6;
@@ -20,15 +22,20 @@ pub(crate) enum LargePages {
     OnTouch,
     /// Only once they were asked for.
     OnRequest,
+    /// Always; it has no others.
+    Always,
 }
 
 /// A file of `len` zeroes in memory, for a shared mapping, that nothing but its descriptor knows.
-pub(crate) fn file(len: u64) -> io::Result<(File, LargePages)> {
+pub(crate) fn file(len: u64, pages: Pages) -> io::Result<(File, LargePages)> {
+    if pages.are_huge() {
+        return Ok((memfd(len, pages)?, LargePages::Always));
+    }
     // Making a tmpfs takes a privilege (CAP_SYS_ADMIN), and large pages a kernel that has them.
     if let Ok(file) = on_own_tmpfs(len) {
         return Ok((file, LargePages::OnTouch));
     }
-    Ok((memfd(len)?, LargePages::OnRequest))
+    Ok((memfd(len, pages)?, LargePages::OnRequest))
 }
 
 /// A file on a tmpfs that is mounted nowhere and goes with the file.
@@ -60,8 +67,13 @@ fn on_own_tmpfs(len: u64) -> io::Result<File> {
     Ok(file)
 }
 
-fn memfd(len: u64) -> io::Result<File> {
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+fn memfd(len: u64, pages: Pages) -> io::Result<File> {
+    let huge = match pages {
+        Pages::Default => 0,
+        Pages::Huge2M => libc::MFD_HUGETLB | libc::MFD_HUGE_2MB,
+        Pages::Huge1G => libc::MFD_HUGETLB | libc::MFD_HUGE_1GB,
+    };
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge;
     // SAFETY: the name is a C string.
     let file = File::from(owned(unsafe { libc::memfd_create(c"guest-ram".as_ptr(), flags) }.into())?);
     file.set_len(len)?;
@@ -89,7 +101,7 @@ mod tests {
 
     #[test]
     fn either_file_is_as_long_as_asked_and_reads_as_zeroes() {
-        for file in [Ok(memfd(8192).unwrap()), on_own_tmpfs(8192)].into_iter().flatten() {
+        for file in [Ok(memfd(8192, Pages::Default).unwrap()), on_own_tmpfs(8192)].into_iter().flatten() {
             assert_eq!(file.metadata().unwrap().len(), 8192);
             let mut bytes = [1; 16];
             file.read_exact_at(&mut bytes, 8176).unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::address::Gpa;
+use crate::address::{Gpa, GpaRange};
 use crate::ram::{OutsideRam, Ram};
 
 /// Pieces of guest RAM in order, as the kernel takes them (`iovec`), with a share in the RAM they lie in.
@@ -13,6 +13,8 @@ use crate::ram::{OutsideRam, Ram};
 pub struct Buffers {
     ram: Arc<Ram>,
     pieces: Vec<libc::iovec>,
+    /// The guest address of each piece.
+    starts: Vec<Gpa>,
     bytes: u64,
 }
 
@@ -22,10 +24,11 @@ unsafe impl Send for Buffers {}
 impl Buffers {
     /// No piece yet.
     pub fn new(ram: Arc<Ram>) -> Buffers {
-        Buffers { ram, pieces: Vec::new(), bytes: 0 }
+        Buffers { ram, pieces: Vec::new(), starts: Vec::new(), bytes: 0 }
     }
 
-    /// Adds `len` bytes at `gpa`; pieces that touch in host memory become one. Nothing is added on failure.
+    /// Adds `len` bytes at `gpa`; pieces that touch become one. They touch in host memory only where they do in
+    /// the guest as well: each segment has guards around it. Nothing is added on failure.
     pub fn push(&mut self, gpa: Gpa, len: u64) -> Result<(), OutsideRam> {
         let slice = self.ram.slice(gpa, len)?;
         self.bytes += len;
@@ -35,6 +38,7 @@ impl Buffers {
             last.iov_len += slice.len();
         } else if !slice.is_empty() {
             self.pieces.push(libc::iovec { iov_base: slice.as_ptr().cast(), iov_len: slice.len() });
+            self.starts.push(gpa);
         }
         Ok(())
     }
@@ -44,14 +48,27 @@ impl Buffers {
         &self.pieces
     }
 
+    /// Where piece `index` lies in the guest, for devices that reach RAM by guest addresses; `None` behind the
+    /// last one. The RAM stays that of these addresses as long as `self`.
+    pub fn range(&self, index: usize) -> Option<GpaRange> {
+        GpaRange::new(*self.starts.get(index)?, self.pieces[index].iov_len as u64)
+    }
+
     /// Bytes in all pieces.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
+    /// Keeps the RAM for as long as this process lives: for a device that has the buffers' addresses and cannot be
+    /// stopped.
+    pub fn keep_ram_for_ever(&self) {
+        std::mem::forget(self.ram.clone());
+    }
+
     /// Forgets the pieces and keeps the room for new ones.
     pub fn clear(&mut self) {
         self.pieces.clear();
+        self.starts.clear();
         self.bytes = 0;
     }
 
@@ -109,7 +126,6 @@ impl std::fmt::Debug for Buffers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::GpaRange;
 
     #[test]
     fn neighbours_become_one_piece_and_copies_run_across_pieces() {
@@ -120,6 +136,8 @@ mod tests {
         buffers.push(Gpa(0), 0x10).unwrap();
         assert!(buffers.push(Gpa(0x3fff), 2).is_err());
         assert_eq!((buffers.iovecs().len(), buffers.bytes()), (2, 0x1810));
+        let range = |start, len| GpaRange::new(Gpa(start), len);
+        assert_eq!([0, 1, 2].map(|i| buffers.range(i)), [range(0x1000, 0x1800), range(0, 0x10), None]);
         let pattern: Vec<u8> = (0..0x1810u32).map(|i| i as u8).collect();
         assert_eq!(buffers.write(&pattern), 0x1810);
         let mut back = vec![0; 0x1810];

@@ -7,18 +7,25 @@
 //! address for the kernel and for devices ([`Buffers`]).
 
 mod address;
+mod available;
 mod backing;
 mod buffers;
 mod map;
+mod numa;
+mod placement;
+mod pool;
 mod ram;
 mod segment;
 mod slice;
+mod wiring;
 
-pub use address::{Gpa, GpaRange, HIGH_RAM_START, LOW_RAM_END, ram_ranges};
+pub use address::{AMD_HOLE, Gpa, GpaRange, HIGH_RAM_START, LOW_RAM_END, ram_ranges, ram_ranges_around};
 pub use buffers::Buffers;
 pub use map::{
     Change, ChangeError, Contents, DeviceMemory, Difference, MemoryMap, Mirror, MirrorError, Place, Stuck,
 };
+pub use placement::{Node, Pages, Placement};
+pub use pool::{PoolError, PoolShort};
 pub use ram::{OutsideRam, Ram};
 pub use segment::{RamError, Segment};
 pub use slice::GuestSlice;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::address::{Gpa, GpaRange};
+use crate::placement::Placement;
 use crate::segment::{RamError, Segment};
 use crate::slice::GuestSlice;
 
@@ -33,13 +34,23 @@ pub struct Ram {
 impl Ram {
     /// Allocates RAM for the ranges (see [`crate::ram_ranges`]). Pages read as zero.
     pub fn new(ranges: &[GpaRange]) -> Result<Ram, RamError> {
+        Ram::placed(ranges, &Placement::default())
+    }
+
+    /// Allocates RAM for the ranges where the placement says. Pages read as zero.
+    ///
+    /// What stands in the way is known before anything is allocated ([`Placement::check`] tells all of it).
+    pub fn placed(ranges: &[GpaRange], placement: &Placement) -> Result<Ram, RamError> {
         let mut ranges = ranges.to_vec();
         ranges.sort_by_key(|range| range.start());
         if let Some(pair) = ranges.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
             return Err(RamError::Overlap { one: pair[0], other: pair[1] });
         }
-        let segments =
-            ranges.into_iter().map(|range| Segment::new(range).map(Arc::new)).collect::<Result<_, _>>()?;
+        if let Some(error) = placement.check(&ranges).into_iter().next() {
+            return Err(error);
+        }
+        let placed = |range| Segment::placed(range, placement).map(Arc::new);
+        let segments = ranges.into_iter().map(placed).collect::<Result<_, _>>()?;
         Ok(Ram { segments })
     }
 
@@ -71,7 +82,7 @@ impl Ram {
 
     /// Makes every page present and locks it. Needed before devices may reach it by DMA.
     pub fn wire(&self) -> Result<(), RamError> {
-        self.segments.iter().try_for_each(|segment| segment.wire())
+        self.wire_with(|_| {})
     }
 
     /// Sees to it that the first `len` bytes come in large pages, where the kernel has them. Where it does not

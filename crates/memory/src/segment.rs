@@ -7,11 +7,14 @@ use std::ptr::NonNull;
 
 use crate::address::GpaRange;
 use crate::backing::{self, LargePages};
+use crate::numa;
+use crate::placement::{Node, Pages, Placement};
+use crate::pool::PoolError;
 
 /// Nothing is mapped this far before and behind a segment, so a stray host access faults at once.
 const GUARD: usize = 2 << 20;
 
-/// Segments start at a multiple of this in host memory, as they do in the guest, so that the kernel can use
+/// Segments start at a multiple of this (or of their pages) in host memory, as they do in the guest, so that the kernel can use
 /// large pages for both.
 const ALIGNMENT: usize = 2 << 20;
 
@@ -22,10 +25,39 @@ const MADV_COLLAPSE: libc::c_int = 25;
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// A segment does not start or end on a page.
-    #[error("guest RAM {range} does not begin and end on a 4 KiB page")]
+    #[error(
+        "guest RAM {range} does not begin and end on pages of {pages}{}",
+        if pages.are_huge() { ". Give the VM a multiple of that (--memory), or smaller pages (--hugepages)" } else { "" }
+    )]
     Unaligned {
         /// The segment asked for.
         range: GpaRange,
+        /// The pages asked for.
+        pages: Pages,
+    },
+    /// The host's pool of huge pages does not hold it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// There is no such NUMA node.
+    #[error(
+        "this host has no NUMA node {node}; it has {}. Write one of these, or none (--node).",
+        list(there)
+    )]
+    NoNode {
+        /// The node asked for.
+        node: Node,
+        /// Those there are.
+        there: Vec<Node>,
+    },
+    /// The kernel did not take RAM from one node only.
+    #[error("cannot take guest RAM {range} from NUMA node {node}: {cause}. Leave the node out (--node).")]
+    Bind {
+        /// The segment.
+        range: GpaRange,
+        /// The node.
+        node: Node,
+        /// The kernel's answer.
+        cause: io::Error,
     },
     /// Two segments share addresses.
     #[error("guest RAM {one} overlaps guest RAM {other}")]
@@ -34,6 +66,22 @@ pub enum RamError {
         one: GpaRange,
         /// The one that collides with it.
         other: GpaRange,
+    },
+    /// All of it must be present, and the host has less.
+    #[error(
+        "the VM's RAM, {} MiB, must all be present (it is wired, or devices reach it), and {} has {} MiB for it. Give \
+         the VM less memory (--memory), or free some on this host.",
+        wanted.div_ceil(1 << 20),
+        node.map_or("this host".to_owned(), |node| format!("NUMA node {node}")),
+        available >> 20
+    )]
+    Unavailable {
+        /// Bytes of RAM.
+        wanted: u64,
+        /// Bytes that can be had.
+        available: u64,
+        /// The node that they must come from, if it must be one.
+        node: Option<Node>,
     },
     /// The kernel refused.
     #[error("cannot {what} {} MiB of guest RAM at {range}: {cause}. {hint}", range.len() >> 20)]
@@ -49,10 +97,18 @@ pub enum RamError {
     },
 }
 
+fn list(nodes: &[Node]) -> String {
+    match nodes {
+        [] => "no nodes that can be chosen".into(),
+        _ => nodes.iter().map(Node::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
 /// One piece of guest RAM: a range of guest addresses and the file in memory behind it, mapped shared.
 #[derive(Debug)]
 pub struct Segment {
     range: GpaRange,
+    placement: Placement,
     file: File,
     large_pages: LargePages,
     host: NonNull<u8>,
@@ -73,16 +129,45 @@ unsafe impl Send for Segment {}
 unsafe impl Sync for Segment {}
 
 impl Segment {
-    /// Allocates RAM for `range`, which must begin and end on a page.
-    pub(crate) fn new(range: GpaRange) -> Result<Segment, RamError> {
-        if !range.start().0.is_multiple_of(4096) || !range.len().is_multiple_of(4096) {
-            return Err(RamError::Unaligned { range });
-        }
+    /// Allocates RAM for `range`, which must begin and end on a page, where the placement says.
+    ///
+    /// Huge pages are set aside for it at once. But the kernel sets them aside for the host as a whole: from one
+    /// node they are sure only when they are present, so wire such RAM before a guest runs in it.
+    pub fn placed(range: GpaRange, placement: &Placement) -> Result<Segment, RamError> {
+        let placement = *placement;
+        placement.check_alignment(range)?;
         let fail = |what, hint| move |cause| RamError::System { what, range, cause, hint };
-        let smaller = "Give the VM less memory (--memory), or free some on this host.";
-        let (file, large_pages) = backing::file(range.len()).map_err(fail("allocate", smaller))?;
-        let (host, reserved) = map(&file, range.len()).map_err(fail("map", smaller))?;
-        Ok(Segment { range, file, large_pages, host, reserved })
+        let smaller = match placement.pages.are_huge() {
+            false => "Give the VM less memory (--memory), or free some on this host.",
+            true => "Set more huge pages aside (nr_hugepages), or give the VM less memory (--memory).",
+        };
+        let (file, large_pages) =
+            backing::file(range.len(), placement.pages).map_err(fail("allocate", smaller))?;
+        let (host, reserved) = map(&file, range.len(), placement.pages).map_err(fail("map", smaller))?;
+        let segment = Segment { range, placement, file, large_pages, host, reserved };
+        if let Some(node) = placement.node {
+            numa::bind(segment.host, range.len(), node).map_err(|cause| RamError::Bind {
+                range,
+                node,
+                cause,
+            })?;
+        }
+        Ok(segment)
+    }
+
+    /// What its pages are.
+    pub fn pages(&self) -> Pages {
+        self.placement.pages
+    }
+
+    /// The size in bytes that each of its pages has at least; ordinary memory may have larger ones.
+    pub fn page_size(&self) -> u64 {
+        self.placement.pages.bytes()
+    }
+
+    /// The NUMA node that it comes from, if it comes from one only.
+    pub fn node(&self) -> Option<Node> {
+        self.placement.node
     }
 
     /// The guest addresses of this segment.
@@ -100,25 +185,10 @@ impl Segment {
         self.host
     }
 
-    /// Makes every page present and locks it, so that it neither moves to swap nor faults later.
-    pub(crate) fn wire(&self) -> Result<(), RamError> {
-        let len = self.range.len() as usize;
-        // SAFETY: the range is our own mapping of exactly `len` bytes; mlock does not change its content.
-        if unsafe { libc::mlock(self.host.as_ptr().cast(), len) } == 0 {
-            return Ok(());
-        }
-        Err(RamError::System {
-            what: "wire",
-            range: self.range,
-            cause: io::Error::last_os_error(),
-            hint: "Raise the limit of locked memory (ulimit -l unlimited, or LimitMEMLOCK=infinity in a unit), or run as root.",
-        })
-    }
-
     /// Sees to it that the first `len` bytes come in pages of 2 MiB as far as the kernel has them. Where they
     /// come by themselves, nothing is touched.
     pub(crate) fn enlarge_pages(&self, len: u64) -> Result<(), RamError> {
-        if self.large_pages == LargePages::OnTouch {
+        if self.large_pages != LargePages::OnRequest {
             return Ok(());
         }
         let len = len.min(self.range.len()) as usize;
@@ -156,18 +226,19 @@ impl Drop for Segment {
 }
 
 /// Reserves room for the file and guards around it, then maps the file into the middle.
-fn map(file: &File, len: u64) -> io::Result<(NonNull<u8>, Reservation)> {
+fn map(file: &File, len: u64, pages: Pages) -> io::Result<(NonNull<u8>, Reservation)> {
     let len = usize::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    let alignment = ALIGNMENT.max(pages.bytes() as usize);
     let reserve =
-        len.checked_add(2 * GUARD + ALIGNMENT).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        len.checked_add(2 * GUARD + alignment).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new anonymous reservation without access, at an address of the kernel's choice.
     let start = unsafe { libc::mmap(std::ptr::null_mut(), reserve, libc::PROT_NONE, flags, -1, 0) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    let inner = (start as usize + GUARD).next_multiple_of(ALIGNMENT);
-    // SAFETY: `inner..inner+len` lies inside the reservation just made (it is `2 * GUARD + ALIGNMENT` larger
+    let inner = (start as usize + GUARD).next_multiple_of(alignment);
+    // SAFETY: `inner..inner+len` lies inside the reservation just made (it is `2 * GUARD + alignment` larger
     // than `len`), so MAP_FIXED replaces nothing but that reservation.
     let host = unsafe {
         libc::mmap(
@@ -189,4 +260,83 @@ fn map(file: &File, len: u64) -> io::Result<(NonNull<u8>, Reservation)> {
     unsafe { libc::madvise(host, len, libc::MADV_DONTDUMP) };
     let host = NonNull::new(host.cast()).expect("the place is above a guard, so never 0");
     Ok((host, Reservation { start, len: reserve }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Gpa, Ram};
+
+    fn range(len: u64) -> GpaRange {
+        GpaRange::new(Gpa(0), len).unwrap()
+    }
+
+    #[test]
+    fn ordinary_segments_say_what_they_are_made_of() {
+        let segment = Segment::placed(range(8 << 20), &Placement::default()).unwrap();
+        assert_eq!((segment.page_size(), segment.node()), (4096, None));
+        assert_eq!(segment.host_address().as_ptr() as usize % ALIGNMENT, 0);
+    }
+
+    #[test]
+    fn ram_of_node_0_is_bound_to_it() {
+        let placement = Placement { node: Some(Node(0)), ..Placement::default() };
+        let segment = Segment::placed(range(4 << 20), &placement).unwrap();
+        assert_eq!(segment.node(), Some(Node(0)));
+        let maps = std::fs::read_to_string("/proc/self/numa_maps");
+        // A kernel without NUMA has no such file, and needs none.
+        if let Ok(maps) = maps {
+            let start = format!("{:x} ", segment.host_address().as_ptr() as usize);
+            let line = maps.lines().find(|line| line.starts_with(&start));
+            assert!(line.is_some_and(|line| line.contains("bind:0")), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_not_there_is_an_error_and_not_other_memory() {
+        let placement = Placement { node: Some(Node(1000)), ..Placement::default() };
+        let error = Segment::placed(range(4 << 20), &placement).unwrap_err();
+        assert!(error.to_string().contains("NUMA node 1000"), "{error}");
+    }
+
+    #[test]
+    #[ignore = "needs 8 free huge pages of 2 MiB, and no more than 1000: run it in the lab, skep lab exec --hugepages 16"]
+    fn huge_pages_come_out_of_the_pool_and_go_back() {
+        let free = || {
+            let text =
+                std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").unwrap();
+            text.trim().parse::<u64>().unwrap()
+        };
+        let before = free();
+        for node in [None, Some(Node(0))] {
+            let placement = Placement { pages: Pages::Huge2M, node };
+            let ram = Ram::placed(&[range(16 << 20)], &placement).unwrap();
+            let mut told = 0;
+            ram.wire_with(|done| told = done).unwrap();
+            assert_eq!((told, free()), (16 << 20, before - 8));
+            ram.write_obj(Gpa((16 << 20) - 8), &7u64).unwrap();
+            assert_eq!(ram.read_obj::<u64>(Gpa((16 << 20) - 8)).unwrap(), 7);
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let start = format!("{:x}-", ram.segments()[0].host_address().as_ptr() as usize);
+            let mapping = smaps.split(&start).nth(1).unwrap();
+            let size = mapping.lines().find(|line| line.starts_with("KernelPageSize")).unwrap();
+            assert!(size.contains(" 2048 kB"), "{size}");
+            drop(ram);
+            assert_eq!(free(), before);
+        }
+        let placement = Placement { pages: Pages::Huge2M, node: None };
+        let error = Ram::placed(&[range(4 << 30)], &placement).unwrap_err().to_string();
+        assert!(
+            error.contains("takes 2048 huge pages of 2 MiB") && error.contains("echo 2048 > "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn huge_pages_that_the_pool_does_not_hold_are_an_error() {
+        // More than any machine has.
+        let placement = Placement { pages: Pages::Huge2M, node: None };
+        let error = Segment::placed(range(1 << 46), &placement).unwrap_err();
+        assert!(error.to_string().contains("nr_hugepages"), "{error}");
+    }
 }

@@ -125,15 +125,26 @@ impl Bus {
     /// started. Goes on after a failure and returns all.
     pub fn reset(&self) -> Vec<PciError> {
         let mut slots = self.slots();
-        let mut errors = Vec::new();
-        for slot in slots.values_mut() {
-            for bar in 0..slot.claimed.len() {
-                errors.extend(self.release(slot, bar).err());
-            }
-            errors.extend(slot.function.reset().err());
-            errors.extend(place::write(&*slot.function, &slot.placed));
-        }
+        let mut errors: Vec<PciError> = slots.values_mut().flat_map(|slot| self.reset_slot(slot)).collect();
         errors.extend(self.settle(&mut slots));
+        errors
+    }
+
+    /// Resets the function at `at` alone, as [`Bus::reset`] does. Nothing happens where there is none.
+    pub fn reset_function(&self, at: Address) -> Vec<PciError> {
+        let mut slots = self.slots();
+        let mut errors = slots.get_mut(&at).map_or_else(Vec::new, |slot| self.reset_slot(slot));
+        errors.extend(self.settle(&mut slots));
+        errors
+    }
+
+    fn reset_slot(&self, slot: &mut Slot) -> Vec<PciError> {
+        let mut errors = Vec::new();
+        for bar in 0..slot.claimed.len() {
+            errors.extend(self.release(slot, bar).err());
+        }
+        errors.extend(slot.function.reset().err());
+        errors.extend(place::write(&*slot.function, &slot.placed));
         errors
     }
 

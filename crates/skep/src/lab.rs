@@ -26,7 +26,7 @@ enum Command {
 }
 
 const EXEC_HELP: &str = "\
-In the emulated host: skep, lab-io and busybox on the PATH; the folder that holds skep read-only at /tree;
+In the emulated host: skep, lab-io, lab-edu and busybox on the PATH; the folder that holds skep read-only at /tree;
 /lab/disks.json with each disk's serial number, size and SHA-256; a guest at /lab/guest/vmlinux, vmlinuz and initrd,
 which runs the shell script given as lab.run=BASE64 on its kernel command line. Standard input is empty.
 

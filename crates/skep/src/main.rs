@@ -2,21 +2,32 @@
 //!
 //! One module per command; this file only says which there are.
 
+use std::io::stdout;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use exit::Exit;
 
+mod ask;
 mod console;
+mod dma;
 mod escape;
+mod events;
 mod exit;
+mod host;
 mod lab;
+mod list;
+mod memory;
 mod report;
 mod run;
+mod serve;
 mod signals;
 mod start;
+mod state;
+mod stats;
 mod stop;
 mod summary;
+mod table;
 mod terminal;
 
 /// Virtual machines with assigned PCI devices and physical disks, side by side.
@@ -30,9 +41,27 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run a VM
-    Run(run::Arguments),
+    Run(Box<run::Arguments>),
+    /// List the VMs that run
+    List(list::Arguments),
+    /// Show what a VM's devices reach: its DMA domains, their mappings and faults
+    Dma(dma::Arguments),
+    /// Read a VM's RAM
+    Memory(memory::Arguments),
+    /// Show what happened to a VM
+    Events(events::Arguments),
+    /// Show what went through a VM's disks
+    Stats(stats::Arguments),
+    /// Have a VM's vCPUs stand still
+    Pause(state::Pause),
+    /// Have a paused VM's vCPUs go on
+    Resume(state::Resume),
+    /// Press a VM's power button, or end it now
+    Stop(state::Stop),
+    /// See, and give back, what VMs that were killed left bound
+    Host(host::Arguments),
     /// Try things out in an emulated host, away from the real machine
-    Lab(lab::Arguments),
+    Lab(Box<lab::Arguments>),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +74,15 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         Command::Run(arguments) => run::run(&arguments).into(),
-        Command::Lab(arguments) => lab::run(arguments),
+        Command::List(arguments) => ask::finish(list::run(&arguments, &mut stdout())),
+        Command::Dma(arguments) => ask::finish(dma::run(&arguments, &mut stdout())),
+        Command::Memory(arguments) => ask::finish(memory::run(&arguments, &mut stdout())),
+        Command::Events(arguments) => ask::finish(events::run(&arguments, &mut stdout())),
+        Command::Stats(arguments) => ask::finish(stats::run(&arguments, &mut stdout())),
+        Command::Pause(arguments) => ask::finish(state::pause(&arguments)),
+        Command::Resume(arguments) => ask::finish(state::resume(&arguments)),
+        Command::Stop(arguments) => ask::finish(state::stop(&arguments)),
+        Command::Host(arguments) => host::run(&arguments),
+        Command::Lab(arguments) => lab::run(*arguments),
     }
 }

@@ -2,8 +2,13 @@
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
+
+use control::api::EventKind;
+use control::{Journal, view};
+use machine::{Life, Notice};
 
 /// Says an error. Each line of it is a line of its own, so several findings are several lines.
 pub fn error(error: impl Display) {
@@ -59,11 +64,22 @@ impl Troubles {
         Ok(Troubles { lines, done })
     }
 
-    /// How to say one.
-    pub fn sayer(&self) -> Box<dyn Fn(&str) + Send + Sync> {
+    /// How to say one, and have it recorded.
+    pub fn reporter(&self, journal: Arc<Journal>) -> machine::Reporter {
         let lines = self.lines.clone();
-        // What finds no room behind 256 others is for an output that takes nothing anyway.
-        Box::new(move |what| drop(lines.try_send(what.to_owned())))
+        Box::new(move |notice| {
+            let text = notice.to_string();
+            match notice {
+                Notice::Life(_) => journal.record(EventKind::Life, &text),
+                Notice::Fault(event) => journal.record_fault(&text, view::fault(event)),
+                Notice::Trouble(_) => journal.record(EventKind::Trouble, &text),
+            };
+            // That it was started is no news to who started it, nor is a reset to the guest's user.
+            if !matches!(notice, Notice::Life(Life::Started | Life::Restarted)) {
+                // What finds no room behind 256 others is for an output that takes nothing anyway.
+                drop(lines.try_send(text));
+            }
+        })
     }
 
     /// Waits until all is said, but not for ever. All sayers must be gone.

@@ -44,6 +44,15 @@ struct Flags {
     /// How much RAM it has: 512M, 6G, 1GiB; a bare number counts MiB [default: 256M]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     memory: Option<String>,
+    /// Take the RAM from this host's pool of huge pages [default: ordinary memory]
+    #[arg(long, value_name = "2M|1G")]
+    hugepages: Option<String>,
+    /// Take the RAM from this NUMA node of the host [default: any]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    node: Option<String>,
+    /// Make all RAM present and lock it before the guest runs [default: auto, which is on with assigned devices]
+    #[arg(long, value_name = "auto|on|off")]
+    wire: Option<String>,
     /// The kernel to boot: an ELF vmlinux with a PVH entry, or a bzImage
     #[arg(long, value_name = "PATH")]
     kernel: Option<String>,
@@ -53,13 +62,33 @@ struct Flags {
     /// The kernel's command line [default: console=ttyS0]
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// A disk of the host for the guest: path=/dev/...[,model=virtio-blk][,readonly=on][,queues=N][,serial=...].
+    /// A disk of the host for the guest: path=/dev/...[,model=virtio-blk][,readonly=on][,queues=N][,serial=...],
+    /// or a namespace of an NVMe controller that skep drives itself:
+    /// nvme=0000:03:00.0[,namespace=1][,poll=off|adaptive|on] and the same.
     /// A comma within a value is written twice. Any number of disks
     #[arg(long, value_name = "SPEC")]
     disk: Vec<String>,
-    /// A PCI device of the host for the guest alone, as lspci -D prints it: 0000:01:00.0. Any number of devices
+    /// A PCI device of the host for the guest alone, as lspci -D prints it:
+    /// 0000:01:00.0[,domain=NAME][,on-fault=report|pause|reset|stop].
+    /// Devices of the same domain [default: guest] share their view of memory. Any number of devices
     #[arg(long, value_name = "ADDRESS")]
     assign: Vec<String>,
+    /// How devices reach memory [default: auto, which is iommufd where this host has it]
+    #[arg(long, value_name = "auto|iommufd|type1")]
+    dma: Option<String>,
+    /// What the devices that skep itself drives reach: all of the guest's RAM always (shared), or, for study, nothing
+    /// of it once a device is assigned (exclusive, only with --i-know) [default: shared]
+    #[arg(long, value_name = "shared|exclusive")]
+    host_domain: Option<String>,
+    /// Say that a dangerous choice is meant as it is written
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+    i_know: Option<String>,
+    /// What happens when a device's DMA fails, beside the event that tells of it [default: report]
+    #[arg(long, value_name = "report|pause|reset|stop")]
+    on_fault: Option<String>,
+    /// Whether assigned devices reach each other's BARs [default: off]
+    #[arg(long, value_name = "off|on|required")]
+    p2p: Option<String>,
     /// Where the serial console goes [default: stdio]
     #[arg(long, value_name = "stdio|file:PATH|socket:PATH")]
     console: Option<String>,
@@ -125,10 +154,18 @@ impl Flags {
             (Key::Name, &self.name),
             (Key::Cpus, &self.cpus),
             (Key::Memory, &self.memory),
+            (Key::Hugepages, &self.hugepages),
+            (Key::Node, &self.node),
+            (Key::Wire, &self.wire),
             (Key::Kernel, &self.kernel),
             (Key::Initrd, &self.initrd),
             (Key::Cmdline, &self.cmdline),
             (Key::Console, &self.console),
+            (Key::Dma, &self.dma),
+            (Key::HostDomain, &self.host_domain),
+            (Key::IKnow, &self.i_know),
+            (Key::OnFault, &self.on_fault),
+            (Key::P2p, &self.p2p),
         ];
         let once = once.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
         let several = [(Key::Disk, &self.disk), (Key::Assign, &self.assign)];

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use control::{Claim, Journal, Server};
 use machine::{Control, Outcome, Vm};
 
 use crate::console::{self, Input};
 use crate::escape::{self, Escape};
 use crate::exit::Exit;
 use crate::report::{self, Troubles};
+use crate::serve::Running;
 use crate::signals::{Signal, Signals};
 use crate::stop::{Stop, Wishes};
 use crate::summary;
@@ -34,14 +36,16 @@ pub fn start(description: &config::Vm, report: Option<&Path>) -> Exit {
     // All that stands in the way is said at once, so a console that cannot be had is not the end of the search.
     let console = console::open(&description.console).map_err(report::error);
     let summary = report.map(open_report).transpose().map_err(report::error);
-    let (Ok(console), Ok(summary)) = (console, summary) else {
+    let name = control::Folder::of_this_user().and_then(|folder| folder.claim(&description.name));
+    let name = name.map_err(report::error);
+    let (Ok(console), Ok(summary), Ok(name)) = (console, summary, name) else {
         for finding in Vm::findings(description) {
             report::error(finding);
         }
         return Exit::CouldNotStart;
     };
     let socket = if let Input::Socket(socket) = &console.input { Some(socket.path()) } else { None };
-    let exit = run(description, signals, console, summary);
+    let exit = run(description, signals, console, summary, name);
     if let Some(path) = socket
         && let Err(cause) = std::fs::remove_file(&path)
     {
@@ -50,7 +54,13 @@ pub fn start(description: &config::Vm, report: Option<&Path>) -> Exit {
     exit
 }
 
-fn run(description: &config::Vm, signals: Signals, console: console::Opened, summary: Option<File>) -> Exit {
+fn run(
+    description: &config::Vm,
+    signals: Signals,
+    console: console::Opened,
+    summary: Option<File>,
+    name: Claim,
+) -> Exit {
     let troubles = match Troubles::new() {
         Ok(troubles) => troubles,
         Err(cause) => return cannot_start(format_args!("cannot start a thread: {cause}.")),
@@ -62,7 +72,9 @@ fn run(description: &config::Vm, signals: Signals, console: console::Opened, sum
     if let Err(cause) = listening {
         return cannot_start(format_args!("cannot start a thread: {cause}."));
     }
-    let built = Vm::build(description, console.output, troubles.sayer(), end.cancelled.clone());
+    let journal = Arc::new(Journal::new());
+    let reporter = troubles.reporter(journal.clone());
+    let built = Vm::build(description, console.output, reporter, end.cancelled.clone());
     let vm = match built {
         Ok(vm) => vm,
         Err(findings) => {
@@ -83,7 +95,15 @@ fn run(description: &config::Vm, signals: Signals, console: console::Opened, sum
     if let Err(cause) = listen_to(console.input, &end, &terminal) {
         return cannot_start(format_args!("cannot listen to the console: {cause}. Use --console file:PATH."));
     }
-    let ended = vm.run();
+    let running = Running::new(description.name.as_str(), vm.control(), journal);
+    let server = match Server::start(name, Arc::new(running)) {
+        Ok(server) => server,
+        Err(cause) => return cannot_start(format_args!("cannot serve the control socket: {cause}.")),
+    };
+    let stopped = vm.run();
+    // Nothing may ask for what is being taken apart.
+    drop(server);
+    let ended = stopped.dismantle();
     if let Some(terminal) = terminal.get() {
         terminal.close();
     }

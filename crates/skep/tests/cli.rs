@@ -95,16 +95,31 @@ fn a_checked_description_prints_as_one_that_reads_the_same() {
         "--assign",
         "0000:01:00.0",
         "--assign",
-        "02:00.0",
+        "02:00.0,domain=b",
+        "--hugepages=2M",
+        "--node=1",
+        "--wire=on",
+        "--dma=type1",
+        "--host-domain=exclusive",
+        "--i-know",
+        "--on-fault=stop",
+        "--p2p=on",
     ];
     let first = skep(&flags);
     assert_eq!((first.status.code(), stderr(&first)), (Some(0), String::new()));
     let text = stdout(&first);
-    for line in ["memory = \"6G\"", "path = \"/dev/a,b\"", "assign = [\"0000:01:00.0\", \"0000:02:00.0\"]"] {
+    for line in ["memory = \"6G\"", "path = \"/dev/a,b\"", "i-know = true", "p2p = \"on\""] {
         assert!(text.lines().any(|found| found == line), "{line}: {text}");
     }
     let (second, _) = run_file(&text, &["--check-config"]);
     assert_eq!((second.status.code(), stdout(&second)), (Some(0), text));
+}
+
+#[test]
+fn an_exclusive_host_domain_is_refused_without_a_word_that_it_is_meant() {
+    let output = skep(&["run", "--kernel", "k", "--check-config", "--host-domain", "exclusive"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--i-know"), "{output:?}");
 }
 
 #[test]

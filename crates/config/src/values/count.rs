@@ -1,7 +1,7 @@
-//! Counts: vCPUs and queues.
+//! Numbers: vCPUs, queues, namespaces, NUMA nodes.
 
 use std::fmt;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 
 use super::Invalid;
 
@@ -68,6 +68,71 @@ impl fmt::Display for Queues {
     }
 }
 
+/// The number of an NVMe namespace, 1 to 0xfffffffe (NVMe Base Specification 2.0, section 3.2.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Namespace(NonZeroU32);
+
+impl Namespace {
+    /// The largest number; the one above means all namespaces.
+    pub const MAX: u32 = 0xffff_fffe;
+
+    /// The number.
+    pub fn get(self) -> NonZeroU32 {
+        self.0
+    }
+}
+
+/// Namespace 1, which a controller with one namespace has.
+impl Default for Namespace {
+    fn default() -> Namespace {
+        Namespace(NonZeroU32::MIN)
+    }
+}
+
+impl TryFrom<i64> for Namespace {
+    type Error = Invalid;
+
+    fn try_from(number: i64) -> Result<Namespace, Invalid> {
+        let fits = u32::try_from(number).ok().filter(|number| *number <= Namespace::MAX);
+        fits.and_then(NonZeroU32::new).map(Namespace).ok_or(Invalid::Namespace { number })
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The number of a NUMA node of the host, 0 to 1023. Whether there is such a node, the start says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(u16);
+
+impl NodeId {
+    /// The largest number that Linux gives (CONFIG_NODES_SHIFT is at most 10 on x86).
+    pub const MAX: u16 = 1023;
+
+    /// The number.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<i64> for NodeId {
+    type Error = Invalid;
+
+    fn try_from(number: i64) -> Result<NodeId, Invalid> {
+        let fits = u16::try_from(number).ok().filter(|number| *number <= NodeId::MAX);
+        fits.map(NodeId).ok_or(Invalid::Node { number })
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 fn at_most(max: u16, count: i64) -> Option<NonZeroU16> {
     let count = u16::try_from(count).ok().filter(|count| *count <= max)?;
     NonZeroU16::new(count)
@@ -84,6 +149,19 @@ mod tests {
         for bad in [0, -1, 1025, 65536 + 1, i64::MAX, i64::MIN] {
             assert_eq!(Cpus::try_from(bad), Err(Invalid::Cpus { count: bad }));
             assert_eq!(Queues::try_from(bad), Err(Invalid::Queues { count: bad }));
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_counted_from_1_and_a_node_from_0() {
+        assert_eq!(Namespace::try_from(1).unwrap(), Namespace::default());
+        assert_eq!(Namespace::try_from(0xffff_fffe).unwrap().get().get(), 0xffff_fffe);
+        for bad in [0, -1, 0xffff_ffff, 1 << 32 | 1] {
+            assert_eq!(Namespace::try_from(bad), Err(Invalid::Namespace { number: bad }));
+        }
+        assert_eq!(NodeId::try_from(0).unwrap().get(), 0);
+        for bad in [-1, 1024, 1 << 16] {
+            assert_eq!(NodeId::try_from(bad), Err(Invalid::Node { number: bad }));
         }
     }
 }

@@ -123,6 +123,62 @@ pub enum Invalid {
         /// What was written.
         text: String,
     },
+    /// No such word among a few.
+    #[error("{text:?} is not {what}. Write {}.", valid.join(" or "))]
+    Word {
+        /// What it should be.
+        what: &'static str,
+        /// What was written.
+        text: String,
+        /// The words there are.
+        valid: &'static [&'static str],
+    },
+    /// Memory that the huge pages asked for do not divide.
+    #[error(
+        "{size} of memory is not a multiple of huge pages of {page}. Give the VM {} of memory, or pages of 2M.",
+        ByteSize::from_bytes(size.bytes().div_ceil(page.bytes()) * page.bytes())
+    )]
+    MemoryNotInPages {
+        /// The memory asked for.
+        size: ByteSize,
+        /// The page.
+        page: ByteSize,
+    },
+    /// No NUMA node.
+    #[error(
+        "a host has no NUMA node {number}. Write 0 to {}; `numactl -H` lists those of this host.",
+        count::NodeId::MAX
+    )]
+    Node {
+        /// The number asked for.
+        number: i64,
+    },
+    /// No NVMe namespace.
+    #[error(
+        "an NVMe controller has no namespace {number}. Write 1 to {}; most controllers have only 1.",
+        count::Namespace::MAX
+    )]
+    Namespace {
+        /// The number asked for.
+        number: i64,
+    },
+    /// Not a domain name.
+    #[error(
+        "{text:?} is not the name of a domain. A name has 1 to {} of the characters A-Z a-z 0-9 . _ - and begins \
+         with neither '.' nor '-'.",
+        name::DomainName::MAX
+    )]
+    Domain {
+        /// What was written.
+        text: String,
+    },
+    /// The name of the domain that no assigned device is in.
+    #[error(
+        "the domain \"{}\" is that of the devices that skep itself drives; no assigned device can be in it. Use \
+         another name, or leave it out for \"guest\".",
+        name::DomainName::HOST
+    )]
+    HostDomain,
     /// Not a PCI address.
     #[error(
         "{text:?} is not a PCI address. Write it as lspci -D prints it, segment:bus:device.function in \
@@ -133,7 +189,7 @@ pub enum Invalid {
         text: String,
     },
     /// No such disk model.
-    #[error("{text:?} is not a disk model. Write {}.", crate::vm::DiskModel::NAMES.join(" or "))]
+    #[error("{text:?} is not a disk model. Write {}.", crate::model::DiskModel::NAMES.join(" or "))]
     DiskModel {
         /// What was written.
         text: String,

@@ -1,4 +1,4 @@
-//! A VM's name.
+//! Names of VMs and of domains.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,12 +31,9 @@ impl FromStr for VmName {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<VmName, Invalid> {
-        let fits = (1..=VmName::MAX).contains(&text.len());
-        let known = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-        if fits && known && !text.starts_with(['.', '-']) {
-            Ok(VmName(text.into()))
-        } else {
-            Err(Invalid::Name { text: text.into() })
+        match is_plain(text, VmName::MAX) {
+            true => Ok(VmName(text.into())),
+            false => Err(Invalid::Name { text: text.into() }),
         }
     }
 }
@@ -47,9 +44,70 @@ impl fmt::Display for VmName {
     }
 }
 
+/// The name of a guest domain: 1 to 32 of `A-Z a-z 0-9 . _ -`, beginning with neither `.` nor `-`, and not `host`,
+/// which is the domain of the devices that skep itself drives.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DomainName(String);
+
+impl DomainName {
+    /// The longest name in characters.
+    pub const MAX: usize = 32;
+    /// The name that no guest domain has.
+    pub const HOST: &str = "host";
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The domain that assigned devices share when nothing else is said: `guest`.
+impl Default for DomainName {
+    fn default() -> DomainName {
+        DomainName("guest".into())
+    }
+}
+
+impl FromStr for DomainName {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<DomainName, Invalid> {
+        if text == DomainName::HOST {
+            return Err(Invalid::HostDomain);
+        }
+        match is_plain(text, DomainName::MAX) {
+            true => Ok(DomainName(text.into())),
+            false => Err(Invalid::Domain { text: text.into() }),
+        }
+    }
+}
+
+impl fmt::Display for DomainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether the text can be part of a file name and of a command line anywhere, and is 1 to `max` long.
+fn is_plain(text: &str, max: usize) -> bool {
+    let known = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    (1..=max).contains(&text.len()) && known && !text.starts_with(['.', '-'])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_domain_has_a_plain_name_that_is_not_the_host_domain_s() {
+        for good in ["guest", "nic", "host2", "a.b_c-d", &"x".repeat(32)] {
+            assert_eq!(good.parse::<DomainName>().unwrap().as_str(), good);
+        }
+        assert_eq!("host".parse::<DomainName>(), Err(Invalid::HostDomain));
+        for bad in ["", "-a", ".a", "a b", "a/b", "ä", &"x".repeat(33)] {
+            assert!(bad.parse::<DomainName>().is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn a_name_can_be_a_file_name_and_an_argument() {

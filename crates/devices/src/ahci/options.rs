@@ -62,8 +62,7 @@ impl AhciDisk {
             firmware: firmware.unwrap_or_else(|| AtaText::from_lossy(FIRMWARE)),
         };
         let queue = disk.prepare_queue(DEPTH)?;
-        let counted = disk.clone();
-        let device = HardDisk::new(geometry, names, move || counted.counters());
+        let device = HardDisk::new(&disk, names);
         Ok(Pluggable {
             name,
             disk: disk.name().to_owned(),

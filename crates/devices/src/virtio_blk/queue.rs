@@ -125,11 +125,16 @@ impl BlockQueue {
             let round = self.take_a_round()?;
             self.tell();
             // Chains that are left, or came meanwhile, are no reason to sleep, but none either not to look at
-            // `stop` and at what the disk has completed.
-            if round == Round::Full || self.queue.arm()? {
+            // `stop` and at what the disk has completed. While it pays to look at disk and ring, the driver need not
+            // kick: it is asked to only before sleeping.
+            if round == Round::Full {
                 self.disk.poll(&mut self.events)?;
-            } else {
-                self.disk.wait(&mut self.events)?;
+            } else if !self.disk.look(&mut self.events, || self.queue.has_more())? {
+                if self.queue.arm()? {
+                    self.disk.poll(&mut self.events)?;
+                } else {
+                    self.disk.sleep(&mut self.events)?;
+                }
             }
             self.queue.disarm();
             if stop.requested() {

@@ -9,39 +9,47 @@ use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio::{VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, vfio_device_info};
 
+use super::cdev::{Attached, BoundCdev};
 use super::error::VfioError;
 use super::group::Group;
 use super::ioctl;
 use super::region::{self, Region};
+use crate::iommufd::Space;
 
-/// A PCI function opened through VFIO. Closing it (dropping the last share) makes the kernel disable and, where
-/// it can, reset the device.
+/// A PCI function opened through VFIO. Closing it (dropping the last share) ends its DMA: one of a group is disabled
+/// and, where the kernel can, reset; one with a character device is taken out of its domain, and is reset when the
+/// domain goes.
 #[derive(Debug)]
 pub struct VfioDevice {
-    file: File,
+    handle: Handle,
     name: String,
     resettable: bool,
     config: Region,
-    /// The group must stay open as long as the device.
-    group: Arc<Group>,
 }
 
-/// A function that a bus reset would reset too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dependent {
-    /// Its IOMMU group.
-    pub group: u32,
-    /// PCI segment, bus, and device and function as in configuration addresses.
-    pub address: (u16, u8, u8),
+/// The way in which it is open.
+#[derive(Debug)]
+enum Handle {
+    /// By its group, which must stay open as long as the device.
+    Group { file: File, _group: Arc<Group> },
+    /// By its character device, attached to an IOAS.
+    Cdev(Attached),
+}
+
+impl Handle {
+    fn file(&self) -> &File {
+        match self {
+            Handle::Group { file, .. } => file,
+            Handle::Cdev(attached) => attached.file(),
+        }
+    }
 }
 
 impl VfioDevice {
     /// Opens a device of a group that is in a container with an IOMMU.
     pub(crate) fn open(group: Arc<Group>, address: &str) -> Result<VfioDevice, VfioError> {
-        let fail = |what: &str, cause: io::Error, hint| Err(VfioError::new(address, what, cause, hint));
-        let Ok(name) = CString::new(address) else {
-            return fail("open it", io::ErrorKind::InvalidInput.into(), "");
-        };
+        let fail = |cause: io::Error, hint| Err(VfioError::new(address, "open it", cause, hint));
+        let Ok(name) = CString::new(address) else { return fail(io::ErrorKind::InvalidInput.into(), "") };
         // SAFETY: the request reads a C string, which `name` is for the length of the call.
         let fd = unsafe {
             vmm_sys_util::ioctl::ioctl_with_ptr(
@@ -57,24 +65,34 @@ impl VfioDevice {
                 Some(libc::EBUSY) => "Another process has it open",
                 _ => "See the kernel's log (`dmesg`)",
             };
-            return fail("open it", cause, hint);
+            return fail(cause, hint);
         }
         // SAFETY: a new descriptor from the kernel, which nothing else owns.
         let file = unsafe { File::from_raw_fd(fd) };
+        VfioDevice::describe(Handle::Group { file, _group: group }, address)
+    }
+
+    /// Attaches a device to an IOAS. From now on it reaches what that maps, if it is bus master.
+    pub(crate) fn attach(cdev: &Arc<BoundCdev>, space: &Arc<Space>) -> Result<VfioDevice, VfioError> {
+        VfioDevice::describe(Handle::Cdev(Attached::new(cdev, space)?), cdev.name())
+    }
+
+    fn describe(handle: Handle, address: &str) -> Result<VfioDevice, VfioError> {
+        let fail = |what: &str, cause: io::Error| Err(VfioError::new(address, what, cause, ""));
+        let file = handle.file();
         let mut info = vfio_device_info { argsz: size_of::<vfio_device_info>() as u32, ..Default::default() };
-        if let Err(cause) = ioctl::write(&file, ioctl::VFIO_DEVICE_GET_INFO(), &mut info) {
-            return fail("ask what it is", cause, "");
+        if let Err(cause) = ioctl::write(file, ioctl::VFIO_DEVICE_GET_INFO(), &mut info) {
+            return fail("ask what it is", cause);
         }
         if info.flags & VFIO_DEVICE_FLAGS_PCI == 0 || info.num_regions <= region::CONFIG {
-            let cause = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
-            return fail("use it as a PCI device", cause, "");
+            return fail("use it as a PCI device", io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }
-        let config = match region::read(&file, region::CONFIG) {
+        let config = match region::read(file, region::CONFIG) {
             Ok(config) => config,
-            Err(cause) => return fail("find its configuration space", cause, ""),
+            Err(cause) => return fail("find its configuration space", cause),
         };
         let resettable = info.flags & VFIO_DEVICE_FLAGS_RESET != 0;
-        Ok(VfioDevice { file, name: address.to_owned(), resettable, config, group })
+        Ok(VfioDevice { handle, name: address.to_owned(), resettable, config })
     }
 
     /// Its PCI address, as text.
@@ -82,14 +100,9 @@ impl VfioDevice {
         &self.name
     }
 
-    /// The group it is in.
-    pub fn group(&self) -> &Arc<Group> {
-        &self.group
-    }
-
     /// What the kernel says about a region; `None` when the device has no such region, or an empty one.
     pub fn region(&self, index: u32) -> Result<Option<Region>, VfioError> {
-        match region::read(&self.file, index) {
+        match region::read(self.handle.file(), index) {
             Ok(region) => Ok((region.size > 0).then_some(region)),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
             Err(cause) => Err(VfioError::new(&self.name, format!("find its region {index}"), cause, "")),
@@ -104,7 +117,7 @@ impl VfioDevice {
     /// Reads from a region, all of `data` or an error.
     pub fn read(&self, region: &Region, offset: u64, data: &mut [u8]) -> Result<(), VfioError> {
         let len = data.len();
-        let done = place(region, offset, len).and_then(|at| self.file.read_exact_at(data, at));
+        let done = place(region, offset, len).and_then(|at| self.handle.file().read_exact_at(data, at));
         done.map_err(|cause| {
             let what = format!("read {len} bytes at {offset:#x} of region {}", region.index);
             VfioError::new(&self.name, what, cause, "")
@@ -114,8 +127,13 @@ impl VfioDevice {
     /// Writes to a region, all of `data` or an error.
     pub fn write(&self, region: &Region, offset: u64, data: &[u8]) -> Result<(), VfioError> {
         let what = || format!("write {} bytes at {offset:#x} of region {}", data.len(), region.index);
-        let done = place(region, offset, data.len()).and_then(|at| self.file.write_all_at(data, at));
+        let done = place(region, offset, data.len()).and_then(|at| self.handle.file().write_all_at(data, at));
         done.map_err(|cause| VfioError::new(&self.name, what(), cause, ""))
+    }
+
+    /// Whether it is open by its group.
+    pub(super) fn is_by_group(&self) -> bool {
+        matches!(self.handle, Handle::Group { .. })
     }
 
     /// Whether the kernel can reset this function by itself.
@@ -127,43 +145,9 @@ impl VfioDevice {
     pub fn reset(&self) -> Result<(), VfioError> {
         let hint = "The device may need a power cycle; see the kernel's log (`dmesg`)";
         let fail = |cause| VfioError::new(&self.name, "reset it", cause, hint);
-        ioctl::none(&self.file, ioctl::VFIO_DEVICE_RESET()).map_err(fail)?;
+        ioctl::none(self.handle.file(), ioctl::VFIO_DEVICE_RESET()).map_err(fail)?;
         Ok(())
     }
-
-    /// The functions that a reset of the bus would reset too, this one included.
-    pub fn hot_reset_dependents(&self) -> Result<Vec<Dependent>, VfioError> {
-        let fail = |cause| VfioError::new(&self.name, "ask what a bus reset would reset", cause, "");
-        let mut room = 16;
-        loop {
-            let mut words = vec![0u32; 3 + 2 * room];
-            words[0] = 4 * words.len() as u32;
-            match ioctl::words(&self.file, ioctl::VFIO_DEVICE_GET_PCI_HOT_RESET_INFO(), &mut words) {
-                Ok(_) => {
-                    let count = (words[2] as usize).min(room);
-                    return Ok(words[3..].chunks_exact(2).take(count).map(dependent).collect());
-                }
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 16 => room *= 4,
-                Err(cause) => return Err(fail(cause)),
-            }
-        }
-    }
-
-    /// Resets the bus, with all functions on it. `groups` must be all the groups they are in.
-    pub fn hot_reset(&self, groups: &[Arc<Group>]) -> Result<(), VfioError> {
-        let mut request = vec![4 * (3 + groups.len() as u32), 0, groups.len() as u32];
-        request.extend(groups.iter().map(|group| group.as_fd().as_raw_fd() as u32));
-        let fail =
-            |cause| VfioError::new(&self.name, "reset its bus", cause, "See the kernel's log (`dmesg`)");
-        ioctl::words(&self.file, ioctl::VFIO_DEVICE_PCI_HOT_RESET(), &mut request).map_err(fail)?;
-        Ok(())
-    }
-}
-
-/// `vfio_pci_dependent_device`: group; then segment, bus and device/function.
-fn dependent(words: &[u32]) -> Dependent {
-    let [low, high, bus, devfn] = words[1].to_ne_bytes();
-    Dependent { group: words[0], address: (u16::from_ne_bytes([low, high]), bus, devfn) }
 }
 
 /// Where in the device's file an access goes; an error when it leaves the region.
@@ -175,13 +159,13 @@ fn place(region: &Region, offset: u64, len: usize) -> io::Result<u64> {
 
 impl AsFd for VfioDevice {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.handle.file().as_fd()
     }
 }
 
 impl AsRawFd for VfioDevice {
     fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+        self.handle.file().as_raw_fd()
     }
 }
 
@@ -202,11 +186,5 @@ mod tests {
         assert_eq!(place(&region, 0xffc, 4).unwrap(), (1 << 40) + 0xffc);
         assert!(place(&region, 0xffd, 4).is_err());
         assert!(place(&region, u64::MAX, 4).is_err());
-    }
-
-    #[test]
-    fn a_dependent_is_read_as_the_kernel_writes_it() {
-        let word = u32::from_ne_bytes([1, 0, 0x3f, 0xfa]);
-        assert_eq!(dependent(&[12, word]), Dependent { group: 12, address: (1, 0x3f, 0xfa) });
     }
 }

@@ -198,6 +198,13 @@ impl Queue {
         Ok(Some(Head(head)))
     }
 
+    /// Whether the driver has made chains available that were not taken: for whoever looks instead of waiting for
+    /// kicks. It costs one look at memory. The driver sends no kicks before [`Queue::arm`].
+    pub fn has_more(&self) -> bool {
+        let index = u16::from_le(self.avail.index.load(Ordering::Relaxed));
+        index != self.next_avail && self.gate.is_open()
+    }
+
     /// Reads the available index; returns whether there are new chains.
     fn look(&mut self) -> Result<bool, Malformed> {
         // Acquire: whatever the driver wrote before the index is visible from here on.

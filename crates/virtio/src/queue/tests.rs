@@ -306,3 +306,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn whoever_looks_sees_chains_that_the_driver_did_not_kick_for() {
+    for features in [EVENTS, Features::default()] {
+        let (mut driver, mut queue) = pair(8, features);
+        let mut chain = Chain::new();
+        assert!(!queue.has_more());
+        assert!(!queue.arm().unwrap());
+        driver.add(&[piece(0x4000, 4)], &[], Layout::Direct).unwrap();
+        assert!(driver.needs_kick());
+        queue.disarm();
+        for _ in 0..3 {
+            assert!(queue.has_more());
+            let head = queue.pop(&mut chain).unwrap().unwrap();
+            queue.push_used(head, 0);
+            let _ = queue.publish();
+            driver.take_used().unwrap();
+            assert!(!queue.has_more());
+            driver.add(&[piece(0x4000, 4)], &[], Layout::Direct).unwrap();
+            assert!(!driver.needs_kick(), "nobody sleeps");
+        }
+        let gate = Gate::open();
+        let queue = queue.behind(gate.clone());
+        gate.set(false);
+        assert!(!queue.has_more());
+    }
+}

@@ -24,7 +24,9 @@ impl Fault {
             | DiskError::ReadOnly
             | DiskError::Unsupported
             | DiskError::QueueFull => (status::FAILED, error::ABORTED, 0),
-            DiskError::NoSpace | DiskError::Other(_) => (status::FAILED | status::FAULT, error::ABORTED, 0),
+            DiskError::NoSpace | DiskError::DmaBlocked | DiskError::Other(_) => {
+                (status::FAILED | status::FAULT, error::ABORTED, 0)
+            }
             DiskError::Gone | DiskError::TimedOut => {
                 (status::FAILED | status::FAULT, error::ABORTED, port::SERR_PERSISTENT)
             }

@@ -9,7 +9,7 @@ mod trim;
 
 use std::time::Instant;
 
-use disk::{Counters, DiskError, Durability, Geometry, Operation, Sectors, WriteCache};
+use disk::{Disk, DiskError, Durability, Geometry, Operation, Sectors, Tally, WriteCache};
 
 use super::action::{Action, Change, Protocol};
 use super::fis::{CommandFis, Signature, Taskfile};
@@ -115,15 +115,13 @@ pub(super) struct HardDisk {
     queued_error: Option<QueuedError>,
     media_errors: u64,
     since: Instant,
-    counters: Box<dyn Fn() -> Counters + Send>,
+    /// What SMART counts by; it does not keep the disk open.
+    tally: Tally,
 }
 
 impl HardDisk {
-    pub fn new(
-        geometry: &Geometry,
-        names: Names,
-        counters: impl Fn() -> Counters + Send + 'static,
-    ) -> HardDisk {
+    pub fn new(disk: &Disk, names: Names) -> HardDisk {
+        let geometry = disk.geometry();
         HardDisk {
             geometry: geometry.clone(),
             names,
@@ -132,7 +130,7 @@ impl HardDisk {
             queued_error: None,
             media_errors: 0,
             since: Instant::now(),
-            counters: Box::new(counters),
+            tally: disk.tally().clone(),
         }
     }
 

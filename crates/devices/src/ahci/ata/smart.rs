@@ -58,7 +58,7 @@ impl HardDisk {
     }
 
     fn attributes(&self) -> [Attribute; 5] {
-        let counters = (self.counters)();
+        let counters = self.tally.counters();
         let block = u64::from(self.geometry.logical_block);
         let attribute = |id, raw| Attribute { id, raw, prefail: false };
         [

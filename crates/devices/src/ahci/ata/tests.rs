@@ -1,5 +1,23 @@
 use super::*;
-use disk::{Access, AfterDiscard, Discard, SectorRange};
+use disk::{Access, AfterDiscard, Backend, Discard, Engine, QueueCounters, QueueError, SectorRange};
+
+/// A disk that is only looked at.
+struct Described(Geometry);
+
+impl Backend for Described {
+    fn geometry(&self) -> &Geometry {
+        &self.0
+    }
+
+    fn engine(
+        &self,
+        depth: u16,
+        _: std::sync::Arc<QueueCounters>,
+    ) -> Result<Box<dyn Engine + Send>, QueueError> {
+        let cause = std::io::ErrorKind::Unsupported.into();
+        Err(QueueError { disk: "a disk".into(), depth, cause, hint: "" })
+    }
+}
 
 pub fn geometry(logical_block: u32, physical_block: u32) -> Geometry {
     Geometry {
@@ -26,7 +44,7 @@ pub fn disk(geometry: &Geometry) -> HardDisk {
         firmware: AtaFirmware::new("F").unwrap(),
         model: AtaModel::new("a disk").unwrap(),
     };
-    HardDisk::new(geometry, names, Counters::default)
+    HardDisk::new(&Disk::new("a disk", Box::new(Described(geometry.clone()))), names)
 }
 
 pub fn fis(command: u8) -> CommandFis {

@@ -34,9 +34,11 @@ impl Sense {
             DiskError::ReadOnly => Sense::new(7, 0x27, 0),
             DiskError::Gone => Sense::NO_MEDIUM,
             DiskError::TimedOut => Sense::new(4, 0x08, 1),
-            DiskError::Unsupported | DiskError::QueueFull | DiskError::NoSpace | DiskError::Other(_) => {
-                Sense::new(4, 0x44, 0)
-            }
+            DiskError::Unsupported
+            | DiskError::QueueFull
+            | DiskError::NoSpace
+            | DiskError::DmaBlocked
+            | DiskError::Other(_) => Sense::new(4, 0x44, 0),
         }
     }
 

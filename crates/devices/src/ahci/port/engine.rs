@@ -102,12 +102,9 @@ impl PortEngine {
             self.look_at_the_tray();
             let round = self.take_a_round();
             self.tell();
-            match (&mut self.queue, round) {
-                (Some(queue), Round::Idle) => queue.wait(&mut self.events)?,
-                (Some(queue), Round::Full) => queue.poll(&mut self.events)?,
-                // Interrupted or woken: all the same.
-                (None, Round::Idle) => drop(self.port.kick.read()),
-                (None, Round::Full) => {}
+            match round {
+                Round::Idle => self.wait()?,
+                Round::Full => self.poll()?,
             }
             if stop.requested() {
                 return Ok(());
@@ -115,6 +112,36 @@ impl PortEngine {
             self.finish();
             self.tell();
         }
+    }
+
+    fn poll(&mut self) -> Result<(), WaitError> {
+        self.queue.as_mut().map_or(Ok(()), |queue| queue.poll(&mut self.events))
+    }
+
+    /// Waits for the disk or the driver. The driver kicks only a thread that sleeps, so this looks once more
+    /// before; but only where it could begin something.
+    fn wait(&mut self) -> Result<(), WaitError> {
+        let able = self.parked.is_none() && !self.is_busy();
+        let port = &self.port;
+        let work = || able && port.has_work();
+        if let Some(queue) = &mut self.queue
+            && queue.look(&mut self.events, work)?
+        {
+            return Ok(());
+        }
+        port.set_asleep(true);
+        let outcome = match &mut self.queue {
+            Some(queue) if work() => queue.poll(&mut self.events),
+            Some(queue) => queue.sleep(&mut self.events),
+            None if work() => Ok(()),
+            // Interrupted or woken: all the same.
+            None => {
+                drop(port.kick.read());
+                Ok(())
+            }
+        };
+        port.set_asleep(false);
+        outcome
     }
 
     /// Begins what the driver has issued, but no more than there are slots before looking at anything else.

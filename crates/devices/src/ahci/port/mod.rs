@@ -4,6 +4,7 @@ mod engine;
 mod state;
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use disk::PreparedQueue;
@@ -27,6 +28,8 @@ pub(super) struct PortShared {
     idle: Condvar,
     /// Wakes the thread. It blocks readers, which only a thread without a disk is.
     kick: EventFd,
+    /// The thread sleeps, or is about to and looks once more before.
+    asleep: AtomicBool,
 }
 
 impl PortShared {
@@ -51,6 +54,18 @@ impl PortShared {
     /// The next command to carry out, if the controller may reach memory.
     pub fn take(&self) -> Option<Taken> {
         self.change(|state, ram| ram.and_then(|_| state.take()))
+    }
+
+    /// Whether there is a command to take.
+    pub fn has_work(&self) -> bool {
+        let state = self.state();
+        state.has_work() && self.hba.reach().is_some()
+    }
+
+    /// The thread is about to sleep, or has slept. Commands issued before are found by [`Self::has_work`] from now
+    /// on; those issued after kick.
+    pub fn set_asleep(&self, asleep: bool) {
+        self.asleep.store(asleep, Ordering::SeqCst);
     }
 
     fn kick(&self) {
@@ -100,7 +115,8 @@ impl Port {
     pub fn new(index: u8, hba: Arc<Hba>) -> io::Result<Port> {
         let kick = EventFd::new(EFD_CLOEXEC)?;
         let (state, idle) = (Mutex::new(PortState::new()), Condvar::new());
-        let shared = Arc::new(PortShared { index, hba, state, idle, kick });
+        let asleep = AtomicBool::new(false);
+        let shared = Arc::new(PortShared { index, hba, state, idle, kick, asleep });
         Ok(Port { shared, plugged: Mutex::default() })
     }
 
@@ -112,7 +128,13 @@ impl Port {
     /// A vCPU writes a register.
     pub fn write(&self, register: u64, value: u32) {
         self.shared.change(|state, ram| state.write(register, value, ram));
-        if matches!(register, reg::CI | reg::CMD | reg::SCTL) {
+        let wakes = match register {
+            // A thread that is awake looks for commands before it sleeps.
+            reg::CI => self.shared.asleep.load(Ordering::SeqCst),
+            reg::CMD | reg::SCTL => true,
+            _ => false,
+        };
+        if wakes {
             self.shared.kick();
         }
     }

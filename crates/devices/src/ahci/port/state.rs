@@ -301,13 +301,20 @@ impl PortState {
         }
     }
 
+    /// Commands that can be taken.
+    fn waiting(&self) -> u32 {
+        let ready = matches!(self.device, Some((_, Link::Ready)));
+        if self.engine == Engine::Running && ready && self.stale == 0 { self.issued & !self.held } else { 0 }
+    }
+
+    /// Whether there is a command to take.
+    pub fn has_work(&self) -> bool {
+        self.waiting() != 0
+    }
+
     /// The next command to carry out, in turn after the last one.
     pub fn take(&mut self) -> Option<Taken> {
-        let ready = matches!(self.device, Some((_, Link::Ready)));
-        if self.engine != Engine::Running || !ready || self.stale != 0 {
-            return None;
-        }
-        let waiting = self.issued & !self.held;
+        let waiting = self.waiting();
         if waiting == 0 {
             return None;
         }

@@ -8,40 +8,61 @@ use crate::guest::Guest;
 use crate::host::{self, Bound};
 use crate::vmm::{Hardware, Vmm};
 
-const DISK: &str = "/dev/sda";
-
 /// How long a guest may take for one step.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often each load runs in one guest.
 const TIMES: u32 = 2;
 
-/// The loads: a name, and what `lab-io` is told beside disk and time.
-const LOADS: [(&str, &str, &str); 2] =
-    [("4 KiB random, IOPS", "randread", "4K 16"), ("1 MiB seq, MB/s", "seqread", "1M 4")];
+/// A load: its name, and what `lab-io` is told before and after the disk.
+type Load = (&'static str, &'static str, &'static str);
 
-/// Boots a guest with the disks, runs all loads on each, and switches it off.
-pub fn measure(vmm: Vmm, disk: bool, nvme: Option<&str>, seconds: f64) -> io::Result<Vec<Sample>> {
-    let hardware = Hardware { disk: disk.then_some(DISK), assigned: nvme };
-    let bound = nvme.filter(|_| !vmm.binds()).map(Bound::to_vfio).transpose()?;
-    let script = encode(script(disk, nvme.is_some(), seconds).as_bytes());
-    let mut guest = Guest::start(vmm.command(&hardware, &format!("lab.run={script}")))?;
+const RANDOM_AND_SEQUENTIAL: &[Load] =
+    &[("4 KiB random, IOPS", "randread", "4K 16"), ("1 MiB seq, MB/s", "seqread", "1M 4")];
+const RANDOM_AT_TWO_DEPTHS: &[Load] = &[
+    ("4 KiB random at depth 1, IOPS", "randread", "4K 1"),
+    ("4 KiB random at depth 16, IOPS", "randread", "4K 16"),
+];
+
+/// Something that the guest reads from: how the metric begins, the guest's name for it, and how it is read.
+struct Target {
+    name: &'static str,
+    device: &'static str,
+    loads: &'static [Load],
+}
+
+impl Hardware<'_> {
+    fn targets(&self) -> Vec<Target> {
+        let disk = Target { name: "disk", device: "/dev/vda", loads: RANDOM_AND_SEQUENTIAL };
+        let nvme = Target { name: "nvme", device: "/dev/nvme0n1", loads: RANDOM_AND_SEQUENTIAL };
+        let driver = Target { name: "driver", device: "/dev/vda", loads: RANDOM_AT_TWO_DEPTHS };
+        let there = [(disk, self.disk), (nvme, self.assigned), (driver, self.driven)];
+        there.into_iter().filter(|(_, device)| device.is_some()).map(|(target, _)| target).collect()
+    }
+}
+
+/// Boots a guest with this hardware, runs all loads on each part of it, and switches it off.
+pub fn measure(vmm: Vmm, hardware: &Hardware<'_>, seconds: f64) -> io::Result<Vec<Sample>> {
+    let device = hardware.assigned.or(hardware.driven);
+    let bound = device.filter(|_| !vmm.binds()).map(Bound::to_vfio).transpose()?;
+    let targets = hardware.targets();
+    let script = encode(script(&targets, seconds).as_bytes());
+    let mut guest = Guest::start(vmm.command(hardware, &format!("lab.run={script}")))?;
     let mut samples = Vec::new();
     guest.wait_for("MARK ready", PATIENCE)?;
-    if disk {
+    if hardware.disk.is_some() {
         samples.push(Sample::new("memory beside RAM, KiB", host::resident_beside_ram(guest.id())? as f64));
     }
-    let devices = [("disk", disk), ("nvme", nvme.is_some())];
     for _ in 0..TIMES {
-        for (device, _) in devices.iter().filter(|(_, there)| *there) {
+        for target in &targets {
             // What a run costs that reads nothing: its start, its end, the marks.
             let overhead = window(&mut guest)?.exits;
-            for (load, program, _) in LOADS {
+            for (load, program, _) in target.loads {
                 let Window { exits, result } = window(&mut guest)?;
                 let (ios, value) = read_result(&result, program)
                     .ok_or_else(|| io::Error::other(format!("lab-io said {result:?}")))?;
                 let per_io = exits.saturating_sub(overhead) as f64 / ios.max(1.0);
-                let metric = format!("{device} {load}");
+                let metric = format!("{} {load}", target.name);
                 samples.push(Sample { metric, value, exits_per_io: Some(per_io) });
             }
         }
@@ -49,21 +70,20 @@ pub fn measure(vmm: Vmm, disk: bool, nvme: Option<&str>, seconds: f64) -> io::Re
     guest.wait_for("lab: exit 0", PATIENCE)?;
     guest.end(PATIENCE)?;
     drop(bound);
-    nvme.map_or(Ok(()), host::settle)?;
+    device.map_or(Ok(()), host::settle)?;
     Ok(samples)
 }
 
 /// What the guest's shell does.
-fn script(disk: bool, nvme: bool, seconds: f64) -> String {
+fn script(targets: &[Target], seconds: f64) -> String {
     let mut script =
         String::from("w() { echo MARK begin; lab-io $*; sleep 0.1; echo MARK end; sleep 0.1; }\n");
     script += "echo MARK ready; sleep 0.5\n";
     for time in 0..TIMES {
-        for device in [("/dev/vda", disk), ("/dev/nvme0n1", nvme)].iter().filter(|(_, there)| *there) {
-            let device = device.0;
+        for Target { device, loads, .. } in targets {
             script += &format!("w randread {device} 4K 16 0\n");
-            for (_, program, how) in LOADS {
-                let seed = if program == "randread" { format!(" {}", time + 1) } else { String::new() };
+            for (_, program, how) in *loads {
+                let seed = if *program == "randread" { format!(" {}", time + 1) } else { String::new() };
                 script += &format!("w {program} {device} {how} {seconds}{seed}\n");
             }
         }

@@ -14,10 +14,13 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use vmm::Vmm;
+use vmm::{Hardware, Vmm};
+
+/// The host's disk that a guest reads through the host's kernel.
+const DISK: &str = "/dev/sda";
 
 const USAGE: &str = "\
-usage: lab-bench [--rounds N] [--only boot|disk|nvme] [--seconds S]
+usage: lab-bench [--rounds N] [--only boot|disk|nvme|driver] [--seconds S]
   --rounds   how often each monitor is booted for each kind of sample [10]
   --only     one kind of sample
   --seconds  how long each load runs [1]";
@@ -28,6 +31,7 @@ struct Plan {
     boot: bool,
     disk: bool,
     nvme: bool,
+    driver: bool,
     seconds: f64,
 }
 
@@ -48,14 +52,15 @@ fn main() -> ExitCode {
 
 impl Plan {
     fn read(arguments: &[String]) -> Option<Plan> {
-        let mut plan = Plan { rounds: 10, boot: true, disk: true, nvme: true, seconds: 1.0 };
+        let mut plan = Plan { rounds: 10, boot: true, disk: true, nvme: true, driver: true, seconds: 1.0 };
         for pair in arguments.chunks(2) {
             let [flag, value] = pair else { return None };
             match (flag.as_str(), value.as_str()) {
                 ("--rounds", value) => plan.rounds = value.parse().ok()?,
                 ("--seconds", value) => plan.seconds = value.parse().ok()?,
-                ("--only", only @ ("boot" | "disk" | "nvme")) => {
-                    (plan.boot, plan.disk, plan.nvme) = (only == "boot", only == "disk", only == "nvme");
+                ("--only", only @ ("boot" | "disk" | "nvme" | "driver")) => {
+                    (plan.boot, plan.disk) = (only == "boot", only == "disk");
+                    (plan.nvme, plan.driver) = (only == "nvme", only == "driver");
                 }
                 _ => return None,
             }
@@ -65,7 +70,11 @@ impl Plan {
 }
 
 fn run(plan: &Plan) -> io::Result<()> {
-    let nvme = if plan.nvme { Some(host::nvme()?) } else { None };
+    let nvme = if plan.nvme || plan.driver { Some(host::nvme()?) } else { None };
+    let nvme = nvme.as_deref();
+    let loads =
+        Hardware { disk: plan.disk.then_some(DISK), assigned: nvme.filter(|_| plan.nvme), driven: None };
+    let driver = Hardware { driven: nvme, ..Hardware::default() };
     let start = Instant::now();
     // The first start of a program reads it from its disk, which is not what is measured.
     if plan.boot {
@@ -83,7 +92,12 @@ fn run(plan: &Plan) -> io::Result<()> {
         }
         if plan.disk || plan.nvme {
             for vmm in rotated(&Vmm::FOR_LOADS, round) {
-                failed += samples(loads::measure(vmm, plan.disk, nvme.as_deref(), plan.seconds), vmm, round);
+                failed += samples(loads::measure(vmm, &loads, plan.seconds), vmm, round);
+            }
+        }
+        if plan.driver {
+            for vmm in rotated(&Vmm::FOR_DRIVERS, round) {
+                failed += samples(loads::measure(vmm, &driver, plan.seconds), vmm, round);
             }
         }
     }
@@ -131,8 +145,9 @@ impl Sample {
 fn tell(sample: &Sample, vmm: Vmm, round: u32) {
     let line = serde_json::json!({
         "metric": sample.metric,
-        // How QEMU reaches its disk is nothing to an assigned device: there it is one and the same monitor.
-        "vmm": if sample.metric.starts_with("nvme") { vmm.family() } else { vmm.name() },
+        // How QEMU reaches the host's disks is nothing to a controller that it drives or assigns: there it is one
+        // and the same monitor.
+        "vmm": if sample.metric.starts_with("disk") { vmm.name() } else { vmm.family() },
         "round": round,
         "value": sample.value,
         "exits_per_io": sample.exits_per_io,

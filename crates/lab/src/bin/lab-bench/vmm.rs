@@ -33,6 +33,14 @@ pub struct Hardware<'a> {
     pub disk: Option<&'a str>,
     /// A host PCI function to assign.
     pub assigned: Option<&'a str>,
+    /// A host NVMe controller that the monitor drives itself, for a virtio block device.
+    pub driven: Option<&'a str>,
+}
+
+impl Hardware<'_> {
+    fn is_plain(&self) -> bool {
+        self.disk.is_none() && self.assigned.is_none() && self.driven.is_none()
+    }
 }
 
 impl Vmm {
@@ -40,6 +48,8 @@ impl Vmm {
     pub const FOR_BOOT: [Vmm; 2] = [Vmm::Skep, Vmm::QemuNative];
     /// Those whose I/O is compared.
     pub const FOR_LOADS: [Vmm; 3] = [Vmm::Skep, Vmm::QemuNative, Vmm::QemuUring];
+    /// Those whose own NVMe drivers are compared.
+    pub const FOR_DRIVERS: [Vmm; 2] = [Vmm::Skep, Vmm::QemuNative];
 
     /// Its name in the results.
     pub fn name(self) -> &'static str {
@@ -74,7 +84,7 @@ impl Vmm {
 
 /// The initramfs that a guest needs for its hardware.
 fn initrd(hardware: &Hardware<'_>) -> &'static str {
-    if hardware.disk.is_none() && hardware.assigned.is_none() { INIT_ALONE } else { INITRD }
+    if hardware.is_plain() { INIT_ALONE } else { INITRD }
 }
 
 fn skep(hardware: &Hardware<'_>, line: &str) -> Command {
@@ -92,6 +102,9 @@ fn skep(hardware: &Hardware<'_>, line: &str) -> Command {
     if let Some(disk) = hardware.disk {
         command.args(["--disk", &format!("path={disk},readonly=on")]);
     }
+    if let Some(device) = hardware.driven {
+        command.args(["--disk", &format!("nvme={device},namespace=1,readonly=on")]);
+    }
     if let Some(device) = hardware.assigned {
         command.args(["--assign", device]);
     }
@@ -99,7 +112,7 @@ fn skep(hardware: &Hardware<'_>, line: &str) -> Command {
 }
 
 fn qemu(hardware: &Hardware<'_>, line: &str, aio: &str) -> Command {
-    let plain = hardware.disk.is_none() && hardware.assigned.is_none();
+    let plain = hardware.is_plain();
     let mut command = Command::new(QEMU);
     command.args(["-M", if plain { "pc" } else { "q35" }, "-accel", "kvm", "-cpu", "host", "-smp", "1"]);
     command.args(["-m", &format!("{MEMORY}M"), "-nodefaults", "-vga", "none", "-nographic", "-no-reboot"]);
@@ -108,6 +121,10 @@ fn qemu(hardware: &Hardware<'_>, line: &str, aio: &str) -> Command {
         let file = "driver=host_device,node-name=d0,read-only=on,cache.direct=on";
         command.args(["-blockdev", &format!("{file},filename={disk},aio={aio}")]);
         command.args(["-device", "virtio-blk-pci,drive=d0,num-queues=1"]);
+    }
+    if let Some(device) = hardware.driven {
+        let driver = format!("driver=nvme,node-name=d1,read-only=on,device={device},namespace=1");
+        command.args(["-blockdev", &driver, "-device", "virtio-blk-pci,drive=d1,num-queues=1"]);
     }
     if let Some(device) = hardware.assigned {
         command.args(["-device", &format!("vfio-pci,host={device}")]);

@@ -1,0 +1,117 @@
+//! The keys there are.
+
+/// What can be said about a VM: a key of the file, and a flag of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// `name`, `--name`: see [`crate::VmName`].
+    Name,
+    /// `cpus`, `--cpus`: see [`crate::Cpus`].
+    Cpus,
+    /// `memory`, `--memory`: see [`crate::MemorySize`].
+    Memory,
+    /// `hugepages`, `--hugepages`: see [`crate::HugePages`].
+    Hugepages,
+    /// `node`, `--node`: see [`crate::NodeId`].
+    Node,
+    /// `wire`, `--wire`: see [`crate::Wire`].
+    Wire,
+    /// `kernel`, `--kernel`: see [`crate::Boot`].
+    Kernel,
+    /// `initrd`, `--initrd`: see [`crate::Boot`].
+    Initrd,
+    /// `cmdline`, `--cmdline`: see [`crate::Cmdline`].
+    Cmdline,
+    /// `console`, `--console`: see [`crate::Console`].
+    Console,
+    /// `dma`, `--dma`: see [`crate::DmaBackEnd`].
+    Dma,
+    /// `host-domain`, `--host-domain`: see [`crate::HostDomain`].
+    HostDomain,
+    /// `i-know`, `--i-know`: that a dangerous choice is meant as it is written.
+    IKnow,
+    /// `on-fault`, `--on-fault`: see [`crate::OnFault`].
+    OnFault,
+    /// `p2p`, `--p2p`: see [`crate::P2p`].
+    P2p,
+    /// `assign`, `--assign`: see [`crate::Assign`]. There may be several.
+    Assign,
+    /// `disk`, `--disk`: see [`crate::Disk`]. There may be several.
+    Disk,
+}
+
+impl Key {
+    /// All keys.
+    pub const ALL: [Key; 17] = [
+        Key::Name,
+        Key::Cpus,
+        Key::Memory,
+        Key::Hugepages,
+        Key::Node,
+        Key::Wire,
+        Key::Kernel,
+        Key::Initrd,
+        Key::Cmdline,
+        Key::Console,
+        Key::Dma,
+        Key::HostDomain,
+        Key::IKnow,
+        Key::OnFault,
+        Key::P2p,
+        Key::Assign,
+        Key::Disk,
+    ];
+
+    /// The flag, with its dashes.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Key::Name => "--name",
+            Key::Cpus => "--cpus",
+            Key::Memory => "--memory",
+            Key::Hugepages => "--hugepages",
+            Key::Node => "--node",
+            Key::Wire => "--wire",
+            Key::Kernel => "--kernel",
+            Key::Initrd => "--initrd",
+            Key::Cmdline => "--cmdline",
+            Key::Console => "--console",
+            Key::Dma => "--dma",
+            Key::HostDomain => "--host-domain",
+            Key::IKnow => "--i-know",
+            Key::OnFault => "--on-fault",
+            Key::P2p => "--p2p",
+            Key::Assign => "--assign",
+            Key::Disk => "--disk",
+        }
+    }
+
+    /// The key in a file.
+    pub fn name(self) -> &'static str {
+        self.flag().trim_start_matches('-')
+    }
+}
+
+/// The keys of a VM.
+pub(super) const VM: &[&str] = &[
+    "name",
+    "cpus",
+    "memory",
+    "hugepages",
+    "node",
+    "wire",
+    "kernel",
+    "initrd",
+    "cmdline",
+    "console",
+    "dma",
+    "host-domain",
+    "i-know",
+    "on-fault",
+    "p2p",
+    "assign",
+    "disk",
+];
+/// The keys of a disk.
+pub(super) const DISK: &[&str] =
+    &["path", "nvme", "namespace", "poll", "model", "readonly", "queues", "serial"];
+/// The keys of an assigned device.
+pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault"];

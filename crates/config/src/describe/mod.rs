@@ -1,0 +1,310 @@
+//! From what was written to a VM: which keys there are, what their values mean, and how a file and flags are
+//! put together.
+
+mod key;
+mod read;
+mod table;
+
+use std::collections::{HashMap, HashSet};
+
+use crate::finding::{Finding, Findings, Place, Problem};
+use crate::model::{
+    Assign, Backing, Boot, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, HostDomain, HugePages,
+    Identified, OnFault, P2p, Poll, Vm, Wire,
+};
+use crate::source::{self, Entry, Node, Table, Value};
+use crate::values::Invalid;
+use crate::values::address::PciAddress;
+use crate::values::count::{Cpus, Namespace, NodeId};
+use crate::values::name::VmName;
+use crate::values::path::HostPath;
+use crate::values::size::{ByteSize, MemorySize};
+use crate::values::text::Cmdline;
+
+pub use key::Key;
+use key::{ASSIGN, DISK, VM};
+use table::{Given, Keys};
+
+/// A file that describes a VM.
+#[derive(Debug, Clone, Copy)]
+pub struct File<'a> {
+    /// Its name, as messages shall say it.
+    pub name: &'a str,
+    /// What is in it.
+    pub bytes: &'a [u8],
+}
+
+/// Puts a VM together from a file and from flags with their values, or says everything that is wrong with them.
+///
+/// Flags win over the file for what a VM has once, and add to the file for disks and assigned devices.
+pub fn describe(file: Option<File<'_>>, flags: &[(Key, String)]) -> Result<Vm, Findings> {
+    let mut findings = Vec::new();
+    let mut parts = Parts::default();
+    let mut whole = true;
+    if let Some(file) = file {
+        let parsed = source::toml::parse(file.name, file.bytes);
+        let mut meant = Vec::new();
+        parts = Parts::read(&parsed.table, &mut meant);
+        let broken = parsed.broken_lines();
+        whole = broken.is_empty();
+        meant.retain(|finding| whole || !may_follow_from(finding, &broken));
+        findings = parsed.errors;
+        findings.append(&mut meant);
+    }
+    let flags = as_table(flags, &mut findings);
+    parts = parts.overlaid(Parts::read(&flags, &mut findings));
+    let vm = parts.assemble(whole, &mut findings);
+    findings.sort_by_key(|finding| match finding.place {
+        Place::File { line, column, .. } => (line, column),
+        Place::Flag(_) | Place::Nowhere => (usize::MAX, 0),
+    });
+    Findings::none_or(findings, vm)
+}
+
+/// Whether a finding may be there only because some lines are not TOML.
+fn may_follow_from(finding: &Finding, broken: &HashSet<usize>) -> bool {
+    let there = matches!(finding.place, Place::File { line, .. } if broken.contains(&line));
+    there || matches!(finding.problem, Problem::Missing { .. })
+}
+
+/// Flags as the table that a file would give.
+fn as_table(flags: &[(Key, String)], findings: &mut Vec<Finding>) -> Table {
+    let mut table = Table { place: Place::Nowhere, entries: Vec::new() };
+    for key in Key::ALL {
+        let given = flags.iter().filter(|(given, _)| *given == key).map(|(_, value)| value.as_str());
+        let mut add = |node: Node| {
+            table.entries.push(Entry { key: key.name().into(), place: node.place.clone(), node });
+        };
+        match key {
+            Key::Assign | Key::Disk => {
+                let (implied, valid) = if key == Key::Disk { ("path", DISK) } else { ("address", ASSIGN) };
+                let items = given.map(|text| source::flags::list(key.flag(), text, implied, valid, findings));
+                add(Node { place: Place::Nowhere, value: Value::List(items.collect()) });
+            }
+            _ => given.for_each(|text| add(source::flags::word(key.flag(), text))),
+        }
+    }
+    table
+}
+
+/// What one source says about a VM.
+#[derive(Default)]
+struct Parts {
+    name: Given<VmName>,
+    cpus: Given<Cpus>,
+    memory: Given<MemorySize>,
+    hugepages: Given<HugePages>,
+    node: Given<NodeId>,
+    wire: Given<Wire>,
+    kernel: Given<HostPath>,
+    initrd: Given<HostPath>,
+    cmdline: Given<Cmdline>,
+    console: Given<Console>,
+    dma: Given<DmaBackEnd>,
+    host_domain: Given<HostDomain>,
+    i_know: Given<bool>,
+    on_fault: Given<OnFault>,
+    p2p: Given<P2p>,
+    assigned: Vec<(Place, Assign)>,
+    disks: Vec<(Place, Disk)>,
+}
+
+impl Parts {
+    fn read(table: &Table, findings: &mut Vec<Finding>) -> Parts {
+        let mut keys = Keys::of(table, VM, findings);
+        Parts {
+            name: keys.get("name"),
+            cpus: keys.get("cpus"),
+            memory: keys.get("memory"),
+            hugepages: keys.get("hugepages"),
+            node: keys.get("node"),
+            wire: keys.get("wire"),
+            kernel: keys.get("kernel"),
+            initrd: keys.get("initrd"),
+            cmdline: keys.get("cmdline"),
+            console: keys.get("console"),
+            dma: keys.get("dma"),
+            host_domain: keys.get("host-domain"),
+            i_know: keys.get("i-know"),
+            on_fault: keys.get("on-fault"),
+            p2p: keys.get("p2p"),
+            assigned: keys.several(
+                "assign",
+                "a list of PCI addresses, [\"0000:01:00.0\"]",
+                "address",
+                assign,
+            ),
+            disks: keys.several("disk", "tables that begin with [[disk]]", "path", disk),
+        }
+    }
+
+    fn overlaid(mut self, over: Parts) -> Parts {
+        self.assigned.extend(over.assigned);
+        self.disks.extend(over.disks);
+        Parts {
+            name: over.name.or(self.name),
+            cpus: over.cpus.or(self.cpus),
+            memory: over.memory.or(self.memory),
+            hugepages: over.hugepages.or(self.hugepages),
+            node: over.node.or(self.node),
+            wire: over.wire.or(self.wire),
+            kernel: over.kernel.or(self.kernel),
+            initrd: over.initrd.or(self.initrd),
+            cmdline: over.cmdline.or(self.cmdline),
+            console: over.console.or(self.console),
+            dma: over.dma.or(self.dma),
+            host_domain: over.host_domain.or(self.host_domain),
+            i_know: over.i_know.or(self.i_know),
+            on_fault: over.on_fault.or(self.on_fault),
+            p2p: over.p2p.or(self.p2p),
+            ..self
+        }
+    }
+
+    /// The VM, if nothing is missing. `whole` says whether all of the file could be read.
+    fn assemble(self, whole: bool, findings: &mut Vec<Finding>) -> Option<Vm> {
+        if let Given::No = self.kernel
+            && whole
+        {
+            let hint = "Say what it boots: --kernel PATH, or kernel = \"PATH\" in the file.";
+            let problem = Problem::Missing { within: "the VM", key: "kernel", hint };
+            findings.push(Finding { place: Place::Nowhere, problem });
+        }
+        assigned_and_disk(&self.assigned, &self.disks, findings);
+        let memory = self.memory.value().unwrap_or_default();
+        let hugepages = pages(self.hugepages, memory, findings);
+        let host_domain = host_domain(self.host_domain, self.i_know, findings);
+        let assigned = distinct(self.assigned, findings);
+        let disks = distinct(self.disks, findings);
+        let boot = Boot {
+            kernel: self.kernel.value()?,
+            initrd: self.initrd.value(),
+            cmdline: self.cmdline.value().unwrap_or_default(),
+        };
+        Some(Vm {
+            name: self.name.value().unwrap_or_default(),
+            cpus: self.cpus.value().unwrap_or_default(),
+            memory,
+            backing: Backing {
+                hugepages,
+                node: self.node.value(),
+                wire: self.wire.value().unwrap_or_default(),
+            },
+            boot,
+            disks: disks?,
+            assigned: assigned?,
+            dma: Dma {
+                back_end: self.dma.value().unwrap_or_default(),
+                host_domain,
+                on_fault: self.on_fault.value().unwrap_or_default(),
+                p2p: self.p2p.value().unwrap_or_default(),
+            },
+            console: self.console.value().unwrap_or_default(),
+        })
+    }
+}
+
+/// The huge pages, of which the memory must be a whole number.
+fn pages(given: Given<HugePages>, memory: MemorySize, findings: &mut Vec<Finding>) -> Option<HugePages> {
+    let Given::Yes(place, pages) = given else { return None };
+    if !memory.bytes().is_multiple_of(pages.bytes()) {
+        let [size, page] = [memory.bytes(), pages.bytes()].map(ByteSize::from_bytes);
+        findings.push(Finding { place, problem: Invalid::MemoryNotInPages { size, page }.into() });
+    }
+    Some(pages)
+}
+
+/// The host domain, of which the dangerous kind must be meant.
+fn host_domain(given: Given<HostDomain>, i_know: Given<bool>, findings: &mut Vec<Finding>) -> HostDomain {
+    let Given::Yes(place, host_domain) = given else { return HostDomain::default() };
+    if host_domain == HostDomain::Exclusive && i_know.value() != Some(true) {
+        findings.push(Finding { place, problem: Problem::Exclusive });
+    }
+    host_domain
+}
+
+/// A controller goes to the guest, or skep drives it; each that does both is a finding.
+fn assigned_and_disk(assigned: &[(Place, Assign)], disks: &[(Place, Disk)], findings: &mut Vec<Finding>) {
+    for (place, disk) in disks {
+        let DiskSource::Nvme { address, .. } = disk.source else { continue };
+        if let Some((given, _)) = assigned.iter().find(|(_, assign)| assign.address == address) {
+            let problem = Problem::AssignedAndDisk { address, assigned: given.clone() };
+            findings.push(Finding { place: place.clone(), problem });
+        }
+    }
+}
+
+fn assign(table: &Table, findings: &mut Vec<Finding>) -> Option<Assign> {
+    let mut keys = Keys::of(table, ASSIGN, findings);
+    let address = keys.required("address", "this assigned device", "Write --assign 0000:01:00.0.");
+    let domain = keys.get("domain").value();
+    let on_fault = keys.get("on-fault").value();
+    Some(Assign { address: address?, domain: domain.unwrap_or_default(), on_fault })
+}
+
+fn disk(table: &Table, findings: &mut Vec<Finding>) -> Option<Disk> {
+    let mut keys = Keys::of(table, DISK, findings);
+    let source = disk_source(&mut keys);
+    let model = keys.get("model").value();
+    let readonly = keys.get("readonly").value();
+    let queues = keys.get("queues").value();
+    let serial = keys.get("serial").value();
+    Some(Disk {
+        source: source?,
+        model: model.unwrap_or_default(),
+        readonly: readonly.unwrap_or_default(),
+        queues,
+        serial,
+    })
+}
+
+fn disk_source(keys: &mut Keys<'_>) -> Option<DiskSource> {
+    let path: Given<HostPath> = keys.get("path");
+    let nvme: Given<PciAddress> = keys.get("nvme");
+    let namespace: Given<Namespace> = keys.get("namespace");
+    let poll: Given<Poll> = keys.get("poll");
+    match (path, nvme) {
+        (Given::No, Given::No) => {
+            let hint = "Say what holds its data, as in path=/dev/sda (or nvme=0000:03:00.0, a controller that \
+                        skep drives itself).";
+            keys.found(&keys.place(), Problem::Missing { within: "this disk", key: "path", hint });
+            None
+        }
+        (Given::No, nvme) => Some(DiskSource::Nvme {
+            address: nvme.value()?,
+            namespace: namespace.value().unwrap_or_default(),
+            poll: poll.value().unwrap_or_default(),
+        }),
+        (path, Given::No) => {
+            let of_nvme = [("namespace", namespace.place()), ("poll", poll.place())];
+            for (key, place) in of_nvme {
+                if let Some(place) = place {
+                    keys.found(&place, Problem::OnlyWith { key, with: "nvme" });
+                }
+            }
+            path.value().map(DiskSource::Path)
+        }
+        (_, nvme) => {
+            let place = nvme.place().unwrap_or_else(|| keys.place());
+            keys.found(&place, Problem::NotTogether { one: "path", other: "nvme" });
+            None
+        }
+    }
+}
+
+/// The items as a list without repetition; each repeated one is a finding.
+fn distinct<T: Identified>(items: Vec<(Place, T)>, findings: &mut Vec<Finding>) -> Option<Distinct<T>> {
+    let mut first: HashMap<String, Place> = HashMap::new();
+    for (place, item) in &items {
+        let what = item.identity();
+        match first.get(&what).cloned() {
+            Some(first) => {
+                findings.push(Finding { place: place.clone(), problem: Problem::Repeated { what, first } });
+            }
+            None => {
+                first.insert(what, place.clone());
+            }
+        }
+    }
+    Distinct::try_from(items.into_iter().map(|(_, item)| item).collect::<Vec<T>>()).ok()
+}

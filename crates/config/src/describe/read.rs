@@ -1,0 +1,134 @@
+//! What single values mean.
+
+use std::str::FromStr;
+
+use crate::model::{Console, DiskModel, DmaBackEnd, HostDomain, HugePages, OnFault, P2p, Poll, Wire};
+use crate::source::Value;
+use crate::values::Invalid;
+use crate::values::address::PciAddress;
+use crate::values::count::{Cpus, Namespace, NodeId, Queues};
+use crate::values::name::{DomainName, VmName};
+use crate::values::path::HostPath;
+use crate::values::size::{ByteSize, MemorySize};
+use crate::values::text::{Cmdline, Serial};
+
+/// What a single value can mean.
+pub(super) trait Read: Sized {
+    /// Its type, in words.
+    const EXPECTED: &'static str;
+
+    /// The value's meaning; `None` if it is of another type.
+    fn read(value: &Value) -> Option<Result<Self, Invalid>>;
+}
+
+/// Types that are text in a file as well as in a flag.
+macro_rules! read_text {
+    ($($type:ty: $expected:literal,)*) => {
+        $(impl Read for $type {
+            const EXPECTED: &'static str = $expected;
+
+            fn read(value: &Value) -> Option<Result<Self, Invalid>> {
+                text(value)
+            }
+        })*
+    };
+}
+
+read_text! {
+    VmName: "text in quotes",
+    HostPath: "a path in quotes",
+    Cmdline: "text in quotes",
+    Console: "text in quotes: stdio, file:PATH or socket:PATH",
+    PciAddress: "a PCI address in quotes, \"0000:01:00.0\"",
+    DiskModel: "text in quotes",
+    DomainName: "text in quotes",
+    DmaBackEnd: "text in quotes: auto, iommufd or type1",
+    HostDomain: "text in quotes: shared or exclusive",
+    OnFault: "text in quotes: report, pause, reset or stop",
+    HugePages: "text in quotes: 2M or 1G",
+    Serial: "text in quotes",
+}
+
+/// Types that are words, of which `on` and `off` may also be written as true and false.
+macro_rules! read_switch {
+    ($($type:ty: $expected:literal,)*) => {
+        $(impl Read for $type {
+            const EXPECTED: &'static str = $expected;
+
+            fn read(value: &Value) -> Option<Result<Self, Invalid>> {
+                match value {
+                    Value::Boolean(true) => Some("on".parse()),
+                    Value::Boolean(false) => Some("off".parse()),
+                    _ => text(value),
+                }
+            }
+        })*
+    };
+}
+
+read_switch! {
+    Wire: "text in quotes: auto, on or off",
+    P2p: "text in quotes: off, on or required",
+    Poll: "text in quotes: off, adaptive or on",
+}
+
+fn text<T: FromStr<Err = Invalid>>(value: &Value) -> Option<Result<T, Invalid>> {
+    match value {
+        Value::Word(text) | Value::Text(text) => Some(text.parse()),
+        _ => None,
+    }
+}
+
+/// Types that are whole numbers.
+macro_rules! read_number {
+    ($($type:ty,)*) => {
+        $(impl Read for $type {
+            const EXPECTED: &'static str = "a whole number";
+
+            fn read(value: &Value) -> Option<Result<Self, Invalid>> {
+                integer(value).map(<$type>::try_from)
+            }
+        })*
+    };
+}
+
+read_number! {
+    Cpus,
+    Queues,
+    Namespace,
+    NodeId,
+}
+
+fn integer(value: &Value) -> Option<i64> {
+    match value {
+        Value::Integer(number) => Some(*number),
+        Value::Word(text) => text.parse().ok(),
+        _ => None,
+    }
+}
+
+impl Read for MemorySize {
+    const EXPECTED: &'static str = "a size in quotes as in \"512M\", or a number of MiB";
+
+    fn read(value: &Value) -> Option<Result<Self, Invalid>> {
+        let Value::Integer(mib) = value else { return text(value) };
+        let size = u64::try_from(*mib).map_err(|_| Invalid::Size { text: mib.to_string() });
+        let size = size.and_then(|mib| {
+            ByteSize::from_mib(mib).ok_or_else(|| Invalid::SizeTooLarge { text: mib.to_string() })
+        });
+        Some(size.and_then(MemorySize::try_from))
+    }
+}
+
+impl Read for bool {
+    const EXPECTED: &'static str = "true or false (in a flag also on or off)";
+
+    fn read(value: &Value) -> Option<Result<Self, Invalid>> {
+        match value {
+            Value::Boolean(value) => Some(Ok(*value)),
+            Value::Word(text) if text == "on" || text == "true" => Some(Ok(true)),
+            Value::Word(text) if text == "off" || text == "false" => Some(Ok(false)),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The keys of a table, each looked at once.
+
+use std::collections::HashMap;
+
+use super::read::Read;
+use crate::finding::{Finding, Place, Problem};
+use crate::nearest::nearest;
+use crate::source::{Entry, Node, Table, Value};
+
+/// One value of a source.
+#[derive(Default)]
+pub(super) enum Given<T> {
+    #[default]
+    No,
+    /// It was given, and was wrong: there is a finding about it.
+    Wrong,
+    Yes(Place, T),
+}
+
+impl<T> Given<T> {
+    pub(super) fn or(self, other: Given<T>) -> Given<T> {
+        if let Given::No = self { other } else { self }
+    }
+
+    /// Where the value is written, if it is there and right.
+    pub(super) fn place(&self) -> Option<Place> {
+        if let Given::Yes(place, _) = self { Some(place.clone()) } else { None }
+    }
+
+    /// The value, if it is there and right.
+    pub(super) fn value(self) -> Option<T> {
+        if let Given::Yes(_, value) = self { Some(value) } else { None }
+    }
+}
+
+/// The known keys of a table.
+pub(super) struct Keys<'a> {
+    table: &'a Table,
+    findings: &'a mut Vec<Finding>,
+}
+
+impl<'a> Keys<'a> {
+    /// Reports the keys that do not exist and those that are there twice.
+    pub(super) fn of(
+        table: &'a Table,
+        valid: &'static [&'static str],
+        findings: &'a mut Vec<Finding>,
+    ) -> Keys<'a> {
+        let mut first: HashMap<&str, &Place> = HashMap::new();
+        for Entry { key, place, .. } in &table.entries {
+            let problem = if !valid.contains(&key.as_str()) {
+                Problem::UnknownKey { key: key.clone(), nearest: nearest(key, valid), valid }
+            } else if let Some(first) = first.get(key.as_str()) {
+                Problem::Repeated { what: format!("`{key}`"), first: (*first).clone() }
+            } else {
+                first.insert(key, place);
+                continue;
+            };
+            findings.push(Finding { place: place.clone(), problem });
+        }
+        Keys { table, findings }
+    }
+
+    fn node(&self, key: &str) -> Option<&'a Node> {
+        self.table.entries.iter().find(|entry| entry.key == key).map(|entry| &entry.node)
+    }
+
+    pub(super) fn found(&mut self, place: &Place, problem: Problem) {
+        self.findings.push(Finding { place: place.clone(), problem });
+    }
+
+    pub(super) fn get<T: Read>(&mut self, key: &'static str) -> Given<T> {
+        let Some(node) = self.node(key) else { return Given::No };
+        let problem = match T::read(&node.value) {
+            Some(Ok(value)) => return Given::Yes(node.place.clone(), value),
+            Some(Err(invalid)) => invalid.into(),
+            None => Problem::WrongType { key, expected: T::EXPECTED, found: node.value.in_words() },
+        };
+        self.found(&node.place, problem);
+        Given::Wrong
+    }
+
+    pub(super) fn required<T: Read>(
+        &mut self,
+        key: &'static str,
+        within: &'static str,
+        hint: &'static str,
+    ) -> Option<T> {
+        let given = self.get(key);
+        if let Given::No = given {
+            self.found(&self.table.place.clone(), Problem::Missing { within, key, hint });
+        }
+        given.value()
+    }
+
+    /// The tables of a list. Lone text in it stands for a table of one key, `implied`.
+    pub(super) fn several<T>(
+        &mut self,
+        key: &'static str,
+        expected: &'static str,
+        implied: &'static str,
+        read: fn(&Table, &mut Vec<Finding>) -> Option<T>,
+    ) -> Vec<(Place, T)> {
+        let Some(list) = self.node(key) else { return Vec::new() };
+        let wrong = |node: &Node| Problem::WrongType { key, expected, found: node.value.in_words() };
+        let Value::List(items) = &list.value else {
+            self.found(&list.place, wrong(list));
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        for item in items {
+            let one;
+            let table = match &item.value {
+                Value::Table(table) => table,
+                Value::Text(_) | Value::Word(_) => {
+                    let entry = Entry { key: implied.into(), place: item.place.clone(), node: item.clone() };
+                    one = Table { place: item.place.clone(), entries: vec![entry] };
+                    &one
+                }
+                _ => {
+                    self.found(&item.place, wrong(item));
+                    continue;
+                }
+            };
+            found.extend(read(table, self.findings).map(|value| (item.place.clone(), value)));
+        }
+        found
+    }
+
+    /// Where the table is written.
+    pub(super) fn place(&self) -> Place {
+        self.table.place.clone()
+    }
+}

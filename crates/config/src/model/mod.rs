@@ -1,0 +1,18 @@
+//! The model: what a VM is, by parts.
+
+mod assign;
+mod console;
+mod disk;
+mod distinct;
+mod dma;
+mod ram;
+mod vm;
+mod words;
+
+pub use assign::Assign;
+pub use console::Console;
+pub use disk::{Disk, DiskModel, DiskSource, Poll};
+pub use distinct::{Distinct, Identified};
+pub use dma::{Dma, DmaBackEnd, HostDomain, OnFault, P2p};
+pub use ram::{Backing, HugePages, Wire};
+pub use vm::{Boot, Vm};

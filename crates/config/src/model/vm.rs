@@ -1,0 +1,47 @@
+//! A VM as a whole.
+
+use super::assign::Assign;
+use super::console::Console;
+use super::disk::Disk;
+use super::distinct::Distinct;
+use super::dma::Dma;
+use super::ram::Backing;
+use crate::values::count::Cpus;
+use crate::values::name::VmName;
+use crate::values::path::HostPath;
+use crate::values::size::MemorySize;
+use crate::values::text::Cmdline;
+
+/// A VM's description.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vm {
+    /// What the VM is called.
+    pub name: VmName,
+    /// How many vCPUs it has.
+    pub cpus: Cpus,
+    /// How much RAM it has.
+    pub memory: MemorySize,
+    /// What that RAM is made of.
+    pub backing: Backing,
+    /// What it boots.
+    pub boot: Boot,
+    /// Its disks, in the order in which the guest finds them.
+    pub disks: Distinct<Disk>,
+    /// The PCI functions of the host that it gets for itself, in the order in which the guest finds them.
+    pub assigned: Distinct<Assign>,
+    /// How its devices reach memory.
+    pub dma: Dma,
+    /// Where its serial console goes.
+    pub console: Console,
+}
+
+/// What a VM boots: a Linux kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boot {
+    /// The kernel: an ELF file with a PVH entry, or a bzImage.
+    pub kernel: HostPath,
+    /// The initial RAM disk, if any.
+    pub initrd: Option<HostPath>,
+    /// The kernel's command line.
+    pub cmdline: Cmdline,
+}

@@ -1,0 +1,258 @@
+//! The other end of the socket: what commands ask a running VM with.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use config::VmName;
+use serde::de::DeserializeOwned;
+
+use crate::api::{Dma, Done, Events, Failed, Info, Memory, Stats};
+use crate::folder::Folder;
+use crate::http;
+use crate::unix;
+
+/// How long an answer may take, beyond what it was asked to wait.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of an answer at most.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Why a VM could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// There is none of that name.
+    #[error(
+        "no VM called {name} runs: nobody listens on {}. `skep list` shows those that do; another user's VMs are \
+         seen by that user alone",
+        path.display()
+    )]
+    NoVm {
+        /// The name.
+        name: VmName,
+        /// Where its socket would be.
+        path: PathBuf,
+    },
+    /// It ended, or broke off.
+    #[error("the VM {name} has ended, or closed the connection")]
+    Gone {
+        /// The name.
+        name: VmName,
+    },
+    /// The socket cannot be used.
+    #[error("cannot talk to the VM {name} over {}: {cause}. {hint}", path.display())]
+    Socket {
+        /// The name.
+        name: VmName,
+        /// Its socket.
+        path: PathBuf,
+        /// The system's answer.
+        cause: io::Error,
+        /// What a person can do.
+        hint: &'static str,
+    },
+    /// It answered something that is no answer of this version of the API.
+    #[error(
+        "the VM {name} gave an answer to {what} that cannot be understood: {why}. Does it run another version of skep?"
+    )]
+    Strange {
+        /// The name.
+        name: VmName,
+        /// What it was asked.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It refused.
+    #[error("the VM {name} refused {what} (status {status}): {why}")]
+    Refused {
+        /// The name.
+        name: VmName,
+        /// What it was asked.
+        what: String,
+        /// The status of its answer.
+        status: u16,
+        /// Its reason.
+        why: String,
+    },
+}
+
+impl ClientError {
+    /// Whether there is no VM to ask, or none any more.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, ClientError::NoVm { .. } | ClientError::Gone { .. })
+    }
+}
+
+/// A connection to a running VM.
+#[derive(Debug)]
+pub struct Client {
+    name: VmName,
+    path: PathBuf,
+    stream: UnixStream,
+}
+
+impl Client {
+    /// Connects to the VM of this name.
+    pub fn connect(folder: &Folder, name: &VmName) -> Result<Client, ClientError> {
+        let (name, path) = (name.clone(), folder.socket(name));
+        match unix::connect(&path) {
+            Ok(stream) => Ok(Client { name, path, stream }),
+            Err(cause) => Err(match cause.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    ClientError::NoVm { name, path }
+                }
+                io::ErrorKind::PermissionDenied => ClientError::Socket {
+                    name,
+                    path,
+                    cause,
+                    hint: "It belongs to another user; ask as that user, or as root.",
+                },
+                io::ErrorKind::WouldBlock => ClientError::Socket {
+                    name,
+                    path,
+                    cause,
+                    hint: "It does not take connections; is its process stopped?",
+                },
+                _ => ClientError::Socket { name, path, cause, hint: "Check its folder." },
+            }),
+        }
+    }
+
+    /// The VM and its process.
+    pub fn info(&mut self) -> Result<Info, ClientError> {
+        self.get("/v1")
+    }
+
+    /// Its DMA domains.
+    pub fn dma(&mut self) -> Result<Dma, ClientError> {
+        self.get("/v1/dma")
+    }
+
+    /// Its memory map.
+    pub fn memory(&mut self) -> Result<Memory, ClientError> {
+        self.get("/v1/memory")
+    }
+
+    /// Its memory map, and the files of the segments in the same order.
+    pub fn memory_fds(&mut self) -> Result<(Memory, Vec<OwnedFd>), ClientError> {
+        let what = "GET /v1/memory/fds";
+        let mut fds = Vec::new();
+        let memory: Memory = self.ask(what, PATIENCE, &mut fds)?;
+        if memory.segments.len() == fds.len() {
+            return Ok((memory, fds));
+        }
+        let why = format!("{} segments came with {} files", memory.segments.len(), fds.len());
+        Err(ClientError::Strange { name: self.name.clone(), what: what.into(), why })
+    }
+
+    /// Events after this number; if there are none, the first that come within `wait` (seconds count).
+    pub fn events(&mut self, after: u64, wait: Duration) -> Result<Events, ClientError> {
+        let seconds = wait.as_secs();
+        self.ask(&format!("GET /v1/events?after={after}&wait={seconds}"), wait + PATIENCE, &mut Vec::new())
+    }
+
+    /// What went through its disks.
+    pub fn stats(&mut self) -> Result<Stats, ClientError> {
+        self.get("/v1/stats")
+    }
+
+    /// Has its vCPUs stand still.
+    pub fn pause(&mut self) -> Result<Done, ClientError> {
+        self.post("/v1/pause")
+    }
+
+    /// Has its vCPUs go on.
+    pub fn resume(&mut self) -> Result<Done, ClientError> {
+        self.post("/v1/resume")
+    }
+
+    /// Presses its power button.
+    pub fn press_power_button(&mut self) -> Result<Done, ClientError> {
+        self.post("/v1/power")
+    }
+
+    /// Ends it now.
+    pub fn stop(&mut self) -> Result<Done, ClientError> {
+        self.post("/v1/stop")
+    }
+
+    fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
+        self.ask(&format!("GET {path}"), PATIENCE, &mut Vec::new())
+    }
+
+    fn post<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
+        self.ask(&format!("POST {path}"), PATIENCE, &mut Vec::new())
+    }
+
+    /// Asks, and reads the whole answer.
+    fn ask<T: DeserializeOwned>(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<T, ClientError> {
+        let (status, body) = self.exchange(what, patience, fds)?;
+        let strange = |why: serde_json::Error| ClientError::Strange {
+            name: self.name.clone(),
+            what: what.to_owned(),
+            why: why.to_string(),
+        };
+        if (200..300).contains(&status) {
+            return serde_json::from_slice(&body).map_err(strange);
+        }
+        let Failed { error } = serde_json::from_slice(&body).map_err(strange)?;
+        Err(ClientError::Refused { name: self.name.clone(), what: what.to_owned(), status, why: error })
+    }
+
+    fn exchange(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<(u16, Vec<u8>), ClientError> {
+        let until = Instant::now() + patience;
+        // An error in sending may be the end of a peer that said why before: its answer is looked for all the same.
+        let sent = self.stream.write_all(format!("{what} HTTP/1.1\r\nHost: vm\r\n\r\n").as_bytes());
+        let (mut bytes, mut buffer) = (Vec::new(), [0; 16 << 10]);
+        loop {
+            let head = http::parse_answer(&bytes).map_err(|bad| self.strange(what, bad.to_string()))?;
+            if let Some((status, length, used)) = head {
+                if length > MAX_ANSWER {
+                    return Err(self.strange(what, format!("it is {length} bytes long")));
+                }
+                if let Some(body) = bytes.get(used..used + length) {
+                    return Ok((status, body.to_vec()));
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.failed(io::ErrorKind::TimedOut.into()));
+            }
+            self.stream.set_read_timeout(Some(left)).map_err(|cause| self.failed(cause))?;
+            match unix::receive(&self.stream, &mut buffer, fds) {
+                Ok(0) => return Err(self.gone()),
+                Ok(got) => bytes.extend_from_slice(&buffer[..got]),
+                Err(cause) => match cause.kind() {
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {}
+                    io::ErrorKind::ConnectionReset => return Err(self.gone()),
+                    _ => return Err(sent.map_or_else(|_| self.gone(), |()| self.failed(cause))),
+                },
+            }
+        }
+    }
+
+    fn gone(&self) -> ClientError {
+        ClientError::Gone { name: self.name.clone() }
+    }
+
+    fn strange(&self, what: &str, why: String) -> ClientError {
+        ClientError::Strange { name: self.name.clone(), what: what.to_owned(), why }
+    }
+
+    fn failed(&self, cause: io::Error) -> ClientError {
+        let hint = "Is its process stopped, or very busy?";
+        ClientError::Socket { name: self.name.clone(), path: self.path.clone(), cause, hint }
+    }
+}

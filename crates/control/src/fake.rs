@@ -1,0 +1,101 @@
+//! A VM that does as it is told, for tests.
+
+use std::sync::{Arc, Mutex};
+
+use disk::Counters;
+use dma::fake::FakeIommu;
+use dma::{Domain, Kind, OwnMemory, P2pWish};
+use memory::{Gpa, GpaRange, MemoryMap, Ram};
+
+use crate::api::{EventKind, Info, State, VERSION};
+use crate::journal::Journal;
+use crate::source::{Refused, Source};
+
+/// 1 MiB of RAM at 0 and 512 KiB at 2 MiB; a guest and a host domain, and a driver's queues in the latter; a disk.
+pub struct FakeVm {
+    name: String,
+    map: Arc<MemoryMap>,
+    domains: Vec<Arc<Domain>>,
+    _queues: OwnMemory,
+    journal: Arc<Journal>,
+    state: Mutex<State>,
+}
+
+impl FakeVm {
+    /// One that runs.
+    pub fn new(name: &str) -> FakeVm {
+        let range = |start, len| GpaRange::new(Gpa(start), len).expect("a range");
+        let ram = Ram::new(&[range(0, 0x10_0000), range(0x20_0000, 0x8_0000)]).expect("little memory");
+        let map = MemoryMap::new(Arc::new(ram));
+        let guest = FakeIommu::new().domain("guest", Kind::Guest(P2pWish::Off));
+        let host = FakeIommu::new().domain("host", Kind::Host);
+        for domain in [&guest, &host] {
+            map.attach(domain.clone()).expect("the fake takes all");
+        }
+        let queues = host.map_own("NVMe queues", 0x2000).expect("room above the RAM");
+        FakeVm {
+            name: name.to_owned(),
+            map: Arc::new(map),
+            domains: vec![guest, host],
+            _queues: queues,
+            journal: Arc::new(Journal::new()),
+            state: Mutex::new(State::Running),
+        }
+    }
+
+    fn become_state(&self, state: State, text: &str) -> Result<State, Refused> {
+        let mut now = self.state.lock().expect("no code panics with this lock held");
+        if *now == State::Ending {
+            return Err(Refused(format!("the VM {} is ending. Start it again", self.name)));
+        }
+        *now = state;
+        self.journal.record(EventKind::Life, text);
+        Ok(state)
+    }
+}
+
+impl Source for FakeVm {
+    fn info(&self) -> Info {
+        Info {
+            api: VERSION,
+            name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: *self.state.lock().expect("no code panics with this lock held"),
+            pid: std::process::id(),
+            since: "2026-11-22T20:30:55.000Z".to_owned(),
+        }
+    }
+
+    fn domains(&self) -> Vec<Arc<Domain>> {
+        self.domains.clone()
+    }
+
+    fn memory(&self) -> Option<Arc<MemoryMap>> {
+        Some(self.map.clone())
+    }
+
+    fn journal(&self) -> Arc<Journal> {
+        self.journal.clone()
+    }
+
+    fn disks(&self) -> Vec<(String, Counters)> {
+        let counters = Counters { reads: 7, bytes_read: 28672, bytes_direct: 28672, ..Counters::default() };
+        vec![("/dev/sda".to_owned(), counters)]
+    }
+
+    fn pause(&self) -> Result<State, Refused> {
+        self.become_state(State::Paused, "The vCPUs stand still.")
+    }
+
+    fn resume(&self) -> Result<State, Refused> {
+        self.become_state(State::Running, "The vCPUs go on.")
+    }
+
+    fn press_power_button(&self) -> Result<State, Refused> {
+        self.become_state(State::Running, "The power button was pressed.")
+    }
+
+    fn stop(&self) -> Result<State, Refused> {
+        self.become_state(State::Ending, "The VM was told to end.")
+    }
+}

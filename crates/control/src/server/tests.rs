@@ -1,0 +1,209 @@
+//! The socket from outside: what a client gets, and what a broken one can do.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use config::VmName;
+use memory::Gpa;
+
+use super::*;
+use crate::api::{EventKind, State};
+use crate::client::{Client, ClientError};
+use crate::fake::FakeVm;
+use crate::folder::Folder;
+
+struct Running {
+    folder: Folder,
+    name: VmName,
+    vm: Arc<FakeVm>,
+    server: Option<Server>,
+    _place: tempfile::TempDir,
+}
+
+const HASTY: Patience = Patience {
+    idle: Duration::from_secs(5),
+    request: Duration::from_millis(300),
+    answer: Duration::from_secs(5),
+};
+
+fn running() -> Running {
+    let place = tempfile::tempdir().unwrap();
+    let (folder, name) = (Folder::at(place.path().join("vm")), "web".parse::<VmName>().unwrap());
+    let vm = Arc::new(FakeVm::new("web"));
+    let server = Server::with(folder.claim(&name).unwrap(), vm.clone(), HASTY).unwrap();
+    Running { folder, name, vm, server: Some(server), _place: place }
+}
+
+impl Running {
+    fn client(&self) -> Client {
+        Client::connect(&self.folder, &self.name).unwrap()
+    }
+
+    fn stream(&self) -> UnixStream {
+        UnixStream::connect(self.folder.socket(&self.name)).unwrap()
+    }
+
+    /// What comes back for these bytes until the VM closes the connection.
+    fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = self.stream();
+        stream.write_all(bytes).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn connected(&self) -> usize {
+        Arc::strong_count(&self.vm)
+    }
+}
+
+#[test]
+fn one_connection_answers_every_question() {
+    let vm = running();
+    let mut client = vm.client();
+    let info = client.info().unwrap();
+    assert_eq!((info.name.as_str(), info.state, info.pid), ("web", State::Running, std::process::id()));
+    assert_eq!(client.dma().unwrap().domains.len(), 2);
+    assert_eq!(client.memory().unwrap().segments.len(), 2);
+    assert_eq!(client.stats().unwrap().disks[0].bytes_direct, 28672);
+    assert_eq!(client.pause().unwrap().state, State::Paused);
+    assert_eq!(client.info().unwrap().state, State::Paused);
+    assert_eq!(client.resume().unwrap().state, State::Running);
+    client.press_power_button().unwrap();
+    let events = client.events(1, Duration::ZERO).unwrap();
+    assert_eq!((events.events.len(), events.next_after, events.lost), (2, 3, 0));
+    assert_eq!((events.events[0].number, events.events[0].kind), (2, EventKind::Life));
+    assert_eq!(client.stop().unwrap().state, State::Ending);
+    let refused = client.pause().unwrap_err();
+    assert!(matches!(refused, ClientError::Refused { status: 409, .. }), "{refused}");
+    assert!(refused.to_string().contains("is ending. Start it again"), "{refused}");
+}
+
+#[test]
+fn the_files_of_the_segments_come_over_and_are_the_guests_ram() {
+    let vm = running();
+    let ram = vm.vm.memory().unwrap().ram();
+    ram.write_obj(Gpa(0x20_1000), &0x1122_3344u32).unwrap();
+    let (memory, fds) = vm.client().memory_fds().unwrap();
+    assert_eq!((memory.segments.len(), fds.len()), (2, 2));
+    let file = File::from(fds.into_iter().nth(1).unwrap());
+    let mut bytes = [0; 4];
+    file.read_exact_at(&mut bytes, memory.segments[1].offset.0 + 0x1000).unwrap();
+    assert_eq!(u32::from_le_bytes(bytes), 0x1122_3344);
+    file.write_all_at(&[7], 0x1000).unwrap();
+    assert_eq!(ram.read_obj::<u8>(Gpa(0x20_1000)).unwrap(), 7);
+}
+
+#[test]
+fn whoever_waits_for_events_gets_the_next_one_and_then_the_end() {
+    let mut vm = running();
+    let (mut client, journal) = (vm.client(), vm.vm.journal());
+    let waiting = std::thread::spawn(move || {
+        let first = client.events(0, Duration::from_secs(30)).unwrap();
+        (first.events[0].text.clone(), client.events(1, Duration::from_secs(30)))
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    journal.record(EventKind::Trouble, "A disk is slow.");
+    std::thread::sleep(Duration::from_millis(50));
+    let before = Instant::now();
+    vm.server = None;
+    assert!(before.elapsed() < Duration::from_secs(3), "{:?}", before.elapsed());
+    let (text, end) = waiting.join().unwrap();
+    assert_eq!(text, "A disk is slow.");
+    assert!(end.is_ok_and(|events| events.ended));
+    assert!(vm.connected() == 1, "nothing of the server holds the VM any more");
+    assert!(matches!(Client::connect(&vm.folder, &vm.name), Err(ClientError::NoVm { .. })));
+}
+
+#[test]
+fn a_waiting_client_that_goes_away_gives_its_place_back() {
+    let vm = running();
+    let wait = |what: &dyn Fn() -> bool| {
+        let until = Instant::now() + Duration::from_secs(5);
+        while !what() {
+            assert!(Instant::now() < until);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let none = vm.connected();
+    let streams: Vec<UnixStream> = (0..MAX_CONNECTIONS)
+        .map(|_| {
+            let mut stream = vm.stream();
+            stream.write_all(b"GET /v1/events?wait=60 HTTP/1.1\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    wait(&|| vm.connected() == none + MAX_CONNECTIONS);
+    assert!(vm.client().info().is_err(), "there is no room");
+    drop(streams);
+    wait(&|| vm.client().info().is_ok());
+}
+
+#[test]
+fn more_connections_than_there_is_room_for_are_turned_away_in_words() {
+    let vm = running();
+    let clients: Vec<Client> = (0..MAX_CONNECTIONS)
+        .map(|_| {
+            let mut client = vm.client();
+            client.info().unwrap();
+            client
+        })
+        .collect();
+    let refused = vm.client().info().unwrap_err();
+    assert!(matches!(refused, ClientError::Refused { status: 503, .. }), "{refused}");
+    drop(clients);
+    let until = Instant::now() + Duration::from_secs(5);
+    while vm.client().info().is_err() {
+        assert!(Instant::now() < until);
+    }
+}
+
+#[test]
+fn a_slow_request_is_given_up_and_says_so() {
+    let vm = running();
+    let mut stream = vm.stream();
+    let before = Instant::now();
+    for byte in b"GET /v1 HTTP/1.1\r\nx: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" {
+        // It breaks once the VM has closed the connection.
+        if stream.write_all(&[*byte]).is_err() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut text = String::new();
+    drop(stream.read_to_string(&mut text));
+    assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
+    assert!(before.elapsed() < Duration::from_secs(3));
+}
+
+#[test]
+fn nonsense_and_excess_are_refused_and_the_vm_lives_on() {
+    let vm = running();
+    assert!(vm.raw(b"\x16\x03\x01 hello\r\n\r\n").starts_with("HTTP/1.1 400 "));
+    let long = [b"GET /".as_slice(), &[b'x'; 9000]].concat();
+    assert!(vm.raw(&long).starts_with("HTTP/1.1 431 "));
+    assert!(vm.raw(b"POST /v1/stop HTTP/1.1\r\nContent-Length: 99999\r\n\r\n").starts_with("HTTP/1.1 413 "));
+    let close = "Connection: close\r\n\r\n";
+    let ask = |line: &str| vm.raw(format!("{line} HTTP/1.1\r\n{close}").as_bytes());
+    assert!(ask("GET /v2").contains("There are: /v1, /v1/dma"));
+    let wrong = ask("POST /v1/dma");
+    assert!(wrong.starts_with("HTTP/1.1 405 ") && wrong.contains("\r\nAllow: GET\r\n"), "{wrong}");
+    assert!(ask("GET /v1/stop").contains("Use the method POST"));
+    assert!(ask("GET /v1/events?after=-1").contains("is not a number"));
+    assert!(ask("GET /v1/dma?watch=1").contains(r#"knows no \"watch\""#));
+    let body =
+        vm.raw(b"POST /v1/stop HTTP/1.1\r\nContent-Length: 12\r\nConnection: close\r\n\r\n{\"when\": 60}");
+    assert!(body.starts_with("HTTP/1.1 400 ") && body.contains("takes no body"), "{body}");
+    assert_eq!(vm.client().info().unwrap().state, State::Running);
+}
+
+#[test]
+fn requests_that_come_together_are_answered_one_after_the_other() {
+    let vm = running();
+    let two = b"GET /v1 HTTP/1.1\r\n\r\nPOST /v1/pause HTTP/1.1\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+    let text = vm.raw(two);
+    assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 2, "{text}");
+    assert!(text.ends_with("{\"state\":\"paused\"}\n"), "{text}");
+}

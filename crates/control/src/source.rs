@@ -1,0 +1,46 @@
+//! What the API asks of a running VM.
+
+use std::sync::Arc;
+
+use disk::Counters;
+use dma::Domain;
+use memory::MemoryMap;
+
+use crate::api::{Info, State};
+use crate::journal::Journal;
+
+/// A VM that did not do what it was asked: why, in a sentence with a hint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
+/// A running VM, as the API sees it. Called on several threads at a time; every call should return within a second or
+/// so, also while the VM ends, for the end of the [`crate::Server`] waits for calls that are under way.
+pub trait Source: Send + Sync {
+    /// The VM and its process.
+    fn info(&self) -> Info;
+
+    /// Its DMA domains.
+    fn domains(&self) -> Vec<Arc<Domain>>;
+
+    /// Its memory map; `None` once it is being taken apart.
+    fn memory(&self) -> Option<Arc<MemoryMap>>;
+
+    /// What happened to it.
+    fn journal(&self) -> Arc<Journal>;
+
+    /// Its disks by name, with what went through them since it began.
+    fn disks(&self) -> Vec<(String, Counters)>;
+
+    /// Has the vCPUs stand still. Paused already, it does nothing.
+    fn pause(&self) -> Result<State, Refused>;
+
+    /// Has the vCPUs go on. Running already, it does nothing.
+    fn resume(&self) -> Result<State, Refused>;
+
+    /// Presses the power button; the guest shuts down when it listens.
+    fn press_power_button(&self) -> Result<State, Refused>;
+
+    /// Ends the VM, whatever the guest does. Returns at once.
+    fn stop(&self) -> Result<State, Refused>;
+}

@@ -1,0 +1,237 @@
+//! What a VM is made of, in the words of the API.
+
+use std::sync::Arc;
+
+use disk::Counters;
+use dma::fault::{self, Direction};
+use dma::{Domain, IovaRange, Kind, P2p, P2pWish, Target};
+use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Place, Ram};
+
+use crate::api;
+use crate::journal::Faults;
+use crate::time::rfc3339;
+
+/// Guest addresses.
+pub fn gpa(range: GpaRange) -> api::Range {
+    api::Range { first: api::Address(range.start().0), last: api::Address(range.end().0 - 1) }
+}
+
+/// Addresses of devices.
+pub fn iova(range: IovaRange) -> api::Range {
+    api::Range { first: api::Address(range.first().0), last: api::Address(range.last().0) }
+}
+
+/// The memory map.
+pub fn memory(map: &MemoryMap) -> api::Memory {
+    memory_and_ram(map).0
+}
+
+/// The memory map, and the RAM that it speaks of.
+pub(crate) fn memory_and_ram(map: &MemoryMap) -> (api::Memory, Arc<Ram>) {
+    let contents = map.contents();
+    let segments = contents.ram.segments().iter().map(|segment| api::Segment {
+        gpa: gpa(segment.range()),
+        // A segment is the whole of its file.
+        offset: api::Address(0),
+        page_size: segment.page_size(),
+        node: segment.node().map(|node| node.0),
+    });
+    let devices = contents
+        .devices
+        .iter()
+        .map(|device| api::DeviceMemory { owner: device.owner().to_owned(), gpa: gpa(device.range()) });
+    let mirrors = map.audit().into_iter().map(|(name, result)| api::Mirror { name, audit: audit(result) });
+    let mut memory =
+        api::Memory { segments: segments.collect(), devices: devices.collect(), mirrors: mirrors.collect() };
+    memory.devices.sort_by_key(|device| device.gpa);
+    (memory, contents.ram)
+}
+
+fn audit(result: Result<(), Difference>) -> api::Audit {
+    match result {
+        Ok(()) => api::Audit::Same,
+        Err(difference) => api::Audit::Differs { how: difference.differences.join("; ") },
+    }
+}
+
+/// The DMA domains, each compared with the memory map.
+pub fn dma(domains: &[Arc<Domain>], contents: &Contents, faults: &Faults) -> api::Dma {
+    let others = faults.except(|name| domains.iter().any(|domain| domain.name() == name));
+    api::Dma {
+        domains: domains.iter().map(|domain| one_domain(domain, contents, faults)).collect(),
+        other_faults: others,
+    }
+}
+
+fn one_domain(domain: &Domain, contents: &Contents, faults: &Faults) -> api::Domain {
+    let (kind, required) = match domain.kind() {
+        Kind::Guest(wish) => ("guest", wish == P2pWish::Required),
+        Kind::Host => ("host", false),
+    };
+    let calls = domain.calls();
+    api::Domain {
+        name: domain.name().to_owned(),
+        kind: kind.to_owned(),
+        back_end: domain.back_end().to_string(),
+        groups: domain.groups().iter().map(|group| group.number()).collect(),
+        devices: domain.devices(),
+        mappings: domain.mappings().iter().map(|row| mapping(row, contents)).collect(),
+        map_calls: calls.maps,
+        unmap_calls: calls.unmaps,
+        pinned: domain.pinned(),
+        p2p: match domain.p2p() {
+            P2p::Off => api::P2p::Off,
+            P2p::Working => api::P2p::Working { required },
+            P2p::Failed(why) => api::P2p::Failed { why },
+        },
+        audit: audit(domain.audit(contents)),
+        faults: faults.of(domain.name()),
+    }
+}
+
+fn mapping(row: &dma::Mapping, contents: &Contents) -> api::Mapping {
+    let (target, page_size) = match &row.target {
+        Target::Ram(range) => {
+            let segments = contents.ram.segments();
+            let segment = segments.iter().position(|segment| segment.range() == *range);
+            let pages = segment.map(|segment| segments[segment].page_size());
+            (api::Target::Ram { gpa: gpa(*range), segment }, pages)
+        }
+        Target::Device { owner, range } => {
+            (api::Target::Device { owner: owner.to_string(), gpa: gpa(*range) }, None)
+        }
+        Target::Own(what) => (api::Target::Own { what: what.to_string() }, Some(4096)),
+    };
+    api::Mapping {
+        iova: iova(row.iova),
+        target,
+        offset: api::Address(row.offset),
+        page_size,
+        permission: row.permission.to_string(),
+    }
+}
+
+/// A fault, or a burst of them so far: for [`crate::Journal::record_fault`], with the event's own words as text.
+pub fn fault(event: &fault::Event) -> api::Fault {
+    let fault::Event { burst, fault, domain, place, count } = event;
+    let direction = fault.direction.map(|direction| match direction {
+        Direction::Read => "read",
+        Direction::Write => "write",
+    });
+    let place = place.map(|place| match place {
+        Place::Ram => "ram",
+        Place::Hole => "hole",
+        Place::Device => "device",
+        Place::Beyond => "beyond",
+    });
+    api::Fault {
+        burst: *burst,
+        time: rfc3339(fault.time),
+        device: fault.device.map(|device| device.to_string()),
+        iova: fault.iova.map(|iova| api::Address(iova.0)),
+        pasid: fault.pasid,
+        direction: direction.map(str::to_owned),
+        domain: domain.clone(),
+        place: place.map(str::to_owned),
+        reason: fault.reason.clone(),
+        source: fault.source.name().to_owned(),
+        count: api::Count { known: count.known, unattributed: count.unattributed, complete: count.complete },
+    }
+}
+
+/// Disks by name, with their counters.
+pub fn stats(disks: &[(String, Counters)]) -> api::Stats {
+    api::Stats { disks: disks.iter().map(|(name, counters)| disk(name, counters)).collect() }
+}
+
+fn disk(name: &str, counters: &Counters) -> api::Disk {
+    api::Disk {
+        name: name.to_owned(),
+        reads: counters.reads,
+        writes: counters.writes,
+        flushes: counters.flushes,
+        discards: counters.discards,
+        errors: counters.errors,
+        bytes_read: counters.bytes_read,
+        bytes_written: counters.bytes_written,
+        bytes_direct: counters.bytes_direct,
+        bytes_copied: api::Copied {
+            alignment: counters.bytes_bounced_alignment,
+            asked: counters.bytes_bounced_asked,
+            page_cache: counters.bytes_bounced_page_cache,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeVm;
+    use crate::source::Source;
+    use dma::fake::FakeIommu;
+
+    #[test]
+    fn a_domain_is_shown_with_what_its_mappings_lead_to_and_how_it_compares() {
+        let vm = FakeVm::new("web");
+        let dma = dma(&vm.domains(), &vm.memory().unwrap().contents(), &vm.journal().faults());
+        let [guest, host] = &dma.domains[..] else { panic!("{dma:?}") };
+        assert_eq!(
+            (guest.kind.as_str(), host.kind.as_str(), host.back_end.as_str()),
+            ("guest", "host", "fake")
+        );
+        let low = api::Range { first: api::Address(0), last: api::Address(0xf_ffff) };
+        assert_eq!((guest.mappings.len(), guest.mappings[0].iova), (2, low));
+        assert_eq!(guest.mappings[0].target, api::Target::Ram { gpa: low, segment: Some(0) });
+        assert!(guest.mappings[0].page_size.unwrap() >= 4096);
+        let own = &host.mappings[2];
+        assert_eq!(own.target, api::Target::Own { what: "NVMe queues".into() });
+        assert_eq!((guest.map_calls, host.map_calls, host.pinned), (2, 3, 0x18_0000 + 0x2000));
+        assert_eq!((&guest.audit, &host.audit), (&api::Audit::Same, &api::Audit::Same));
+    }
+
+    #[test]
+    fn a_domain_that_holds_less_than_the_map_is_shown_to_differ() {
+        let vm = FakeVm::new("web");
+        let empty = FakeIommu::new().domain("spare", Kind::Guest(P2pWish::Required));
+        let dma = dma(&[empty], &vm.memory().unwrap().contents(), &vm.journal().faults());
+        let api::Audit::Differs { how } = &dma.domains[0].audit else { panic!("{dma:?}") };
+        assert!(how.contains("RAM 0x0-0xfffff is missing"), "{how}");
+        assert_eq!(dma.domains[0].p2p, api::P2p::Working { required: true });
+    }
+
+    #[test]
+    fn faults_of_a_domain_that_is_gone_count_among_the_others() {
+        let vm = FakeVm::new("web");
+        let count = api::Count { known: 3, unattributed: 0, complete: true };
+        for domain in ["guest", "gone"] {
+            let fault = api::Fault { domain: Some(domain.into()), count, ..api::Fault::default() };
+            vm.journal().record_fault("A fault.", fault);
+        }
+        let dma = dma(&vm.domains(), &vm.memory().unwrap().contents(), &vm.journal().faults());
+        assert_eq!((dma.domains[0].faults, dma.domains[1].faults.known, dma.other_faults), (count, 0, count));
+    }
+
+    #[test]
+    fn a_fault_keeps_all_that_is_known_of_it() {
+        let seen = fault::Fault {
+            time: std::time::UNIX_EPOCH,
+            device: Some("0000:01:00.0".parse().unwrap()),
+            direction: Some(Direction::Write),
+            iova: Some(dma::Iova(0x20_0000)),
+            pasid: None,
+            reason: "PTE Write access is not set".into(),
+            source: fault::Source::Log,
+        };
+        let shown = fault(&fault::Event::single(seen, Some("guest".into()), Some(Place::Hole)));
+        let wanted = r#"{"burst":0,"time":"1970-01-01T00:00:00.000Z","device":"0000:01:00.0","iova":"0x200000","pasid":null,"direction":"write","domain":"guest","place":"hole","reason":"PTE Write access is not set","source":"kernel log","count":{"known":1,"unattributed":0,"complete":false}}"#;
+        assert_eq!(serde_json::to_string(&shown).unwrap(), wanted);
+    }
+
+    #[test]
+    fn the_memory_map_names_segments_in_order_and_every_mirror() {
+        let memory = memory(&FakeVm::new("web").memory().unwrap());
+        assert_eq!(memory.segments[1].gpa.to_string(), "0x200000-0x27ffff");
+        let mirrors: Vec<&str> = memory.mirrors.iter().map(|mirror| mirror.name.as_str()).collect();
+        assert_eq!(mirrors, ["DMA domain guest", "DMA domain host"]);
+    }
+}

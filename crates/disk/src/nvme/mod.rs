@@ -1,0 +1,125 @@
+//! The NVMe host driver: skep drives a controller itself, through VFIO.
+//!
+//! The controller is in a *host domain*, in which guest RAM lies at IOVA = GPA and the queues above it. So a guest's
+//! request becomes a command whose data pointers (PRPs) are the guest's own addresses: no copy, and no system call
+//! but to sleep. Each queue of a device model has a queue pair of the controller, and an interrupt vector, to itself.
+//!
+//! - *Time-outs everywhere.* A command that is not answered is aborted, then the controller is reset and what was
+//!   under way is asked for again, a bounded number of times. A controller that does not come back, or is removed,
+//!   fails all requests from then on; nothing waits for it.
+//! - *Buffers last.* A request's memory is its owner's again only when the controller has completed the command or
+//!   has been stopped.
+//! - *The end in order.* When the last user goes, the controller writes its cache out (CC.SHN) and is disabled, and the
+//!   host's own driver can have it back.
+
+mod admin;
+mod controller;
+mod error;
+mod function;
+#[cfg(any(test, feature = "fake"))]
+pub mod model;
+mod namespace;
+mod queue;
+mod ring;
+mod spec;
+mod transfer;
+mod trouble;
+mod vfio;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dma::Domain;
+use dma::vfio::VfioDevice;
+
+pub use error::NvmeError;
+pub use function::{Function, FunctionError};
+pub use namespace::Namespace;
+pub use spec::{ControllerData, Refusal, Status};
+pub use trouble::{Direction, NvmeTrouble, ReportTrouble, TroubleKind};
+
+use controller::Controller;
+use namespace::Facts;
+
+/// How a controller is driven.
+#[derive(Clone)]
+pub struct NvmeOptions {
+    /// I/O queues at most, for all namespaces together; each queue of each device model takes one.
+    pub queues: u16,
+    /// How long an admin command may take.
+    pub admin_timeout: Duration,
+    /// How long a request may take before it is aborted.
+    pub io_timeout: Duration,
+    /// Where troubles go.
+    pub on_trouble: ReportTrouble,
+}
+
+impl NvmeOptions {
+    /// Up to 64 queues, 10 s for admin commands and 30 s for requests.
+    pub fn new(on_trouble: ReportTrouble) -> NvmeOptions {
+        NvmeOptions {
+            queues: 64,
+            admin_timeout: Duration::from_secs(10),
+            io_timeout: Duration::from_secs(30),
+            on_trouble,
+        }
+    }
+}
+
+/// A controller that skep drives. It is shut down when this and all its namespaces and their queues are gone.
+pub struct NvmeController {
+    controller: Arc<Controller>,
+    data: ControllerData,
+}
+
+impl NvmeController {
+    /// Takes a controller into use: `device` is it, opened through VFIO, and translates through `domain`, which is
+    /// attached to the VM's memory map.
+    pub fn new(
+        device: &Arc<VfioDevice>,
+        domain: &Arc<Domain>,
+        options: NvmeOptions,
+    ) -> Result<NvmeController, NvmeError> {
+        NvmeController::over(Box::new(vfio::VfioFunction::new(device)?), domain, options)
+    }
+
+    /// The same over any function, such as the [`model`].
+    pub fn over(
+        function: Box<dyn Function>,
+        domain: &Arc<Domain>,
+        options: NvmeOptions,
+    ) -> Result<NvmeController, NvmeError> {
+        let controller = Arc::new(Controller::new(function, domain.clone(), options)?);
+        let data = ControllerData::read(&*controller.identify("identify itself", 1, 0)?);
+        Ok(NvmeController { controller, data })
+    }
+
+    /// What it says about itself.
+    pub fn data(&self) -> &ControllerData {
+        &self.data
+    }
+
+    /// Its PCI address.
+    pub fn name(&self) -> &str {
+        self.controller.name()
+    }
+
+    /// The numbers of its active namespaces.
+    pub fn namespaces(&self) -> Result<Vec<u32>, NvmeError> {
+        let list = self.controller.identify("list its namespaces", 2, 0)?;
+        let numbers =
+            list.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
+        Ok(numbers.take_while(|number| *number != 0).collect())
+    }
+
+    /// A namespace as a disk's back end.
+    pub fn namespace(&self, number: u32) -> Result<Namespace, NvmeError> {
+        Namespace::open(self.controller.clone(), &self.data, number)
+    }
+}
+
+impl std::fmt::Debug for NvmeController {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NvmeController").field("name", &self.name()).field("data", &self.data).finish()
+    }
+}

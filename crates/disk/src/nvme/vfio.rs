@@ -1,0 +1,106 @@
+//! A controller's function through VFIO.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use dma::vfio::{Interrupt, MappedArea, VfioDevice, VfioError, bar};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::error::NvmeError;
+use super::function::{Function, FunctionError};
+
+/// The command register of configuration space, and its bits for memory and bus mastering.
+const COMMAND: u64 = 4;
+const MEMORY: u16 = 1 << 1;
+const BUS_MASTER: u16 = 1 << 2;
+
+pub(super) struct VfioFunction {
+    registers: MappedArea,
+    vectors: u16,
+    device: Arc<VfioDevice>,
+}
+
+impl VfioFunction {
+    /// Maps the registers of a device whose interrupts are all disabled.
+    pub fn new(device: &Arc<VfioDevice>) -> Result<VfioFunction, NvmeError> {
+        let unfit = |why| NvmeError::Unfit { device: device.name().to_owned(), why };
+        let mut class = [0; 4];
+        device.read(device.config(), 8, &mut class)?;
+        if class[1..] != [2, 8, 1] {
+            return Err(unfit("it is no NVMe controller, by its class code"));
+        }
+        command(device, |command| command | MEMORY)?;
+        let region = device.region(bar(0))?.ok_or_else(|| unfit("it has no BAR 0"))?;
+        let area = region.mappable.iter().find(|area| area.start == 0).cloned();
+        let area = area.ok_or_else(|| unfit("its BAR 0 cannot be mapped"))?;
+        let registers = MappedArea::new(device, &region, area)?;
+        let vectors = u16::try_from(device.irq(Interrupt::Msix)?.count).unwrap_or(u16::MAX);
+        if vectors == 0 {
+            return Err(unfit("it has no MSI-X"));
+        }
+        Ok(VfioFunction { registers, vectors, device: device.clone() })
+    }
+
+    /// A register, as something atomic, which a device's memory mapped uncached takes as single accesses.
+    fn register(&self, offset: u64) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.registers(), "register {offset:#x}");
+        // SAFETY: inside the mapping, which lives as long as `self`, and aligned, for mappings begin on a page.
+        unsafe { self.registers.start().add(offset as usize).cast().as_ref() }
+    }
+}
+
+/// Changes the command register.
+fn command(device: &VfioDevice, change: impl FnOnce(u16) -> u16) -> Result<(), VfioError> {
+    let mut word = [0; 2];
+    device.read(device.config(), COMMAND, &mut word)?;
+    device.write(device.config(), COMMAND, &change(u16::from_le_bytes(word)).to_le_bytes())
+}
+
+impl Function for VfioFunction {
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    fn registers(&self) -> u64 {
+        self.registers.len() as u64
+    }
+
+    fn read(&self, offset: u64) -> u32 {
+        u32::from_le(self.register(offset).load(Ordering::Acquire))
+    }
+
+    fn write(&self, offset: u64, value: u32) {
+        self.register(offset).store(value.to_le(), Ordering::Release);
+    }
+
+    fn vectors(&self) -> u16 {
+        self.vectors
+    }
+
+    fn enable_interrupts(&self, vectors: &[EventFd]) -> Result<(), FunctionError> {
+        let eventfds: Vec<Option<&EventFd>> = vectors.iter().map(Some).collect();
+        Ok(self.device.set_triggers(Interrupt::Msix, 0, &eventfds)?)
+    }
+
+    fn disable_interrupts(&self) -> Result<(), FunctionError> {
+        Ok(self.device.disable(Interrupt::Msix)?)
+    }
+
+    fn set_bus_master(&self, allowed: bool) -> Result<(), FunctionError> {
+        Ok(command(&self.device, |command| {
+            if allowed { command | MEMORY | BUS_MASTER } else { command & !BUS_MASTER }
+        })?)
+    }
+
+    fn reset(&self) -> Result<(), FunctionError> {
+        self.device.reset()?;
+        Ok(command(&self.device, |command| command | MEMORY)?)
+    }
+
+    fn announce_removal(&self, eventfd: &EventFd) -> Result<(), FunctionError> {
+        if self.device.irq(Interrupt::Request)?.count > 0 {
+            self.device.set_triggers(Interrupt::Request, 0, &[Some(eventfd)])?;
+        }
+        Ok(())
+    }
+}

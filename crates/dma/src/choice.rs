@@ -1,0 +1,142 @@
+//! Which interface of the kernel a VM's domains are made with.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::DomainError;
+use crate::iommufd::Iommufd;
+use crate::vfio::VfioError;
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DmaChoice {
+    /// iommufd where the kernel has all that it needs and it does all that is wanted, else type1.
+    #[default]
+    Auto,
+    /// iommufd, or the start fails.
+    Iommufd,
+    /// VFIO type1, or the start fails.
+    Type1,
+}
+
+/// What the choice depends on, beside /dev/iommu.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Circumstances {
+    /// Whether the kernel's VFIO, which must be loaded, has character devices (CONFIG_VFIO_DEVICE_CDEV).
+    pub cdevs: bool,
+    /// Whether devices shall reach each other's memory, which iommufd does not map.
+    pub p2p: bool,
+}
+
+/// What all domains of one VM are made with; displayed, it says why.
+#[derive(Debug)]
+pub enum Chosen {
+    /// iommufd: one for all of them, so that they share what they pin.
+    Iommufd(Arc<Iommufd>),
+    /// VFIO type1: a container each.
+    Type1(Reason),
+}
+
+/// Why it is type1.
+#[derive(Debug)]
+pub enum Reason {
+    /// As asked.
+    Asked,
+    /// There is no iommufd.
+    Iommufd(VfioError),
+    /// VFIO has no character devices, which iommufd works on.
+    Cdevs,
+    /// Devices shall reach each other's memory.
+    P2p,
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Chosen::Iommufd(iommufd) => {
+                let how = if iommufd.maps_files() { "files" } else { "addresses" };
+                write!(f, "DMA domains by iommufd, which maps RAM by its {how}")
+            }
+            Chosen::Type1(Reason::Asked) => write!(f, "DMA domains by VFIO type1, as asked"),
+            Chosen::Type1(Reason::Iommufd(error)) => {
+                let VfioError { object, what, cause, .. } = error;
+                write!(f, "DMA domains by VFIO type1, for {object}: cannot {what}: {cause}")
+            }
+            Chosen::Type1(Reason::Cdevs) => {
+                write!(f, "DMA domains by VFIO type1, for this kernel's VFIO has no character devices")
+            }
+            Chosen::Type1(Reason::P2p) => {
+                write!(f, "DMA domains by VFIO type1, for iommufd lets devices not reach each other's memory")
+            }
+        }
+    }
+}
+
+impl DmaChoice {
+    /// What can be known to stand in the way before any device is taken: with iommufd, /dev/iommu must be there.
+    pub fn check(self) -> Result<(), DomainError> {
+        if self == DmaChoice::Iommufd {
+            Iommufd::open()?;
+        }
+        Ok(())
+    }
+
+    /// Decides for one VM.
+    pub fn resolve(self, on: Circumstances) -> Result<Chosen, DomainError> {
+        self.decide(on, Iommufd::open)
+    }
+
+    fn decide(
+        self,
+        on: Circumstances,
+        open: impl FnOnce() -> Result<Arc<Iommufd>, VfioError>,
+    ) -> Result<Chosen, DomainError> {
+        match self {
+            DmaChoice::Type1 => Ok(Chosen::Type1(Reason::Asked)),
+            DmaChoice::Iommufd if !on.cdevs => Err(DomainError::NoCdevs),
+            DmaChoice::Iommufd => Ok(Chosen::Iommufd(open()?)),
+            DmaChoice::Auto if on.p2p => Ok(Chosen::Type1(Reason::P2p)),
+            DmaChoice::Auto if !on.cdevs => Ok(Chosen::Type1(Reason::Cdevs)),
+            DmaChoice::Auto => {
+                Ok(open().map_or_else(|error| Chosen::Type1(Reason::Iommufd(error)), Chosen::Iommufd))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    const FULL: Circumstances = Circumstances { cdevs: true, p2p: false };
+    const NO_CDEVS: Circumstances = Circumstances { cdevs: false, ..FULL };
+    const P2P: Circumstances = Circumstances { p2p: true, ..FULL };
+
+    fn missing() -> Result<Arc<Iommufd>, VfioError> {
+        Err(VfioError::new("/dev/iommu", "open it", io::Error::from_raw_os_error(libc::ENOENT), "hint"))
+    }
+
+    #[test]
+    fn what_was_asked_for_is_had_or_refused_and_never_replaced() {
+        let type1 = DmaChoice::Type1.decide(FULL, || panic!("not asked for")).unwrap();
+        assert!(matches!(type1, Chosen::Type1(Reason::Asked)));
+        assert!(DmaChoice::Iommufd.decide(FULL, missing).unwrap_err().to_string().contains("/dev/iommu"));
+        assert!(DmaChoice::Iommufd.decide(P2P, missing).is_err());
+        let text = DmaChoice::Iommufd.decide(NO_CDEVS, missing).unwrap_err().to_string();
+        assert!(text.contains("CONFIG_VFIO_DEVICE_CDEV") && text.contains("--dma type1"), "{text}");
+    }
+
+    #[test]
+    fn auto_falls_back_to_type1_and_says_why() {
+        let text = DmaChoice::Auto.decide(FULL, missing).unwrap().to_string();
+        assert_eq!(
+            text,
+            "DMA domains by VFIO type1, for /dev/iommu: cannot open it: No such file or directory (os error 2)"
+        );
+        let text = DmaChoice::Auto.decide(NO_CDEVS, || panic!("of no use")).unwrap().to_string();
+        assert!(text.contains("no character devices"), "{text}");
+        let text = DmaChoice::Auto.decide(P2P, || panic!("of no use")).unwrap().to_string();
+        assert!(text.contains("each other's memory"), "{text}");
+    }
+}

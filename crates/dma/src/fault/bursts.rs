@@ -1,0 +1,190 @@
+//! Faults that follow each other closely, told as one.
+
+use std::time::{Duration, Instant};
+
+use memory::Place;
+
+use super::event::{Count, Direction, Event, Fault};
+use super::requester::Requester;
+
+/// A burst ends when so long nothing was added to it.
+const QUIET: Duration = Duration::from_millis(400);
+/// A burst that grows is told again so soon, then after twice the time each time, up to [`SELDOM`].
+const SOON: Duration = Duration::from_millis(100);
+const SELDOM: Duration = Duration::from_secs(1);
+
+/// The bursts of now: one at most of each device, direction and place.
+#[derive(Debug, Default)]
+pub struct Bursts {
+    open: Vec<Burst>,
+    begun: u64,
+}
+
+#[derive(Debug)]
+struct Burst {
+    key: Key,
+    event: Event,
+    grown: Instant,
+    told: Option<(Count, Instant)>,
+    again: Duration,
+}
+
+type Key = (Option<Requester>, Option<Direction>, Option<Place>, bool);
+
+impl Bursts {
+    /// A fault of a known device.
+    pub fn add(&mut self, now: Instant, fault: Fault, domain: Option<String>, place: Option<Place>) {
+        self.add_several(now, fault, 1, domain, place);
+    }
+
+    /// Faults of a known device that are alike.
+    pub fn add_several(
+        &mut self,
+        now: Instant,
+        fault: Fault,
+        count: u64,
+        domain: Option<String>,
+        place: Option<Place>,
+    ) {
+        // A driver and the IOMMU may both tell of one fault; only the one counts all.
+        let key = (fault.device, fault.direction, place, fault.source.counts_all());
+        let open = self.open.iter_mut().find(|burst| burst.key == key && !burst.is_over(now));
+        let burst = match open {
+            Some(burst) => burst,
+            None => self.begin(now, key, fault, domain, place),
+        };
+        burst.event.count.known = burst.event.count.known.saturating_add(count);
+        burst.grown = now;
+    }
+
+    /// Faults without a name: more of the burst that grew last, for want of better knowledge, or a burst of their
+    /// own.
+    pub fn add_nameless(&mut self, now: Instant, count: u64, otherwise: impl FnOnce() -> Fault) {
+        let open = self.open.iter_mut().filter(|burst| !burst.is_over(now)).max_by_key(|burst| burst.grown);
+        let burst = match open {
+            Some(burst) => burst,
+            None => self.begin(now, (None, None, None, false), otherwise(), None, None),
+        };
+        burst.event.count.unattributed += count;
+        burst.grown = now;
+    }
+
+    /// What is to be told now.
+    pub fn due(&mut self, now: Instant) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.open.retain_mut(|burst| {
+            let over = burst.is_over(now);
+            if burst.is_due(now, over) {
+                // The second telling comes soon after the first, the others ever later.
+                burst.again = if burst.told.is_some() { (burst.again * 2).min(SELDOM) } else { SOON };
+                burst.told = Some((burst.event.count, now));
+                events.push(burst.event.clone());
+            }
+            !over
+        });
+        events
+    }
+
+    /// Whether any burst is going on, so that [`Bursts::due`] must be asked soon.
+    pub fn are_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// All that was not told yet, at the end.
+    pub fn rest(&mut self, now: Instant) -> Vec<Event> {
+        let bursts = std::mem::take(&mut self.open).into_iter();
+        bursts.filter(|burst| burst.is_due(now, true)).map(|burst| burst.event).collect()
+    }
+
+    fn begin(
+        &mut self,
+        now: Instant,
+        key: Key,
+        fault: Fault,
+        domain: Option<String>,
+        place: Option<Place>,
+    ) -> &mut Burst {
+        self.begun += 1;
+        let count = Count { known: 0, unattributed: 0, complete: fault.source.counts_all() };
+        let event = Event { burst: self.begun, fault, domain, place, count };
+        self.open.push(Burst { key, event, grown: now, told: None, again: SOON });
+        self.open.last_mut().expect("it was just put there")
+    }
+}
+
+impl Burst {
+    fn is_over(&self, now: Instant) -> bool {
+        now.duration_since(self.grown) >= QUIET
+    }
+
+    fn is_due(&self, now: Instant, over: bool) -> bool {
+        let Some((count, at)) = self.told else { return true };
+        count != self.event.count && (over || now.duration_since(at) >= self.again)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::event::Source;
+    use super::*;
+    use std::time::SystemTime;
+
+    fn fault(device: &str, direction: Direction) -> Fault {
+        Fault {
+            time: SystemTime::UNIX_EPOCH,
+            device: device.parse().ok(),
+            direction: Some(direction),
+            iova: None,
+            pasid: None,
+            reason: String::new(),
+            source: Source::Log,
+        }
+    }
+
+    #[test]
+    fn the_first_fault_is_told_at_once_and_a_thousand_more_in_few_events_with_the_whole_count() {
+        let (mut bursts, start) = (Bursts::default(), Instant::now());
+        let mut told = Vec::new();
+        for index in 0..1000 {
+            let now = start + Duration::from_millis(index * 2);
+            bursts.add(now, fault("02:00.0", Direction::Write), None, None);
+            told.extend(bursts.due(now));
+        }
+        assert_eq!((told[0].count.known, told[0].burst), (1, 1));
+        told.extend(bursts.due(start + Duration::from_secs(3)));
+        assert!(told.len() < 8 && !bursts.are_open(), "{}", told.len());
+        assert!(told.iter().all(|event| event.burst == 1));
+        assert_eq!(told.last().unwrap().count.known, 1000);
+    }
+
+    #[test]
+    fn faults_a_second_apart_and_of_other_devices_or_directions_are_events_of_their_own() {
+        let (mut bursts, start) = (Bursts::default(), Instant::now());
+        let mut told = Vec::new();
+        for second in 0..5 {
+            let now = start + Duration::from_secs(second);
+            told.extend(bursts.due(now));
+            bursts.add(now, fault("02:00.0", Direction::Write), None, None);
+            told.extend(bursts.due(now));
+        }
+        assert_eq!(told.iter().map(|event| event.burst).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        let now = start + Duration::from_secs(9);
+        bursts.add(now, fault("02:00.0", Direction::Read), None, None);
+        bursts.add(now, fault("02:00.0", Direction::Write), None, None);
+        bursts.add(now, fault("03:00.0", Direction::Write), None, None);
+        assert_eq!(bursts.due(now).iter().filter(|event| event.burst > 5).count(), 3);
+    }
+
+    #[test]
+    fn nameless_faults_join_the_burst_that_goes_on_or_are_told_alone() {
+        let (mut bursts, now) = (Bursts::default(), Instant::now());
+        let nobody = || Fault { device: None, ..fault("", Direction::Read) };
+        bursts.add_nameless(now, 3, nobody);
+        assert_eq!(bursts.rest(now)[0].count, Count { known: 0, unattributed: 3, complete: false });
+        bursts.add(now, fault("02:00.0", Direction::Write), None, None);
+        bursts.add_nameless(now, 900, nobody);
+        let told = bursts.due(now);
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].count, Count { known: 1, unattributed: 900, complete: false });
+    }
+}

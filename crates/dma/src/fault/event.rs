@@ -1,0 +1,197 @@
+//! What is told of DMA that failed.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use memory::Place;
+
+use super::requester::Requester;
+use crate::Iova;
+
+/// Which way the data was to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The device wanted to read memory.
+    Read,
+    /// The device wanted to write memory.
+    Write,
+}
+
+/// Who told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A line of the kernel's log.
+    Log,
+    /// The IOMMU's fault records, seen by a probe where the kernel's handler begins.
+    Probe,
+    /// The kernel's tracepoint `iommu:io_page_fault`.
+    Tracepoint,
+    /// The IOMMU's fault interrupts, which name nobody.
+    Interrupts,
+    /// VFIO's error interrupt.
+    Vfio,
+    /// A driver inside skep: its device's status, or a time-out.
+    HostDriver,
+    /// A map or unmap that failed, or a ledger that is not the memory map.
+    Ledger,
+}
+
+impl Source {
+    /// Whether a count from here is the whole truth. An IOMMU drops faults that come while its records are full,
+    /// or that resemble one it holds, so that its counts are never more than a lower bound.
+    pub fn counts_all(self) -> bool {
+        matches!(self, Source::Vfio | Source::HostDriver | Source::Ledger)
+    }
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Log => "kernel log",
+            Source::Probe => "fault records",
+            Source::Tracepoint => "tracepoint",
+            Source::Interrupts => "fault interrupts",
+            Source::Vfio => "VFIO",
+            Source::HostDriver => "host driver",
+            Source::Ledger => "ledger",
+        }
+    }
+}
+
+/// One DMA that failed, or a change of a domain that did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// When: by the kernel's stamp where there is one, else when it was seen.
+    pub time: SystemTime,
+    /// The device, if it is known.
+    pub device: Option<Requester>,
+    /// Which way the data was to go, if that is known.
+    pub direction: Option<Direction>,
+    /// The address that the device used. An IOMMU may give only its page of 4 KiB.
+    pub iova: Option<Iova>,
+    /// The process address space that the request named, if it named one.
+    pub pasid: Option<u32>,
+    /// Why, in the words of the source.
+    pub reason: String,
+    /// Who told of it.
+    pub source: Source,
+}
+
+/// How many faults an event stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    /// Known to be this device's.
+    pub known: u64,
+    /// Known to have happened in this host while this VM ran, and no more.
+    pub unattributed: u64,
+    /// Whether these are all there were. When not, there were at least so many.
+    pub complete: bool,
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let least = if self.complete { "" } else { "at least " };
+        let faults = |count| if count == 1 { "fault" } else { "faults" };
+        match (self.known, self.unattributed) {
+            (0, 0) => f.write_str("faults that nobody counted"),
+            (known, 0) => write!(f, "{least}{known} {}", faults(known)),
+            (0, unknown) => {
+                write!(f, "{least}{unknown} {} in this host, of unknown devices", faults(unknown))
+            }
+            (known, unknown) => {
+                write!(
+                    f,
+                    "{least}{known} {}, and {unknown} more in this host of unknown devices",
+                    faults(known)
+                )
+            }
+        }
+    }
+}
+
+/// One or more faults, as they are told.
+///
+/// Faults of one device in one direction that follow each other closely are one burst: it is told at its first
+/// fault and again, with the same number, as the count grows. The last telling of a burst holds its whole count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The burst's number, counted from 1; 0 for one that stands alone.
+    pub burst: u64,
+    /// Its first fault.
+    pub fault: Fault,
+    /// The domain by which the device translates, when the device is known.
+    pub domain: Option<String>,
+    /// What lies at the IOVA in the VM's memory map. RAM of the VM there means that its domain does not hold what
+    /// it should, or not that way; a device's memory is reached only where devices may reach each other.
+    pub place: Option<Place>,
+    /// How many there were up to now.
+    pub count: Count,
+}
+
+impl Event {
+    /// A fault that stands alone, such as a host driver's time-out.
+    pub fn single(fault: Fault, domain: Option<String>, place: Option<Place>) -> Event {
+        let known = u64::from(fault.device.is_some());
+        let count = Count { known, unattributed: 1 - known, complete: fault.source.counts_all() };
+        Event { burst: 0, fault, domain, place, count }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Event { fault, domain, place, count, .. } = self;
+        match (fault.device, fault.source) {
+            (Some(device), _) => write!(f, "{device}")?,
+            (None, Source::Ledger) => write!(f, "DMA domain")?,
+            (None, _) => write!(f, "an unknown device")?,
+        }
+        if let Some(domain) = domain {
+            write!(f, " (DMA domain {domain})")?;
+        }
+        match (fault.direction, fault.iova) {
+            (Some(Direction::Read), Some(iova)) => write!(f, " could not read IOVA {iova}")?,
+            (Some(Direction::Write), Some(iova)) => write!(f, " could not write IOVA {iova}")?,
+            (Some(Direction::Read), None) => write!(f, " could not read memory")?,
+            (Some(Direction::Write), None) => write!(f, " could not write memory")?,
+            (None, Some(iova)) => write!(f, " failed at IOVA {iova}")?,
+            (None, None) => write!(f, " failed")?,
+        }
+        if let Some(pasid) = fault.pasid {
+            write!(f, " with PASID {pasid:#x}")?;
+        }
+        if let Some(place) = place {
+            f.write_str(match place {
+                Place::Ram => ", RAM of this VM",
+                Place::Device => ", memory of a device (BAR)",
+                Place::Hole => ", a hole in this VM's memory",
+                Place::Beyond => ", beyond this VM's RAM",
+            })?;
+        }
+        write!(f, ": {} ({}; {count})", fault.reason, fault.source.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_names_device_domain_direction_address_place_cause_and_count() {
+        let fault = Fault {
+            time: SystemTime::UNIX_EPOCH,
+            device: Some("0000:00:09.0".parse().unwrap()),
+            direction: Some(Direction::Write),
+            iova: Some(Iova(0xf00_0000)),
+            pasid: None,
+            reason: "PTE Write access is not set".into(),
+            source: Source::Log,
+        };
+        let mut event = Event::single(fault, Some("guest".into()), Some(Place::Beyond));
+        assert_eq!(
+            event.to_string(),
+            "0000:00:09.0 (DMA domain guest) could not write IOVA 0xf000000, beyond this VM's RAM: PTE Write \
+             access is not set (kernel log; at least 1 fault)"
+        );
+        event.count.unattributed = 7;
+        assert!(event.to_string().ends_with("at least 1 fault, and 7 more in this host of unknown devices)"));
+    }
+}

@@ -1,0 +1,54 @@
+//! What happens to a VM, as its owner is told of it.
+
+use std::fmt;
+
+/// Something that happened to a VM.
+#[derive(Debug, Clone)]
+pub enum Notice {
+    /// A step in its life.
+    Life(Life),
+    /// DMA failed, or memory could not be mapped for it.
+    Fault(dma::fault::Event),
+    /// Something failed that the guest was not told of, in a sentence or more.
+    Trouble(String),
+}
+
+/// A step in a VM's life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Life {
+    /// The start takes its time; what it is at.
+    Preparing(String),
+    /// The guest runs for the first time.
+    Started,
+    /// The guest stands still; why.
+    Paused(String),
+    /// It runs on.
+    Resumed,
+    /// The guest was reset, and starts again.
+    Restarted,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notice::Life(life) => life.fmt(f),
+            Notice::Fault(event) => event.fmt(f),
+            Notice::Trouble(what) => f.write_str(what),
+        }
+    }
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Life::Preparing(what) => f.write_str(what),
+            Life::Started => f.write_str("the guest runs"),
+            Life::Paused(why) => write!(f, "the VM is paused: {why}"),
+            Life::Resumed => f.write_str("the VM runs on"),
+            Life::Restarted => f.write_str("the guest was reset and starts again"),
+        }
+    }
+}
+
+/// Where a VM's owner is told.
+pub type Reporter = Box<dyn Fn(&Notice) + Send + Sync>;

@@ -1,0 +1,45 @@
+//! What a description asks of DMA domains, in the terms of the crates that carry it out.
+
+use assign::DomainPlan;
+use config::{Assign, DiskSource, DmaBackEnd, DomainName, P2p};
+use dma::{DmaChoice, Kind, P2pWish};
+
+use crate::error::{StartError, host_address};
+
+/// The domains of a VM: those of its assigned devices, in the order in which they are named first, and the host domain
+/// when skep drives controllers itself.
+pub fn domains(config: &config::Vm) -> (Vec<DomainPlan>, Vec<StartError>) {
+    let kind = Kind::Guest(match config.dma.p2p {
+        P2p::Off => P2pWish::Off,
+        P2p::On => P2pWish::On,
+        P2p::Required => P2pWish::Required,
+    });
+    let (mut plans, mut errors) = (Vec::<DomainPlan>::new(), Vec::new());
+    let mut put = |name: &str, kind, address| match host_address(address) {
+        Ok(address) => match plans.iter_mut().find(|plan| plan.name == name) {
+            Some(plan) if plan.devices.contains(&address) && kind == Kind::Host => {}
+            Some(plan) => plan.devices.push(address),
+            None => plans.push(DomainPlan { name: name.to_owned(), kind, devices: vec![address] }),
+        },
+        Err(error) => errors.push(error),
+    };
+    for Assign { address, domain, .. } in &config.assigned {
+        put(domain.as_str(), kind, *address);
+    }
+    for disk in &config.disks {
+        // Several namespaces of one controller are several disks.
+        if let DiskSource::Nvme { address, .. } = &disk.source {
+            put(DomainName::HOST, Kind::Host, *address);
+        }
+    }
+    (plans, errors)
+}
+
+/// What makes the domains.
+pub fn choice(config: &config::Vm) -> DmaChoice {
+    match config.dma.back_end {
+        DmaBackEnd::Auto => DmaChoice::Auto,
+        DmaBackEnd::Iommufd => DmaChoice::Iommufd,
+        DmaBackEnd::Type1 => DmaChoice::Type1,
+    }
+}

@@ -1,0 +1,124 @@
+//! The guest's RAM, made as the description wants it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use config::{Backing, HugePages, Wire};
+use memory::{GpaRange, Node, Pages, Placement, Ram, RamError};
+
+use crate::error::StartError;
+use crate::notice::{Life, Notice, Reporter};
+
+/// RAM that is in large pages when the guest starts, where the kernel does not see to it: what a guest touches
+/// while it boots, and more would only delay the start. For assigned devices it is all of it, as they reach it.
+const ENLARGED: u64 = 1 << 30;
+
+/// A start that takes longer than this says what it is at, and again every [`AGAIN`].
+const PATIENCE: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Where the description wants the RAM to come from.
+pub fn placement(backing: &Backing) -> Placement {
+    let pages = match backing.hugepages {
+        None => Pages::Default,
+        Some(HugePages::Of2M) => Pages::Huge2M,
+        Some(HugePages::Of1G) => Pages::Huge1G,
+    };
+    Placement { pages, node: backing.node.map(|node| Node(node.get().into())) }
+}
+
+/// What stands in the way of RAM at these places. `pinned` as for [`make`].
+pub fn check(places: &[GpaRange], backing: &Backing, pinned: bool) -> Vec<RamError> {
+    let placement = placement(backing);
+    let mut errors = placement.check(places);
+    if pinned || backing.wire == Wire::On {
+        let bytes = places.iter().map(|place| place.len()).sum();
+        errors.extend(placement.check_available(bytes).err());
+    }
+    errors
+}
+
+/// Makes RAM at these places, present as far as it must be. `pinned` says whether all of it will be mapped for
+/// devices.
+pub fn make(
+    places: &[GpaRange],
+    backing: &Backing,
+    pinned: bool,
+    report: &Reporter,
+) -> Result<Arc<Ram>, StartError> {
+    let placement = placement(backing);
+    let ram = Ram::placed(places, &placement)?;
+    ram.enlarge_pages(if pinned { u64::MAX } else { ENLARGED })?;
+    let progress = progress(ram.size(), report);
+    // Mapping it for devices makes every page present, and pins it, one after another; made present before, by
+    // several threads, it is there sooner. The kernel is sure to have huge pages of one node only once it gave them.
+    let soon = pinned || (placement.pages.are_huge() && placement.node.is_some());
+    match backing.wire {
+        Wire::On => ram.wire_with(progress)?,
+        Wire::Auto | Wire::Off if soon => ram.populate_with(progress)?,
+        Wire::Auto | Wire::Off => {}
+    }
+    Ok(Arc::new(ram))
+}
+
+/// Tells of bytes that are done, when it takes long.
+fn progress(all: u64, report: &Reporter) -> impl FnMut(u64) {
+    let mut next = Instant::now() + PATIENCE;
+    move |done| {
+        let now = Instant::now();
+        if now >= next {
+            next = now + AGAIN;
+            let what = format!("making the guest's RAM present: {} of {} MiB", done >> 20, all >> 20);
+            report(&Notice::Life(Life::Preparing(what)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn ram_is_placed_as_the_description_says() {
+        let backing =
+            Backing { hugepages: Some(HugePages::Of1G), node: Some(3.try_into().unwrap()), wire: Wire::Auto };
+        assert_eq!(placement(&backing), Placement { pages: Pages::Huge1G, node: Some(Node(3)) });
+        assert_eq!(placement(&Backing::default()), Placement::default());
+    }
+
+    #[test]
+    fn more_ram_than_any_host_has_is_a_finding_only_if_it_must_be_present() {
+        let places = memory::ram_ranges(1 << 50);
+        let found = |backing: &Backing, pinned| check(&places, backing, pinned).len();
+        let wired = Backing { wire: Wire::On, ..Backing::default() };
+        assert_eq!(found(&Backing::default(), false), 0);
+        assert_eq!((found(&Backing::default(), true), found(&wired, false)), (1, 1));
+    }
+
+    #[test]
+    fn ram_is_made_whatever_the_choice_for_wiring() {
+        let silent: Reporter = Box::new(|_| {});
+        for wire in [Wire::Auto, Wire::On, Wire::Off] {
+            for pinned in [false, true] {
+                let backing = Backing { wire, ..Backing::default() };
+                let ram = make(&memory::ram_ranges(4 << 20), &backing, pinned, &silent).unwrap();
+                assert_eq!(ram.size(), 4 << 20);
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_takes_long_is_told() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = told.clone();
+        let report: Reporter = Box::new(move |notice| sink.lock().unwrap().push(notice.to_string()));
+        let mut progress = progress(8 << 30, &report);
+        progress(1 << 30);
+        assert!(told.lock().unwrap().is_empty());
+        std::thread::sleep(PATIENCE);
+        progress(2 << 30);
+        progress(3 << 30);
+        assert_eq!(*told.lock().unwrap(), ["making the guest's RAM present: 2048 of 8192 MiB"]);
+    }
+}

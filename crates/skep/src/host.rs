@@ -1,0 +1,194 @@
+//! `skep host`: what VMs that were killed left bound on this host, and giving it back.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use ::host::{BindError, Host, Leftover, PciAddress};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::report;
+
+/// What follows `skep host`.
+#[derive(Args)]
+#[command(after_help = HELP)]
+pub struct Arguments {
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Give devices back to the drivers they had
+    GiveBack(GiveBack),
+}
+
+#[derive(Args)]
+struct GiveBack {
+    /// The devices, as lspci -D prints them [default: all that are left]
+    #[arg(value_name = "ADDRESS")]
+    addresses: Vec<PciAddress>,
+}
+
+const HELP: &str = "\
+Without a command: lists the PCI devices that VMs which were killed left bound to vfio-pci. The next `skep run` gives
+them back by itself; `skep host give-back` does it now.
+
+Exit status: 0 when all went well (also when nothing is left), 1 when something failed, 2 for wrong flags.";
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> ExitCode {
+    let host = Host::here();
+    let answer = match &arguments.command {
+        None => list(&host),
+        Some(Command::GiveBack(which)) => give_back(&host, &which.addresses),
+    };
+    answer.print(arguments.json)
+}
+
+/// What the command has to say.
+struct Answer {
+    text: Vec<String>,
+    errors: Vec<String>,
+    json: Value,
+}
+
+impl Answer {
+    fn print(self, json: bool) -> ExitCode {
+        let text = match json {
+            true => format!("{:#}\n", self.json),
+            false => self.text.iter().map(|line| format!("{line}\n")).collect(),
+        };
+        if !json {
+            self.errors.iter().for_each(report::error);
+        }
+        if let Err(cause) = std::io::stdout().write_all(text.as_bytes()) {
+            report::error(format_args!("cannot write to standard output: {cause}."));
+            return ExitCode::FAILURE;
+        }
+        if self.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+fn list(host: &Host) -> Answer {
+    let (left, errors) = leftovers(host);
+    let text = match left[..] {
+        [] if errors.is_empty() => vec!["No VM that was killed has left a device.".to_owned()],
+        _ => left
+            .iter()
+            .map(|left| {
+                let was = left
+                    .driver
+                    .as_ref()
+                    .map_or("no driver had it".into(), |name| format!("driver {name} had it"));
+                format!("{} left by process {}, which is gone; {was}", left.address, left.pid)
+            })
+            .collect(),
+    };
+    let json = json!({ "leftovers": left.iter().map(facts).collect::<Vec<_>>(), "errors": &errors });
+    Answer { text, errors, json }
+}
+
+/// Gives the devices at these addresses back, or all that are left if there are none.
+fn give_back(host: &Host, addresses: &[PciAddress]) -> Answer {
+    let (mut left, mut errors) = leftovers(host);
+    let unknown = addresses.iter().filter(|address| !left.iter().any(|left| left.address == **address));
+    errors.extend(unknown.map(|address| {
+        format!(
+            "PCI device {address} was not left by a VM that was killed. `skep host` lists those that were."
+        )
+    }));
+    left.retain(|left| addresses.is_empty() || addresses.contains(&left.address));
+    let (mut text, mut given) = (Vec::new(), Vec::new());
+    for left in &left {
+        match host.give_back_leftover(left) {
+            Ok(()) => {
+                let whom = left.driver.as_ref().map_or(String::new(), |name| format!(" to {name}"));
+                text.push(format!("gave {} back{whom}", left.address));
+                given.push(facts(left));
+            }
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    if text.is_empty() && errors.is_empty() {
+        text.push("No VM that was killed has left a device.".to_owned());
+    }
+    let json = json!({ "given_back": given, "errors": &errors });
+    Answer { text, errors, json }
+}
+
+fn leftovers(host: &Host) -> (Vec<Leftover>, Vec<String>) {
+    let (left, errors): (Vec<_>, Vec<_>) = host.try_leftovers().into_iter().partition(Result::is_ok);
+    let errors = errors.into_iter().filter_map(Result::err);
+    (left.into_iter().flatten().collect(), errors.map(|error: BindError| error.to_string()).collect())
+}
+
+fn facts(left: &Leftover) -> Value {
+    json!({ "address": left.address.to_string(), "driver": left.driver, "process": left.pid })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A host on which a process that is gone had a device that is gone, too, and another record is damaged.
+    fn host(records: &[(&str, &str)]) -> (tempfile::TempDir, Host) {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("run/skep")).unwrap();
+        for (address, text) in records {
+            fs::write(root.path().join(format!("run/skep/vfio-{address}.json")), text).unwrap();
+        }
+        let host = Host::at(root.path());
+        (root, host)
+    }
+
+    fn record(address: &str) -> String {
+        let record =
+            json!({ "address": address, "driver": "nvme", "driver_override": null, "pid": 7, "started": 1 });
+        record.to_string()
+    }
+
+    #[test]
+    fn what_a_killed_vm_left_is_listed_with_the_driver_it_goes_back_to() {
+        let (_root, host) = host(&[("0000:01:00.0", &record("0000:01:00.0"))]);
+        let answer = list(&host);
+        assert_eq!(answer.text, ["0000:01:00.0 left by process 7, which is gone; driver nvme had it"]);
+        assert_eq!(
+            answer.json["leftovers"][0],
+            json!({ "address": "0000:01:00.0", "driver": "nvme", "process": 7 })
+        );
+    }
+
+    #[test]
+    fn nothing_left_is_said_and_no_error() {
+        let (_root, host) = host(&[]);
+        for answer in [list(&host), give_back(&host, &[])] {
+            assert_eq!((answer.text.len(), answer.errors.len()), (1, 0));
+        }
+    }
+
+    #[test]
+    fn only_the_devices_asked_for_are_given_back() {
+        let [one, other] = ["0000:01:00.0", "0000:02:00.0"];
+        let (_root, host) = host(&[(one, &record(one)), (other, &record(other))]);
+        let answer = give_back(&host, &[other.parse().unwrap()]);
+        assert_eq!((answer.text, answer.errors.len()), (vec![format!("gave {other} back to nvme")], 0));
+        assert_eq!(list(&host).json["leftovers"].as_array().unwrap().len(), 1);
+        let answer = give_back(&host, &[other.parse().unwrap()]);
+        assert!(answer.errors[0].contains("0000:02:00.0 was not left"), "{:?}", answer.errors);
+        assert_eq!(give_back(&host, &[]).json["given_back"][0]["address"], one);
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_and_hides_no_other() {
+        let (_root, host) = host(&[("0000:01:00.0", "{"), ("0000:02:00.0", &record("0000:02:00.0"))]);
+        let answer = list(&host);
+        assert_eq!((answer.text.len(), answer.errors.len()), (1, 1));
+        assert!(answer.errors[0].contains("vfio-0000:01:00.0.json"), "{:?}", answer.errors);
+        assert_eq!(give_back(&host, &[]).text.len(), 1);
+    }
+}

@@ -1,0 +1,94 @@
+//! What the control socket of a running VM serves.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use control::api::{Info, State, VERSION};
+use control::{Journal, Refused, Source, rfc3339};
+use dma::Domain;
+use machine::{Control, Counters, Phase};
+use memory::MemoryMap;
+
+/// A VM that runs in this process.
+pub struct Running {
+    name: String,
+    since: SystemTime,
+    control: Control,
+    journal: Arc<Journal>,
+}
+
+impl Running {
+    /// The VM with this name, which began to run now.
+    pub fn new(name: &str, control: Control, journal: Arc<Journal>) -> Running {
+        Running { name: name.to_owned(), since: SystemTime::now(), control, journal }
+    }
+
+    fn state(&self) -> State {
+        state(self.control.phase())
+    }
+}
+
+fn state(phase: Phase) -> State {
+    match phase {
+        Phase::Starting => State::Starting,
+        Phase::Running => State::Running,
+        Phase::Paused => State::Paused,
+        Phase::Ending => State::Ending,
+    }
+}
+
+fn reached(wanted: Phase, phase: Phase, what: &str) -> Result<State, Refused> {
+    if phase == wanted || phase == Phase::Ending {
+        return Ok(state(phase));
+    }
+    Err(Refused(format!(
+        "the VM is to {what} and has not yet; it does so when what it is at is done. Ask again"
+    )))
+}
+
+impl Source for Running {
+    fn info(&self) -> Info {
+        Info {
+            api: VERSION,
+            name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: self.state(),
+            pid: std::process::id(),
+            since: rfc3339(self.since),
+        }
+    }
+
+    fn domains(&self) -> Vec<Arc<Domain>> {
+        self.control.domains()
+    }
+
+    fn memory(&self) -> Option<Arc<MemoryMap>> {
+        self.control.memory()
+    }
+
+    fn journal(&self) -> Arc<Journal> {
+        self.journal.clone()
+    }
+
+    fn disks(&self) -> Vec<(String, Counters)> {
+        self.control.disks()
+    }
+
+    fn pause(&self) -> Result<State, Refused> {
+        reached(Phase::Paused, self.control.pause("as asked on the control socket"), "stand still")
+    }
+
+    fn resume(&self) -> Result<State, Refused> {
+        reached(Phase::Running, self.control.resume(), "run on")
+    }
+
+    fn press_power_button(&self) -> Result<State, Refused> {
+        self.control.press_power_button();
+        Ok(self.state())
+    }
+
+    fn stop(&self) -> Result<State, Refused> {
+        self.control.stop();
+        Ok(self.state())
+    }
+}

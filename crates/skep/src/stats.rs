@@ -1,0 +1,94 @@
+//! `skep stats`: what went through a VM's disks.
+
+use std::io::Write;
+
+use clap::Args;
+use control::api::{Disk, Stats};
+
+use crate::ask::{self, Failure, Whom};
+use crate::table::{Side, Table, bytes};
+
+/// What follows `skep stats`.
+#[derive(Args)]
+#[command(after_help = ask::HELP)]
+pub struct Arguments {
+    #[command(flatten)]
+    whom: Whom,
+    /// Print JSON, all numbers exact
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments, output: &mut impl Write) -> Result<(), Failure> {
+    let stats = arguments.whom.connect()?.stats()?;
+    let text = if arguments.json { ask::json(&stats) } else { table(&stats) };
+    Ok(output.write_all(text.as_bytes())?)
+}
+
+fn table(stats: &Stats) -> String {
+    let number = |title| (title, Side::Right);
+    let mut table = Table::new([
+        ("DISK", Side::Left),
+        number("READS"),
+        number("WRITES"),
+        number("FLUSHES"),
+        number("DISCARDS"),
+        number("ERRORS"),
+        number("READ"),
+        number("WRITTEN"),
+        number("DIRECT"),
+        ("COPIED", Side::Left),
+    ]);
+    for disk in &stats.disks {
+        table.row([
+            disk.name.clone(),
+            disk.reads.to_string(),
+            disk.writes.to_string(),
+            disk.flushes.to_string(),
+            disk.discards.to_string(),
+            disk.errors.to_string(),
+            bytes(disk.bytes_read),
+            bytes(disk.bytes_written),
+            bytes(disk.bytes_direct),
+            copied(disk),
+        ]);
+    }
+    table.to_string()
+}
+
+/// How much was copied, and why.
+fn copied(disk: &Disk) -> String {
+    let copied = disk.bytes_copied;
+    let reasons =
+        [("alignment", copied.alignment), ("asked for", copied.asked), ("page cache", copied.page_cache)];
+    let reasons = reasons.into_iter().filter(|(_, number)| *number > 0);
+    let reasons: Vec<String> = reasons.map(|(why, number)| format!("{} ({why})", bytes(number))).collect();
+    if reasons.is_empty() { "none".to_owned() } else { reasons.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use control::api::Copied;
+
+    #[test]
+    fn a_disk_is_a_row_that_says_what_was_copied_and_why() {
+        let disk = Disk {
+            name: "/dev/sda".into(),
+            reads: 12,
+            bytes_read: 3 << 20,
+            bytes_direct: (3 << 20) - 1536,
+            bytes_copied: Copied { alignment: 1024, asked: 0, page_cache: 512 },
+            ..Disk::default()
+        };
+        let quiet = Disk { name: "b".into(), ..Disk::default() };
+        let text = table(&Stats { disks: vec![disk, quiet] });
+        let wanted = "\
+DISK      READS  WRITES  FLUSHES  DISCARDS  ERRORS   READ  WRITTEN   DIRECT  COPIED
+/dev/sda     12       0        0         0       0  3 MiB      0 B  2.9 MiB  1 KiB (alignment), 512 B (page cache)
+b             0       0        0         0       0    0 B      0 B      0 B  none
+";
+        assert_eq!(text, wanted);
+    }
+}

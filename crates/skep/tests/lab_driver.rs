@@ -1,0 +1,135 @@
+//! A disk behind an NVMe controller that skep drives itself, beside an assigned controller in the same guest.
+
+mod scenario;
+
+use scenario::{Scenario, Seen};
+
+/// One controller for the guest, and one for skep's driver.
+const CONTROLLERS: &str = "
+    ASSIGNED=$(function_of $(disk_of NVME0))
+    DRIVEN=$(function_of $(disk_of NVME1))
+";
+
+/// Two NVMe controllers; the disk of the second has blocks of this many bytes.
+fn host(block: u32) -> Scenario {
+    Scenario::new().disk("nvme:128M").disk(&format!("nvme:128M,logical={block},physical={block}"))
+}
+
+/// The disk's bytes that were copied on their way, and all of them, from a report.
+const COPIES: &str = "
+    copies() {
+        grep -o '\"bytes_[a-z_]*\": *[0-9]*' /tmp/report | tr -d '\" ' | while read line; do say report $line; done
+    }
+";
+
+fn reported(seen: &Seen, name: &str) -> u64 {
+    let prefix = format!("host: report {name}:");
+    let values = seen.after(&prefix);
+    assert_eq!(values.len(), 1, "{name}\n{seen}");
+    values[0].parse().unwrap()
+}
+
+fn shared_both_ways(block: u32) {
+    let seen = host(block).run(&format!(
+        "{CONTROLLERS}{COPIES}
+        guest '
+            sums vda nvme0n1
+            say block $(cat /sys/block/vda/queue/logical_block_size)
+            patterns fill /dev/vda 1
+            patterns fill /dev/nvme0n1 2
+            patterns check /dev/vda 1
+            patterns check /dev/nvme0n1 2
+        ' --disk nvme=$DRIVEN,namespace=1 --assign $ASSIGNED --report /tmp/report
+        copies
+        given_back $DRIVEN nvme
+        given_back $ASSIGNED nvme
+        disk_is_back nvme0n1
+        disk_is_back nvme1n1
+        patterns check /dev/$(disk_of NVME1) 1
+        patterns check /dev/$(disk_of NVME0) 2
+        patterns fill /dev/$(disk_of NVME1) 3
+        guest 'patterns check /dev/vda 3' --cpus 2 --disk nvme=$DRIVEN,namespace=1,poll=off
+        disk_is_back nvme1n1"
+    ));
+    seen.ended_with(&[0, 0]);
+    seen.expect(&format!("guest: sum vda {}", seen.sum("NVME1")));
+    seen.expect(&format!("guest: sum nvme0n1 {}", seen.sum("NVME0")));
+    seen.expect(&format!("guest: block {block}"));
+    seen.expect("guest: check /dev/vda 3 ok");
+    assert_eq!(
+        seen.after("host: check /dev/nvme").iter().filter(|line| line.ends_with(" ok")).count(),
+        2,
+        "{seen}"
+    );
+    assert_eq!(reported(&seen, "bytes_bounced"), 0, "no copies\n{seen}");
+    assert!(reported(&seen, "bytes_direct") > 128 << 20, "{seen}");
+}
+
+#[test]
+fn a_guest_and_its_host_share_a_disk_that_skep_drives_without_a_copy() {
+    shared_both_ways(512);
+}
+
+#[test]
+fn a_disk_with_blocks_of_4096_bytes_is_driven_as_well() {
+    shared_both_ways(4096);
+}
+
+/// Reads by one segment and by many, and what became of them.
+const READS: &str = "
+    reads() {
+        for size in 4K 1M; do
+            if dd if=/dev/vda of=/tmp/read bs=$size count=1 iflag=direct 2> /dev/null; then
+                say read of $size $(sha256sum < /tmp/read | cut -c 1-16)
+            else
+                say read of $size failed
+            fi
+        done
+    }
+";
+
+fn bhyves_mistake(flags: &str) -> Seen {
+    host(512).run(&format!(
+        "{CONTROLLERS}
+        for size in 4K 1M; do
+            say disk of $size $(dd if=/dev/$(disk_of NVME1) bs=$size count=1 iflag=direct 2> /dev/null | sha256sum | cut -c 1-16)
+        done
+        start '{READS} reads' --disk nvme=$DRIVEN,namespace=1 {flags} 2> /tmp/errors && ended=0 || ended=$?
+        sed \"s/^/host: said /; s/$DRIVEN/DRIVEN/g\" /tmp/errors
+        say skep ended with $ended
+        given_back $DRIVEN nvme"
+    ))
+}
+
+#[test]
+fn ram_that_leaves_the_host_domain_with_an_assigned_device_makes_reads_fail_and_skep_says_so() {
+    let seen = bhyves_mistake("--assign $ASSIGNED --host-domain exclusive --i-know");
+    seen.ended_with(&[0]);
+    seen.expect("guest: read of 4K failed");
+    seen.expect("guest: read of 1M failed");
+    let said = seen.after("host: said skep: ");
+    let event = said.iter().find(|line| line.contains("DRIVEN") && line.contains("domain host"));
+    let event = event.unwrap_or_else(|| panic!("no event names device and domain\n{seen}"));
+    assert!(event.contains("write") && event.contains("0x"), "direction and address: {event}");
+}
+
+fn reads_are_right(seen: &Seen) {
+    seen.ended_with(&[0]);
+    for size in ["4K", "1M"] {
+        let disk = seen.after(&format!("host: disk of {size} "));
+        assert_eq!(seen.after(&format!("guest: read of {size} ")), disk, "{seen}");
+        assert_eq!(disk.len(), 1, "{seen}");
+    }
+    assert_eq!(seen.after("host: said skep: "), Vec::<&str>::new(), "{seen}");
+}
+
+#[test]
+fn an_exclusive_host_domain_without_an_assigned_device_reads_what_is_on_the_disk() {
+    reads_are_right(&bhyves_mistake("--host-domain exclusive --i-know"));
+}
+
+#[test]
+fn a_shared_host_domain_reads_what_is_on_the_disk_with_an_assigned_device_and_without() {
+    reads_are_right(&bhyves_mistake("--assign $ASSIGNED"));
+    reads_are_right(&bhyves_mistake(""));
+}
