@@ -2,7 +2,7 @@
 //!
 //! vCPUs only touch registers, each under its port's lock and for a moment. Commands are carried out by the
 //! thread of their port, named `ahci-DISK`, which has a queue of its own to the disk: it reads each command once,
-//! lets the device decode it ([`ata`], [`atapi`]), and hands the guest's own memory to the disk.
+//! lets the device decode it (`ata`, `atapi`), and hands the guest's own memory to the disk.
 //!
 //! What a driver stops or resets while commands are under way they do not notice: they end, and only then does the
 //! controller say that it has stopped (`port::state` has the rules).
