@@ -219,6 +219,35 @@ fn after_a_failure_nothing_more_is_said_until_the_port_is_started_again() {
 }
 
 #[test]
+fn an_ordinary_command_begins_when_the_queued_ones_have_ended_and_holds_up_those_after_it() {
+    let (guest, [orders, _]) = guest(WriteCache::WriteBack);
+    let port = start(&guest, 0);
+    orders.hold.store(true, Ordering::SeqCst);
+    queue(&port, 0..4);
+    until("all requests", || orders.under_way.load(Ordering::SeqCst) == 4);
+    port.issue(4, Ata::new(0xea), &[]);
+    queue(&port, 5..8);
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(orders.seen.lock().unwrap().len(), 4);
+    orders.hold.store(false, Ordering::SeqCst);
+    port.wait(0xff).unwrap();
+    let seen = orders.seen.lock().unwrap();
+    assert_eq!((seen.len(), seen[4]), (8, Operation::Flush));
+    // Given up while it waits, it never begins.
+    drop(seen);
+    orders.hold.store(true, Ordering::SeqCst);
+    queue(&port, 0..4);
+    until("all requests", || orders.under_way.load(Ordering::SeqCst) == 4);
+    port.issue(4, Ata::new(0xea), &[]);
+    std::thread::sleep(Duration::from_millis(5));
+    port.write(reg::CMD, 1 << 4);
+    orders.hold.store(false, Ordering::SeqCst);
+    port.recover();
+    assert_eq!(orders.seen.lock().unwrap().len(), 12);
+    assert_eq!(port.run(Ata::new(0xe7), &[]), Ok(0));
+}
+
+#[test]
 fn a_queue_that_breaks_is_a_device_that_is_gone() {
     let (guest, [orders, _]) = guest(WriteCache::WriteBack);
     let port = start(&guest, 0);
