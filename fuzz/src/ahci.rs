@@ -185,14 +185,15 @@ impl Driver {
             _ => steps.u64(),
         };
         let (features, count) = (u16::from(steps.u8()), u16::from(steps.u8()));
-        let queued = matches!(command, 0x60 | 0x61);
+        // Every so often the control register is written instead, for which SActive is not set.
+        let is_command = flags & 0xc0 != 0xc0;
+        let queued = is_command && matches!(command, 0x60 | 0x61);
         let (features, count) = if queued { (count, u16::from(slot) << 3) } else { (features, count & 0xff) };
         let [l0, l1, l2, l3, l4, l5, ..] = lba.to_le_bytes();
         let [f0, f1] = features.to_le_bytes();
-        let control = if flags & 0xc0 == 0xc0 { steps.u8() } else { 0 };
-        let is_command = if flags & 0xc0 == 0xc0 { 0 } else { 0x80 };
-        let frame =
-            [0x27, is_command, command, f0, l0, l1, l2, 0x40, l3, l4, l5, f1, count as u8, 0, 0, control];
+        let control = if is_command { 0 } else { steps.u8() };
+        let kind = u8::from(is_command) << 7;
+        let frame = [0x27, kind, command, f0, l0, l1, l2, 0x40, l3, l4, l5, f1, count as u8, 0, 0, control];
         let reads =
             !matches!(command, 0x30 | 0x31 | 0x34 | 0x35 | 0x39 | 0x3d | 0x61 | 0xc5 | 0xca | 0xce | 0x06);
         let pieces = self.pieces(flags >> 1 & 3, reads, steps);

@@ -11,6 +11,7 @@ mod board;
 pub mod config_space;
 pub mod control_request;
 pub mod kernel_image;
+pub mod nvme;
 pub mod steps;
 pub mod virtio_blk;
 pub mod virtio_queue;
@@ -20,7 +21,7 @@ pub mod vm_toml;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("virtio_queue", virtio_queue::run),
     ("virtio_blk", virtio_blk::run),
     ("config_space", config_space::run),
@@ -30,4 +31,5 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("assign_config", assign_config::run),
     ("ahci", ahci::run),
     ("control_request", control_request::run),
+    ("nvme", nvme::run),
 ];

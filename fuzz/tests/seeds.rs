@@ -62,6 +62,11 @@ fn requests_to_the_control_socket_are_read_or_refused() {
 }
 
 #[test]
+fn lying_controllers_are_contained() {
+    replay("nvme");
+}
+
+#[test]
 fn every_target_has_its_seeds_replayed() {
     let mut folders: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds"))
         .expect("there are seeds")

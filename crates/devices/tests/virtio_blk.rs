@@ -8,8 +8,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use devices::{VirtioBlk, VirtioBlkOptions};
-use disk::{Disk, DiskOptions};
-use memory::{Gpa, GpaRange, Ram};
+use disk::nvme::model::{Model, Namespace};
+use disk::nvme::{NvmeController, NvmeOptions};
+use disk::{Disk, DiskOptions, Poll};
+use dma::Kind;
+use dma::fake::FakeIommu;
+use memory::{Gpa, GpaRange, MemoryMap, Ram};
 use tempfile::TempDir;
 use virtio::driver::{Driver, Guest, Layout};
 use virtio::{Features, Piece};
@@ -495,4 +499,34 @@ fn wrong_options_are_refused_by_name() {
     assert!(refused(VirtioBlkOptions { queue_size: 100, ..blk() }).unwrap().contains("100 descriptors"));
     let long = VirtioBlkOptions { serial: Some("x".repeat(21)), ..blk() };
     assert!(refused(long).unwrap().contains("longer than 20 bytes"));
+}
+
+#[test]
+fn a_queue_over_a_driven_controller_serves_without_kicks_or_copies() {
+    let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 16 << 20).unwrap()]).unwrap());
+    let iommu = FakeIommu::new();
+    let domain = iommu.domain("host", Kind::Host);
+    MemoryMap::new(ram.clone()).attach(domain.clone()).unwrap();
+    let model = Model::new(&iommu, vec![Namespace { bytes: SIZE, block: 512 }]);
+    let options = NvmeOptions::new(Arc::new(|trouble| panic!("{trouble}")));
+    let controller = NvmeController::over(model.function(), &domain, options).unwrap();
+    let disk = Arc::new(Disk::new("nvme", Box::new(controller.namespace(1).unwrap().polled(Poll::On))));
+    let device = VirtioBlk::new(disk.clone(), VirtioBlkOptions::new("disk0")).unwrap();
+    let guest = Guest::new(Box::new(device), ram);
+    for features in [ALL, Features::VERSION_1] {
+        guest.negotiate(features);
+        let ring = guest.add_queue(0, RING, 256, features);
+        guest.go();
+        let mut queue = Queued { guest: &guest, ring, next: 0 };
+        let data = pattern(&guest, DATA, 0x1000, 7);
+        assert_eq!(queue.run(1, 0, &[piece(DATA, 0x1000)], &[]), (0, 1));
+        for _ in 0..50 {
+            queue.send(0, 0, &[], &[piece(DATA + 0x1000, 0x1000)], Layout::Direct).unwrap();
+            assert!(!queue.ring.needs_kick(), "the device looks by itself");
+            assert_eq!(queue.wait().1, 0x1001);
+        }
+        assert!(bytes(&guest, DATA + 0x1000, 0x1000) == data);
+        guest.reset();
+    }
+    assert_eq!(disk.counters().bytes_bounced(), 0);
 }

@@ -12,7 +12,7 @@ use crate::backend::{Engine, Patience};
 use crate::counters::QueueCounters;
 use crate::geometry::Geometry;
 use crate::request::{DiskError, Operation, Request, check};
-use crate::spin::{Poll, Spinner};
+use crate::spin::{Awaited, Poll, Spinner};
 
 /// How often to look at memory until a look at the clock, which costs more.
 const LOOKS_PER_CLOCK: u32 = 16;
@@ -143,7 +143,7 @@ impl DiskQueue {
     ) -> Result<bool, WaitError> {
         self.waiting = None;
         let before = events.len();
-        let window = self.spinner.window();
+        let window = self.spinner.window(self.awaited());
         if window.is_some_and(|window| window.is_zero()) {
             return Ok(false);
         }
@@ -166,8 +166,9 @@ impl DiskQueue {
     /// As [`wait`](Self::wait), but sleeps at once.
     pub fn sleep(&mut self, events: &mut Vec<Event>) -> Result<(), WaitError> {
         let begin = self.waiting.take().unwrap_or_else(Instant::now);
+        let awaited = self.awaited();
         let outcome = self.advance(Patience::Wait, events);
-        self.spinner.slept_since(begin);
+        self.spinner.slept_since(begin, awaited);
         outcome
     }
 
@@ -179,6 +180,10 @@ impl DiskQueue {
     /// Requests submitted and not yet reported.
     pub fn under_way(&self) -> u16 {
         self.under_way
+    }
+
+    fn awaited(&self) -> Awaited {
+        if self.under_way == 0 { Awaited::Requests } else { Awaited::Completions }
     }
 
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> Result<(), WaitError> {

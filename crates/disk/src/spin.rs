@@ -21,35 +21,47 @@ const FIRST: Duration = Duration::from_micros(20);
 
 /// How long to look, by what came of it lately. Where what came would have come within [`LONGEST`], the time grows
 /// beyond that; where it did not, looking was for nothing, and the time shrinks.
+/// What a disk takes for a request and what a guest takes to make the next are times apart, each with a window of
+/// its own.
 pub(crate) struct Spinner {
     poll: Poll,
-    window: Duration,
+    windows: [Duration; 2],
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Awaited {
+    /// Requests, none of which is under way.
+    Requests,
+    /// That requests end, or more of them.
+    Completions,
 }
 
 impl Spinner {
     pub fn new(poll: Poll) -> Spinner {
-        Spinner { poll, window: FIRST }
+        Spinner { poll, windows: [FIRST; 2] }
     }
 
     /// How long to look now; `None` without end. Zero is not to look at all.
-    pub fn window(&self) -> Option<Duration> {
+    pub fn window(&self, awaited: Awaited) -> Option<Duration> {
         match self.poll {
             Poll::Off => Some(Duration::ZERO),
-            Poll::Adaptive => Some(self.window),
+            Poll::Adaptive => Some(self.windows[awaited as usize]),
             Poll::On => None,
         }
     }
 
     /// After looking and sleeping, something came that had been waited for since `begin`.
-    pub fn slept_since(&mut self, begin: Instant) {
+    pub fn slept_since(&mut self, begin: Instant, awaited: Awaited) {
         if self.poll != Poll::Adaptive {
             return;
         }
         let waited = begin.elapsed();
-        self.window = if waited <= LONGEST {
-            (waited * 2).max(self.window).max(FIRST).min(LONGEST)
-        } else if self.window > FIRST {
-            self.window / 2
+        let window = &mut self.windows[awaited as usize];
+        *window = if waited <= LONGEST {
+            (waited * 2).max(*window).max(FIRST).min(LONGEST)
+        } else if *window > FIRST {
+            *window / 2
         } else {
             Duration::ZERO
         };
@@ -64,19 +76,19 @@ mod tests {
     fn looking_pays_when_things_come_soon_and_stops_when_they_do_not() {
         let mut spinner = Spinner::new(Poll::Adaptive);
         let ago = |micros| Instant::now() - Duration::from_micros(micros);
-        spinner.slept_since(ago(200));
-        assert!(spinner.window().unwrap() >= Duration::from_micros(400));
-        spinner.slept_since(ago(900));
-        assert_eq!(spinner.window(), Some(LONGEST));
+        let which = Awaited::Completions;
+        spinner.slept_since(ago(200), which);
+        assert!(spinner.window(which).unwrap() >= Duration::from_micros(400));
+        spinner.slept_since(ago(900), which);
+        assert_eq!(spinner.window(which), Some(LONGEST));
         for _ in 0..8 {
-            spinner.slept_since(ago(1_000_000));
+            spinner.slept_since(ago(1_000_000), which);
         }
-        assert_eq!(spinner.window(), Some(Duration::ZERO));
-        spinner.slept_since(ago(100));
-        assert!(spinner.window().unwrap() > FIRST);
-        assert_eq!(
-            (Spinner::new(Poll::Off).window(), Spinner::new(Poll::On).window()),
-            (Some(Duration::ZERO), None)
-        );
+        assert_eq!(spinner.window(which), Some(Duration::ZERO));
+        assert_eq!(spinner.window(Awaited::Requests), Some(FIRST), "the other has its own");
+        spinner.slept_since(ago(100), which);
+        assert!(spinner.window(which).unwrap() > FIRST);
+        assert_eq!(Spinner::new(Poll::Off).window(which), Some(Duration::ZERO));
+        assert_eq!(Spinner::new(Poll::On).window(which), None);
     }
 }

@@ -1,10 +1,10 @@
 //! The admin queues: one command at a time, each with a time-out.
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dma::Domain;
-use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::error::NvmeError;

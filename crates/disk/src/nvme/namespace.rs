@@ -131,7 +131,7 @@ impl Backend for Namespace {
     }
 
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {
-        match NvmeQueue::new(self.controller.clone(), self.facts, depth, counters) {
+        match NvmeQueue::new(&self.controller, self.facts, depth, counters) {
             Ok(queue) => Ok(Box::new(queue)),
             Err(error) => Err(QueueError {
                 disk: format!("{} namespace {}", self.controller.name(), self.facts.namespace).into(),

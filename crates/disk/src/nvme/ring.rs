@@ -1,7 +1,5 @@
 //! A submission queue and its completion queue in memory (Base 1.4, 4.1).
 
-use std::sync::atomic::{Ordering, fence};
-
 use super::function::{Function, QueueMemory};
 use super::spec::{Command, Completion};
 
@@ -71,8 +69,6 @@ impl Ring {
     /// Tells the controller of all commands pushed, by one write.
     pub fn ring(&mut self, function: &dyn Function) {
         if self.tail != self.rung {
-            // The entries are visible before the doorbell is.
-            fence(Ordering::Release);
             function.write(self.place.submission_doorbell, self.tail.into());
             self.rung = self.tail;
         }

@@ -1,7 +1,8 @@
 //! A controller's function through VFIO.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{Ordering, fence};
 
 use dma::vfio::{Interrupt, MappedArea, VfioDevice, VfioError, bar};
 use vmm_sys_util::eventfd::EventFd;
@@ -41,11 +42,11 @@ impl VfioFunction {
         Ok(VfioFunction { registers, vectors, device: device.clone() })
     }
 
-    /// A register, as something atomic, which a device's memory mapped uncached takes as single accesses.
-    fn register(&self, offset: u64) -> &AtomicU32 {
+    /// A register: inside the mapping and aligned, for mappings begin on a page.
+    fn register(&self, offset: u64) -> NonNull<u32> {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.registers(), "register {offset:#x}");
-        // SAFETY: inside the mapping, which lives as long as `self`, and aligned, for mappings begin on a page.
-        unsafe { self.registers.start().add(offset as usize).cast().as_ref() }
+        // SAFETY: the offset was just found to lie inside the mapping.
+        unsafe { self.registers.start().add(offset as usize).cast() }
     }
 }
 
@@ -66,11 +67,15 @@ impl Function for VfioFunction {
     }
 
     fn read(&self, offset: u64) -> u32 {
-        u32::from_le(self.register(offset).load(Ordering::Acquire))
+        // SAFETY: `register` gives a valid and aligned place in a mapping that lives as long as `self`.
+        u32::from_le(unsafe { self.register(offset).as_ptr().read_volatile() })
     }
 
     fn write(&self, offset: u64, value: u32) {
-        self.register(offset).store(value.to_le(), Ordering::Release);
+        // Stores to memory come before one to a device's registers, if the compiler leaves them in order.
+        fence(Ordering::Release);
+        // SAFETY: as in `read`.
+        unsafe { self.register(offset).as_ptr().write_volatile(value.to_le()) };
     }
 
     fn vectors(&self) -> u16 {

@@ -27,7 +27,7 @@ pub struct Capabilities(pub u64);
 impl Capabilities {
     /// Entries that a queue may have (MQES), 2 to 65536.
     pub fn max_queue_entries(self) -> u32 {
-        (self.0 as u16 as u32 + 1).max(2)
+        (u32::from(self.0 as u16) + 1).max(2)
     }
 
     /// How long it may take to become ready or to stop being so (TO).

@@ -1,0 +1,89 @@
+//! Commands that are not answered in time.
+
+use std::time::{Duration, Instant};
+
+use super::NvmeQueue;
+use super::flight::UnderWay;
+use crate::nvme::error::NvmeError;
+use crate::nvme::spec::Command;
+use crate::nvme::trouble::TroubleKind;
+use crate::request::Operation;
+
+/// Ticks in the time that a command has, and for its abortion.
+const PATIENCE: u32 = 8;
+const GRACE: u32 = 2;
+
+/// Counts time in ticks, so that commands need not look at a clock, and a thread that was held up does not take the
+/// controller to be late.
+pub(super) struct Clock {
+    pub tick: Duration,
+    next: Instant,
+    pub now: u32,
+}
+
+impl Clock {
+    pub(super) fn new(limit: Duration) -> Clock {
+        let tick = (limit / PATIENCE).clamp(Duration::from_millis(2), Duration::from_secs(60));
+        Clock { tick, next: Instant::now() + tick, now: 0 }
+    }
+
+    /// Whether a tick is over.
+    pub(super) fn ticked(&mut self) -> bool {
+        let now = Instant::now();
+        let over = now >= self.next;
+        if over {
+            self.next = now + self.tick;
+            self.now = self.now.wrapping_add(1);
+        }
+        over
+    }
+}
+
+impl NvmeQueue {
+    /// Aborts the command that is late, and when that does not end it, resets the controller.
+    pub(super) fn look_at_the_clock(&mut self) {
+        if !self.clock.ticked() {
+            return;
+        }
+        let now = self.clock.now;
+        let age = |command: &UnderWay| now.wrapping_sub(command.since);
+        let oldest = (0..).zip(&self.commands).filter_map(|(id, command)| Some((id, command.as_ref()?)));
+        let Some((id, command)) = oldest.max_by_key(|(_, command)| age(command)) else { return };
+        let queue = self.ring.place().queue;
+        if age(command) > 1
+            && let Some(error) = self.controller.illness()
+        {
+            match error {
+                NvmeError::Gone { .. } => self.controller.give_up(&error.to_string()),
+                _ => self.controller.recover(self.generation, &error.to_string()),
+            }
+            return;
+        }
+        match command.aborted {
+            Some(when) if now.wrapping_sub(when) > GRACE => {
+                self.controller.recover(self.generation, "a command that was aborted did not end");
+            }
+            None if age(command) > PATIENCE => {
+                let operation =
+                    self.flights[usize::from(command.flight)].as_ref().map(|f| f.request.operation);
+                self.controller.report(TroubleKind::TimedOut {
+                    queue,
+                    operation: operation.unwrap_or(Operation::Flush),
+                    after: self.controller.options().io_timeout,
+                    iova: dma::Iova(command.command.prp1),
+                });
+                let id: u16 = id;
+                if let Some(command) = &mut self.commands[usize::from(id)] {
+                    command.aborted = Some(now);
+                }
+                // A controller that does not even abort in time has been reset by this call.
+                if let Err(error @ NvmeError::Refused { .. }) =
+                    self.controller.run("abort a command", &Command::abort(queue, id))
+                {
+                    self.controller.recover(self.generation, &error.to_string());
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! See `fuzz::nvme`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz::nvme::run(input));
