@@ -4,6 +4,7 @@
 //! The bytes are a little program: each step is an opcode and its operands (see [`steps`]), so that an input can be
 //! shortened, spliced and written by hand.
 
+pub mod ahci;
 pub mod assign_config;
 pub mod bar_moves;
 mod board;
@@ -23,7 +24,7 @@ pub mod vm_toml;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("virtio_queue", virtio_queue::run),
     ("virtio_blk", virtio_blk::run),
     ("config_space", config_space::run),
@@ -31,6 +32,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("kernel_image", kernel_image::run),
     ("vm_toml", vm_toml::run),
     ("assign_config", assign_config::run),
+    ("ahci", ahci::run),
     ("nvme", nvme::run),
     ("nvme_data", nvme_data::run),
     ("control_request", control_request::run),

@@ -62,6 +62,11 @@ fn hostile_lists_of_data_are_refused() {
 }
 
 #[test]
+fn hostile_sata_commands_are_refused() {
+    replay("ahci");
+}
+
+#[test]
 fn requests_to_the_control_socket_are_read_or_refused() {
     replay("control_request");
 }

@@ -1,5 +1,6 @@
 //! What the guest sees: device models. Guest data is hostile here: copied once, checked once, never asserted on.
 
+pub mod ahci;
 pub mod nvme;
 mod ports;
 mod power;

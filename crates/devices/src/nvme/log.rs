@@ -169,6 +169,7 @@ pub(super) fn status_of(error: DiskError, operation: Operation) -> Status {
         (DiskError::DmaBlocked, _) => Status::DATA_TRANSFER_ERROR,
         (DiskError::OutOfRange, _) => Status::LBA_RANGE,
         (DiskError::Unaligned | DiskError::TooLong | DiskError::Unsupported, _) => Status::INVALID_FIELD,
+        (DiskError::Cancelled, _) => Status::ABORT_REQUESTED,
         // The driver may try these again.
         (DiskError::TimedOut | DiskError::QueueFull | DiskError::Other(_), _) => Status::INTERNAL_ERROR,
     }
