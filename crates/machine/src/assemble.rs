@@ -96,6 +96,7 @@ pub fn assemble(
     let drivers = claimed.as_ref().zip(witness.as_ref());
     let drivers = drivers.map(|(claimed, witness)| Drivers { claimed, witness, events: &sender });
     for OpenDisk { disk, model } in driven::open(disks, drivers.as_ref(), config.cpus)? {
+        disk.remarks().iter().for_each(|remark| report(&Notice::Trouble(remark.clone())));
         put_disk_on(&bus, model, &ram, &services, &sender)?;
         open_disks.push(disk);
     }
