@@ -19,6 +19,7 @@ mod host;
 mod lab;
 mod list;
 mod memory;
+mod rehearse;
 mod report;
 mod run;
 mod serve;
@@ -61,7 +62,7 @@ enum Command {
     Resume(state::Resume),
     /// Press a VM's power button, or end it now
     Stop(state::Stop),
-    /// See, and give back, what VMs that were killed left bound
+    /// See and give back what VMs that were killed left bound; rehearse taking devices
     Host(host::Arguments),
     /// Try things out in an emulated host, away from the real machine
     Lab(Box<lab::Arguments>),

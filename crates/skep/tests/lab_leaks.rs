@@ -49,3 +49,24 @@ fn ten_vms_with_an_assigned_device_leave_no_page_pinned_and_no_tracing_behind() 
 fn a_hundred_vms_with_an_assigned_device_leave_no_page_pinned_and_no_tracing_behind() {
     cycles(100);
 }
+
+#[test]
+fn devices_that_are_taken_and_given_back_a_hundred_times_leave_no_file_open_and_no_page_pinned() {
+    let seen = Scenario::quick().run(
+        "NVME=$(of_class 0x010802 | head -n 1)
+         try skep host rehearse $NVME --times 100
+         given_back $NVME nvme
+         disk_is_back nvme0n1
+         sums nvme0n1
+         mke2fs -F /dev/nvme0n1 > /dev/null 2>&1
+         mkdir -p /tmp/mounted
+         mount /dev/nvme0n1 /tmp/mounted
+         try skep host rehearse $NVME
+         umount /tmp/mounted",
+    );
+    seen.ended_with(&[0, 1]);
+    let said = seen.after("host: said ");
+    assert!(said[0].starts_with("Taken and given back 100 times"), "{seen}");
+    assert!(said[1].contains("in use by this host"), "{seen}");
+    seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
+}
