@@ -4,13 +4,17 @@
 //! The bytes are a little program: each step is an opcode and its operands (see [`steps`]), so that an input can be
 //! shortened, spliced and written by hand.
 
+pub mod ahci;
 pub mod assign_config;
 pub mod bar_moves;
 mod board;
 pub mod config_space;
 pub mod control_request;
+pub mod fault_line;
 pub mod kernel_image;
 pub mod nvme;
+pub mod nvme_data;
+pub mod nvme_driver;
 pub mod steps;
 pub mod virtio_blk;
 pub mod virtio_queue;
@@ -20,7 +24,7 @@ pub mod vm_toml;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("virtio_queue", virtio_queue::run),
     ("virtio_blk", virtio_blk::run),
     ("config_space", config_space::run),
@@ -28,6 +32,10 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("kernel_image", kernel_image::run),
     ("vm_toml", vm_toml::run),
     ("assign_config", assign_config::run),
-    ("control_request", control_request::run),
+    ("ahci", ahci::run),
     ("nvme", nvme::run),
+    ("nvme_data", nvme_data::run),
+    ("control_request", control_request::run),
+    ("nvme_driver", nvme_driver::run),
+    ("fault_line", fault_line::run),
 ];

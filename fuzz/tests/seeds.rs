@@ -52,13 +52,33 @@ fn lying_hardware_is_contained() {
 }
 
 #[test]
+fn hostile_nvme_drivers_are_survived() {
+    replay("nvme");
+}
+
+#[test]
+fn hostile_lists_of_data_are_refused() {
+    replay("nvme_data");
+}
+
+#[test]
+fn hostile_sata_commands_are_refused() {
+    replay("ahci");
+}
+
+#[test]
 fn requests_to_the_control_socket_are_read_or_refused() {
     replay("control_request");
 }
 
 #[test]
 fn lying_controllers_are_contained() {
-    replay("nvme");
+    replay("nvme_driver");
+}
+
+#[test]
+fn lines_of_the_kernels_log_are_read_or_passed_over() {
+    replay("fault_line");
 }
 
 #[test]

@@ -407,6 +407,9 @@ pub struct Disk {
     pub bytes_direct: u64,
     /// Bytes that were copied on their way, by reason.
     pub bytes_copied: Copied,
+    /// Writes of less than a block, for which the block was read first.
+    #[serde(default)]
+    pub read_modify_writes: u64,
 }
 
 /// Bytes that were copied, by reason.
@@ -419,12 +422,22 @@ pub struct Copied {
     pub asked: u64,
     /// The host's page cache lies in between.
     pub page_cache: u64,
+    /// The guest's sectors are smaller than the disk's blocks.
+    #[serde(default)]
+    pub sector_emulation: u64,
+    /// The image's format has the data in another shape, or at a place that was not known yet.
+    #[serde(default)]
+    pub image_format: u64,
+    /// It goes over a connection.
+    #[serde(default)]
+    pub transport: u64,
 }
 
 impl Copied {
     /// All of them.
     pub fn sum(self) -> u64 {
-        self.alignment + self.asked + self.page_cache
+        let Copied { alignment, asked, page_cache, sector_emulation, image_format, transport } = self;
+        alignment + asked + page_cache + sector_emulation + image_format + transport
     }
 }
 

@@ -112,7 +112,8 @@ impl Journal {
         self.add(kind, text, None)
     }
 
-    /// Records a fault, or that its burst has grown (see [`crate::view::fault`]).
+    /// Records DMA that failed, or that a burst of it has grown ([`crate::view::fault`]). What is told again is counted
+    /// as what it has grown by.
     pub fn record_fault(&self, text: &str, fault: Fault) -> u64 {
         self.add(EventKind::Fault, text, Some(fault))
     }
@@ -234,6 +235,33 @@ mod tests {
             journal.record_fault("f", fault(Some("guest"), burst, known, 0));
         }
         assert_eq!(journal.faults().of("guest"), Count { known: 1007, unattributed: 0, complete: false });
+    }
+
+    #[test]
+    fn dma_that_failed_is_told_in_its_own_words_and_with_its_parts() {
+        let fault = dma::fault::Fault {
+            time: SystemTime::UNIX_EPOCH,
+            device: Some("0000:00:09.0".parse().unwrap()),
+            direction: Some(dma::fault::Direction::Write),
+            iova: Some(dma::Iova(0xf00_0000)),
+            pasid: None,
+            reason: "no".into(),
+            source: dma::fault::Source::Log,
+        };
+        let place = Some(memory::Place::Beyond);
+        let mut event = dma::fault::Event::single(fault, Some("guest".into()), place);
+        event.burst = 3;
+        let journal = Journal::new();
+        for known in [1, 7, 7] {
+            event.count.known = known;
+            journal.record_fault(&event.to_string(), crate::view::fault(&event));
+        }
+        assert_eq!(journal.faults().of("guest").known, 7);
+        let told = journal.after(0, AT_ONCE).events;
+        assert_eq!(told[2].text, event.to_string());
+        let counts: Vec<u64> = told.iter().map(|event| event.fault.as_ref().unwrap().count.known).collect();
+        assert_eq!(counts, [1, 7, 7]);
+        assert_eq!(told[0].fault.as_ref().unwrap().device.as_deref(), Some("0000:00:09.0"));
     }
 
     #[test]

@@ -159,7 +159,11 @@ fn disk(name: &str, counters: &Counters) -> api::Disk {
             alignment: counters.bytes_bounced_alignment,
             asked: counters.bytes_bounced_asked,
             page_cache: counters.bytes_bounced_page_cache,
+            sector_emulation: counters.bytes_bounced_sector_emulation,
+            image_format: counters.bytes_bounced_image_format,
+            transport: counters.bytes_bounced_transport,
         },
+        read_modify_writes: counters.read_modify_writes,
     }
 }
 

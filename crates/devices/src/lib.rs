@@ -1,11 +1,14 @@
 //! What the guest sees: device models. Guest data is hostile here: copied once, checked once, never asserted on.
 
+pub mod ahci;
+pub mod nvme;
 mod ports;
 mod power;
 mod rtc;
 mod serial;
 mod virtio_blk;
 
+pub use nvme::{Namespace, Nvme, NvmeError, NvmeOptions};
 pub use ports::PortDevice;
 pub use power::{PmTimer, Power, PowerRequest, ResetPort};
 pub use rtc::Rtc;

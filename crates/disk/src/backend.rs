@@ -7,7 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::counters::QueueCounters;
 use crate::disk::QueueError;
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, Sectors};
 use crate::queue::Event;
 use crate::request::Request;
 use crate::spin::Poll;
@@ -16,6 +16,11 @@ use crate::spin::Poll;
 pub trait Backend: Send + Sync {
     /// What the disk is.
     fn geometry(&self) -> &Geometry;
+
+    /// Asks for the disk's present size, in whole blocks. This may take a system call, but does not wait for the disk.
+    fn capacity(&self) -> io::Result<Sectors> {
+        Ok(self.geometry().capacity)
+    }
 
     /// Whether its queues look for completions before they sleep. It pays only where looking enters no kernel.
     fn poll(&self) -> Poll {
@@ -31,7 +36,8 @@ pub trait Backend: Send + Sync {
 pub enum Patience {
     /// Come back at once. That an eventfd was written may be noticed a few calls later.
     Poll,
-    /// Come back with at least one event, or when a signal interrupts.
+    /// Come back with at least one event; a signal, or a call from another thread of the back end, may end the wait
+    /// without any.
     Wait,
 }
 
@@ -51,6 +57,12 @@ pub trait Engine {
 
     /// Notes a request down for the next [`advance`](Engine::advance).
     fn submit(&mut self, request: Request);
+
+    /// Asks for an early end of everything under way. What can be cancelled ends with
+    /// [`crate::DiskError::Cancelled`], the rest as it would have; each is reported as ever.
+    fn cancel(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Hands what was noted to the device and appends what has happened to `events`.
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()>;

@@ -11,6 +11,12 @@ pub enum Bounced {
     Asked,
     /// The file system has no direct I/O, so the host's page cache lies in between.
     PageCache,
+    /// The guest's sectors are smaller than the disk's ([`crate::DiskOptions::logical_block`]).
+    SectorEmulation,
+    /// The image's format keeps the data in another form, such as compressed.
+    ImageFormat,
+    /// The disk is reached through a socket.
+    Transport,
 }
 
 /// A reading of a disk's counters since it was opened: requests that succeeded, their bytes, and failures.
@@ -36,6 +42,14 @@ pub struct Counters {
     pub bytes_bounced_asked: u64,
     /// Bytes that went through the host's page cache.
     pub bytes_bounced_page_cache: u64,
+    /// Bytes copied because the guest's sectors are smaller than the disk's.
+    pub bytes_bounced_sector_emulation: u64,
+    /// Bytes copied because of the form that an image's format keeps them in.
+    pub bytes_bounced_image_format: u64,
+    /// Bytes copied by a socket.
+    pub bytes_bounced_transport: u64,
+    /// Writes of less than a block of the disk, which read the block, change it and write it back.
+    pub read_modify_writes: u64,
     /// Requests that failed or were refused.
     pub errors: u64,
 }
@@ -43,7 +57,12 @@ pub struct Counters {
 impl Counters {
     /// Bytes copied, for whatever reason.
     pub fn bytes_bounced(&self) -> u64 {
-        self.bytes_bounced_alignment + self.bytes_bounced_asked + self.bytes_bounced_page_cache
+        self.bytes_bounced_alignment
+            + self.bytes_bounced_asked
+            + self.bytes_bounced_page_cache
+            + self.bytes_bounced_sector_emulation
+            + self.bytes_bounced_image_format
+            + self.bytes_bounced_transport
     }
 }
 
@@ -72,6 +91,10 @@ queue_counters!(
     bytes_bounced_alignment,
     bytes_bounced_asked,
     bytes_bounced_page_cache,
+    bytes_bounced_sector_emulation,
+    bytes_bounced_image_format,
+    bytes_bounced_transport,
+    read_modify_writes,
     errors
 );
 
@@ -108,6 +131,11 @@ impl QueueCounters {
         add(&self.errors, 1);
     }
 
+    /// So many writes of less than a block read it first.
+    pub fn read_modify_write(&self, times: u64) {
+        add(&self.read_modify_writes, times);
+    }
+
     /// `bytes` went without a copy, or with one for the given reason.
     pub fn moved(&self, bytes: u64, bounced: Option<Bounced>) {
         let counter = match bounced {
@@ -115,6 +143,9 @@ impl QueueCounters {
             Some(Bounced::Alignment) => &self.bytes_bounced_alignment,
             Some(Bounced::Asked) => &self.bytes_bounced_asked,
             Some(Bounced::PageCache) => &self.bytes_bounced_page_cache,
+            Some(Bounced::SectorEmulation) => &self.bytes_bounced_sector_emulation,
+            Some(Bounced::ImageFormat) => &self.bytes_bounced_image_format,
+            Some(Bounced::Transport) => &self.bytes_bounced_transport,
         };
         add(counter, bytes);
     }

@@ -1,37 +1,18 @@
 //! A disk: opened once, claimed, described.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::backend::Backend;
+use crate::capacity::Capacity;
 use crate::counters::{Counters, QueueCounters};
-use crate::geometry::{Access, Geometry};
-use crate::kernel::{Bounce, KernelDisk, OpenError};
+use crate::geometry::{Geometry, Sectors};
+use crate::kernel::OpenError;
+use crate::opening;
+use crate::options::DiskOptions;
 use crate::queue::PreparedQueue;
-
-/// Which disk to open, and how.
-#[derive(Clone, Debug)]
-pub struct DiskOptions {
-    /// A block device or a raw image file.
-    pub path: PathBuf,
-    /// Whether the VM may change it.
-    pub access: Access,
-    /// Whether data is copied on its way even where that is not needed.
-    pub bounce: Bounce,
-}
-
-impl DiskOptions {
-    /// Reads and writes, no copies.
-    pub fn new(path: impl Into<PathBuf>) -> DiskOptions {
-        DiskOptions { path: path.into(), access: Access::ReadWrite, bounce: Bounce::WhenNeeded }
-    }
-
-    /// The same, for reading only.
-    pub fn read_only(self) -> DiskOptions {
-        DiskOptions { access: Access::ReadOnly, ..self }
-    }
-}
 
 /// Why a queue could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +32,8 @@ pub struct QueueError {
 /// A disk of the host that belongs to this process until it is dropped.
 pub struct Disk {
     backend: Box<dyn Backend>,
+    capacity: Arc<Capacity>,
+    remarks: Vec<String>,
     tally: Tally,
 }
 
@@ -89,20 +72,46 @@ impl Tally {
 }
 
 impl Disk {
-    /// Opens and claims a block device or a raw image file.
+    /// Opens and claims a disk.
     pub fn open(options: &DiskOptions) -> Result<Disk, OpenError> {
-        let backend = KernelDisk::open(options)?;
-        Ok(Disk::new(options.path.display().to_string(), Box::new(backend)))
+        let opening::Found { backend, remarks } = opening::open(options)?;
+        let mut disk = Disk::new(options.source.to_string(), backend);
+        disk.remarks = remarks;
+        Ok(disk)
     }
 
     /// A disk over a back end of the caller's.
     pub fn new(name: impl Into<Arc<str>>, backend: Box<dyn Backend>) -> Disk {
-        Disk { backend, tally: Tally { name: name.into(), queues: Arc::default() } }
+        let capacity = Arc::new(Capacity::new(backend.geometry().capacity));
+        let tally = Tally { name: name.into(), queues: Arc::default() };
+        Disk { backend, capacity, remarks: Vec::new(), tally }
     }
 
     /// What the disk is called in messages: its path.
     pub fn name(&self) -> &str {
         self.tally.name()
+    }
+
+    /// What a person should be told about how the disk was opened, a sentence each: whose claim was overridden,
+    /// which slower way had to be taken.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
+    /// The disk's size as it was last learned; all queues check requests against it.
+    pub fn capacity(&self) -> Sectors {
+        self.capacity.get()
+    }
+
+    /// Asks for the disk's size, as after a notice of the host that it has changed. A new one holds for all queues
+    /// at once, wakes everybody who asked for that ([`Disk::resized`]), and is returned.
+    pub fn look_again(&self) -> io::Result<Option<Sectors>> {
+        Ok(self.capacity.set(self.backend.capacity()?))
+    }
+
+    /// An eventfd that is written whenever the disk's size has changed.
+    pub fn resized(&self) -> io::Result<EventFd> {
+        self.capacity.subscribe()
     }
 
     /// What the disk is.
@@ -117,6 +126,7 @@ impl Disk {
         Ok(PreparedQueue {
             disk: self.tally.name.clone(),
             geometry: self.geometry().clone(),
+            capacity: self.capacity.clone(),
             depth,
             poll: self.backend.poll(),
             counters,

@@ -97,7 +97,7 @@ pub struct WriteZeroes {
 /// What a disk is. Guests are shown these values as they are.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Geometry {
-    /// Size of the disk.
+    /// Size of the disk when it was opened; [`crate::Disk::capacity`] has the present one.
     pub capacity: Sectors,
     /// Smallest unit of a transfer in bytes: a power of two, at least 512. Requests start and end on it.
     pub logical_block: u32,

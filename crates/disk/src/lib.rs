@@ -19,23 +19,51 @@
 //! - *Errors keep their kind* ([`DiskError`]), in terms that a guest understands.
 //! - *No copy is silent.* Data passes between guest RAM and disk without a copy. Where one cannot be avoided it
 //!   is counted with its reason ([`Counters`]).
-//! - *Flush is honest.* A flush completes when everything that had completed before it is on stable storage.
+//! - *Sizes are live.* A disk that grows or shrinks on the host has its new size for every queue once somebody
+//!   has looked ([`Disk::look_again`], [`SizeWatch`]).
+//! - *Flush is honest.* A flush completes when everything that had completed before it is on stable storage. Where
+//!   that cannot be known any more, as after a server was gone, the next flush fails.
+//!
+//! # The back ends
+//!
+//! | what | where | how |
+//! | --- | --- | --- |
+//! | block devices, raw files, memory | `kernel` | io_uring on guest memory itself; threads where that is forbidden |
+//! | small sectors on a disk of large ones | `emulation` | whole blocks as above, the rest by threads with a copy |
+//! | qcow2, flat vmdk, throw-away changes | `image` | known places by io_uring, the rest by threads that ask the format |
+//! | servers by NBD | `nbd` | a socket that guest memory is sent to and filled from |
+//! | NVMe controllers | [`nvme`] | skep's own driver |
+//!
+//! `threads` is what those share that need threads beside the ring: a crew for each disk, and the engine that gives a
+//! request to the ring or to the crew.
 
 mod backend;
+mod capacity;
 mod counters;
+mod crewed;
 mod disk;
+mod emulation;
 mod geometry;
+mod image;
 mod kernel;
+mod nbd;
 pub mod nvme;
+mod opening;
+mod options;
 mod queue;
 mod request;
+mod sizes;
 mod spin;
+mod threads;
 
 pub use backend::{Backend, Engine, Patience};
 pub use counters::{Bounced, Counters, QueueCounters};
-pub use disk::{Disk, DiskOptions, QueueError, Tally};
+pub use disk::{Disk, QueueError, Tally};
 pub use geometry::{Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes};
 pub use kernel::{Bounce, OpenError};
+pub use nbd::{BadNbdUrl, NbdError, NbdServer, NbdUrl};
+pub use options::{Allocation, Changes, Claim, DiskOptions, Format, Source, UnknownFormat};
 pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};
 pub use request::{DiskError, Durability, Failure, Operation, Request, Unmap};
+pub use sizes::SizeWatch;
 pub use spin::Poll;

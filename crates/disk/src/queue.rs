@@ -9,6 +9,7 @@ use memory::Buffers;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::backend::{Engine, Patience};
+use crate::capacity::Capacity;
 use crate::counters::QueueCounters;
 use crate::geometry::Geometry;
 use crate::request::{DiskError, Operation, Request, check};
@@ -62,6 +63,7 @@ pub struct WaitError {
 pub struct PreparedQueue {
     pub(crate) disk: Arc<str>,
     pub(crate) geometry: Geometry,
+    pub(crate) capacity: Arc<Capacity>,
     pub(crate) depth: u16,
     pub(crate) poll: Poll,
     pub(crate) counters: Arc<QueueCounters>,
@@ -76,6 +78,7 @@ impl PreparedQueue {
         Ok(DiskQueue {
             disk: self.disk,
             geometry: self.geometry,
+            capacity: self.capacity,
             depth: self.depth,
             under_way: 0,
             spinner: Spinner::new(self.poll),
@@ -92,6 +95,7 @@ impl PreparedQueue {
 pub struct DiskQueue {
     disk: Arc<str>,
     geometry: Geometry,
+    capacity: Arc<Capacity>,
     depth: u16,
     under_way: u16,
     spinner: Spinner,
@@ -116,7 +120,7 @@ impl DiskQueue {
         let verdict = if self.under_way == self.depth {
             Err(DiskError::QueueFull)
         } else {
-            check(&self.geometry, request.operation, request.buffers.bytes())
+            check(&self.geometry, self.capacity.get(), request.operation, request.buffers.bytes())
         };
         if let Err(error) = verdict {
             self.counters.error();
@@ -175,6 +179,20 @@ impl DiskQueue {
     /// Begins everything noted down and appends to `events` what has happened already.
     pub fn poll(&mut self, events: &mut Vec<Event>) -> Result<(), WaitError> {
         self.advance(Patience::Poll, events)
+    }
+
+    /// Waits until nothing is under way, and appends what became of it to `events`. Wakes are among them.
+    pub fn drain(&mut self, events: &mut Vec<Event>) -> Result<(), WaitError> {
+        while self.under_way > 0 {
+            self.wait(events)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for an early end of everything under way; each request still has its event. What could be cancelled
+    /// ended with [`DiskError::Cancelled`].
+    pub fn cancel(&mut self) -> Result<(), WaitError> {
+        self.engine.cancel().map_err(|cause| WaitError { disk: self.disk.clone(), cause })
     }
 
     /// Requests submitted and not yet reported.

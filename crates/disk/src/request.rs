@@ -59,6 +59,11 @@ impl Operation {
         }
     }
 
+    /// Whether it is done only when it is on stable storage.
+    pub(crate) fn must_last(self) -> bool {
+        matches!(self, Operation::Write { durability: Durability::Stable, .. })
+    }
+
     /// Whether the disk is other than before.
     pub fn changes_the_disk(self) -> bool {
         matches!(self, Operation::Write { .. } | Operation::Discard(_) | Operation::WriteZeroes(..))
@@ -123,6 +128,10 @@ pub enum DiskError {
     /// The disk does not know this operation.
     #[error("the disk cannot do this")]
     Unsupported,
+    /// It was cancelled ([`crate::DiskQueue::cancel`]) before it was done; what it would have changed may or may not
+    /// have changed.
+    #[error("cancelled")]
+    Cancelled,
     /// As many requests as the queue was prepared for are under way already.
     #[error("the queue is full")]
     QueueFull,
@@ -134,14 +143,17 @@ pub enum DiskError {
 impl DiskError {
     /// The kind behind an error number of the kernel. The block layer's own meanings decide: ENODATA is a
     /// medium error, EIO anything the disk failed at.
-    pub(crate) fn from_errno(errno: i32) -> DiskError {
+    pub fn from_errno(errno: i32) -> DiskError {
         match errno {
-            libc::EIO | libc::ENODATA | libc::EILSEQ => DiskError::Media,
-            libc::ENOSPC | libc::EDQUOT => DiskError::NoSpace,
-            libc::ENODEV | libc::ENXIO | libc::ENOLINK | libc::ESHUTDOWN | libc::ENOMEDIUM => DiskError::Gone,
+            libc::EIO | libc::ENODATA | libc::EILSEQ | libc::EREMOTEIO => DiskError::Media,
+            libc::ENOSPC | libc::EDQUOT | libc::EFBIG => DiskError::NoSpace,
+            libc::ENODEV | libc::ENXIO | libc::ENOLINK | libc::ESHUTDOWN | libc::ENOMEDIUM
+            // A server's, when it or the way to it has gone.
+            | libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN | libc::ESTALE => DiskError::Gone,
             libc::ETIMEDOUT | libc::ETIME => DiskError::TimedOut,
             libc::EOPNOTSUPP | libc::ENOTTY | libc::ENOSYS => DiskError::Unsupported,
             libc::EROFS | libc::EPERM => DiskError::ReadOnly,
+            libc::ECANCELED => DiskError::Cancelled,
             other => DiskError::Other(other),
         }
     }
@@ -165,7 +177,13 @@ impl fmt::Display for Failure<'_> {
 }
 
 /// The one place where requests are checked, before any back end sees them.
-pub(crate) fn check(geometry: &Geometry, operation: Operation, bytes: u64) -> Result<(), DiskError> {
+/// `capacity` is the disk's present one, which may differ from the one it had when it was opened.
+pub(crate) fn check(
+    geometry: &Geometry,
+    capacity: Sectors,
+    operation: Operation,
+    bytes: u64,
+) -> Result<(), DiskError> {
     if operation.changes_the_disk() && geometry.access == Access::ReadOnly {
         return Err(DiskError::ReadOnly);
     }
@@ -174,18 +192,18 @@ pub(crate) fn check(geometry: &Geometry, operation: Operation, bytes: u64) -> Re
             if bytes == 0 || !bytes.is_multiple_of(Sectors::SIZE) {
                 return Err(DiskError::Unaligned);
             }
-            inside(geometry, SectorRange { start: at, count: Sectors::in_bytes(bytes) })
+            inside(geometry, capacity, SectorRange { start: at, count: Sectors::in_bytes(bytes) })
         }
         Operation::Flush => Ok(()),
         Operation::Discard(range) => {
             let limits = geometry.discard.ok_or(DiskError::Unsupported)?;
             within_limit(range, limits.max)?;
-            inside(geometry, range)
+            inside(geometry, capacity, range)
         }
         Operation::WriteZeroes(range, _) => {
             let limits = geometry.write_zeroes.ok_or(DiskError::Unsupported)?;
             within_limit(range, limits.max)?;
-            inside(geometry, range)
+            inside(geometry, capacity, range)
         }
     }
 }
@@ -194,13 +212,13 @@ fn within_limit(range: SectorRange, max: Sectors) -> Result<(), DiskError> {
     if range.count > max { Err(DiskError::TooLong) } else { Ok(()) }
 }
 
-fn inside(geometry: &Geometry, range: SectorRange) -> Result<(), DiskError> {
+fn inside(geometry: &Geometry, capacity: Sectors, range: SectorRange) -> Result<(), DiskError> {
     let block = u64::from(geometry.logical_block) / Sectors::SIZE;
     if range.count.0 == 0 || !range.start.0.is_multiple_of(block) || !range.count.0.is_multiple_of(block) {
         return Err(DiskError::Unaligned);
     }
     match range.end() {
-        Some(end) if end <= geometry.capacity => Ok(()),
+        Some(end) if end <= capacity => Ok(()),
         _ => Err(DiskError::OutOfRange),
     }
 }
@@ -228,6 +246,10 @@ mod tests {
             model: None,
             serial: None,
         }
+    }
+
+    fn check(geometry: &Geometry, operation: Operation, bytes: u64) -> Result<(), DiskError> {
+        super::check(geometry, geometry.capacity, operation, bytes)
     }
 
     fn read(at: u64) -> Operation {

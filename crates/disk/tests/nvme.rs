@@ -264,7 +264,19 @@ fn blocked_dma_is_an_error_and_a_report_with_place_and_direction() {
         text.contains("0000:aa:00.0") && text.contains("0x3000") && text.contains("domain host"),
         "{text}"
     );
-    assert_eq!(host.iommu.refused().len(), 1);
+    assert_eq!(host.iommu.refused().len(), 0, "nothing is tried that would fail");
+    host.map.attach(mirror).unwrap();
+    assert_eq!(host.run(&mut queue, read(8)), Ok(()));
+}
+
+#[test]
+fn a_controller_that_says_that_its_dma_was_blocked_is_believed() {
+    let host = Host::new();
+    let (_disk, mut queue) = host.queue();
+    // Data Transfer Error.
+    host.model.inject([Fault::Status(0x004)]);
+    assert_eq!(host.run(&mut queue, read(8)), Err(DiskError::DmaBlocked));
+    assert!(matches!(host.troubles()[..], [TroubleKind::BlockedDma { bytes: 4096, .. }]));
 }
 
 #[test]

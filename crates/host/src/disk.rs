@@ -49,7 +49,11 @@ impl Host {
         } else {
             vec![disk.to_owned()]
         };
-        blocks.into_iter().map(|block| Reason::Exclusive { block }).collect()
+        let reason = |block: String| match self.member_of(&block) {
+            Some(of) => Reason::Member { block, of },
+            None => Reason::Exclusive { block },
+        };
+        blocks.into_iter().map(reason).collect()
     }
 
     fn one_in_use(&self, block: &str, depth: usize, reasons: &mut Vec<Reason>) {
@@ -74,13 +78,42 @@ impl Host {
             }
         }
         for holder in names(&dir.join("holders")) {
-            let name = attribute(&self.path("/sys/class/block").join(&holder).join("dm/name"));
-            let by = name.map_or(holder.clone(), |name| format!("{holder} ({name})"));
+            let by = match self.what_stands_there(&holder) {
+                Some(what) => format!("{holder} ({what})"),
+                None => holder.clone(),
+            };
             reasons.push(Reason::Held { block: block.to_owned(), by });
             if depth > 0 {
                 self.one_in_use(&holder, depth - 1, reasons);
             }
         }
+    }
+
+    /// What a block device is that stands on others: "LVM vg-root", "md raid1".
+    fn what_stands_there(&self, holder: &str) -> Option<String> {
+        let dir = self.path("/sys/class/block").join(holder);
+        if let Some(name) = attribute(&dir.join("dm/name")) {
+            // Whoever makes a device of device mapper puts its kind before the identity.
+            let identity = attribute(&dir.join("dm/uuid")).unwrap_or_default();
+            let kinds = [("LVM-", "LVM "), ("CRYPT-", "dm-crypt "), ("mpath-", "multipath ")];
+            let kind = kinds.iter().find(|(mark, _)| identity.starts_with(mark)).map_or("", |(_, kind)| kind);
+            return Some(format!("{kind}{name}"));
+        }
+        if let Some(level) = attribute(&dir.join("md/level")) {
+            return Some(if level.is_empty() { "md, not started".to_owned() } else { format!("md {level}") });
+        }
+        dir.join("bcache").exists().then(|| "bcache".to_owned())
+    }
+
+    /// What has a block device open exclusively without saying so anywhere but on the device itself.
+    fn member_of(&self, block: &str) -> Option<&'static str> {
+        if self.path("/sys/class/block").join(block).join("bcache").exists() {
+            return Some("bcache");
+        }
+        let marks = [("ZFS member", "a ZFS pool"), ("bcache member", "bcache"), ("md member", "md")];
+        let contents = self.contents(block, 0)?;
+        let of = |kind: &str| marks.iter().find(|(mark, _)| *mark == kind).map(|(_, of)| *of);
+        contents.iter().find_map(|content| of(content.kind))
     }
 
     /// The kernel's name of the block device behind a path such as `/dev/mapper/vg-root`.
@@ -146,6 +179,43 @@ mod tests {
             [Reason::Mounted { block: "sda".into(), at: "/data".into() }]
         );
         assert!(matches!(&fake.host().block_in_use("sdb")[..], [Reason::InFilesystem { .. }]));
+    }
+
+    #[test]
+    fn members_of_lvm_crypt_md_bcache_and_zfs_are_named_as_such() {
+        let fake = FakeHost::new();
+        fake.pci("0000:00:05.0", 0x010601, Some("ahci"), 1);
+        fake.disk("0000:00:05.0", "ata1/sda", "8:0");
+        let held_by = |holder: &str| {
+            fake.remove("/sys/class/block/sda/holders");
+            fake.holder("sda", holder);
+            fake.host().block_in_use("sda").remove(0).to_string()
+        };
+        fake.dir("/sys/class/block/sda/holders");
+        for (name, uuid, kind) in [("dm-0", "LVM-x", "LVM"), ("dm-1", "CRYPT-LUKS2-x", "dm-crypt")] {
+            fake.virtual_disk(name, "253:0", Some("vg-root"));
+            fake.file(format!("/sys/class/block/{name}/dm/uuid"), uuid);
+            assert!(held_by(name).contains(&format!("held by {name} ({kind} vg-root)")), "{}", held_by(name));
+        }
+        fake.virtual_disk("md0", "9:0", None);
+        fake.file("/sys/class/block/md0/md/level", "raid1\n");
+        assert!(held_by("md0").contains("held by md0 (md raid1)"));
+        fake.virtual_disk("bcache0", "250:0", None);
+        fake.dir("/sys/class/block/bcache0/bcache");
+        assert!(held_by("bcache0").contains("held by bcache0 (bcache)"));
+
+        fake.remove("/sys/class/block/sda/holders");
+        fake.open_exclusively(&["sda"]);
+        assert_eq!(fake.host().block_in_use("sda"), [Reason::Exclusive { block: "sda".into() }]);
+        let uberblock = [&[0; 0x2_0000][..], &[0x0c, 0xb1, 0xba, 0, 0, 0, 0, 0]].concat();
+        fake.dir("/dev");
+        std::fs::write(fake.path("/dev/sda"), uberblock).unwrap();
+        assert_eq!(
+            fake.host().block_in_use("sda"),
+            [Reason::Member { block: "sda".into(), of: "a ZFS pool" }]
+        );
+        fake.dir("/sys/class/block/sda/bcache");
+        assert_eq!(fake.host().block_in_use("sda"), [Reason::Member { block: "sda".into(), of: "bcache" }]);
     }
 
     #[test]

@@ -34,6 +34,13 @@ pub enum Reason {
         /// The one that stands on it, with its own name where it has one.
         by: String,
     },
+    /// A block device is open for exclusive use, and what is on it says by whom.
+    Member {
+        /// The block device.
+        block: String,
+        /// What it is a member of: "a ZFS pool".
+        of: &'static str,
+    },
     /// Somebody has a block device open for themselves alone, and nothing else says who.
     Exclusive {
         /// The block device.
@@ -73,6 +80,9 @@ impl fmt::Display for Reason {
             Reason::Held { block, by } => {
                 write!(f, "{block} is held by {by} (stop that LVM, dm or md device first)")
             }
+            Reason::Member { block, of } => {
+                write!(f, "{block} is in use as a member of {of} (export or stop it first)")
+            }
             Reason::Exclusive { block } => {
                 write!(
                     f,
@@ -102,6 +112,7 @@ impl Reason {
             | Reason::InFilesystem { block, .. }
             | Reason::Swap { block }
             | Reason::Held { block, .. }
+            | Reason::Member { block, .. }
             | Reason::Exclusive { block } => Some(block),
             Reason::Interface { .. } | Reason::Console { .. } | Reason::Unknown { .. } | Reason::Bridge => {
                 None

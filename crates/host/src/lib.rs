@@ -8,6 +8,7 @@ mod address;
 mod bind;
 mod cdev;
 mod disk;
+mod disks;
 mod group;
 mod in_use;
 mod iommu;
@@ -22,6 +23,7 @@ mod fake;
 
 pub use address::{BadAddress, PciAddress};
 pub use bind::{BindError, Bound};
+pub use disks::{Content, Controller, HostDisk, Partition};
 pub use group::{IommuGroup, Member, NotViable};
 pub use in_use::Reason;
 pub use iommu::{Iommu, IommuKind, ReservedRegion};

@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use assign::Assigned;
+use dma::fault::Witness;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::events::Events;
 use crate::faults;
-
-/// An assigned device and its domain's name.
-pub type Device = (Arc<Assigned>, String);
 
 /// A thread that turns alarms into events until it is dropped.
 pub struct AlarmWatch {
@@ -21,7 +19,11 @@ pub struct AlarmWatch {
 
 impl AlarmWatch {
     /// Starts to listen; `None` when there is no device to listen to.
-    pub fn new(devices: &[Device], events: Events) -> std::io::Result<Option<AlarmWatch>> {
+    pub fn new(
+        devices: &[Arc<Assigned>],
+        witness: Witness,
+        events: Events,
+    ) -> std::io::Result<Option<AlarmWatch>> {
         if devices.is_empty() {
             return Ok(None);
         }
@@ -29,9 +31,9 @@ impl AlarmWatch {
         let (end, devices) = (stop.try_clone()?, devices.to_vec());
         let thread = std::thread::Builder::new().name("alarms".into()).spawn(move || {
             while wait(&end, &devices) {
-                for (device, domain) in &devices {
+                for device in &devices {
                     for event in device.alarms().take() {
-                        events.send(faults::of_device(&event, domain));
+                        faults::tell_alarm(&event, &witness, &events);
                     }
                 }
             }
@@ -51,8 +53,8 @@ impl Drop for AlarmWatch {
 }
 
 /// Waits for an alarm; false when it is time to end.
-fn wait(stop: &EventFd, devices: &[Device]) -> bool {
-    let eventfds = devices.iter().flat_map(|(device, _)| device.alarms().eventfds());
+fn wait(stop: &EventFd, devices: &[Arc<Assigned>]) -> bool {
+    let eventfds = devices.iter().flat_map(|device| device.alarms().eventfds());
     let mut fds: Vec<libc::pollfd> = std::iter::once(stop)
         .chain(eventfds)
         .map(|eventfd| libc::pollfd { fd: eventfd.as_raw_fd(), events: libc::POLLIN, revents: 0 })

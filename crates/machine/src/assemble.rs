@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
 use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort, VirtioBlk};
-use dma::fault::Inputs;
+use dma::fault::{Inputs, Watch};
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::{MemoryMap, Ram};
 use pci::{Address, Bus, PciError, Services};
@@ -22,14 +22,14 @@ use crate::console::Console;
 use crate::cpu::{self, PowerOn};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
-use crate::driven;
+use crate::driven::{self, Drivers};
 use crate::error::{StartError, system};
 use crate::events::{Event, Events, Teller, events};
 use crate::faults::{self, Policies};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
-use crate::notice::Reporter;
+use crate::notice::{Life, Notice, Reporter};
 use crate::plan;
 use crate::ports::Ports;
 use crate::ram;
@@ -55,7 +55,7 @@ pub fn assemble(
     if let Some(claimed) = &claimed {
         claimed.check(&layout.ram)?;
     }
-    let inputs = claimed.as_ref().map(|_| Inputs::open());
+    let inputs = claimed.as_ref().map(|claimed| listen(claimed, &report));
     steps.begin("RAM")?;
     let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), &report)?;
     let map = Arc::new(MemoryMap::new(ram.clone()));
@@ -70,6 +70,7 @@ pub fn assemble(
         (Some(_), Some(inputs)) => Some(faults::watch(&plans, &map, inputs, &sender)?),
         _ => None,
     };
+    let witness = faults.as_ref().map(Watch::witness);
 
     steps.begin("VM")?;
     let vm = Arc::new(hypervisor.create_vm()?);
@@ -77,7 +78,7 @@ pub fn assemble(
     map.attach(Arc::new(Slots::new(vm.clone(), hypervisor.memory_slots())))?;
     let interrupts = Interrupts::new(vm.clone()).map_err(failed("route its interrupts"))?;
     let services: Arc<dyn Services> =
-        Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), map.clone(), sender.clone()));
+        Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), map.clone(), witness.clone()));
     let bus = Arc::new(Bus::new(&layout.windows));
     let host_bridge = Address::new(0, 0, 0).expect("00:00.0 is an address");
     bus.add(host_bridge, Arc::new(pci::HostBridge::new(&layout.windows)))?;
@@ -92,7 +93,10 @@ pub fn assemble(
     };
     steps.begin("disks")?;
     let mut open_disks = Vec::new();
-    for OpenDisk { disk, model } in driven::open(disks, claimed.as_ref(), config.cpus, &sender)? {
+    let drivers = claimed.as_ref().zip(witness.as_ref());
+    let drivers = drivers.map(|(claimed, witness)| Drivers { claimed, witness, events: &sender });
+    for OpenDisk { disk, model } in driven::open(disks, drivers.as_ref(), config.cpus)? {
+        disk.remarks().iter().for_each(|remark| report(&Notice::Trouble(remark.clone())));
         put_disk_on(&bus, model, &ram, &services, &sender)?;
         open_disks.push(disk);
     }
@@ -118,8 +122,12 @@ pub fn assemble(
     let command_line = config.boot.cmdline.as_str().to_owned();
     let boot = BootPlan { kernel, initrd, command_line, platform, ram };
     let entry = boot.load()?;
-    let watched = claimed.as_ref().map_or_else(Vec::new, |claimed| claimed.with_domains(&assigned));
-    let alarms = AlarmWatch::new(&watched, sender).map_err(system("listen to assigned devices"))?;
+    let alarms = match witness {
+        Some(witness) => {
+            AlarmWatch::new(&assigned, witness, sender).map_err(system("listen to assigned devices"))?
+        }
+        None => None,
+    };
     Ok(Vm {
         alarms,
         faults,
@@ -141,6 +149,16 @@ pub fn assemble(
         map,
         console,
     })
+}
+
+/// Opens the sources of faults, and says how faults will be seen, as well as what the domains are made with.
+fn listen(claimed: &Claimed, report: &Reporter) -> Inputs {
+    report(&Notice::Life(Life::Made(claimed.chosen().to_string())));
+    let inputs = Inputs::open();
+    let sources = inputs.sources();
+    let said = sources.to_string();
+    report(&if sources.name_devices() { Notice::Life(Life::Made(said)) } else { Notice::Trouble(said) });
+    inputs
 }
 
 fn put_disk_on(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use assign::{AssignError, Assigned, Claim, DomainPlan};
 use config::HostDomain;
 use disk::nvme::{NvmeController, NvmeOptions};
-use dma::{DmaChoice, Domain, DomainError, Kind, KvmFile};
+use dma::{Chosen, DmaChoice, Domain, DomainError, Kind, KvmFile};
 use host::{Host, PciAddress};
 use kvm_bindings::{
     KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, kvm_create_device, kvm_device_attr,
@@ -107,18 +107,14 @@ impl Claimed {
         Ok(NvmeController::new(&device, self.claim.domain_of(address)?, options)?)
     }
 
+    /// What the domains are made with.
+    pub fn chosen(&self) -> &Chosen {
+        self.claim.chosen()
+    }
+
     /// The domains.
     pub fn domains(&self) -> &[Arc<Domain>] {
         self.claim.domains()
-    }
-
-    /// The name of the domain of each of these devices.
-    pub fn with_domains(&self, devices: &[Arc<Assigned>]) -> Vec<(Arc<Assigned>, String)> {
-        let domain = |device: &Arc<Assigned>| {
-            let address = device.name().parse().ok()?;
-            Some((device.clone(), self.claim.domain_of(address).ok()?.name().to_owned()))
-        };
-        devices.iter().filter_map(domain).collect()
     }
 
     /// Gives the devices back to the drivers they had.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use assign::{Assigned, DomainPlan};
 use config::OnFault;
-use dma::fault::{self, Classify, Fault, Inputs, Requester, Source, Tell, Watch, Watched};
+use dma::fault::{self, Classify, Fault, Inputs, Requester, Source, Tell, Watch, Watched, Witness};
 use host::PciAddress;
 use memory::{Gpa, MemoryMap};
 
@@ -68,37 +68,21 @@ pub fn watch(
     Watch::start(inputs, watched.collect(), classify, tell).map_err(system("listen for DMA faults"))
 }
 
-/// What VFIO says of a device, as a fault where it is one.
-pub fn of_device(event: &assign::Event, domain: &str) -> Event {
+/// Says what VFIO has said of a device.
+pub fn tell_alarm(event: &assign::Event, witness: &Witness, events: &Events) {
     match event {
         assign::Event::DeviceError { device } => {
-            let fault = Fault {
-                time: SystemTime::now(),
-                device: device.parse().ok(),
-                direction: None,
-                iova: None,
-                pasid: None,
-                reason: "the device reports an error that it cannot recover from".into(),
-                source: Source::Vfio,
-            };
-            Event::Fault(fault::Event::single(fault, Some(domain.to_owned()), None))
+            let reason = "the device reports an error that it cannot recover from".to_owned();
+            witness.tell(Fault { device: device.parse().ok(), ..nameless(Source::Vfio, reason) });
         }
-        other => Event::Trouble(other.to_string()),
+        other => events.trouble(other.to_string()),
     }
 }
 
-/// A change of the memory map that did not happen.
-pub fn of_ledger(reason: String) -> Event {
-    let fault = Fault {
-        time: SystemTime::now(),
-        device: None,
-        direction: None,
-        iova: None,
-        pasid: None,
-        reason,
-        source: Source::Ledger,
-    };
-    Event::Fault(fault::Event::single(fault, None, None))
+/// A fault of which nothing more is known.
+pub fn nameless(source: Source, reason: String) -> Fault {
+    let time = SystemTime::now();
+    Fault { time, device: None, direction: None, iova: None, pasid: None, reason, source }
 }
 
 /// The device as the IOMMU names it.

@@ -18,6 +18,8 @@ pub enum Notice {
 pub enum Life {
     /// The start takes its time; what it is at.
     Preparing(String),
+    /// How something that depends on the host was made, and why so.
+    Made(String),
     /// The guest runs for the first time.
     Started,
     /// The guest stands still; why.
@@ -41,7 +43,7 @@ impl fmt::Display for Notice {
 impl fmt::Display for Life {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Life::Preparing(what) => f.write_str(what),
+            Life::Preparing(what) | Life::Made(what) => f.write_str(what),
             Life::Started => f.write_str("the guest runs"),
             Life::Paused(why) => write!(f, "the VM is paused: {why}"),
             Life::Resumed => f.write_str("the VM runs on"),

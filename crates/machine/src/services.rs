@@ -3,12 +3,12 @@
 use std::io;
 use std::sync::Arc;
 
+use dma::fault::{Source, Witness};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use memory::{Change, DeviceMemory, Gpa, MemoryMap};
 use pci::{Address, Line, Pin, ResampledLine, ServiceError, Services, Vector};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::events::Events;
 use crate::faults;
 use crate::interrupts::{Interrupts, intx_gsi};
 
@@ -17,7 +17,8 @@ pub struct KvmServices {
     vm: Arc<VmFd>,
     interrupts: Arc<Interrupts>,
     map: Arc<MemoryMap>,
-    events: Events,
+    /// Who is told of changes that failed; there is somebody when there are devices.
+    witness: Option<Witness>,
 }
 
 impl KvmServices {
@@ -26,9 +27,9 @@ impl KvmServices {
         vm: Arc<VmFd>,
         interrupts: Arc<Interrupts>,
         map: Arc<MemoryMap>,
-        events: Events,
+        witness: Option<Witness>,
     ) -> KvmServices {
-        KvmServices { vm, interrupts, map, events }
+        KvmServices { vm, interrupts, map, witness }
     }
 }
 
@@ -99,7 +100,9 @@ impl Services for KvmServices {
 impl KvmServices {
     fn change(&self, device: Address, change: &Change) -> Result<(), ServiceError> {
         self.map.apply(change).map_err(|error| {
-            self.events.send(faults::of_ledger(error.to_string()));
+            if let Some(witness) = &self.witness {
+                witness.tell(faults::nameless(Source::Ledger, error.to_string()));
+            }
             ServiceError { device, what: change.to_string(), cause: io::Error::other(error) }
         })
     }

@@ -10,6 +10,7 @@ use exit::Exit;
 
 mod ask;
 mod console;
+mod disks;
 mod dma;
 mod escape;
 mod events;
@@ -46,6 +47,8 @@ enum Command {
     List(list::Arguments),
     /// Show what a VM's devices reach: its DMA domains, their mappings and faults
     Dma(dma::Arguments),
+    /// List this host's disks: what is on them, who uses them, how to give one to a VM
+    Disks(disks::Arguments),
     /// Read a VM's RAM
     Memory(memory::Arguments),
     /// Show what happened to a VM
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments).into(),
         Command::List(arguments) => ask::finish(list::run(&arguments, &mut stdout())),
         Command::Dma(arguments) => ask::finish(dma::run(&arguments, &mut stdout())),
+        Command::Disks(arguments) => ask::finish(disks::run(&arguments, &mut stdout())),
         Command::Memory(arguments) => ask::finish(memory::run(&arguments, &mut stdout())),
         Command::Events(arguments) => ask::finish(events::run(&arguments, &mut stdout())),
         Command::Stats(arguments) => ask::finish(stats::run(&arguments, &mut stdout())),

@@ -74,8 +74,9 @@ impl Troubles {
                 Notice::Fault(event) => journal.record_fault(&text, view::fault(event)),
                 Notice::Trouble(_) => journal.record(EventKind::Trouble, &text),
             };
-            // That it was started is no news to who started it, nor is a reset to the guest's user.
-            if !matches!(notice, Notice::Life(Life::Started | Life::Restarted)) {
+            // That it was started is no news to who started it, nor is a reset to the guest's user; and how things
+            // were made is for those who ask (`skep events`).
+            if !matches!(notice, Notice::Life(Life::Made(_) | Life::Started | Life::Restarted)) {
                 // What finds no room behind 256 others is for an output that takes nothing anyway.
                 drop(lines.try_send(text));
             }

@@ -60,8 +60,14 @@ fn table(stats: &Stats) -> String {
 /// How much was copied, and why.
 fn copied(disk: &Disk) -> String {
     let copied = disk.bytes_copied;
-    let reasons =
-        [("alignment", copied.alignment), ("asked for", copied.asked), ("page cache", copied.page_cache)];
+    let reasons = [
+        ("alignment", copied.alignment),
+        ("asked for", copied.asked),
+        ("page cache", copied.page_cache),
+        ("sector emulation", copied.sector_emulation),
+        ("image format", copied.image_format),
+        ("transport", copied.transport),
+    ];
     let reasons = reasons.into_iter().filter(|(_, number)| *number > 0);
     let reasons: Vec<String> = reasons.map(|(why, number)| format!("{} ({why})", bytes(number))).collect();
     if reasons.is_empty() { "none".to_owned() } else { reasons.join(", ") }
@@ -79,7 +85,7 @@ mod tests {
             reads: 12,
             bytes_read: 3 << 20,
             bytes_direct: (3 << 20) - 1536,
-            bytes_copied: Copied { alignment: 1024, asked: 0, page_cache: 512 },
+            bytes_copied: Copied { alignment: 1024, page_cache: 512, ..Copied::default() },
             ..Disk::default()
         };
         let quiet = Disk { name: "b".into(), ..Disk::default() };

@@ -1,7 +1,8 @@
 //! How a VM ended, for programs.
 
-use machine::{Counters, Ended, Outcome};
-use serde_json::{Value, json};
+use control::view;
+use machine::{Ended, Outcome};
+use serde_json::json;
 
 /// A VM's end as JSON: `outcome`, `reason` where there is one, and `disks` with their counters, all in bytes or
 /// requests.
@@ -12,32 +13,15 @@ pub fn json(ended: &Ended) -> String {
         Outcome::Crashed(reason) => ("crashed", Some(reason)),
         Outcome::Failed(reason) => ("failed", Some(reason)),
     };
-    let disks: Vec<Value> = ended.disks.iter().map(|(name, counters)| disk(name, counters)).collect();
+    let disks = view::stats(&ended.disks).disks;
     format!("{:#}\n", json!({ "outcome": outcome, "reason": reason, "disks": disks }))
-}
-
-fn disk(name: &str, counters: &Counters) -> Value {
-    json!({
-        "name": name,
-        "reads": counters.reads,
-        "writes": counters.writes,
-        "flushes": counters.flushes,
-        "discards": counters.discards,
-        "errors": counters.errors,
-        "bytes_read": counters.bytes_read,
-        "bytes_written": counters.bytes_written,
-        "bytes_direct": counters.bytes_direct,
-        "bytes_copied": {
-            "alignment": counters.bytes_bounced_alignment,
-            "asked": counters.bytes_bounced_asked,
-            "page-cache": counters.bytes_bounced_page_cache,
-        },
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use machine::Counters;
+    use serde_json::Value;
 
     #[test]
     fn the_report_says_how_it_ended_and_what_was_copied_and_why() {

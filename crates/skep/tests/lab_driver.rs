@@ -15,23 +15,12 @@ fn host(block: u32) -> Scenario {
     Scenario::new().disk("nvme:128M").disk(&format!("nvme:128M,logical={block},physical={block}"))
 }
 
-/// The disk's bytes that were copied on their way, and all of them, from a report.
-const COPIES: &str = "
-    copies() {
-        grep -o '\"bytes_[a-z_]*\": *[0-9]*' /tmp/report | tr -d '\" ' | while read line; do say report $line; done
-    }
-";
-
-fn reported(seen: &Seen, name: &str) -> u64 {
-    let prefix = format!("host: report {name}:");
-    let values = seen.after(&prefix);
-    assert_eq!(values.len(), 1, "{name}\n{seen}");
-    values[0].parse().unwrap()
-}
+/// The report of a run as one line, without spaces.
+const REPORT: &str = "say report $(tr -d ' \\n' < /tmp/report)";
 
 fn shared_both_ways(block: u32) {
     let seen = host(block).run(&format!(
-        "{CONTROLLERS}{COPIES}
+        "{CONTROLLERS}
         guest '
             sums vda nvme0n1
             say block $(cat /sys/block/vda/queue/logical_block_size)
@@ -40,7 +29,7 @@ fn shared_both_ways(block: u32) {
             patterns check /dev/vda 1
             patterns check /dev/nvme0n1 2
         ' --disk nvme=$DRIVEN,namespace=1 --assign $ASSIGNED --report /tmp/report
-        copies
+        {REPORT}
         given_back $DRIVEN nvme
         given_back $ASSIGNED nvme
         disk_is_back nvme0n1
@@ -61,8 +50,11 @@ fn shared_both_ways(block: u32) {
         2,
         "{seen}"
     );
-    assert_eq!(reported(&seen, "bytes_bounced"), 0, "no copies\n{seen}");
-    assert!(reported(&seen, "bytes_direct") > 128 << 20, "{seen}");
+    let report: serde_json::Value = serde_json::from_str(&seen.after("host: report ").concat()).unwrap();
+    let disk = &report["disks"][0];
+    assert!(disk["bytes_direct"].as_u64().unwrap() > 128 << 20, "{report}");
+    let copied = disk["bytes_copied"].as_object().unwrap();
+    assert!(!copied.is_empty() && copied.values().all(|bytes| bytes == 0), "{report}");
 }
 
 #[test]
@@ -120,7 +112,12 @@ fn reads_are_right(seen: &Seen) {
         assert_eq!(seen.after(&format!("guest: read of {size} ")), disk, "{seen}");
         assert_eq!(disk.len(), 1, "{seen}");
     }
-    assert_eq!(seen.after("host: said skep: "), Vec::<&str>::new(), "{seen}");
+    // On a slow machine it says what it is at; no more.
+    let said = seen
+        .after("host: said skep: ")
+        .into_iter()
+        .filter(|line| !line.starts_with("making the guest's RAM"));
+    assert_eq!(said.collect::<Vec<_>>(), Vec::<&str>::new(), "{seen}");
 }
 
 #[test]

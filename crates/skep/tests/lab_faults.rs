@@ -160,7 +160,7 @@ fn a_device_reaches_its_guests_ram_and_neither_another_vm_nor_the_host_nor_what_
          inhost=$(sed 's/.* at //' /tmp/host)
          [ $((inhost)) -gt $((0xc000000)) ]
          start 'lab-edu markers 128M 2 /tmp/done & read line; touch /tmp/done; wait $! || say changed' \\
-             --console socket:/tmp/console & other=$!
+             --name other --console socket:/tmp/console & other=$!
          wait_for 60 test -S /tmp/console
          (until [ -e /tmp/end ]; do sleep 1; done
           until grep -q 'lab: exit' /tmp/heard; do echo end; sleep 1; done) \\
@@ -223,6 +223,29 @@ fn the_same_dma_is_no_fault_where_the_guest_has_ram() {
     seen.ended_with(&[0]);
     seen.expect("guest: read 0xf000000 8 data 5c5c5c5c5c5c5c5c");
     assert_eq!(told(&seen), []);
+}
+
+#[test]
+fn a_fault_can_end_the_vm_or_have_it_stand_still_and_may_do_so_for_one_device_alone() {
+    let seen = lab().run_into_faults(&format!(
+        "{HOST}
+         stamped 'lab-edu write 0x1f000000 8; sleep 5; say still there' --assign $edu,on-fault=stop
+         start 'n=0; lab-edu write 0x1f000000 8 & while true; do n=$((n + 1)); say tick $n; sleep 1; done' \\
+             --on-fault pause --assign $edu > /tmp/out 2> /tmp/errors & vm=$!
+         wait_for 120 grep -q 'the VM is paused' /tmp/errors
+         sleep 1
+         ticks=$(grep -c tick /tmp/out)
+         sleep 4
+         say $(($(grep -c tick /tmp/out) - ticks)) ticks while paused, after $ticks
+         sed 's/^/host: said at 0 /' /tmp/errors
+         kill -KILL $(pidof skep)
+         wait $vm || true"
+    ));
+    seen.ended_with(&[4]);
+    assert_eq!(seen.count("guest: still there"), 0, "{seen}");
+    let said = |words: &str| seen.after("host: said at ").iter().any(|line| line.contains(words));
+    assert!(said("beyond this VM's RAM") && said("as on-fault asks"), "{seen}");
+    assert!(said("the VM is paused: ") && seen.after("host: 0 ticks while paused").len() == 1, "{seen}");
 }
 
 /// Single faults and bursts, told one by one and in time.

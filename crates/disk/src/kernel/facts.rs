@@ -32,6 +32,14 @@ pub(super) fn read(file: &File, kind: Kind, access: Access) -> Fact<(Geometry, A
     }
 }
 
+/// The size of a device or file in bytes, now.
+pub(super) fn bytes(file: &File, kind: Kind) -> io::Result<u64> {
+    match kind {
+        Kind::BlockDevice => ioctl::<u64>(file, BLKGETSIZE64),
+        Kind::File => Ok(file.metadata()?.len()),
+    }
+}
+
 fn block_device(file: &File, access: Access) -> Fact<(Geometry, Alignment)> {
     let word = |what, request| ioctl::<u32>(file, request).map_err(|cause| (what, cause));
     let bytes = ioctl::<u64>(file, BLKGETSIZE64).map_err(|cause| ("size", cause))?;

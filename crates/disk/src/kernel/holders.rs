@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::kernel::openers::{self, Openers};
+
 /// How deep devices may stand on devices (a file system on dm-crypt on LVM on md on a partition is 5).
 const DEPTH: usize = 16;
 
@@ -11,7 +13,12 @@ const DEPTH: usize = 16;
 pub(super) fn of(path: &Path) -> String {
     let found = fs::metadata(path).map_or_else(|_| Vec::new(), |facts| find(Path::new("/"), facts.rdev()));
     if found.is_empty() {
-        "another program has opened it exclusively (`fuser -v` shows which)".to_owned()
+        match openers::of(path, Openers::All) {
+            unknown if unknown.is_empty() => {
+                "another program has opened it exclusively (`fuser -v` shows which)".to_owned()
+            }
+            known => format!("{} has opened it exclusively", known.join(", ")),
+        }
     } else {
         found.join(", ")
     }

@@ -1,22 +1,31 @@
 //! Block devices and raw files, through the host's kernel: direct I/O by io_uring on guest memory itself.
 
+mod blocking;
+mod bounce;
 mod facts;
 mod holders;
 mod open;
+mod openers;
 mod ring;
+mod scratch;
 mod slot;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
+pub(crate) use blocking::{PastEnd, Transfer, fill_with_zeroes, kind_of};
 pub use open::OpenError;
+pub(crate) use open::{FileOptions, Opened, open};
+pub(crate) use ring::Ring;
+pub(crate) use scratch::Scratch;
+pub(crate) use slot::cut;
 
 use crate::backend::{Backend, Engine};
 use crate::counters::{Bounced, QueueCounters};
-use crate::disk::{DiskOptions, QueueError};
-use crate::geometry::Geometry;
-use ring::Ring;
+use crate::disk::QueueError;
+use crate::geometry::{Access, Geometry, Sectors, WriteCache};
 
 /// Whether data is copied on its way between guest RAM and disk.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -30,40 +39,63 @@ pub enum Bounce {
 
 /// What lies behind the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+pub(crate) enum Kind {
     BlockDevice,
     File,
 }
 
 /// Which memory the kernel takes for direct I/O.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Alignment {
+pub(crate) struct Alignment {
     /// Every piece starts at a multiple of this many bytes.
-    address: u32,
+    pub(crate) address: u32,
     /// Every piece is a multiple of this many bytes long.
-    length: u32,
+    pub(crate) length: u32,
 }
 
 /// When and why data is copied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum CopyPolicy {
+pub(crate) enum CopyPolicy {
     /// Direct I/O on memory that is aligned like this; other memory is bounced.
     Unless(Alignment),
-    /// Everything is bounced, because the user asked for it.
-    Always,
+    /// Everything is bounced into memory that is aligned like this, because the user asked for it.
+    Always(Alignment),
     /// The kernel copies through its page cache; nothing to do here but to count.
     InPageCache,
 }
 
 /// An open block device or raw file.
-struct Handle {
-    file: File,
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) file: File,
     kind: Kind,
     copies: CopyPolicy,
     /// Longest transfer in bytes that the device takes at once, whatever memory it comes from.
     longest: u64,
 }
 
+impl Handle {
+    /// The alignment of direct I/O; `None` where there is none.
+    pub(crate) fn alignment(&self) -> Option<Alignment> {
+        match self.copies {
+            CopyPolicy::Unless(alignment) | CopyPolicy::Always(alignment) => Some(alignment),
+            CopyPolicy::InPageCache => None,
+        }
+    }
+
+    /// The size of the device or file in bytes, now.
+    pub(crate) fn bytes(&self) -> io::Result<u64> {
+        facts::bytes(&self.file, self.kind)
+    }
+
+    /// The size of the device or file now, in whole blocks of `logical_block` bytes.
+    pub(crate) fn capacity(&self, logical_block: u32) -> io::Result<Sectors> {
+        let bytes = self.bytes()?;
+        Ok(Sectors::in_bytes(bytes - bytes % u64::from(logical_block)))
+    }
+}
+
+/// A block device or raw file as it is, by io_uring.
 pub(crate) struct KernelDisk {
     name: Arc<str>,
     handle: Arc<Handle>,
@@ -71,23 +103,8 @@ pub(crate) struct KernelDisk {
 }
 
 impl KernelDisk {
-    pub(crate) fn open(options: &DiskOptions) -> Result<KernelDisk, OpenError> {
-        let opened = open::open(options)?;
-        let copies = match (options.bounce, opened.alignment) {
-            (_, None) => CopyPolicy::InPageCache,
-            (Bounce::Always, Some(_)) => CopyPolicy::Always,
-            (Bounce::WhenNeeded, Some(alignment)) => CopyPolicy::Unless(alignment),
-        };
-        Ok(KernelDisk {
-            name: options.path.display().to_string().into(),
-            handle: Arc::new(Handle {
-                file: opened.file,
-                kind: opened.kind,
-                copies,
-                longest: opened.longest,
-            }),
-            geometry: opened.geometry,
-        })
+    pub(crate) fn new(name: Arc<str>, handle: Arc<Handle>, geometry: Geometry) -> KernelDisk {
+        KernelDisk { name, handle, geometry }
     }
 }
 
@@ -96,22 +113,73 @@ impl Backend for KernelDisk {
         &self.geometry
     }
 
+    fn capacity(&self) -> io::Result<Sectors> {
+        self.handle.capacity(self.geometry.logical_block)
+    }
+
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {
-        match Ring::new(self.handle.clone(), depth, counters) {
+        match Ring::new(vec![self.handle.clone()], depth, counters) {
             Ok(ring) => Ok(Box::new(ring)),
             Err(cause) => Err(QueueError { disk: self.name.clone(), depth, hint: hint_after(&cause), cause }),
         }
     }
 }
 
-/// What a person can do when the kernel makes no ring. There is no other way to the disk than io_uring.
-fn hint_after(cause: &io::Error) -> &'static str {
+/// A disk of the host's kernel in memory: a file that is in no folder.
+pub(crate) fn in_memory(size: Sectors) -> io::Result<(Arc<Handle>, Geometry)> {
+    // SAFETY: a constant name that ends in zero; a new descriptor is returned, which nobody else has.
+    let file = unsafe {
+        let fd = libc::memfd_create(c"skep-disk".as_ptr(), libc::MFD_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        File::from_raw_fd(fd)
+    };
+    file.set_len(size.bytes().ok_or(io::ErrorKind::FileTooLarge)?)?;
+    let (mut geometry, _) = facts::read(&file, Kind::File, Access::ReadWrite).map_err(|(_, cause)| cause)?;
+    // There is no storage that anything could be brought to, so there is nothing to be lost before that either.
+    geometry.write_cache = WriteCache::WriteThrough;
+    geometry.logical_block = Sectors::SIZE as u32;
+    let handle = Handle { file, kind: Kind::File, copies: CopyPolicy::InPageCache, longest: u64::MAX };
+    Ok((Arc::new(handle), geometry))
+}
+
+/// A temporary file of our own.
+pub(crate) fn temporary(file: File) -> io::Result<Arc<Handle>> {
+    let (geometry, alignment) =
+        facts::read(&file, Kind::File, Access::ReadWrite).map_err(|(_, cause)| cause)?;
+    let longest = facts::longest_transfer(&file, Kind::File, geometry.logical_block);
+    let copies = match set_direct(&file) {
+        Ok(()) => CopyPolicy::Unless(alignment),
+        Err(_) => CopyPolicy::InPageCache,
+    };
+    Ok(Arc::new(Handle { file, kind: Kind::File, copies, longest }))
+}
+
+/// Goes past the page cache from now on, if the file system can.
+fn set_direct(file: &File) -> io::Result<()> {
+    // SAFETY: our own descriptor; no memory is involved.
+    let status = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_DIRECT)
+    };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether this process may use io_uring; if not, why.
+pub(crate) fn ring_is_refused() -> Option<io::Error> {
+    let refused = io_uring::IoUring::new(2).err()?;
+    matches!(refused.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS)).then_some(refused)
+}
+
+/// What a person can do when the kernel makes no ring.
+pub(crate) fn hint_after(cause: &io::Error) -> &'static str {
     match cause.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            "Disks need io_uring, which is forbidden here: set the sysctl kernel.io_uring_disabled to 0, or allow io_uring in the container's seccomp profile."
+            "Without io_uring, which is forbidden here, disks are slower: set the sysctl kernel.io_uring_disabled to 0, or allow io_uring in the container's seccomp profile."
         }
         Some(libc::ENOSYS) => {
-            "Disks need io_uring, which this kernel does not have (skep needs Linux 6.1 or later) or a container's seccomp profile hides: allow io_uring there."
+            "Without io_uring, which this kernel does not have (skep wants Linux 6.1 or later) or a container's seccomp profile hides, disks are slower: allow io_uring there."
         }
         Some(libc::ENOMEM) => "Raise the limit of locked memory (ulimit -l), or use fewer or shorter queues.",
         Some(libc::EMFILE | libc::ENFILE) => "Raise the limit of open files (ulimit -n).",
@@ -125,7 +193,7 @@ impl CopyPolicy {
         match self {
             CopyPolicy::Unless(alignment) if alignment.allows(pieces) => None,
             CopyPolicy::Unless(_) => Some(Bounced::Alignment),
-            CopyPolicy::Always => Some(Bounced::Asked),
+            CopyPolicy::Always(_) => Some(Bounced::Asked),
             CopyPolicy::InPageCache => Some(Bounced::PageCache),
         }
     }

@@ -4,11 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::disk::DiskOptions;
 use crate::geometry::{Access, Geometry};
-use crate::kernel::{Alignment, Kind, facts, holders};
+use crate::kernel::openers::{self, Openers};
+use crate::kernel::{Bounce, CopyPolicy, Handle, Kind, facts, holders};
+use crate::options::{Allocation, Claim, DiskOptions};
 
 /// Why a disk could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +78,42 @@ pub enum OpenError {
         #[source]
         cause: io::Error,
     },
+    /// There is no room for all of it on its file system.
+    #[error(
+        "disk {path}: there is no room for its {bytes} bytes: {cause}. Free some on that file system, or let the file get its room as the guest writes (preallocate=off)."
+    )]
+    NoRoom {
+        /// The path asked for.
+        path: PathBuf,
+        /// The file's size.
+        bytes: u64,
+        /// The kernel's answer.
+        #[source]
+        cause: io::Error,
+    },
+    /// It is not what its format says, or of a kind that cannot be used.
+    #[error("disk {path}: {what}. {hint}")]
+    Format {
+        /// The path asked for.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// What a person can do.
+        hint: &'static str,
+    },
+    /// The options do not go with this disk.
+    #[error("disk {disk}: {what}. {hint}")]
+    Options {
+        /// The disk asked for.
+        disk: String,
+        /// What does not fit.
+        what: String,
+        /// What a person can do.
+        hint: &'static str,
+    },
+    /// A server did not give it.
+    #[error(transparent)]
+    Nbd(#[from] crate::nbd::NbdError),
     /// It cannot be opened for another reason.
     #[error(
         "disk {path}: cannot open it: {cause}. Look into the kernel's log (dmesg) for errors of the device."
@@ -88,17 +127,45 @@ pub enum OpenError {
     },
 }
 
-pub(super) struct Opened {
-    pub(super) file: File,
-    pub(super) kind: Kind,
-    pub(super) geometry: Geometry,
-    /// `None` when there is no direct I/O.
-    pub(super) alignment: Option<Alignment>,
-    /// Longest transfer in bytes that the device takes at once.
-    pub(super) longest: u64,
+/// So often a lock is tried for that nobody who still runs seems to hold, and how long to wait in between.
+const LOCK_TRIES: usize = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// How to open one file or device.
+#[derive(Clone, Debug)]
+pub(crate) struct FileOptions {
+    pub(crate) path: PathBuf,
+    pub(crate) access: Access,
+    pub(crate) bounce: Bounce,
+    pub(crate) allocation: Allocation,
+    pub(crate) claim: Claim,
+    /// Whether to go past the host's page cache where that is possible.
+    pub(crate) direct: bool,
 }
 
-pub(super) fn open(options: &DiskOptions) -> Result<Opened, OpenError> {
+impl FileOptions {
+    pub(crate) fn new(path: &Path, options: &DiskOptions) -> FileOptions {
+        FileOptions {
+            path: path.to_owned(),
+            access: options.access,
+            bounce: options.bounce,
+            allocation: options.allocation,
+            claim: options.claim,
+            direct: true,
+        }
+    }
+}
+
+/// A file or device that is open and claimed.
+pub(crate) struct Opened {
+    pub(crate) handle: Arc<Handle>,
+    pub(crate) geometry: Geometry,
+    /// What a person should know about how it was opened.
+    pub(crate) remarks: Vec<String>,
+}
+
+/// Opens and claims a block device or file.
+pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
     let path = || options.path.clone();
     let metadata = std::fs::metadata(&options.path).map_err(|cause| refusal(options, cause))?;
     let of = metadata.file_type();
@@ -115,29 +182,64 @@ pub(super) fn open(options: &DiskOptions) -> Result<Opened, OpenError> {
             return Err(OpenError::NotADisk { path: path(), what });
         }
     };
+    let mut remarks = Vec::new();
     // O_EXCL claims a block device against mounts, swap, md, dm and other claims; files have a lock instead.
     let exclusive = if kind == Kind::BlockDevice { libc::O_EXCL } else { 0 };
-    let (file, direct) = match open_file(options, exclusive | libc::O_DIRECT) {
-        Ok(file) => (file, true),
-        Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) && kind == Kind::File => {
-            (open_file(options, exclusive).map_err(|cause| refusal(options, cause))?, false)
+    let (file, direct) = match open_directly(options, kind, exclusive) {
+        Err(cause) if cause.raw_os_error() == Some(libc::EBUSY) && options.claim == Claim::Forced => {
+            remarks.push(overridden(&options.path, &holders::of(&options.path)));
+            open_directly(options, kind, 0)
         }
-        Err(cause) => return Err(refusal(options, cause)),
-    };
+        other => other,
+    }
+    .map_err(|cause| refusal(options, cause))?;
     if kind == Kind::File {
-        lock(&file, options)?;
+        remarks.extend(lock(&file, options)?);
+        if options.allocation == Allocation::AtOnce && options.access == Access::ReadWrite {
+            allocate(&file, &options.path, metadata.len())?;
+        }
     }
     let unreadable = |(what, cause)| OpenError::Unreadable { path: path(), what, cause };
     let (geometry, alignment) = facts::read(&file, kind, options.access).map_err(unreadable)?;
-    if geometry.capacity.0 == 0 {
-        let bytes = if kind == Kind::File { metadata.len() } else { 0 };
-        return Err(OpenError::Empty { path: path(), bytes, block: geometry.logical_block });
-    }
     let longest = facts::longest_transfer(&file, kind, geometry.logical_block);
-    Ok(Opened { file, kind, geometry, alignment: direct.then_some(alignment), longest })
+    let copies = match (options.bounce, direct) {
+        (_, false) => CopyPolicy::InPageCache,
+        (Bounce::Always, true) => CopyPolicy::Always(alignment),
+        (Bounce::WhenNeeded, true) => CopyPolicy::Unless(alignment),
+    };
+    Ok(Opened { handle: Arc::new(Handle { file, kind, copies, longest }), geometry, remarks })
 }
 
-fn open_file(options: &DiskOptions, flags: libc::c_int) -> io::Result<File> {
+fn overridden(path: &Path, holders: &str) -> String {
+    format!(
+        "disk {}: force=on overrides that it is in use: {holders}. What both write is lost or mixed up",
+        path.display()
+    )
+}
+
+/// Opens it past the page cache if that is asked for and possible.
+fn open_directly(options: &FileOptions, kind: Kind, flags: libc::c_int) -> io::Result<(File, bool)> {
+    if !options.direct {
+        return Ok((open_file(options, flags)?, false));
+    }
+    match open_file(options, flags | libc::O_DIRECT) {
+        Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) && kind == Kind::File => {
+            Ok((open_file(options, flags)?, false))
+        }
+        other => Ok((other?, true)),
+    }
+}
+
+/// Gives a file all its room.
+fn allocate(file: &File, path: &Path, bytes: u64) -> Result<(), OpenError> {
+    // SAFETY: our own descriptor; no memory is involved.
+    if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes as libc::off_t) } == 0 {
+        return Ok(());
+    }
+    Err(OpenError::NoRoom { path: path.to_owned(), bytes, cause: io::Error::last_os_error() })
+}
+
+fn open_file(options: &FileOptions, flags: libc::c_int) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(options.access == Access::ReadWrite)
@@ -145,7 +247,7 @@ fn open_file(options: &DiskOptions, flags: libc::c_int) -> io::Result<File> {
         .open(&options.path)
 }
 
-fn refusal(options: &DiskOptions, cause: io::Error) -> OpenError {
+fn refusal(options: &FileOptions, cause: io::Error) -> OpenError {
     let path = options.path.clone();
     match cause.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => OpenError::NotFound { path },
@@ -169,8 +271,8 @@ fn refusal(options: &DiskOptions, cause: io::Error) -> OpenError {
 }
 
 /// Locks a file against other users of the same kind of lock; several may read. The lock belongs to the open
-/// file and goes with it.
-fn lock(file: &File, options: &DiskOptions) -> Result<(), OpenError> {
+/// file and goes with it. What was overridden by force is returned.
+fn lock(file: &File, options: &FileOptions) -> Result<Option<String>, OpenError> {
     // SAFETY: flock is plain data; all zeroes mean "the whole file, from its start".
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = match options.access {
@@ -178,18 +280,36 @@ fn lock(file: &File, options: &DiskOptions) -> Result<(), OpenError> {
         Access::ReadOnly => libc::F_RDLCK as libc::c_short,
     };
     lock.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: our own descriptor and a valid flock for the duration of the call.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } == 0 {
-        return Ok(());
+    // A process that has just ended may take a moment to let go of its lock (the kernel tears io_uring down in its
+    // own time); one that still runs is not waited for.
+    let mut cause = io::Error::from_raw_os_error(libc::EAGAIN);
+    let mut known = Vec::new();
+    for _ in 0..LOCK_TRIES {
+        // SAFETY: our own descriptor and a valid flock for the duration of the call.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } == 0 {
+            return Ok(None);
+        }
+        cause = io::Error::last_os_error();
+        known = openers::of(&options.path, Openers::WithLock);
+        if !matches!(cause.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) || !known.is_empty() {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
     }
-    let cause = io::Error::last_os_error();
     let path = options.path.clone();
     match cause.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => {
-            Err(OpenError::Busy { path, holders: "another program holds a lock on the file".to_owned() })
+            let holders = match known {
+                unknown if unknown.is_empty() => "another program holds a lock on the file".to_owned(),
+                known => format!("{} holds a lock on the file", known.join(", ")),
+            };
+            match options.claim {
+                Claim::Forced => Ok(Some(overridden(&path, &holders))),
+                Claim::Exclusive => Err(OpenError::Busy { path, holders }),
+            }
         }
         // A file system without locks cannot be asked who else uses the file.
-        Some(libc::EOPNOTSUPP | libc::ENOLCK | libc::ENOSYS) => Ok(()),
+        Some(libc::EOPNOTSUPP | libc::ENOLCK | libc::ENOSYS) => Ok(None),
         _ => Err(OpenError::Failed { path, cause }),
     }
 }

@@ -15,21 +15,25 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::backend::{Engine, Patience};
 use crate::counters::QueueCounters;
 use crate::kernel::Handle;
-use crate::kernel::slot::{BOUNCE_SIZE, Next, Slot, Start};
+use crate::kernel::bounce::BOUNCE_SIZE;
+use crate::kernel::slot::{Next, Slot, Start};
 use crate::queue::Event;
 use crate::request::Request;
 
 /// Marks answers that belong to no slot.
-const WATCH: u64 = u64::MAX;
-const CANCEL: u64 = u64::MAX - 1;
+const CANCEL: u64 = u64::MAX;
+/// The eventfd that the queue's user watches ...
+const WATCH: u64 = u64::MAX - 1;
+/// ... and the one by which other threads of the back end call.
+const BELL: u64 = u64::MAX - 2;
 
 /// Bytes that the bounce buffers of one queue take together: a guest chooses how its memory lies, and must not
 /// thereby choose how much the host spends. Requests that find no room wait for others to end.
 const BOUNCE_ROOM: usize = 4 * BOUNCE_SIZE;
 
-pub(super) struct Ring {
+pub(crate) struct Ring {
     ring: IoUring,
-    handle: Arc<Handle>,
+    handles: Vec<Arc<Handle>>,
     counters: Arc<QueueCounters>,
     slots: Vec<Slot>,
     free: Vec<u16>,
@@ -38,24 +42,31 @@ pub(super) struct Ring {
     /// Slots that wait for a bounce buffer of so many bytes, the first first.
     waiting: VecDeque<(u16, usize)>,
     watched: Option<EventFd>,
+    bell: Option<EventFd>,
     /// The kernel refused to take entries, which are lost; the ring cannot go on.
     lost: Option<io::Error>,
 }
 
 impl Ring {
-    pub(super) fn new(handle: Arc<Handle>, depth: u16, counters: Arc<QueueCounters>) -> io::Result<Ring> {
-        // Room for one entry for each slot, beside one each for the watch and for cancelling; more are rare.
-        let ring = build(u32::from(depth) + 2)?;
-        ring.submitter().register_files(&[handle.file.as_raw_fd()])?;
+    pub(crate) fn new(
+        handles: Vec<Arc<Handle>>,
+        depth: u16,
+        counters: Arc<QueueCounters>,
+    ) -> io::Result<Ring> {
+        // Room for one entry for each slot, beside one each for the watches and for cancelling; more are rare.
+        let ring = build(u32::from(depth) + 3)?;
+        let files: Vec<_> = handles.iter().map(|handle| handle.file.as_raw_fd()).collect();
+        ring.submitter().register_files(&files)?;
         Ok(Ring {
             ring,
-            handle,
+            handles,
             counters,
             slots: (0..depth).map(|_| Slot::default()).collect(),
             free: (0..depth).rev().collect(),
             bounce_room: BOUNCE_ROOM,
             waiting: VecDeque::new(),
             watched: None,
+            bell: None,
             lost: None,
         })
     }
@@ -76,17 +87,26 @@ impl Ring {
         self.lost.get_or_insert_with(|| io::Error::from_raw_os_error(libc::EBUSY));
     }
 
-    fn start_watching(&mut self) {
-        if let Some(eventfd) = &self.watched {
+    /// Comes back from waiting whenever `bell` is written, without an event of its own.
+    pub(crate) fn answer_to(&mut self, bell: &EventFd) -> io::Result<()> {
+        self.bell = Some(bell.try_clone()?);
+        self.start_watching(BELL);
+        Ok(())
+    }
+
+    fn start_watching(&mut self, mark: u64) {
+        let eventfd = if mark == WATCH { &self.watched } else { &self.bell };
+        if let Some(eventfd) = eventfd {
             // Multishot: one answer for every write to the eventfd, which therefore nobody needs to read.
             let poll =
                 opcode::PollAdd::new(types::Fd(eventfd.as_raw_fd()), libc::POLLIN as u32).multi(true).build();
-            self.push(&poll.user_data(WATCH));
+            self.push(&poll.user_data(mark));
         }
     }
 
     fn step(&mut self, index: u16, part: u16) {
-        if let Some(entry) = self.slots[usize::from(index)].step(part, &self.handle) {
+        let slot = &mut self.slots[usize::from(index)];
+        if let Some(entry) = slot.step(part, &self.handles[slot.file()]) {
             self.push(&entry.user_data(mark(index, part)));
         }
     }
@@ -97,16 +117,16 @@ impl Ring {
         while let Some(answer) = self.next_answer() {
             match answer.user_data() {
                 CANCEL => {}
-                WATCH => {
-                    woken = true;
+                watch @ (WATCH | BELL) => {
+                    woken |= watch == WATCH;
                     if !cqueue::more(answer.flags()) {
-                        self.start_watching();
+                        self.start_watching(watch);
                     }
                 }
                 mark => {
                     let (index, part) = unmark(mark);
                     let slot = &mut self.slots[usize::from(index)];
-                    match slot.answer(part, answer.result(), &self.handle, &self.counters) {
+                    match slot.answer(part, answer.result(), &self.handles[slot.file()], &self.counters) {
                         Next::Step(part) => self.step(index, part),
                         Next::Wait => {}
                         Next::Done(result) => {
@@ -133,7 +153,8 @@ impl Ring {
         {
             self.bounce_room = rest;
             self.waiting.pop_front();
-            self.slots[usize::from(index)].lend(size, &self.handle);
+            let slot = &mut self.slots[usize::from(index)];
+            slot.lend(size, &self.handles[slot.file()]);
             self.step(index, 0);
         }
     }
@@ -153,6 +174,29 @@ impl Ring {
         }
     }
 
+    /// Notes a request down that is for the file with this number.
+    pub(crate) fn submit_to(&mut self, file: u16, request: Request) {
+        let index = self.free.pop().expect("never more requests than the depth");
+        let handle = &self.handles[usize::from(file)];
+        match self.slots[usize::from(index)].begin(request, file, handle) {
+            Start::Now(parts) => (0..parts).for_each(|part| self.step(index, part)),
+            Start::OnceThereIsRoom(size) => {
+                self.waiting.push_back((index, size));
+                self.begin_waiting();
+            }
+        }
+    }
+
+    /// Asks the kernel to end every request early. The watches stay.
+    fn cancel_all(&mut self) {
+        for index in 0..self.slots.len() {
+            for part in self.slots[index].parts_under_way() {
+                let which = types::CancelBuilder::user_data(mark(index as u16, part)).all();
+                self.push(&opcode::AsyncCancel2::new(which).build().user_data(CANCEL));
+            }
+        }
+    }
+
     /// Cancels what can be cancelled and waits for all answers.
     fn drain(&mut self) -> io::Result<()> {
         if let Some(error) = self.lost.take() {
@@ -161,14 +205,11 @@ impl Ring {
         for (index, _) in self.waiting.drain(..) {
             self.slots[usize::from(index)].finish();
         }
-        if self.slots.iter().any(Slot::is_busy) {
-            let everything = types::CancelBuilder::any();
-            self.push(&opcode::AsyncCancel2::new(everything).build().user_data(CANCEL));
-        }
+        self.cancel_all();
         while self.slots.iter().any(Slot::is_busy) {
             self.enter(1)?;
             while let Some(answer) = self.next_answer() {
-                if answer.user_data() < CANCEL {
+                if answer.user_data() < BELL {
                     let (index, part) = unmark(answer.user_data());
                     self.slots[usize::from(index)].abandon(part, answer.result(), &self.counters);
                 }
@@ -189,19 +230,17 @@ impl Engine for Ring {
 
     fn watch(&mut self, eventfd: &EventFd) -> io::Result<()> {
         self.watched = Some(eventfd.try_clone()?);
-        self.start_watching();
+        self.start_watching(WATCH);
         Ok(())
     }
 
     fn submit(&mut self, request: Request) {
-        let index = self.free.pop().expect("never more requests than the depth");
-        match self.slots[usize::from(index)].begin(request, &self.handle) {
-            Start::Now(parts) => (0..parts).for_each(|part| self.step(index, part)),
-            Start::OnceThereIsRoom(size) => {
-                self.waiting.push_back((index, size));
-                self.begin_waiting();
-            }
-        }
+        self.submit_to(0, request);
+    }
+
+    fn cancel(&mut self) -> io::Result<()> {
+        self.cancel_all();
+        Ok(())
     }
 
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()> {
@@ -223,12 +262,21 @@ impl Engine for Ring {
     }
 }
 
-impl Drop for Ring {
-    fn drop(&mut self) {
+impl Ring {
+    /// Ends everything that is under way and gives its memory back. Nothing may be submitted afterwards.
+    pub(crate) fn end(&mut self) {
         if self.drain().is_err() {
             // The kernel may still write to these buffers, so they are never given back.
             std::mem::forget(std::mem::take(&mut self.slots));
         }
+        // The kernel tears rings down in its own time; the files, and the locks on them, are to be free now.
+        self.ring.submitter().unregister_files().unwrap_or_default();
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -269,9 +317,9 @@ mod tests {
     use memory::{Buffers, Gpa, GpaRange, Ram};
 
     use super::*;
-    use crate::disk::DiskOptions;
     use crate::geometry::Sectors;
-    use crate::kernel::KernelDisk;
+    use crate::kernel::FileOptions;
+    use crate::options::DiskOptions;
     use crate::request::{Durability, Operation};
 
     fn bounced(ring: &Ring) -> usize {
@@ -279,8 +327,8 @@ mod tests {
     }
 
     /// Submits as many long misaligned writes as the ring holds.
-    fn full(disk: &KernelDisk, ram: &Arc<Ram>, depth: u16) -> Ring {
-        let mut ring = Ring::new(disk.handle.clone(), depth, Arc::default()).unwrap();
+    fn full(disk: &Arc<Handle>, ram: &Arc<Ram>, depth: u16) -> Ring {
+        let mut ring = Ring::new(vec![disk.clone()], depth, Arc::default()).unwrap();
         ring.start().unwrap();
         for tag in 0..u64::from(depth) {
             let mut buffers = Buffers::new(ram.clone());
@@ -300,9 +348,8 @@ mod tests {
         let path = folder.path().join("disk.raw");
         std::fs::File::create(&path).unwrap().set_len(32 << 20).unwrap();
         // The user's wish makes copies even where the file system has no rule of alignment.
-        let disk =
-            KernelDisk::open(&DiskOptions { bounce: crate::Bounce::Always, ..DiskOptions::new(&path) });
-        let disk = disk.unwrap();
+        let options = DiskOptions { bounce: crate::Bounce::Always, ..DiskOptions::new(&path) };
+        let disk = crate::kernel::open(&FileOptions::new(&path, &options)).unwrap().handle;
         let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
         let mut ring = full(&disk, &ram, 64);
         assert_eq!(bounced(&ring), BOUNCE_ROOM);

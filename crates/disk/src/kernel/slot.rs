@@ -1,26 +1,20 @@
 //! One request on its way: what the kernel is asked next, and what becomes of its answer.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ptr::NonNull;
-
 use io_uring::{opcode, squeue, types};
 use memory::Buffers;
 
 use crate::counters::{Bounced, QueueCounters};
 use crate::geometry::{SectorRange, Sectors};
+use crate::kernel::bounce::BounceBuffer;
 use crate::kernel::{Handle, Kind};
 use crate::request::{DiskError, Durability, Operation, Request, Unmap};
 
-/// The disk's file in the ring's table.
-pub(super) const FILE: types::Fixed = types::Fixed(0);
 /// The kernel moves no more than this at once (MAX_RW_COUNT).
-const LONGEST_STEP: u64 = 0x7fff_f000;
+pub(super) const LONGEST_STEP: u64 = 0x7fff_f000;
 /// The kernel takes no more pieces than this at once.
-const MOST_PIECES: usize = 1024;
+pub(super) const MOST_PIECES: usize = 1024;
 /// So many parts of a long transfer are under way at once.
 const MOST_PARTS: u16 = 8;
-/// A bounced request goes through a buffer of this size at most, however long it is.
-pub(super) const BOUNCE_SIZE: usize = 256 << 10;
 /// So often the kernel may say "again" to one request before that is its error.
 const PATIENCE: u8 = 32;
 
@@ -32,14 +26,14 @@ const STALE: i32 = PUNCH | 0x04;
 
 /// A way to discard or to zero a range. Kernels and disks differ; the ways are tried in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Way {
+pub(super) enum Way {
     /// `fallocate` with this mode.
     Fallocate(i32),
     /// The block layer's own io_uring command (Linux 6.12).
     DiscardCommand,
 }
 
-fn ways(operation: Operation, kind: Kind) -> &'static [Way] {
+pub(super) fn ways(operation: Operation, kind: Kind) -> &'static [Way] {
     use Way::{DiscardCommand, Fallocate};
     match (operation, kind) {
         (Operation::Discard(_), Kind::BlockDevice) => &[DiscardCommand, Fallocate(STALE)],
@@ -103,14 +97,22 @@ pub(super) struct Slot {
     bounce: Option<BounceBuffer>,
     /// Which of the [`ways`] is being tried.
     way: usize,
+    /// The request's file in the ring's table.
+    file: u16,
 }
 
 // SAFETY: the raw pointers in the parts lead into the request's buffers, which are `Send` and travel along.
 unsafe impl Send for Slot {}
 
 impl Slot {
-    /// Takes a request in.
-    pub(super) fn begin(&mut self, request: Request, handle: &Handle) -> Start {
+    /// The file in the ring's table that the request in this slot is for.
+    pub(super) fn file(&self) -> usize {
+        usize::from(self.file)
+    }
+
+    /// Takes a request in, for the file with the number `file` in the ring's table.
+    pub(super) fn begin(&mut self, request: Request, file: u16, handle: &Handle) -> Start {
+        self.file = file;
         let transfer = matches!(request.operation, Operation::Read { .. } | Operation::Write { .. });
         let pieces = request.buffers.iovecs();
         self.bounced = if transfer { handle.copies.for_pieces(pieces) } else { None };
@@ -141,14 +143,14 @@ impl Slot {
 
     /// Bytes of the bounce buffer that this request has.
     pub(super) fn lent(&self) -> usize {
-        self.bounce.as_ref().map_or(0, |bounce| bounce.layout.size())
+        self.bounce.as_ref().map_or(0, BounceBuffer::len)
     }
 
     /// Gives a part the next bytes of the transfer.
     fn assign(&mut self, part: u16, handle: &Handle) {
         let total = self.request.as_ref().map_or(0, |request| request.buffers.bytes());
         let longest = match &self.bounce {
-            Some(bounce) => bounce.layout.size() as u64,
+            Some(bounce) => bounce.len() as u64,
             None => handle.longest.min(LONGEST_STEP),
         };
         if self.parts.len() <= usize::from(part) {
@@ -158,6 +160,12 @@ impl Slot {
         (slot.start, slot.done, slot.retries) = (self.next, 0, 0);
         slot.end = total.min(self.next.saturating_add(longest));
         self.next = slot.end;
+    }
+
+    /// Parts that the kernel may have been asked for; some of them may have been answered.
+    pub(super) fn parts_under_way(&self) -> std::ops::Range<u16> {
+        let asked = self.request.is_some() && self.under_way > 0;
+        0..if asked { self.parts.len() as u16 } else { 0 }
     }
 
     pub(super) fn is_busy(&self) -> bool {
@@ -201,17 +209,24 @@ impl Slot {
     /// until the answer; `None` without a request.
     pub(super) fn step(&mut self, part: u16, handle: &Handle) -> Option<squeue::Entry> {
         let request = self.request.as_ref()?;
+        let file = types::Fixed(u32::from(self.file));
         Some(match request.operation {
-            Operation::Read { at } => self.transfer(part, at, None),
-            Operation::Write { at, durability } => self.transfer(part, at, Some(durability)),
-            Operation::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+            Operation::Read { at } => self.transfer(file, part, at, None),
+            Operation::Write { at, durability } => self.transfer(file, part, at, Some(durability)),
+            Operation::Flush => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
             Operation::Discard(range) | Operation::WriteZeroes(range, _) => {
-                change_range(ways(request.operation, handle.kind)[self.way], range)
+                change_range(file, ways(request.operation, handle.kind)[self.way], range)
             }
         })
     }
 
-    fn transfer(&mut self, part: u16, at: Sectors, write: Option<Durability>) -> squeue::Entry {
+    fn transfer(
+        &mut self,
+        file: types::Fixed,
+        part: u16,
+        at: Sectors,
+        write: Option<Durability>,
+    ) -> squeue::Entry {
         let buffers = &self.request.as_ref().expect("step() found a request").buffers;
         let part = &mut self.parts[usize::from(part)];
         let from = part.start + part.done;
@@ -225,7 +240,7 @@ impl Slot {
             if write.is_some() {
                 buffers.read_at(from, &mut bounce.bytes_mut()[..len]);
             }
-            return entry(bounce.start.as_ptr(), len, offset, write.is_some(), flags);
+            return entry(file, bounce.start(), len, offset, write.is_some(), flags);
         }
         let pieces = if from == 0 && part.end == buffers.bytes() {
             buffers.iovecs()
@@ -234,13 +249,13 @@ impl Slot {
             &part.pieces
         };
         if let [piece] = pieces {
-            return entry(piece.iov_base.cast(), piece.iov_len, offset, write.is_some(), flags);
+            return entry(file, piece.iov_base.cast(), piece.iov_len, offset, write.is_some(), flags);
         }
         let (start, count) = (pieces.as_ptr(), pieces.len().min(MOST_PIECES) as u32);
         if write.is_some() {
-            opcode::Writev::new(FILE, start, count).offset(offset).rw_flags(flags).build()
+            opcode::Writev::new(file, start, count).offset(offset).rw_flags(flags).build()
         } else {
-            opcode::Readv::new(FILE, start, count).offset(offset).rw_flags(flags).build()
+            opcode::Readv::new(file, start, count).offset(offset).rw_flags(flags).build()
         }
     }
 
@@ -309,30 +324,37 @@ impl Slot {
     }
 }
 
-fn entry(start: *mut u8, len: usize, offset: u64, write: bool, flags: i32) -> squeue::Entry {
+fn entry(
+    file: types::Fixed,
+    start: *mut u8,
+    len: usize,
+    offset: u64,
+    write: bool,
+    flags: i32,
+) -> squeue::Entry {
     if write {
-        opcode::Write::new(FILE, start, len as u32).offset(offset).rw_flags(flags).build()
+        opcode::Write::new(file, start, len as u32).offset(offset).rw_flags(flags).build()
     } else {
-        opcode::Read::new(FILE, start, len as u32).offset(offset).rw_flags(flags).build()
+        opcode::Read::new(file, start, len as u32).offset(offset).rw_flags(flags).build()
     }
 }
 
-fn change_range(way: Way, range: SectorRange) -> squeue::Entry {
+fn change_range(file: types::Fixed, way: Way, range: SectorRange) -> squeue::Entry {
     let (offset, len) = (range.start.0 * 512, range.count.0 * 512);
     match way {
-        Way::Fallocate(mode) => opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build(),
+        Way::Fallocate(mode) => opcode::Fallocate::new(file, len).offset(offset).mode(mode).build(),
         Way::DiscardCommand => {
             // BLOCK_URING_CMD_DISCARD = _IO(0x12, 0): start in `addr`, length in `addr3`, which is where the
             // command's own bytes begin.
             let mut command = [0; 16];
             command[..8].copy_from_slice(&len.to_ne_bytes());
-            opcode::UringCmd16::new(FILE, 0x1200).addr(Some(offset)).cmd(command).build()
+            opcode::UringCmd16::new(file, 0x1200).addr(Some(offset)).cmd(command).build()
         }
     }
 }
 
 /// What lies from byte `from` to byte `end` of the pieces.
-fn cut(pieces: &[libc::iovec], from: u64, end: u64, into: &mut Vec<libc::iovec>) {
+pub(crate) fn cut(pieces: &[libc::iovec], from: u64, end: u64, into: &mut Vec<libc::iovec>) {
     into.clear();
     let mut at = 0;
     for piece in pieces {
@@ -343,52 +365,6 @@ fn cut(pieces: &[libc::iovec], from: u64, end: u64, into: &mut Vec<libc::iovec>)
             into.push(libc::iovec { iov_base, iov_len: (last - first) as usize });
         }
         at += len;
-    }
-}
-
-/// Memory on a page boundary, for transfers that cannot be direct.
-struct BounceBuffer {
-    start: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: plain memory that the buffer alone owns.
-unsafe impl Send for BounceBuffer {}
-
-impl BounceBuffer {
-    const PAGE: usize = 4096;
-
-    /// Bytes of the buffer for a transfer of `total` bytes: whole pages, and no more than [`BOUNCE_SIZE`].
-    fn size_for(total: u64) -> usize {
-        let most = total.clamp(1, BOUNCE_SIZE as u64) as usize;
-        most.next_multiple_of(Self::PAGE)
-    }
-
-    /// `size` is one that [`BounceBuffer::size_for`] gives.
-    fn new(size: usize) -> BounceBuffer {
-        let layout = Layout::from_size_align(size, Self::PAGE).expect("a few pages on a page boundary");
-        // SAFETY: the layout is not empty.
-        let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        BounceBuffer { start, layout }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: as many initialised bytes that this buffer owns; the kernel writes to them only between
-        // a step and its answer, and nobody holds this borrow then.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`; the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
-    }
-}
-
-impl Drop for BounceBuffer {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with the same layout; a slot drops it only when the kernel has answered.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
     }
 }
 

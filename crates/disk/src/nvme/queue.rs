@@ -15,6 +15,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dma::Reach;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -74,6 +75,10 @@ pub(super) struct NvmeQueue {
     generation: u64,
     epoll: Epoll,
     watched: Option<EventFd>,
+    /// What the controller reaches. It need not say when its DMA was blocked: what it would not reach is not begun.
+    reach: Reach,
+    /// Requests that were not begun.
+    unreached: Vec<Event>,
     clock: Clock,
     polls: u32,
     strays: u32,
@@ -145,6 +150,8 @@ impl NvmeQueue {
             generation,
             epoll,
             watched: None,
+            reach: Reach::of(controller.domain().clone()),
+            unreached: Vec::new(),
             clock,
             polls: 0,
             strays: 0,
@@ -194,6 +201,10 @@ impl Engine for NvmeQueue {
     }
 
     fn submit(&mut self, request: Request) {
+        if let Some(range) = self.out_of_reach(&request) {
+            self.report_blocked(request.operation, range);
+            return self.unreached.push(Flight::new(request).done(Err(DiskError::DmaBlocked)));
+        }
         let index = self.free_flights.pop().expect("never more requests than the depth");
         self.flights[usize::from(index)] = Some(Flight::new(request));
         if !self.waiting.is_empty() || !self.begin(index) {
@@ -203,6 +214,7 @@ impl Engine for NvmeQueue {
 
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()> {
         let before = events.len();
+        events.append(&mut self.unreached);
         loop {
             if self.generation != self.controller.generation() || self.controller.is_lost() {
                 self.rejoin(events);

@@ -29,18 +29,31 @@ struct Burst {
     again: Duration,
 }
 
-type Key = (Option<Requester>, Option<Direction>, Option<Place>);
+type Key = (Option<Requester>, Option<Direction>, Option<Place>, bool);
 
 impl Bursts {
     /// A fault of a known device.
     pub fn add(&mut self, now: Instant, fault: Fault, domain: Option<String>, place: Option<Place>) {
-        let key = (fault.device, fault.direction, place);
+        self.add_several(now, fault, 1, domain, place);
+    }
+
+    /// Faults of a known device that are alike.
+    pub fn add_several(
+        &mut self,
+        now: Instant,
+        fault: Fault,
+        count: u64,
+        domain: Option<String>,
+        place: Option<Place>,
+    ) {
+        // A driver and the IOMMU may both tell of one fault; only the one counts all.
+        let key = (fault.device, fault.direction, place, fault.source.counts_all());
         let open = self.open.iter_mut().find(|burst| burst.key == key && !burst.is_over(now));
         let burst = match open {
             Some(burst) => burst,
             None => self.begin(now, key, fault, domain, place),
         };
-        burst.event.count.known += 1;
+        burst.event.count.known = burst.event.count.known.saturating_add(count);
         burst.grown = now;
     }
 
@@ -50,7 +63,7 @@ impl Bursts {
         let open = self.open.iter_mut().filter(|burst| !burst.is_over(now)).max_by_key(|burst| burst.grown);
         let burst = match open {
             Some(burst) => burst,
-            None => self.begin(now, (None, None, None), otherwise(), None, None),
+            None => self.begin(now, (None, None, None, false), otherwise(), None, None),
         };
         burst.event.count.unattributed += count;
         burst.grown = now;

@@ -7,8 +7,7 @@
 //! how many faults are known to be a device's, and how many are known only to have happened.
 //!
 //! ```no_run
-//! use dma::fault::{Event, Inputs, Watch, Watched};
-//! use memory::Place;
+//! use dma::fault::{Event, Inputs, Place, Watch, Watched};
 //!
 //! // Early: before devices can do DMA and before privileges go.
 //! let inputs = Inputs::open();
@@ -28,20 +27,21 @@ mod account;
 mod amd;
 mod bursts;
 mod event;
+mod heard;
 mod intel;
 mod interrupts;
 mod kmsg;
 mod line;
-mod policy;
 mod requester;
 mod sources;
 mod tracing;
 mod watch;
 
 pub use event::{Count, Direction, Event, Fault, Source};
+pub use heard::Witness;
 pub use kmsg::{Entry, KernelLog, Record};
 pub use line::{Line, Report, parse_line};
-pub use policy::{Policy, UnknownPolicy};
+pub use memory::Place;
 pub use requester::{BadRequester, Requester};
 pub use sources::{Inputs, Sources};
 pub use watch::{Classify, Tell, Watch, Watched};

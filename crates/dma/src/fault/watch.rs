@@ -9,9 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 use memory::Place;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::account::{Account, SETTLED, Witness};
+use super::account::{Account, SETTLED, Witness as Sense};
 use super::bursts::Bursts;
 use super::event::{Count, Event, Fault, Source};
+use super::heard::{Heard, Witness};
 use super::kmsg::Entry;
 use super::line::{Line, Report, parse_line};
 use super::requester::Requester;
@@ -53,6 +54,7 @@ pub struct Watch {
     stop: EventFd,
     thread: Option<JoinHandle<()>>,
     devices: Arc<Mutex<Vec<Watched>>>,
+    heard: Arc<Heard>,
     sources: Sources,
 }
 
@@ -63,7 +65,8 @@ impl Watch {
         let end = stop.try_clone()?;
         let sources = inputs.sources().clone();
         let devices = Arc::new(Mutex::new(devices));
-        let mut round = Round::new(inputs, devices.clone(), classify, tell);
+        let heard = Arc::new(Heard::new()?);
+        let mut round = Round::new(inputs, devices.clone(), heard.clone(), classify, tell);
         // From here on interrupts count, whenever the thread begins.
         round.count_interrupts(Instant::now());
         let thread = std::thread::Builder::new().name("faults".into()).spawn(move || {
@@ -72,12 +75,18 @@ impl Watch {
             }
             round.last();
         })?;
-        Ok(Watch { stop, thread: Some(thread), devices, sources })
+        Ok(Watch { stop, thread: Some(thread), devices, heard, sources })
     }
 
     /// The sources that are watched.
     pub fn sources(&self) -> &Sources {
         &self.sources
+    }
+
+    /// A way to tell it of faults that skep itself met. They are told like all others: those of a watched device with
+    /// its domain and place, in bursts.
+    pub fn witness(&self) -> Witness {
+        Witness::new(self.heard.clone())
     }
 
     /// Watches one more device, or knows that it has another domain.
@@ -110,6 +119,7 @@ fn lock(devices: &Mutex<Vec<Watched>>) -> MutexGuard<'_, Vec<Watched>> {
 struct Round {
     inputs: Inputs,
     devices: Arc<Mutex<Vec<Watched>>>,
+    heard: Arc<Heard>,
     classify: Classify,
     tell: Tell,
     account: Account,
@@ -122,12 +132,19 @@ struct Round {
 }
 
 impl Round {
-    fn new(inputs: Inputs, devices: Arc<Mutex<Vec<Watched>>>, classify: Classify, tell: Tell) -> Round {
+    fn new(
+        inputs: Inputs,
+        devices: Arc<Mutex<Vec<Watched>>>,
+        heard: Arc<Heard>,
+        classify: Classify,
+        tell: Tell,
+    ) -> Round {
         let (account, bursts, now) = (Account::default(), Bursts::default(), Instant::now());
         let (lost, lost_told) = (0, None);
         Round {
             inputs,
             devices,
+            heard,
             classify,
             tell,
             account,
@@ -143,7 +160,8 @@ impl Round {
     fn wait(&self, stop: &EventFd) -> bool {
         let log = self.inputs.log.as_ref().map(|log| log.as_fd().as_raw_fd());
         let tracing = self.inputs.tracing.as_ref().map(|tracing| tracing.as_fd().as_raw_fd());
-        let mut fds: Vec<libc::pollfd> = std::iter::once(stop.as_raw_fd())
+        let mut fds: Vec<libc::pollfd> = [stop.as_raw_fd(), self.heard.wake().as_raw_fd()]
+            .into_iter()
             .chain(log)
             .chain(tracing)
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
@@ -154,7 +172,7 @@ impl Round {
             || self.lost > 0;
         let patience = match (busy, fds.len()) {
             (true, _) => BUSY,
-            (false, 1) => IDLE_WITHOUT_WAKING,
+            (false, 2) => IDLE_WITHOUT_WAKING,
             (false, _) => IDLE,
         };
         // SAFETY: the array is ours and as long as said.
@@ -168,6 +186,7 @@ impl Round {
         self.read_traces();
         self.read_log();
         let now = Instant::now();
+        self.take_heard(now);
         if now.duration_since(self.counted) >= SETTLED {
             self.count_interrupts(now);
         }
@@ -222,11 +241,11 @@ impl Round {
             Line::AmdOverflow => {}
             Line::Intel(report) => {
                 self.account.intel_reported();
-                self.fault(report, SystemTime::now(), Witness::Log);
+                self.fault(report, SystemTime::now(), Sense::Log);
             }
             Line::Amd(report) => {
                 self.account.amd_reported();
-                self.fault(report, SystemTime::now(), Witness::Log);
+                self.fault(report, SystemTime::now(), Sense::Log);
             }
         }
     }
@@ -239,13 +258,13 @@ impl Round {
                 Ok(Some((stamp, Trace::Fault(report)))) => {
                     self.stirred = Instant::now();
                     self.account.traced();
-                    self.fault(report, since_boot(stamp), Witness::Tracepoint);
+                    self.fault(report, since_boot(stamp), Sense::Tracepoint);
                 }
                 Ok(Some((stamp, Trace::Records(faults)))) => {
                     self.stirred = Instant::now();
                     self.account.probed();
                     for report in faults {
-                        self.fault(report, since_boot(stamp), Witness::Probe);
+                        self.fault(report, since_boot(stamp), Sense::Probe);
                     }
                 }
                 Err(error) => {
@@ -257,7 +276,7 @@ impl Round {
     }
 
     /// A witness tells of a fault; others' devices are not our business.
-    fn fault(&mut self, report: Report, time: SystemTime, witness: Witness) {
+    fn fault(&mut self, report: Report, time: SystemTime, witness: Sense) {
         let devices = lock(&self.devices);
         let watched = devices.iter().find(|one| one.device.may_be(report.device)).cloned();
         let Some(Watched { device, domain }) = watched else { return };
@@ -268,13 +287,25 @@ impl Round {
             return;
         }
         let source = match witness {
-            Witness::Log => Source::Log,
-            Witness::Probe => Source::Probe,
-            Witness::Tracepoint => Source::Tracepoint,
+            Sense::Log => Source::Log,
+            Sense::Probe => Source::Probe,
+            Sense::Tracepoint => Source::Tracepoint,
         };
         let fault = Fault { device: Some(device), ..report.fault(time, source) };
         let place = fault.iova.map(|iova| (self.classify)(&domain, iova));
         self.bursts.add(Instant::now(), fault, Some(domain), place);
+    }
+
+    /// What parts of skep have told. It is this VM's, whether or not the device is watched still.
+    fn take_heard(&mut self, now: Instant) {
+        for (fault, count) in self.heard.take() {
+            let devices = lock(&self.devices);
+            let named = fault.device.and_then(|device| devices.iter().find(|one| one.device.may_be(device)));
+            let domain = named.map(|one| one.domain.clone());
+            drop(devices);
+            let place = fault.iova.zip(domain.as_ref()).map(|(iova, domain)| (self.classify)(domain, iova));
+            self.bursts.add_several(now, fault, count, domain, place);
+        }
     }
 
     fn count_interrupts(&mut self, now: Instant) {

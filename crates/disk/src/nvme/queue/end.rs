@@ -1,5 +1,7 @@
 //! Commands end: by completion, by a reset of the controller, or with it.
 
+use dma::{Iova, IovaRange};
+
 use super::flight::Data;
 use super::{BOUNCE_SIZE, BOUNCES, NvmeQueue, TRIES, copy, create};
 use crate::counters::Bounced;
@@ -7,7 +9,7 @@ use crate::nvme::error::NvmeError;
 use crate::nvme::spec::{Completion, Meaning, Status};
 use crate::nvme::trouble::{Direction, TroubleKind};
 use crate::queue::Event;
-use crate::request::{DiskError, Operation};
+use crate::request::{DiskError, Operation, Request};
 
 /// Completions for commands that are not under way, until the controller is reset.
 const STRAYS: u32 = 16;
@@ -43,7 +45,12 @@ impl NvmeQueue {
             }
             Meaning::Passing(error) | Meaning::Failure(error) => Err(error),
             Meaning::BlockedDma => {
-                self.report_blocked(id);
+                let flight = self.flights[usize::from(command.flight)].as_ref();
+                let first = command.command.prp1;
+                let last = first.saturating_add(command.data.bytes().saturating_sub(1));
+                if let (Some(flight), Some(range)) = (flight, IovaRange::inclusive(Iova(first), Iova(last))) {
+                    self.report_blocked(flight.request.operation, range);
+                }
                 Err(DiskError::DmaBlocked)
             }
         };
@@ -63,19 +70,23 @@ impl NvmeQueue {
         });
     }
 
-    pub(super) fn report_blocked(&self, id: u16) {
-        let Some(command) = &self.commands[usize::from(id)] else { return };
-        let Some(flight) = &self.flights[usize::from(command.flight)] else { return };
-        let direction = match flight.request.operation {
+    /// The first piece of a transfer's memory that the controller does not reach.
+    pub(super) fn out_of_reach(&mut self, request: &Request) -> Option<IovaRange> {
+        if !matches!(request.operation, Operation::Read { .. } | Operation::Write { .. }) {
+            return None;
+        }
+        let mut ranges = (0..).map_while(|piece| request.buffers.range(piece)).map(IovaRange::identity);
+        ranges.find(|range| !self.reach.covers(*range))
+    }
+
+    /// Tells of a transfer that was blocked, where it began or would have begun.
+    pub(super) fn report_blocked(&self, operation: Operation, range: IovaRange) {
+        let direction = match operation {
             Operation::Read { .. } => Direction::ToMemory,
             _ => Direction::FromMemory,
         };
-        self.controller.report(TroubleKind::BlockedDma {
-            iova: dma::Iova(command.command.prp1),
-            bytes: command.data.bytes(),
-            direction,
-            operation: flight.request.operation,
-        });
+        let (iova, bytes) = (range.first(), range.len());
+        self.controller.report(TroubleKind::BlockedDma { iova, bytes, direction, operation });
     }
 
     /// A command is done; the request is when it was the last.

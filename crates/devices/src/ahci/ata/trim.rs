@@ -1,0 +1,65 @@
+//! DATA SET MANAGEMENT: TRIM (ACS-3, 7.5).
+
+use disk::{Access, SectorRange, Sectors};
+
+use super::identify::{MOST_TRIM_BLOCKS, blocks};
+use super::{Action, Change, CommandFis, HardDisk, Taskfile, error};
+
+/// The features register's bit for TRIM.
+const TRIM: u16 = 1;
+const BLOCK: u64 = 512;
+const ENTRY: usize = 8;
+
+impl HardDisk {
+    /// Whether there is anything to trim, and how many bytes say what.
+    pub(super) fn begin_trim(&self, fis: &CommandFis) -> Result<Action, Taskfile> {
+        let possible = self.geometry.discard.is_some() && self.geometry.access == Access::ReadWrite;
+        let known = fis.features & 0xff == TRIM && (1..=MOST_TRIM_BLOCKS).contains(&fis.count);
+        if !possible || !known {
+            return Err(Taskfile::aborted());
+        }
+        Ok(Action::Trim { bytes: u64::from(fis.count) * BLOCK })
+    }
+
+    /// The ranges in `data`, checked, the last first; or the bits of the error register. Ranges that follow each
+    /// other become one, for drivers have only 16 bits for the length of each.
+    pub fn trim(&self, data: &[u8]) -> Result<Vec<Change>, u8> {
+        let end = blocks(&self.geometry);
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for entry in data.chunks_exact(ENTRY) {
+            let entry = entry.iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+            let (first, count) = (entry & 0xffff_ffff_ffff, entry >> 48);
+            if count == 0 {
+                continue;
+            }
+            if first + count > end {
+                return Err(error::NOT_FOUND);
+            }
+            match ranges.last_mut() {
+                Some((start, len)) if *start + *len == first => *len += count,
+                _ => ranges.push((first, count)),
+            }
+        }
+        let sectors = u64::from(self.geometry.logical_block) / Sectors::SIZE;
+        let range = |(first, count)| {
+            Change::Discard(SectorRange { start: Sectors(first * sectors), count: Sectors(count * sectors) })
+        };
+        Ok(ranges.into_iter().rev().map(range).collect())
+    }
+
+    /// The next thing to do of `rest`, whose last comes first, in pieces as long as the disk takes them.
+    pub fn next_change(&self, rest: &mut Vec<Change>) -> Option<Change> {
+        let change = rest.pop()?;
+        let (Change::Discard(range), Some(discard)) = (change, self.geometry.discard) else {
+            return Some(change);
+        };
+        let block = u64::from(self.geometry.logical_block) / Sectors::SIZE;
+        let most = (discard.max.0 - discard.max.0 % block).max(block);
+        if range.count.0 <= most {
+            return Some(change);
+        }
+        let (start, count) = (Sectors(range.start.0 + most), Sectors(range.count.0 - most));
+        rest.push(Change::Discard(SectorRange { start, count }));
+        Some(Change::Discard(SectorRange { start: range.start, count: Sectors(most) }))
+    }
+}

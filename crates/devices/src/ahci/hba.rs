@@ -1,0 +1,156 @@
+//! What all ports of a controller share: the interrupt, bus mastering, RAM, and the way to people.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use memory::Ram;
+use pci::{Line, Vector};
+use virtio::Report;
+
+/// The part of a controller that its ports know.
+pub(super) struct Hba {
+    name: String,
+    report: Report,
+    ram: Arc<Ram>,
+    /// Whether the controller may reach memory.
+    bus_master: AtomicBool,
+    line: Arc<dyn Line>,
+    interrupt: Mutex<Interrupt>,
+}
+
+/// The first tier of interrupts (AHCI 1.3.1, 10.6.2).
+#[derive(Default)]
+struct Interrupt {
+    /// IS: ports that wanted one since the driver last looked.
+    status: u32,
+    /// Ports that want one now.
+    wanted: u32,
+    /// GHC.IE.
+    enabled: bool,
+    /// The command register forbids the pin.
+    pin_disabled: bool,
+    /// Where messages go, while MSI is on.
+    vector: Option<Arc<dyn Vector>>,
+    msi: bool,
+    asserted: bool,
+}
+
+impl Hba {
+    pub fn new(name: String, ram: Arc<Ram>, line: Arc<dyn Line>, report: Report) -> Hba {
+        let (bus_master, interrupt) = (AtomicBool::new(false), Mutex::default());
+        Hba { name, report, ram, bus_master, line, interrupt }
+    }
+
+    /// "ahci 00:03.0".
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Tells people.
+    pub fn report(&self, what: &dyn fmt::Display) {
+        (self.report)(format!("{}: {what}", self.name));
+    }
+
+    /// All of RAM, to make buffers of it.
+    pub fn ram(&self) -> &Arc<Ram> {
+        &self.ram
+    }
+
+    /// RAM, while the driver allows the controller to reach it.
+    pub fn reach(&self) -> Option<&Ram> {
+        self.bus_master.load(Ordering::Acquire).then_some(&*self.ram)
+    }
+
+    /// The driver allows or forbids the controller to reach memory; messages are writes to memory as well.
+    pub fn set_bus_master(&self, allowed: bool) {
+        let before = self.bus_master.swap(allowed, Ordering::AcqRel);
+        if allowed && !before {
+            self.send(&mut self.interrupt(), true);
+        }
+    }
+
+    /// Port `port` wants an interrupt or no longer does.
+    pub fn want(&self, port: u8, wanted: bool) {
+        let mut state = self.interrupt();
+        let bit = 1 << port;
+        state.wanted = state.wanted & !bit | u32::from(wanted) << port;
+        if wanted {
+            let new = state.status & bit == 0;
+            state.status |= bit;
+            self.send(&mut state, new);
+        }
+    }
+
+    /// IS.
+    pub fn status(&self) -> u32 {
+        self.interrupt().status
+    }
+
+    /// The driver clears bits of IS; those of ports that still want an interrupt come back at once. What is
+    /// left is worth another message (10.6.2.1).
+    pub fn clear_status(&self, bits: u32) {
+        let mut state = self.interrupt();
+        state.status = state.status & !bits | state.wanted;
+        self.send(&mut state, true);
+    }
+
+    /// GHC.IE.
+    pub fn enabled(&self) -> bool {
+        self.interrupt().enabled
+    }
+
+    /// The driver writes GHC.IE.
+    pub fn enable(&self, enabled: bool) {
+        let mut state = self.interrupt();
+        let rises = enabled && !state.enabled;
+        state.enabled = enabled;
+        self.send(&mut state, rises);
+    }
+
+    /// Where interrupts go: the pin unless it is disabled, or messages.
+    pub fn route(&self, msi: bool, vector: Option<Arc<dyn Vector>>, pin_disabled: bool) {
+        let mut state = self.interrupt();
+        let rises = msi && !state.msi;
+        state.msi = msi;
+        state.vector = vector;
+        state.pin_disabled = pin_disabled;
+        self.send(&mut state, rises);
+    }
+
+    /// Whether the pin is asserted, or would be if it were not disabled.
+    pub fn pin_wanted(&self) -> bool {
+        let state = self.interrupt();
+        state.enabled && state.status != 0 && !state.msi
+    }
+
+    /// The controller's own registers, as after power-on.
+    pub fn reset(&self) {
+        let mut state = self.interrupt();
+        state.enabled = false;
+        state.status = state.wanted;
+        self.send(&mut state, false);
+    }
+
+    /// Brings the pin to where it belongs, or sends a message if there is something new to tell.
+    fn send(&self, state: &mut Interrupt, new: bool) {
+        let pending = state.enabled && state.status != 0;
+        if pending
+            && new
+            && self.reach().is_some()
+            && let Some(vector) = &state.vector
+        {
+            // The only failure is a counter at its limit: then the interrupt is pending already.
+            vector.eventfd().write(1).ok();
+        }
+        let asserted = pending && !state.msi && !state.pin_disabled;
+        if asserted != state.asserted {
+            state.asserted = asserted;
+            self.line.set(asserted);
+        }
+    }
+
+    fn interrupt(&self) -> MutexGuard<'_, Interrupt> {
+        self.interrupt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,307 @@
+//! A SATA controller as in Intel's ICH9 (AHCI 1.3.1), with disks (ACS-3) and CD drives (MMC-6) on up to 32 ports.
+//!
+//! vCPUs only touch registers, each under its port's lock and for a moment. Commands are carried out by the
+//! thread of their port, named `ahci-DISK`, which has a queue of its own to the disk: it reads each command once,
+//! lets the device decode it (`ata`, `atapi`), and hands the guest's own memory to the disk.
+//!
+//! What a driver stops or resets while commands are under way they do not notice: they end, and only then does the
+//! controller say that it has stopped (`port::state` has the rules).
+
+mod action;
+mod ata;
+mod atapi;
+mod command;
+mod device;
+#[cfg(any(test, feature = "driver"))]
+pub mod driver;
+mod failures;
+mod fis;
+mod hba;
+mod options;
+mod port;
+mod registers;
+mod text;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ::disk::Disk;
+use memory::Ram;
+use pci::{
+    Address, BarKind, BarSpec, ConfigSpace, Decoded, DecodedAt, Function, Identity, Msi, PciError, Pin,
+    Services, Windows, capability, register,
+};
+use virtio::Report;
+
+use hba::Hba;
+pub use options::{AhciCd, AhciDisk, AhciError, AhciPort};
+use port::{PlugError, Pluggable, Port};
+use registers::{host, port as port_register};
+pub use text::{AtaFirmware, AtaModel, AtaSerial, AtaText, AtaTextError};
+
+/// The BAR with all registers.
+const ABAR: usize = 5;
+/// Room for 32 ports.
+const ABAR_SIZE: u64 = 0x2000;
+/// Where drivers of an ICH9 find the capabilities and the register that enables ports.
+const MSI_AT: u16 = 0x80;
+const PORT_CONTROL: u16 = 0x92;
+/// Bytes of the MSI capability behind its header.
+const MSI_BODY: usize = 12;
+/// Intel 82801IR/IO/IH (ICH9R/DO/DH), 6 ports, AHCI mode. It may have more ports here.
+const IDENTITY: Identity = Identity {
+    vendor: 0x8086,
+    device: 0x2922,
+    subsystem_vendor: 0x8086,
+    subsystem: 0x2922,
+    class: 0x01_0601,
+    revision: 2,
+};
+
+/// A SATA controller on the PCI bus.
+pub struct Ahci {
+    at: Address,
+    hba: Arc<Hba>,
+    ports: Vec<Port>,
+    config: Mutex<Config>,
+}
+
+struct Config {
+    space: ConfigSpace,
+    msi: Msi,
+}
+
+impl Config {
+    /// What the MSI capability holds behind its header.
+    fn msi_body(&self) -> [u8; MSI_BODY] {
+        let mut body = [0; MSI_BODY];
+        self.space.read(MSI_AT + 2, &mut body);
+        body
+    }
+}
+
+impl Ahci {
+    /// A controller for `at` with as many ports as are given, 1 to 32, and what is behind them. `report` gets
+    /// sentences about failures of disks.
+    pub fn new(
+        ports: Vec<AhciPort>,
+        at: Address,
+        ram: Arc<Ram>,
+        services: Arc<dyn Services>,
+        windows: &Windows,
+        report: Report,
+    ) -> Result<Ahci, AhciError> {
+        if !(1..=32).contains(&ports.len()) {
+            return Err(AhciError::Ports { at, ports: ports.len() });
+        }
+        let hba = Arc::new(Hba::new(format!("ahci {at}"), ram, services.line(at, Pin::A), report));
+        let bar = BarSpec::new(ABAR, BarKind::Memory32 { prefetchable: false }, ABAR_SIZE);
+        let mut space = ConfigSpace::new(IDENTITY, &[bar.expect("a possible BAR")], windows);
+        space.set(register::INTERRUPT_PIN, &[Pin::A as u8]);
+        let msi = Msi::new(at, services, 1, false);
+        let (body, writable) = msi.capability();
+        space.place_capability(MSI_AT, capability::MSI, &body, &writable);
+        // Drivers of an ICH9 enable the first ports here, which changes nothing.
+        space.set(PORT_CONTROL, &[0x3f, 0]);
+        space.allow(PORT_CONTROL, &[0x3f, 0]);
+        let mut made = Vec::with_capacity(ports.len());
+        for (index, what) in (0u8..).zip(ports) {
+            let port =
+                Port::new(index, hba.clone()).map_err(|cause| AhciError::Start { port: index, cause })?;
+            let pluggable = match what {
+                AhciPort::Empty => None,
+                AhciPort::Disk(disk) => Some(disk.prepare(at, index)?),
+                AhciPort::Cd(drive) => Some(drive.prepare(at, index)?),
+            };
+            if let Some(pluggable) = pluggable {
+                plug(&port, index, pluggable)?;
+            }
+            made.push(port);
+        }
+        Ok(Ahci { at, hba, ports: made, config: Mutex::new(Config { space, msi }) })
+    }
+
+    /// Plugs a disk into an empty port; the guest is told.
+    pub fn plug_disk(&self, port: u8, disk: AhciDisk) -> Result<(), AhciError> {
+        plug(self.port(port)?, port, disk.prepare(self.at, port)?)
+    }
+
+    /// Plugs a drive into an empty port; the guest is told.
+    pub fn plug_cd(&self, port: u8, drive: AhciCd) -> Result<(), AhciError> {
+        plug(self.port(port)?, port, drive.prepare(self.at, port)?)
+    }
+
+    /// Takes away what is on a port, whether or not the guest uses it; the guest is told. Waits for what is
+    /// under way.
+    pub fn unplug(&self, port: u8) -> Result<(), AhciError> {
+        if self.port(port)?.unplug() { Ok(()) } else { Err(AhciError::Missing { port, what: "device" }) }
+    }
+
+    /// Puts another disc into a drive, in the place of what is there. When the guest has locked the tray it is
+    /// asked to let the disc go, and this fails ([`AhciError::TrayLocked`]), unless `force` is given.
+    pub fn insert_disc(&self, port: u8, disc: Arc<Disk>, force: bool) -> Result<(), AhciError> {
+        self.change_disc(port, Some(disc), force)
+    }
+
+    /// Takes the disc out of a drive; a locked tray is treated as by [`Ahci::insert_disc`]. The drive's thread lets
+    /// go of the disc when the command under way, if any, has ended.
+    pub fn eject_disc(&self, port: u8, force: bool) -> Result<(), AhciError> {
+        self.change_disc(port, None, force)
+    }
+
+    /// The disc in a drive; the guest may have ejected it.
+    pub fn disc(&self, port: u8) -> Result<Option<Arc<Disk>>, AhciError> {
+        let tray = self.port(port)?.tray().ok_or(AhciError::Missing { port, what: "CD drive" })?;
+        Ok(tray.disc())
+    }
+
+    fn change_disc(&self, index: u8, disc: Option<Arc<Disk>>, force: bool) -> Result<(), AhciError> {
+        let port = self.port(index)?;
+        let tray = port.tray().ok_or(AhciError::Missing { port: index, what: "CD drive" })?;
+        let outcome = options::put(&tray, disc, force);
+        port.look_again();
+        outcome
+    }
+
+    fn port(&self, port: u8) -> Result<&Port, AhciError> {
+        let last = self.ports.len() as u8 - 1;
+        self.ports.get(usize::from(port)).ok_or(AhciError::NoPort { port, last })
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        if let Some((port, register)) = self.port_at(offset) {
+            return port.read(register);
+        }
+        let ports = self.ports.len() as u32;
+        match offset {
+            host::CAP => host::CAPABILITIES | (ports - 1),
+            host::GHC => {
+                let when = |condition: bool, bit: u32| if condition { bit } else { 0 };
+                host::GHC_AHCI
+                    | when(self.hba.enabled(), host::GHC_INTERRUPTS)
+                    | when(self.ports.iter().any(Port::is_resetting), host::GHC_RESET)
+            }
+            host::IS => self.hba.status(),
+            host::PI => u32::MAX >> (32 - ports),
+            host::VS => host::VERSION,
+            _ => 0,
+        }
+    }
+
+    fn write_register(&self, offset: u64, value: u32) {
+        if let Some((port, register)) = self.port_at(offset) {
+            return port.write(register, value);
+        }
+        match offset {
+            host::GHC if value & host::GHC_RESET != 0 => {
+                self.ports.iter().for_each(Port::reset);
+                self.hba.reset();
+            }
+            host::GHC => self.hba.enable(value & host::GHC_INTERRUPTS != 0),
+            host::IS => self.hba.clear_status(value),
+            _ => {}
+        }
+    }
+
+    /// The port whose register lies at an offset, and which one it is.
+    fn port_at(&self, offset: u64) -> Option<(&Port, u64)> {
+        let offset = offset.checked_sub(port_register::FIRST)?;
+        let port = self.ports.get((offset / port_register::SIZE) as usize)?;
+        Some((port, offset % port_register::SIZE))
+    }
+
+    /// Sends interrupts where configuration space says.
+    fn route(&self, config: &Config) {
+        let body = config.msi_body();
+        let msi = body[0] & 1 != 0;
+        let disabled = config.space.command() & register::COMMAND_INTX_DISABLE != 0;
+        self.hba.route(msi, config.msi.vectors(&body).first().cloned(), disabled);
+    }
+
+    fn config(&self) -> MutexGuard<'_, Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn plug(port: &Port, index: u8, pluggable: Pluggable) -> Result<(), AhciError> {
+    port.plug(pluggable).map_err(|why| match why {
+        PlugError::Occupied => AhciError::Occupied { port: index },
+        PlugError::Thread(cause) => AhciError::Start { port: index, cause },
+    })
+}
+
+impl Function for Ahci {
+    fn name(&self) -> &str {
+        self.hba.name()
+    }
+
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        let mut config = self.config();
+        let pin = if self.hba.pin_wanted() { register::STATUS_INTERRUPT } else { 0 };
+        let status = config.space.u16(register::STATUS) & !register::STATUS_INTERRUPT | pin;
+        config.space.set(register::STATUS, &status.to_le_bytes());
+        config.space.read(offset, data);
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) -> Result<(), PciError> {
+        let config = &mut *self.config();
+        config.space.write(offset, data);
+        let touches = |at: u16, len: u16| offset < at + len && offset as usize + data.len() > usize::from(at);
+        let (command, msi) = (touches(register::COMMAND, 2), touches(MSI_AT, 2 + MSI_BODY as u16));
+        let mut outcome = Ok(());
+        if msi {
+            outcome = config.msi.update(&config.msi_body());
+        }
+        if command || msi {
+            self.route(config);
+        }
+        if command {
+            self.hba.set_bus_master(config.space.command() & register::COMMAND_BUS_MASTER != 0);
+            // What was issued meanwhile is looked at now.
+            self.ports.iter().for_each(Port::look_again);
+        }
+        outcome
+    }
+
+    fn decoded(&self) -> Decoded {
+        self.config().space.decoded()
+    }
+
+    fn read_bar(&self, _: usize, offset: u64, data: &mut [u8]) {
+        let mut at = offset;
+        let mut left = data;
+        while !left.is_empty() {
+            let skip = (at % 4) as usize;
+            let (here, rest) = left.split_at_mut(left.len().min(4 - skip));
+            here.copy_from_slice(&self.read_register(at - skip as u64).to_le_bytes()[skip..][..here.len()]);
+            at += here.len() as u64;
+            left = rest;
+        }
+    }
+
+    /// Registers are written whole; other writes are ignored (AHCI 1.3.1, section 3).
+    fn write_bar(&self, _: usize, offset: u64, data: &[u8]) -> Result<(), PciError> {
+        if offset.is_multiple_of(4) {
+            for (word, at) in data.chunks_exact(4).zip((offset..).step_by(4)) {
+                self.write_register(at, u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+            }
+        }
+        Ok(())
+    }
+
+    fn bar_moved(&self, _: usize, _: Option<DecodedAt>) -> Result<(), PciError> {
+        Ok(())
+    }
+
+    fn reset(&self) -> Result<(), PciError> {
+        self.hba.set_bus_master(false);
+        self.ports.iter().for_each(Port::power_on);
+        self.hba.reset();
+        let config = &mut *self.config();
+        let outcome = config.msi.reset();
+        let (body, _) = config.msi.capability();
+        config.space.set(MSI_AT + 2, &body);
+        config.space.reset();
+        self.route(config);
+        outcome
+    }
+}

@@ -1,0 +1,443 @@
+//! The thread of a port: it takes commands, lets the device decode them, and moves data between the guest's memory
+//! and the disk. One queue of the disk is its own.
+
+use std::sync::Arc;
+
+use disk::{DiskError, DiskQueue, Event, Operation, PreparedQueue, Request, WaitError};
+use memory::Buffers;
+use virtio::Stop;
+
+use super::{Ending, PortShared, PortState, Taken};
+use crate::ahci::action::{Action, Change, Protocol};
+use crate::ahci::atapi::Handling;
+use crate::ahci::command::{Command, Unreadable};
+use crate::ahci::device::Device;
+use crate::ahci::failures::Failures;
+
+/// Command slots of a port.
+const SLOTS: usize = 32;
+/// Buffers of more pieces than this are not kept for the next command.
+const KEPT_PIECES: usize = 256;
+
+/// A command that the disk works on.
+struct UnderWay {
+    command: Command,
+    protocol: Protocol,
+    /// What is left to do, the last first, of a command without data.
+    rest: Vec<Change>,
+}
+
+/// How a round of taking commands ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// There is nothing to begin now.
+    Idle,
+    /// As many as there are slots were taken; there may be more.
+    Full,
+}
+
+pub(super) struct PortEngine {
+    port: Arc<PortShared>,
+    device: Device,
+    queue: Option<DiskQueue>,
+    slots: [Option<UnderWay>; SLOTS],
+    /// A command that was read and waits for others to end.
+    parked: Option<(Taken, Command)>,
+    /// Queued commands that have ended well and are told of together.
+    ended: u32,
+    /// The last reset that the device knows of.
+    resets: u64,
+    /// Empty buffers, whose room is used again.
+    spare: Vec<Buffers>,
+    events: Vec<Event>,
+    failures: Failures,
+}
+
+impl PortEngine {
+    /// Serves the port until it is asked to stop or the disk's queue breaks. Everything under way has ended when
+    /// this returns.
+    pub fn run(
+        port: Arc<PortShared>,
+        device: Device,
+        prepared: Option<PreparedQueue>,
+        disk: &str,
+        stop: &Stop,
+    ) {
+        let mut engine = PortEngine {
+            device,
+            queue: None,
+            slots: [const { None }; SLOTS],
+            parked: None,
+            ended: 0,
+            resets: 0,
+            spare: Vec::new(),
+            events: Vec::new(),
+            failures: Failures::of(disk),
+            port,
+        };
+        let outcome = match prepared {
+            None => Ok(()),
+            Some(prepared) => engine.start(prepared),
+        };
+        let outcome = outcome.and_then(|()| engine.serve(stop));
+        // Waits for everything under way.
+        engine.queue = None;
+        if let Err(why) = outcome {
+            engine.port.hba().report(&format_args!("{why} The guest sees the device as unplugged."));
+            engine.port.change(|state, ram| state.plug(None, ram));
+        }
+        engine.failures.say_the_rest(engine.port.hba());
+        engine.port.change(PortState::release_all);
+    }
+
+    fn start(&mut self, prepared: PreparedQueue) -> Result<(), WaitError> {
+        let mut queue = prepared.start()?;
+        queue.watch(&self.port.kick)?;
+        self.queue = Some(queue);
+        Ok(())
+    }
+
+    fn serve(&mut self, stop: &Stop) -> Result<(), WaitError> {
+        loop {
+            self.look_at_the_tray();
+            let round = self.take_a_round();
+            self.tell();
+            match round {
+                Round::Idle => self.wait()?,
+                Round::Full => self.poll()?,
+            }
+            if stop.requested() {
+                return Ok(());
+            }
+            self.finish();
+            self.tell();
+        }
+    }
+
+    fn poll(&mut self) -> Result<(), WaitError> {
+        self.queue.as_mut().map_or(Ok(()), |queue| queue.poll(&mut self.events))
+    }
+
+    /// Waits for the disk or the driver. The driver kicks only a thread that sleeps, so this looks once more
+    /// before; but only where it could begin something.
+    fn wait(&mut self) -> Result<(), WaitError> {
+        let able = self.parked.is_none() && !self.is_busy();
+        let port = &self.port;
+        let work = || able && port.has_work();
+        if let Some(queue) = &mut self.queue
+            && queue.look(&mut self.events, work)?
+        {
+            return Ok(());
+        }
+        port.set_asleep(true);
+        let outcome = match &mut self.queue {
+            Some(queue) if work() => queue.poll(&mut self.events),
+            Some(queue) => queue.sleep(&mut self.events),
+            None if work() => Ok(()),
+            // Interrupted or woken: all the same.
+            None => {
+                drop(port.kick.read());
+                Ok(())
+            }
+        };
+        port.set_asleep(false);
+        outcome
+    }
+
+    /// Begins what the driver has issued, but no more than there are slots before looking at anything else.
+    fn take_a_round(&mut self) -> Round {
+        for _ in 0..SLOTS {
+            if self.is_busy() {
+                return Round::Idle;
+            }
+            let Some((taken, command)) = self.next() else { return Round::Idle };
+            let queued = self.device.is_queued(&command);
+            if !queued && self.slots.iter().any(Option::is_some) {
+                self.parked = Some((taken, command));
+                return Round::Idle;
+            }
+            // What has ended is told before anything begins that is not queued.
+            if !queued {
+                self.tell();
+            }
+            self.begin(taken, command, queued);
+        }
+        Round::Full
+    }
+
+    /// Whether a command is under way beside which there can be no other.
+    fn is_busy(&self) -> bool {
+        self.slots.iter().flatten().any(|slot| slot.protocol != Protocol::Queued)
+    }
+
+    /// The next command, read once and for all.
+    fn next(&mut self) -> Option<(Taken, Command)> {
+        // A parked command that was given up meanwhile ends here.
+        if let Some((taken, command)) = self.parked.take() {
+            if self.port.change(|state, _| state.is_awaited(taken.slot)) {
+                return Some((taken, command));
+            }
+            self.end(taken.slot, Ending::Silent);
+        }
+        // Each turn ends a command, which only the driver can issue again.
+        loop {
+            let taken = self.port.take()?;
+            if taken.resets != self.resets {
+                self.resets = taken.resets;
+                self.device.reset();
+            }
+            match Command::read(self.port.hba().ram(), taken.header) {
+                Ok(command) => return Some((taken, command)),
+                Err(why) => self.refuse(taken.slot, why),
+            }
+        }
+    }
+
+    fn begin(&mut self, taken: Taken, command: Command, queued: bool) {
+        let slot = taken.slot;
+        if !queued {
+            self.port.change(|state, _| state.set_busy(slot, true));
+        }
+        match self.device.execute(&command, slot) {
+            Action::Done(taskfile) => {
+                self.end(slot, Ending::Registers(taskfile));
+                self.drop_an_ejected_disc();
+            }
+            Action::Signature(taskfile) => self.end(slot, Ending::Quiet(taskfile)),
+            Action::Control { busy } => {
+                let busy = busy && !command.clear_busy;
+                self.port.change(|state, _| state.set_busy(slot, busy));
+                self.end(slot, Ending::Silent);
+            }
+            Action::Send(data, protocol) => self.send(slot, &command, &data, protocol),
+            Action::Transfer { operation, bytes, protocol } => {
+                self.transfer(slot, command, operation, bytes, protocol);
+            }
+            Action::Trim { bytes } => self.trim(slot, command, bytes),
+            Action::Series(rest) => self.go_on(slot, UnderWay { command, protocol: Protocol::Dma, rest }),
+        }
+    }
+
+    /// Data from the device itself.
+    fn send(&mut self, slot: u8, command: &Command, data: &[u8], protocol: Protocol) {
+        match self.gather(command, data.len() as u64) {
+            Err(why) => self.refuse(slot, why),
+            Ok(buffers) => {
+                let written = buffers.write(data);
+                if written < data.len() {
+                    self.port.change(|state, _| state.note_overflow(slot));
+                }
+                self.recycle(buffers);
+                self.transferred(slot, command, protocol, written as u64);
+            }
+        }
+    }
+
+    /// Data between disk and guest.
+    fn transfer(&mut self, slot: u8, command: Command, operation: Operation, bytes: u64, protocol: Protocol) {
+        let buffers = match self.gather(&command, bytes) {
+            Ok(buffers) => buffers,
+            Err(why) => return self.refuse(slot, why),
+        };
+        if protocol == Protocol::Queued {
+            self.port.change(|state, ram| state.accept(slot, ram));
+        }
+        if buffers.bytes() < bytes {
+            self.recycle(buffers);
+            self.port.change(|state, _| state.note_overflow(slot));
+            return self.fail(slot, &command, protocol, DiskError::Unaligned);
+        }
+        self.submit(slot, operation, buffers, UnderWay { command, protocol, rest: Vec::new() });
+    }
+
+    /// Data from the guest that says what to discard.
+    fn trim(&mut self, slot: u8, command: Command, bytes: u64) {
+        let buffers = match self.gather(&command, bytes) {
+            Ok(buffers) => buffers,
+            Err(why) => return self.refuse(slot, why),
+        };
+        let mut data = vec![0; buffers.bytes() as usize];
+        buffers.read(&mut data);
+        self.recycle(buffers);
+        if (data.len() as u64) < bytes {
+            self.port.change(|state, _| state.note_overflow(slot));
+            return self.fail(slot, &command, Protocol::Dma, DiskError::Unaligned);
+        }
+        match self.device.trim(&command, &data) {
+            Err(taskfile) => self.end(slot, Ending::Registers(taskfile)),
+            Ok(rest) => {
+                self.note_transferred(slot, &command, bytes);
+                self.go_on(slot, UnderWay { command, protocol: Protocol::Dma, rest });
+            }
+        }
+    }
+
+    /// Begins what comes next of a command without data, or ends it.
+    fn go_on(&mut self, slot: u8, mut work: UnderWay) {
+        match self.device.next_change(&mut work.rest) {
+            None => self.end(slot, Ending::Registers(self.device.good())),
+            Some(operation) => {
+                let buffers = self.buffers();
+                self.submit(slot, operation, buffers, work);
+            }
+        }
+    }
+
+    fn submit(&mut self, slot: u8, operation: Operation, buffers: Buffers, work: UnderWay) {
+        let Some(queue) = &mut self.queue else {
+            // The disc has gone since the command was decoded.
+            self.recycle(buffers);
+            return self.fail(slot, &work.command, work.protocol, DiskError::Gone);
+        };
+        match queue.submit(Request { tag: u64::from(slot), operation, buffers }) {
+            Ok(()) => self.slots[usize::from(slot)] = Some(work),
+            Err(refused) => {
+                self.recycle(refused.buffers);
+                self.fail(slot, &work.command, work.protocol, refused.error);
+            }
+        }
+    }
+
+    /// Ends what the disk has completed.
+    fn finish(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            let Event::Done { tag, operation, result, buffers } = event else { continue };
+            let slot = tag as u8;
+            let work = self.slots[usize::from(slot)].take().expect("the disk returns each tag once");
+            let bytes = buffers.bytes();
+            self.recycle(buffers);
+            match result {
+                Err(error) => {
+                    self.failures.note(operation, error, self.port.hba());
+                    self.fail(slot, &work.command, work.protocol, error);
+                }
+                Ok(()) if matches!(operation, Operation::Read { .. } | Operation::Write { .. }) => {
+                    self.transferred(slot, &work.command, work.protocol, bytes);
+                }
+                // A command that nobody waits for any more ends with what it has done so far.
+                Ok(()) if self.port.change(|state, _| !state.is_awaited(slot)) => {
+                    self.end(slot, Ending::Silent);
+                }
+                Ok(()) => self.go_on(slot, work),
+            }
+        }
+        self.events = events;
+    }
+
+    /// All data of a command has been moved.
+    fn transferred(&mut self, slot: u8, command: &Command, protocol: Protocol, bytes: u64) {
+        if protocol == Protocol::Queued {
+            self.ended |= 1 << slot;
+            return;
+        }
+        self.note_transferred(slot, command, bytes);
+        match protocol {
+            Protocol::Pio => self.end(slot, Ending::Pio(u32::try_from(bytes).unwrap_or(u32::MAX))),
+            _ => self.end(slot, Ending::Registers(self.device.good())),
+        }
+    }
+
+    /// Says in the command's header how many bytes were transferred.
+    fn note_transferred(&self, slot: u8, command: &Command, bytes: u64) {
+        self.port.change(|state, ram| {
+            if let Some(ram) = ram
+                && command.set_transferred(ram, bytes).is_err()
+            {
+                state.refuse(slot, Unreadable::HostBus, Some(ram));
+            }
+        });
+    }
+
+    /// Tells the driver of all queued commands that have ended well.
+    fn tell(&mut self) {
+        let ended = std::mem::take(&mut self.ended);
+        if ended != 0 {
+            self.port.change(|state, ram| state.complete_queued(ended, ram));
+        }
+    }
+
+    fn fail(&mut self, slot: u8, command: &Command, protocol: Protocol, why: DiskError) {
+        let fault = self.device.failed(why, command, protocol, slot);
+        if protocol == Protocol::Queued {
+            // Those that have ended before count as ended.
+            self.tell();
+            self.port.change(|state, ram| state.fail_queued(slot, fault.taskfile, fault.serror, ram));
+        } else {
+            let ending = Ending::Registers(fault.taskfile);
+            self.port.change(|state, ram| state.complete(slot, ending, fault.serror, ram));
+        }
+    }
+
+    fn refuse(&mut self, slot: u8, why: Unreadable) {
+        self.tell();
+        self.port.change(|state, ram| state.refuse(slot, why, ram));
+    }
+
+    fn end(&self, slot: u8, ending: Ending) {
+        self.port.change(|state, ram| state.complete(slot, ending, 0, ram));
+    }
+
+    /// What host and guest have done with the disc. Never while a command is under way.
+    fn look_at_the_tray(&mut self) {
+        if self.slots.iter().any(Option::is_some) {
+            return;
+        }
+        let Device::Cd(drive) = &mut self.device else { return };
+        match drive.handling() {
+            None => {}
+            Some(Handling::EjectAsked) => drive.ask_to_eject(),
+            Some(Handling::Removed) => {
+                self.queue = None;
+                drive.remove();
+            }
+            Some(Handling::Inserted(disc, prepared)) => {
+                self.queue = None;
+                self.failures = Failures::of(disc.name());
+                drive.insert(disc.geometry());
+                if let Err(why) = self.start(prepared) {
+                    self.port.hba().report(&why);
+                    self.drop_disc();
+                }
+            }
+        }
+    }
+
+    fn drop_disc(&mut self) {
+        if let Device::Cd(drive) = &mut self.device {
+            drive.remove();
+        }
+    }
+
+    /// The guest may have ejected the disc, whose queue then goes.
+    fn drop_an_ejected_disc(&mut self) {
+        if let Device::Cd(drive) = &self.device
+            && !drive.has_disc()
+        {
+            self.queue = None;
+        }
+    }
+
+    /// The first `bytes` bytes of the command's scatter list, or all of it.
+    fn gather(&mut self, command: &Command, bytes: u64) -> Result<Buffers, Unreadable> {
+        let mut buffers = self.buffers();
+        match command.gather(self.port.hba().ram(), bytes, &mut buffers) {
+            Ok(()) => Ok(buffers),
+            Err(why) => {
+                self.recycle(buffers);
+                Err(why)
+            }
+        }
+    }
+
+    fn buffers(&mut self) -> Buffers {
+        self.spare.pop().unwrap_or_else(|| Buffers::new(self.port.hba().ram().clone()))
+    }
+
+    fn recycle(&mut self, mut buffers: Buffers) {
+        if buffers.iovecs().len() <= KEPT_PIECES {
+            buffers.clear();
+            self.spare.push(buffers);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The controller as a PCI function: configuration space, BARs, and accesses to the registers.
+//!
+//! BAR 0 holds registers and doorbells (16 KiB: Windows takes no less), BAR 2 the MSI-X table.
+
+use std::sync::MutexGuard;
+
+use pci::{
+    BarKind, BarSpec, ConfigSpace, Decoded, DecodedAt, Function, Identity, MSIX_ENTRY_SIZE, Msix, PciError,
+    Pin, Windows, capability, register,
+};
+
+use super::shared::lock;
+use super::{DEVICE, Nvme, VENDOR, spec};
+
+/// The BAR with registers and doorbells; takes registers 0 and 1.
+const REGISTERS_BAR: usize = 0;
+/// The BAR with the MSI-X table; takes registers 2 and 3.
+const MSIX_BAR: usize = 2;
+const REGISTERS_SIZE: u64 = 16 << 10;
+/// Mass storage, non-volatile memory, NVM Express.
+const CLASS: u32 = 0x01_0802;
+
+/// Offset of the pending bits behind a table of so many vectors.
+fn pending_at(vectors: usize) -> u64 {
+    (vectors as u64 * MSIX_ENTRY_SIZE).next_multiple_of(2048)
+}
+
+/// Configuration space, and where the MSI-X capability lies in it.
+pub(super) fn config_space(msix: &Msix, windows: &Windows) -> (ConfigSpace, u16) {
+    let identity = Identity {
+        vendor: VENDOR,
+        device: DEVICE,
+        subsystem_vendor: VENDOR,
+        subsystem: 0,
+        class: CLASS,
+        revision: 1,
+    };
+    let memory = |index, size| {
+        BarSpec::new(index, BarKind::Memory64 { prefetchable: false }, size).expect("constants that fit")
+    };
+    let pending = pending_at(msix.count());
+    let msix_size = (pending + (msix.count() as u64).div_ceil(64) * 8).next_power_of_two().max(4096);
+    let bars = [memory(REGISTERS_BAR, REGISTERS_SIZE), memory(MSIX_BAR, msix_size)];
+    let mut config = ConfigSpace::new(identity, &bars, windows);
+    config.set(register::INTERRUPT_PIN, &[Pin::A as u8]);
+    // D0 and D3hot, between which nothing is lost; the driver moves between them and nothing else happens.
+    config.add_capability(capability::POWER_MANAGEMENT, &[3, 0, 8, 0, 0, 0], &[0, 0, 3, 0]);
+    // Version 2, an endpoint integrated in the root complex, role-based error reporting.
+    let mut express = [0; 58];
+    express[..2].copy_from_slice(&0x0092u16.to_le_bytes());
+    express[2..6].copy_from_slice(&0x8000u32.to_le_bytes());
+    config.add_capability(capability::EXPRESS, &express, &[0, 0, 0, 0, 0, 0, 0xff, 0x7f]);
+    let (body, writable) = msix.capability((MSIX_BAR as u8, 0), (MSIX_BAR as u8, pending as u32));
+    let msix_at = config.add_capability(capability::MSIX, &body, &writable);
+    (config, msix_at)
+}
+
+impl Nvme {
+    fn config(&self) -> MutexGuard<'_, ConfigSpace> {
+        lock(&self.config)
+    }
+
+    /// The driver allows or forbids the device to reach memory.
+    fn set_bus_master(&self, allowed: bool) {
+        let before = self.shared.gate.set(allowed);
+        if allowed && !before {
+            // What came meanwhile is looked at now.
+            self.shared.doorbells.ring_all();
+        }
+    }
+
+    fn write_register(&self, offset: u64, value: u32) {
+        match offset {
+            spec::register::INTMS => self.shared.interrupts.mask(value, 0),
+            spec::register::INTMC => self.shared.interrupts.mask(0, value),
+            _ => {
+                if self.shared.registers.write(offset, value) {
+                    self.shared.bell.ring();
+                }
+            }
+        }
+    }
+
+    fn ring_doorbell(&self, place: u64, value: u32) {
+        let Some(queue) = self.shared.doorbells.written(place, value) else { return };
+        // With messages nobody needs to know; the pin goes down when the driver has taken everything.
+        let by_message = self.shared.interrupts.msix().enabled();
+        if by_message {
+            return;
+        }
+        let queue = lock(&self.shared.completion_queues).get(&queue).cloned();
+        if let Some(queue) = queue {
+            queue.head_moved();
+        }
+    }
+}
+
+impl Function for Nvme {
+    fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        let pin = self.shared.interrupts.pin_wanted() && !self.shared.interrupts.msix().enabled();
+        let mut config = self.config();
+        let status = config.u16(register::STATUS) & !register::STATUS_INTERRUPT;
+        let pin = if pin { register::STATUS_INTERRUPT } else { 0 };
+        config.set(register::STATUS, &(status | pin).to_le_bytes());
+        config.read(offset, data);
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) -> Result<(), PciError> {
+        let mut config = self.config();
+        config.write(offset, data);
+        let touches = |at: u16, len: u16| offset < at + len && offset as usize + data.len() > usize::from(at);
+        let (command, control) = (config.command(), config.u16(self.msix_at + 2));
+        drop(config);
+        if touches(register::COMMAND, 2) {
+            self.set_bus_master(command & register::COMMAND_BUS_MASTER != 0);
+        }
+        let mut outcome = Ok(());
+        let interrupts = &self.shared.interrupts;
+        if touches(self.msix_at + 2, 2) {
+            outcome = interrupts.msix().set_control(control);
+            interrupts.rerouted();
+        }
+        if touches(register::COMMAND, 2) || touches(self.msix_at + 2, 2) {
+            let disabled = command & register::COMMAND_INTX_DISABLE != 0;
+            interrupts.disable_pin(disabled || interrupts.msix().enabled());
+        }
+        outcome
+    }
+
+    fn decoded(&self) -> Decoded {
+        self.config().decoded()
+    }
+
+    fn read_bar(&self, bar: usize, offset: u64, data: &mut [u8]) {
+        match bar {
+            REGISTERS_BAR => self.shared.registers.read(offset, self.shared.interrupts.masks(), data),
+            MSIX_BAR => {
+                let msix = self.shared.interrupts.msix();
+                match offset.checked_sub(pending_at(msix.count())) {
+                    Some(offset) => msix.read_pending(offset, data),
+                    None => msix.read_table(offset, data),
+                }
+            }
+            _ => data.fill(0xff),
+        }
+    }
+
+    fn write_bar(&self, bar: usize, offset: u64, data: &[u8]) -> Result<(), PciError> {
+        if bar == MSIX_BAR {
+            return Ok(self.shared.interrupts.msix().write_table(offset, data)?);
+        }
+        // Registers are written in 32 bits or, where they have them, 64 (3.1); anything else goes nowhere.
+        if bar != REGISTERS_BAR || !offset.is_multiple_of(4) || !matches!(data.len(), 4 | 8) {
+            return Ok(());
+        }
+        for (at, word) in (offset..).step_by(4).zip(data.chunks_exact(4)) {
+            let value = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+            match at.checked_sub(spec::register::DOORBELLS) {
+                Some(at) => self.ring_doorbell(at / 4, value),
+                None => self.write_register(at, value),
+            }
+        }
+        Ok(())
+    }
+
+    fn bar_moved(&self, bar: usize, at: Option<DecodedAt>) -> Result<(), PciError> {
+        match (bar, at) {
+            (REGISTERS_BAR, None) => self.shared.wires.moved(None),
+            (REGISTERS_BAR, Some(DecodedAt::Memory(range))) => self.shared.wires.moved(Some(range.start())),
+            _ => Ok(()),
+        }
+    }
+
+    fn reset(&self) -> Result<(), PciError> {
+        self.shared.registers.reset();
+        self.shared.bell.ring();
+        self.shared.registers.wait_until_stopped();
+        let interrupts = &self.shared.interrupts;
+        let outcome = interrupts.msix().reset();
+        interrupts.rerouted();
+        {
+            let mut config = self.config();
+            let vectors = interrupts.vectors();
+            config.set(self.msix_at + 2, &(vectors - 1).to_le_bytes());
+            config.reset();
+        }
+        interrupts.disable_pin(false);
+        self.set_bus_master(false);
+        outcome
+    }
+}

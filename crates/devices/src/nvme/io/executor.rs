@@ -1,0 +1,264 @@
+//! Executes commands on one namespace's disk and posts their completions. It belongs to one thread.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use disk::{DiskError, DiskQueue, Durability, Event, Operation, PreparedQueue, Request, WaitError};
+use memory::{Buffers, Ram};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::job::{Job, Next, Plan, Planner, Scratches};
+use crate::nvme::completion::{Answer, CompletionQueue};
+use crate::nvme::log::{self, Failed};
+use crate::nvme::namespace::Attached;
+use crate::nvme::shared::Shared;
+use crate::nvme::spec::{Command, Status};
+
+/// Where the answers to commands of one submission queue go.
+#[derive(Clone)]
+pub(super) struct Answers {
+    pub(super) sq: u16,
+    /// The submission queue's head, which completions report.
+    pub(super) head: Arc<AtomicU16>,
+    pub(super) queue: Arc<CompletionQueue>,
+}
+
+/// A command under way.
+struct Slot {
+    cid: u16,
+    lba: u64,
+    job: Job,
+}
+
+/// Nothing on the way of reads and writes allocates or locks a lock that others hold: commands under way have
+/// numbered slots, and buffers go round.
+pub(super) struct Executor {
+    shared: Arc<Shared>,
+    namespace: Arc<Attached>,
+    disk: DiskQueue,
+    to: Answers,
+    /// A share in the RAM of this thread's own, so that its count is not passed between threads.
+    ram: Arc<Ram>,
+    slots: Vec<Option<Slot>>,
+    free: Vec<u16>,
+    /// Empty buffers, whose room is used again.
+    spare: Vec<Buffers>,
+    events: Vec<Event>,
+    /// Answers that are not posted yet.
+    answers: VecDeque<Answer>,
+    scratches: Scratches,
+    /// Slots that want to compare, the one that does first.
+    comparing: VecDeque<u16>,
+    copied: u64,
+}
+
+impl Executor {
+    /// Starts a disk's queue on this thread; `wake` wakes it from [`Executor::wait`].
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        namespace: Arc<Attached>,
+        prepared: PreparedQueue,
+        depth: u16,
+        to: Answers,
+        wake: &EventFd,
+    ) -> Result<Executor, WaitError> {
+        let mut disk = prepared.start()?;
+        disk.watch(wake)?;
+        Ok(Executor {
+            ram: shared.ram.clone(),
+            slots: (0..depth).map(|_| None).collect(),
+            free: (0..depth).rev().collect(),
+            spare: Vec::with_capacity(depth.into()),
+            events: Vec::new(),
+            answers: VecDeque::with_capacity(depth.into()),
+            scratches: Scratches::default(),
+            comparing: VecDeque::new(),
+            copied: 0,
+            shared,
+            namespace,
+            disk,
+            to,
+        })
+    }
+
+    /// Whether a command can be begun: a slot is free, and the driver keeps up with completions.
+    pub(super) fn has_room(&self) -> bool {
+        !self.free.is_empty() && self.answers.len() < self.slots.len()
+    }
+
+    /// Whether answers wait for room in the completion queue, or for bus mastering.
+    pub(super) fn is_stuck(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// Commands begun whose completion is not posted.
+    pub(super) fn unanswered(&self) -> usize {
+        self.slots.len() - self.free.len() + self.answers.len()
+    }
+
+    /// Commands begun and not done.
+    pub(super) fn under_way(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Sleeps until the disk has done something or the thread is woken.
+    pub(super) fn wait(&mut self) -> Result<(), WaitError> {
+        self.disk.wait(&mut self.events)
+    }
+
+    /// Looks what the disk has done, and for `other` things, as long as that pays; returns whether there is something.
+    pub(super) fn look(&mut self, other: impl FnMut() -> bool) -> Result<bool, WaitError> {
+        self.disk.look(&mut self.events, other)
+    }
+
+    /// As [`Executor::wait`], but sleeps at once.
+    pub(super) fn sleep(&mut self) -> Result<(), WaitError> {
+        self.disk.sleep(&mut self.events)
+    }
+
+    /// Hands requests to the disk without waiting.
+    pub(super) fn poll(&mut self) -> Result<(), WaitError> {
+        self.disk.poll(&mut self.events)
+    }
+
+    /// Posts what is answered.
+    pub(super) fn post(&mut self) {
+        self.to.queue.post(&mut self.answers, self.to.sq, self.to.head.load(Ordering::Relaxed));
+    }
+
+    /// Answers a command that is not begun.
+    pub(super) fn answer(&mut self, cid: u16, status: Status) {
+        self.answers.push_back(Answer { cid, status, result: 0 });
+    }
+
+    /// Begins a command; there is room.
+    pub(super) fn begin(&mut self, command: &Command) {
+        let cid = command.cid.get();
+        let buffers = self.empty();
+        let planner = Planner {
+            namespace: &self.namespace,
+            ram: &self.ram,
+            durability: if self.namespace.caches() && !self.shared.write_cache.load(Ordering::Relaxed) {
+                Durability::Stable
+            } else {
+                Durability::Cached
+            },
+        };
+        let slot = |job| Slot { cid, lba: command.lba(), job };
+        match planner.plan(command, buffers) {
+            Ok(Plan::Request(operation, buffers)) => {
+                let index = self.take_slot(slot(Job::Once));
+                self.ask(index, operation, buffers);
+            }
+            Ok(Plan::Steps(job)) => {
+                let compare = job.is_compare();
+                let index = self.take_slot(slot(job));
+                if compare {
+                    self.comparing.push_back(index);
+                }
+                if !compare || self.comparing.len() == 1 {
+                    self.step(index);
+                }
+            }
+            Ok(Plan::Done) => self.answer(cid, Status::SUCCESS),
+            Err((status, buffers)) => {
+                self.recycle(buffers);
+                self.answer(cid, status);
+            }
+        }
+    }
+
+    fn take_slot(&mut self, slot: Slot) -> u16 {
+        let index = self.free.pop().expect("the caller saw that there is room");
+        self.slots[usize::from(index)] = Some(slot);
+        index
+    }
+
+    /// Asks the disk for the next step of a job.
+    fn step(&mut self, index: u16) {
+        let empty = self.empty();
+        let slot = self.slots[usize::from(index)].as_mut().expect("a job has its slot until it is done");
+        match slot.job.next(&self.namespace, &mut self.scratches, empty) {
+            Next::Ask(operation, buffers) => self.ask(index, operation, buffers),
+            Next::Done(status) => self.finish(index, status),
+        }
+    }
+
+    fn ask(&mut self, index: u16, operation: Operation, buffers: Buffers) {
+        if let Err(refused) = self.disk.submit(Request { tag: u64::from(index), operation, buffers }) {
+            self.answered(index, refused.operation, Err(refused.error), refused.buffers);
+        }
+    }
+
+    /// Deals with what the disk has done.
+    pub(super) fn reap(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            if let Event::Done { tag, operation, result, buffers } = event {
+                self.answered(tag as u16, operation, result, buffers);
+            }
+        }
+        self.events = events;
+        if self.copied > 0 {
+            self.shared.copied.fetch_add(std::mem::take(&mut self.copied), Ordering::Relaxed);
+        }
+    }
+
+    fn answered(
+        &mut self,
+        index: u16,
+        operation: Operation,
+        result: Result<(), DiskError>,
+        buffers: Buffers,
+    ) {
+        let slot = self.slots[usize::from(index)].as_mut().expect("the disk returns each tag once");
+        let once = matches!(slot.job, Job::Once);
+        let outcome = slot.job.answered(operation, result, &buffers, &mut self.copied);
+        if once {
+            self.recycle(buffers);
+        }
+        match outcome {
+            Ok(None) => self.step(index),
+            Ok(Some(status)) => self.finish(index, status),
+            Err(error) => {
+                let status = self.note(index, operation, error);
+                self.finish(index, status);
+            }
+        }
+    }
+
+    /// A failure goes into the log, and to people.
+    fn note(&self, index: u16, operation: Operation, error: DiskError) -> Status {
+        let status = log::status_of(error, operation);
+        let slot = self.slots[usize::from(index)].as_ref();
+        let (cid, lba) = slot.map_or((0, 0), |slot| (slot.cid, slot.lba));
+        let failed = Failed { sq: self.to.sq, cid, status, lba, nsid: self.namespace.nsid };
+        self.shared.failed(failed, self.namespace.disk.name(), operation, error);
+        status
+    }
+
+    fn finish(&mut self, index: u16, status: Status) {
+        let Some(slot) = self.slots[usize::from(index)].take() else { return };
+        self.free.push(index);
+        self.answer(slot.cid, status);
+        if let Job::Compare { guest, .. } = slot.job {
+            self.recycle(guest);
+            self.comparing.pop_front();
+            if let Some(next) = self.comparing.front().copied() {
+                self.step(next);
+            }
+        }
+    }
+
+    fn empty(&mut self) -> Buffers {
+        self.spare.pop().unwrap_or_else(|| Buffers::new(self.ram.clone()))
+    }
+
+    fn recycle(&mut self, mut buffers: Buffers) {
+        if self.spare.len() < self.slots.len() {
+            buffers.clear();
+            self.spare.push(buffers);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! A thread for one further namespace of a queue.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use disk::{PreparedQueue, WaitError};
+
+use super::executor::{Answers, Executor};
+use super::queue::Stop;
+use crate::nvme::bell::Bell;
+use crate::nvme::namespace::Attached;
+use crate::nvme::shared::Shared;
+use crate::nvme::spec::Command;
+
+/// What the queue's thread and the lane's share.
+struct Between {
+    /// Commands for the lane.
+    inbox: Mutex<Vec<Command>>,
+    /// Commands handed over whose completion is not posted.
+    load: AtomicUsize,
+    /// The queue's thread waits for the load to shrink.
+    awaited: AtomicBool,
+    /// Completions wait for room or bus mastering: whoever wakes the queue's thread wakes the lane by it.
+    stuck: AtomicBool,
+    stop: Arc<Stop>,
+}
+
+/// A lane, as the queue's thread sees it. Dropped, it ends as the queue's [`Stop`] says.
+pub(super) struct Lane {
+    between: Arc<Between>,
+    bell: Bell,
+    depth: usize,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Lane {
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        namespace: Arc<Attached>,
+        prepared: PreparedQueue,
+        depth: u16,
+        to: Answers,
+        stop: Arc<Stop>,
+    ) -> io::Result<Lane> {
+        let between = Arc::new(Between {
+            inbox: Mutex::default(),
+            load: AtomicUsize::new(0),
+            awaited: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
+            stop,
+        });
+        let bell = Bell::new()?;
+        let name = format!("nvme-{}-{}.{}", shared.short, to.sq, namespace.nsid);
+        let (theirs, wake) = (between.clone(), bell.another()?);
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            let end = Executor::start(shared.clone(), namespace, prepared, depth, to.clone(), wake.eventfd())
+                .and_then(|executor| theirs.serve(executor, &shared, to.sq));
+            if let Err(why) = end {
+                shared.fatal(&why);
+            }
+        })?;
+        Ok(Lane { between, bell, depth: depth.into(), thread: Some(thread) })
+    }
+
+    /// Hands a command over, unless the lane has as many as it takes: then the queue's bell rings when it has not.
+    pub(super) fn send(&self, command: &Command) -> bool {
+        let full = || self.between.load.load(Ordering::SeqCst) >= self.depth;
+        if full() {
+            self.between.awaited.store(true, Ordering::SeqCst);
+            if full() {
+                return false;
+            }
+        }
+        self.between.load.fetch_add(1, Ordering::SeqCst);
+        self.between.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(*command);
+        self.bell.ring();
+        true
+    }
+
+    /// Wakes the lane if it has something to post that it could not.
+    pub(super) fn pass_on(&self) {
+        if self.between.stuck.load(Ordering::SeqCst) && self.between.stuck.swap(false, Ordering::SeqCst) {
+            self.bell.ring();
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.bell.ring();
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has ended, and said so.
+            thread.join().ok();
+        }
+    }
+}
+
+impl Between {
+    fn serve(&self, mut executor: Executor, shared: &Shared, sq: u16) -> Result<(), WaitError> {
+        let mut commands = Vec::new();
+        let mut begun = 0;
+        loop {
+            std::mem::swap(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner), &mut commands);
+            begun += commands.len();
+            commands.drain(..).for_each(|command| executor.begin(&command));
+            executor.post();
+            let before = std::mem::replace(&mut begun, executor.unanswered());
+            if before > begun {
+                self.load.fetch_sub(before - begun, Ordering::SeqCst);
+                if self.awaited.swap(false, Ordering::SeqCst) {
+                    shared.doorbells.bell(sq).ring();
+                }
+            }
+            if self.stop.abandons() || self.stop.finishes() && executor.under_way() == 0 && self.is_empty() {
+                return Ok(());
+            }
+            if executor.is_stuck() && !self.stuck.swap(true, Ordering::SeqCst) {
+                // Room may have come before the mark was there: once more, and then sleep.
+                continue;
+            }
+            executor.wait()?;
+            executor.reap();
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}

@@ -1,0 +1,84 @@
+//! What vCPUs, the controller's thread and the threads of queues have in common.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use disk::{DiskError, Operation};
+use memory::Ram;
+use virtio::{Gate, Report};
+
+use super::bell::Bell;
+use super::completion::CompletionQueue;
+use super::doorbells::Doorbells;
+use super::events::{Event, Events};
+use super::interrupts::Interrupts;
+use super::log::{Failed, Log};
+use super::namespace::Attached;
+use super::registers::Registers;
+use super::spec::IdentifyController;
+use super::wires::Wires;
+
+pub(crate) struct Shared {
+    /// "nvme disk0", for people.
+    pub(super) name: String,
+    /// "disk0", for threads.
+    pub(super) short: String,
+    pub(super) ram: Arc<Ram>,
+    pub(super) report: Report,
+    /// Bus mastering.
+    pub(super) gate: Gate,
+    /// The controller's thread.
+    pub(super) bell: Bell,
+    pub(super) registers: Registers,
+    pub(super) doorbells: Arc<Doorbells>,
+    pub(super) wires: Wires,
+    pub(super) interrupts: Arc<Interrupts>,
+    pub(super) events: Arc<Events>,
+    pub(super) identity: IdentifyController,
+    /// At least one, by their numbers from 1 on.
+    pub(super) namespaces: Vec<Arc<Attached>>,
+    /// Feature 06h: completed writes may wait in a cache.
+    pub(super) write_cache: AtomicBool,
+    /// All completion queues, the admin queue among them.
+    pub(super) completion_queues: Mutex<BTreeMap<u16, Arc<CompletionQueue>>>,
+    pub(super) log: Mutex<Log>,
+    /// Bytes that went through scratch memory.
+    pub(super) copied: AtomicU64,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn namespace(&self, nsid: u32) -> Option<&Arc<Attached>> {
+        self.namespaces.get(usize::try_from(nsid.checked_sub(1)?).ok()?)
+    }
+
+    /// Tells people something about the device.
+    pub(super) fn report(&self, what: &dyn fmt::Display) {
+        (self.report)(format!("{}: {what}", self.name));
+    }
+
+    /// The controller cannot go on: the driver is told, and so are people.
+    pub(super) fn fatal(&self, why: &dyn fmt::Display) {
+        self.registers.failed(self.registers.order().epoch);
+        self.report(&format_args!("{why}. The controller waits for its driver to reset it."));
+    }
+
+    /// A command failed at the disk.
+    pub(super) fn failed(&self, failed: Failed, disk: &str, operation: Operation, error: DiskError) {
+        let (degraded, sentence) = {
+            let mut log = lock(&self.log);
+            (log.failed(failed, error), log.tell(disk, operation, error))
+        };
+        if degraded {
+            self.events.raise(Event::Reliability);
+        }
+        if let Some(sentence) = sentence {
+            self.report(&sentence);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Disks whose requests go to a ring or to threads, whichever can do them.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::backend::{Backend, Engine};
+use crate::counters::QueueCounters;
+use crate::disk::QueueError;
+use crate::geometry::{Geometry, Sectors};
+use crate::kernel::{Handle, Ring, hint_after, ring_is_refused};
+use crate::threads::{Crew, Hybrid, Work};
+
+/// Threads of one disk.
+const THREADS: usize = 4;
+
+/// Who may carry requests out.
+enum Lane {
+    /// A ring of each queue what goes straight to these files, the crew the rest.
+    Both(Vec<Arc<Handle>>),
+    /// The crew alone.
+    CrewOnly,
+}
+
+/// A disk with a crew.
+pub(crate) struct CrewedDisk {
+    name: Arc<str>,
+    geometry: Geometry,
+    lane: Lane,
+    crew: Arc<Crew>,
+    size: Box<dyn Fn() -> io::Result<Sectors> + Send + Sync>,
+}
+
+impl CrewedDisk {
+    /// A disk of which a ring can do a part, in these files.
+    pub(crate) fn with_ring(
+        name: Arc<str>,
+        geometry: Geometry,
+        files: Vec<Arc<Handle>>,
+        work: Arc<dyn Work>,
+    ) -> io::Result<CrewedDisk> {
+        let lane = if ring_is_refused().is_some() { Lane::CrewOnly } else { Lane::Both(files) };
+        CrewedDisk::new(name, geometry, lane, work)
+    }
+
+    /// A disk that is all the crew's.
+    pub(crate) fn without_ring(
+        name: Arc<str>,
+        geometry: Geometry,
+        work: Arc<dyn Work>,
+    ) -> io::Result<CrewedDisk> {
+        CrewedDisk::new(name, geometry, Lane::CrewOnly, work)
+    }
+
+    fn new(name: Arc<str>, geometry: Geometry, lane: Lane, work: Arc<dyn Work>) -> io::Result<CrewedDisk> {
+        let capacity = geometry.capacity;
+        let crew = Arc::new(Crew::new("disk", THREADS, work)?);
+        Ok(CrewedDisk { name, geometry, lane, crew, size: Box::new(move || Ok(capacity)) })
+    }
+
+    /// The same, whose size is asked for like this.
+    pub(crate) fn sized_by(
+        self,
+        size: impl Fn() -> io::Result<Sectors> + Send + Sync + 'static,
+    ) -> CrewedDisk {
+        CrewedDisk { size: Box::new(size), ..self }
+    }
+
+    fn make(&self, depth: u16, counters: Arc<QueueCounters>) -> io::Result<Hybrid> {
+        match &self.lane {
+            Lane::Both(files) => {
+                let ring = Ring::new(files.clone(), depth, counters.clone())?;
+                Hybrid::with_ring(ring, depth, self.crew.clone(), counters)
+            }
+            Lane::CrewOnly => Hybrid::without_ring(self.crew.clone(), counters),
+        }
+    }
+}
+
+impl Backend for CrewedDisk {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn capacity(&self) -> io::Result<Sectors> {
+        (self.size)()
+    }
+
+    fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {
+        match self.make(depth, counters) {
+            Ok(engine) => Ok(Box::new(engine)),
+            Err(cause) => Err(QueueError { disk: self.name.clone(), depth, hint: hint_after(&cause), cause }),
+        }
+    }
+}

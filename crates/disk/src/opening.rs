@@ -1,0 +1,170 @@
+//! From what the user asks for to the back end that does it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::backend::Backend;
+use crate::crewed::CrewedDisk;
+use crate::emulation::Emulation;
+use crate::geometry::{Access, Sectors};
+use crate::image;
+use crate::kernel::{self, FileOptions, KernelDisk, OpenError, Opened, ring_is_refused};
+use crate::nbd::NbdDisk;
+use crate::options::{Allocation, Changes, DiskOptions, Format, Source};
+
+/// A back end, and what a person should know about it.
+pub(crate) struct Found {
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) remarks: Vec<String>,
+}
+
+/// Opens what is asked for.
+pub(crate) fn open(options: &DiskOptions) -> Result<Found, OpenError> {
+    match &options.source {
+        Source::Path(path) => open_path(path, options),
+        Source::Memory(size) => {
+            plain(options)?;
+            in_memory(*size, options)
+        }
+        Source::Nbd(url) => {
+            plain(options)?;
+            let disk = NbdDisk::open(url, options.access)?;
+            Ok(Found { backend: Box::new(disk), remarks: Vec::new() })
+        }
+    }
+}
+
+fn open_path(path: &Path, options: &DiskOptions) -> Result<Found, OpenError> {
+    let format = match options.format {
+        Some(format) => format,
+        None => {
+            refuse_to_guess(path)?;
+            Format::Raw
+        }
+    };
+    if format != Format::Raw || options.changes == Changes::ThrownAway {
+        if options.logical_block.is_some() {
+            return Err(unfit(options, "an image or snapshot with other blocks than its own (logical=)"));
+        }
+        if options.allocation == Allocation::AtOnce {
+            return Err(unfit(options, "room for an image's whole disk at once (preallocate=on)"));
+        }
+        return image::open(path, format, options);
+    }
+    let opened = kernel::open(&FileOptions::new(path, options))?;
+    if opened.geometry.capacity.0 == 0 {
+        let (path, block) = (path.to_owned(), opened.geometry.logical_block);
+        let bytes = std::fs::metadata(&path).map_or(0, |facts| facts.len());
+        return Err(OpenError::Empty { path, bytes, block });
+    }
+    match options.logical_block {
+        Some(block) if block != opened.geometry.logical_block => emulated(block, opened, options),
+        _ => as_it_is(opened, options),
+    }
+}
+
+/// A device or raw file, by io_uring or, where that is forbidden, by threads.
+fn as_it_is(opened: Opened, options: &DiskOptions) -> Result<Found, OpenError> {
+    let Opened { handle, geometry, mut remarks } = opened;
+    let name: Arc<str> = options.source.to_string().into();
+    let backend: Box<dyn Backend> = match ring_is_refused() {
+        None => Box::new(KernelDisk::new(name, handle, geometry)),
+        Some(cause) => {
+            remarks.push(format!(
+                "disk {name}: io_uring cannot be used ({cause}); threads do its work. {}",
+                kernel::hint_after(&cause)
+            ));
+            let (file, block) = (handle.clone(), geometry.logical_block);
+            let disk = CrewedDisk::without_ring(name, geometry, handle);
+            let disk = disk.map_err(|cause| failed(options, cause))?;
+            Box::new(disk.sized_by(move || file.capacity(block)))
+        }
+    };
+    Ok(Found { backend, remarks })
+}
+
+fn emulated(block: u32, opened: Opened, options: &DiskOptions) -> Result<Found, OpenError> {
+    let Opened { handle, geometry, remarks } = opened;
+    let real = geometry.logical_block;
+    if block != Sectors::SIZE as u32 || block > real {
+        let what = format!("blocks of {block} bytes (logical={block}) on a disk of {real}");
+        return Err(unfit(options, &what));
+    }
+    let (work, geometry) = Emulation::over(handle.clone(), geometry, block);
+    let name = options.source.to_string().into();
+    let disk = CrewedDisk::with_ring(name, geometry, vec![handle.clone()], Arc::new(work));
+    let disk = disk.map_err(|cause| failed(options, cause))?.sized_by(move || handle.capacity(real));
+    Ok(Found { backend: Box::new(disk), remarks })
+}
+
+fn in_memory(size: Sectors, options: &DiskOptions) -> Result<Found, OpenError> {
+    if size.0 == 0 {
+        return Err(unfit(options, "a disk in memory without a size"));
+    }
+    let (handle, mut geometry) = kernel::in_memory(size).map_err(|cause| failed(options, cause))?;
+    geometry.access = options.access;
+    as_it_is(Opened { handle, geometry, remarks: Vec::new() }, options)
+}
+
+/// Options that only files and devices have.
+fn plain(options: &DiskOptions) -> Result<(), OpenError> {
+    let asked = match options {
+        DiskOptions { format: Some(Format::Qcow2 | Format::Vmdk), .. } => "a format of images (format=)",
+        DiskOptions { changes: Changes::ThrownAway, .. } => "changes that are thrown away (snapshot=on)",
+        DiskOptions { allocation: Allocation::AtOnce, .. } => "room at once (preallocate=on)",
+        DiskOptions { logical_block: Some(_), .. } => "other blocks than its own (logical=)",
+        _ => return Ok(()),
+    };
+    Err(unfit(options, asked))
+}
+
+pub(crate) fn unfit(options: &DiskOptions, asked: &str) -> OpenError {
+    OpenError::Options {
+        disk: options.source.to_string(),
+        what: format!("it cannot have {asked}"),
+        hint: "Leave that option away.",
+    }
+}
+
+pub(crate) fn failed(options: &DiskOptions, cause: std::io::Error) -> OpenError {
+    OpenError::Failed { path: options.source.to_string().into(), cause }
+}
+
+/// A file that looks like an image of some format is not taken for a raw one: what the guest writes would destroy
+/// it. And since guests write what they like into raw disks, it is not taken for that format either.
+fn refuse_to_guess(path: &Path) -> Result<(), OpenError> {
+    let Some(format) = looks_like(path) else { return Ok(()) };
+    Err(OpenError::Format {
+        path: path.to_owned(),
+        what: format!("the file looks like {format}, and no format was given"),
+        hint: "Say which it is: format=qcow2 or format=vmdk to use it as that, format=raw to give the guest its very bytes.",
+    })
+}
+
+/// The format that a file's first bytes, or its last sector, are usual for.
+fn looks_like(path: &Path) -> Option<&'static str> {
+    if !std::fs::metadata(path).is_ok_and(|facts| facts.is_file()) {
+        return None;
+    }
+    let file = File::open(path).ok()?;
+    let mut start = [0; 72];
+    let len = file.read_at(&mut start, 0).ok()?;
+    let start = &start[..len];
+    match () {
+        () if start.starts_with(b"QFI\xfb") => Some("a qcow2 image"),
+        () if start.starts_with(b"KDMV") || start.starts_with(b"# Disk DescriptorFile") => {
+            Some("a vmdk image")
+        }
+        () if start.starts_with(b"vhdxfile") => Some("a vhdx image"),
+        () if start.starts_with(b"conectix") => Some("a vhd image"),
+        () if start.get(64..68) == Some(&[0x7f, 0x10, 0xda, 0xbe]) => Some("a vdi image"),
+        () => None,
+    }
+}
+
+/// Access for what only lies below the guest's changes.
+pub(crate) fn below(options: &FileOptions) -> FileOptions {
+    FileOptions { access: Access::ReadOnly, allocation: Allocation::AsWritten, ..options.clone() }
+}

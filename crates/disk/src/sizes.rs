@@ -1,0 +1,124 @@
+//! Noticing that a disk has another size.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::disk::Disk;
+
+/// Files and servers send no notice; they are looked at this often. Devices are, too, for hosts where the kernel's notices
+/// do not arrive (containers).
+const EVERY: Duration = Duration::from_secs(2);
+/// Group of the kernel's own notices (`linux/netlink.h`, kobject_uevent(9)).
+const KERNEL_EVENTS: u32 = 1;
+
+/// A thread that looks at disks again when the kernel says that a block device has changed, and every two
+/// seconds. It ends with the value, and does not keep the disks.
+pub struct SizeWatch {
+    stop: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SizeWatch {
+    /// Watches these disks from now on. Who wants to hear of a change asks the disk ([`Disk::resized`]).
+    pub fn over<'a>(disks: impl IntoIterator<Item = &'a Arc<Disk>>) -> io::Result<SizeWatch> {
+        let disks: Vec<Weak<Disk>> = disks.into_iter().map(Arc::downgrade).collect();
+        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let (ours, notices) = (stop.try_clone()?, notices().ok());
+        let thread = std::thread::Builder::new().name("disk-sizes".to_owned());
+        let thread = thread.spawn(move || watch(&disks, &ours, notices.as_ref()))?;
+        Ok(SizeWatch { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for SizeWatch {
+    fn drop(&mut self) {
+        // A counter that is full is readable already.
+        self.stop.write(1).unwrap_or_default();
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so on its own.
+            thread.join().unwrap_or_default();
+        }
+    }
+}
+
+fn watch(disks: &[Weak<Disk>], stop: &EventFd, notices: Option<&OwnedFd>) {
+    loop {
+        for disk in disks.iter().filter_map(Weak::upgrade) {
+            // A disk that cannot be asked now has no new size; its next request says what is wrong with it.
+            disk.look_again().unwrap_or_default();
+        }
+        let wait = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut polls = [wait(stop.as_raw_fd()), wait(notices.map_or(-1, AsRawFd::as_raw_fd))];
+        // SAFETY: two entries of ours; one with a negative descriptor is passed over.
+        unsafe { libc::poll(polls.as_mut_ptr(), 2, EVERY.as_millis() as libc::c_int) };
+        if polls[0].revents != 0 {
+            return;
+        }
+        if let Some(notices) = notices {
+            take_all(notices);
+        }
+    }
+}
+
+/// Takes what has arrived. What it says does not matter: something has changed, and asking is cheap.
+fn take_all(notices: &OwnedFd) {
+    let mut notice = [0u8; 4096];
+    let (start, len) = (notice.as_mut_ptr().cast(), notice.len());
+    // SAFETY: the buffer is ours and as long as it is said to be.
+    while unsafe { libc::recv(notices.as_raw_fd(), start, len, libc::MSG_DONTWAIT) } > 0 {}
+}
+
+/// A socket on which the kernel tells of changes of devices.
+fn notices() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+    // SAFETY: a new descriptor is returned, which nobody else has; the address is plain data and lives as long as
+    // the call.
+    unsafe {
+        let fd = libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_KOBJECT_UEVENT);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let socket = OwnedFd::from_raw_fd(fd);
+        let mut address: libc::sockaddr_nl = std::mem::zeroed();
+        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        address.nl_groups = KERNEL_EVENTS;
+        let len = size_of_val(&address) as libc::socklen_t;
+        match libc::bind(fd, (&raw const address).cast(), len) {
+            0 => Ok(socket),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::geometry::Sectors;
+    use crate::options::DiskOptions;
+
+    #[test]
+    fn a_file_that_grows_is_noticed_and_a_watch_keeps_no_disk() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let disk = Arc::new(Disk::open(&DiskOptions::new(file.path())).unwrap());
+        let watch = SizeWatch::over([&disk]).unwrap();
+        file.as_file().set_len(2 << 20).unwrap();
+        let since = Instant::now();
+        while disk.capacity() != Sectors(4096) {
+            assert!(since.elapsed() < EVERY * 3);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(disk);
+        Disk::open(&DiskOptions::new(file.path())).unwrap();
+        let since = Instant::now();
+        drop(watch);
+        assert!(since.elapsed() < EVERY / 2);
+    }
+}
