@@ -18,7 +18,7 @@ pub enum Poll {
 
 /// Looking may take as long as so many system calls, for sleeping costs this thread and the guest several of them,
 /// an exit or two, and a wake-up ...
-const CALLS: u32 = 256;
+const CALLS: u32 = 1024;
 /// ... within these bounds: a host of our days, and an emulated one.
 const LIMITS: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(4));
 /// Where it begins.

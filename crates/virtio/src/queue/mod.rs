@@ -248,11 +248,19 @@ impl Queue {
         }
     }
 
-    /// Tells the driver that the device looks by itself and wants no kicks (2.7.10). With EVENT_IDX there is
-    /// nothing to do: the index that was asked for last has passed.
+    /// Tells the driver that the device looks by itself and wants no kicks (2.7.10).
     pub fn disarm(&mut self) {
-        if self.used.avail_event.is_none() && self.gate.is_open() {
-            self.used.flags.store(NO_NOTIFY.to_le(), Ordering::Relaxed);
+        if !self.gate.is_open() {
+            return;
+        }
+        match self.used.avail_event {
+            // The index that was asked for may be the next one still: then one that has passed takes its place.
+            // Otherwise it has passed by itself, and is left alone, for the driver reads it all the time.
+            Some(event) if u16::from_le(event.load(Ordering::Relaxed)) == self.next_avail => {
+                event.store(self.next_avail.wrapping_sub(1).to_le(), Ordering::Relaxed);
+            }
+            Some(_) => {}
+            None => self.used.flags.store(NO_NOTIFY.to_le(), Ordering::Relaxed),
         }
     }
 

@@ -327,6 +327,16 @@ fn whoever_looks_sees_chains_that_the_driver_did_not_kick_for() {
             driver.add(&[piece(0x4000, 4)], &[], Layout::Direct).unwrap();
             assert!(!driver.needs_kick(), "nobody sleeps");
         }
+        let head = queue.pop(&mut chain).unwrap().unwrap();
+        queue.push_used(head, 0);
+        let _ = queue.publish();
+        driver.take_used().unwrap();
+        // Woken by something else than a kick, and looking again: the kick that was asked for is not wanted any more.
+        assert!(!queue.arm().unwrap());
+        queue.disarm();
+        driver.add(&[piece(0x4000, 4)], &[], Layout::Direct).unwrap();
+        assert!(!driver.needs_kick(), "nobody sleeps any more");
+        assert!(queue.has_more());
         let gate = Gate::open();
         let queue = queue.behind(gate.clone());
         gate.set(false);
