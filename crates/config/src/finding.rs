@@ -173,6 +173,20 @@ pub enum Problem {
         /// The one that is not there.
         with: &'static str,
     },
+    /// A key that means nothing beside another one.
+    #[error("`{key}` means nothing with `{with}`. Remove one of them.")]
+    NotWith {
+        /// The key, with its value where that matters.
+        key: &'static str,
+        /// What it does not go with.
+        with: &'static str,
+    },
+    /// A disk that the guest could not write to, and nobody said so.
+    #[error(
+        "vmdk images can only be read. Say readonly, or snapshot to throw the guest's changes away, or convert the \
+         image to qcow2."
+    )]
+    VmdkIsOnlyRead,
     /// A controller that the guest and skep would both drive.
     #[error(
         "NVMe controller {address} cannot hold a disk and be assigned to the guest, as it is {}. Give the guest \

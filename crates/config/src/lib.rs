@@ -30,13 +30,14 @@ mod values;
 pub use describe::{File, Key, describe};
 pub use finding::{Finding, Findings, Place, Problem};
 pub use model::{
-    Assign, Backing, Boot, Console, Disk, DiskModel, DiskSource, Distinct, Dma, DmaBackEnd, HostDomain,
-    HugePages, Identified, OnFault, P2p, Poll, Vm, Wire,
+    Assign, Backing, Boot, Bounce, Console, Disk, DiskModel, DiskSource, Distinct, Dma, DmaBackEnd, FileDisk,
+    Format, HostDomain, HugePages, Identified, ModelName, OnFault, P2p, Poll, Vm, Wire, Writes,
 };
 pub use values::address::PciAddress;
-pub use values::count::{Cpus, Namespace, NodeId, Queues};
+pub use values::count::{Cpus, LogicalBlock, Namespace, NodeId, Queues};
 pub use values::name::{DomainName, VmName};
+pub use values::nbd::NbdAddress;
 pub use values::path::{HostPath, SocketPath};
-pub use values::size::{ByteSize, MemorySize};
+pub use values::size::{ByteSize, DiskSize, MemorySize};
 pub use values::text::{Cmdline, Serial};
 pub use values::{Invalid, Repeated};

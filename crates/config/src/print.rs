@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write};
 
-use crate::model::{Assign, DiskSource, HostDomain, Vm};
+use crate::model::{Assign, Disk, DiskSource, FileDisk, HostDomain, Vm, Writes};
 use crate::values::name::DomainName;
 
 impl Vm {
@@ -36,22 +36,7 @@ impl Vm {
         lines.bare("assign", format_args!("[{}]", assigned.join(", ")));
         for disk in &self.disks {
             lines.0.push_str("\n[[disk]]\n");
-            match &disk.source {
-                DiskSource::Path(path) => lines.text("path", path),
-                DiskSource::Nvme { address, namespace, poll } => {
-                    lines.text("nvme", address);
-                    lines.bare("namespace", namespace);
-                    lines.text("poll", poll);
-                }
-            }
-            lines.text("model", disk.model.name());
-            lines.bare("readonly", disk.readonly);
-            if let Some(queues) = disk.queues {
-                lines.bare("queues", queues);
-            }
-            if let Some(serial) = &disk.serial {
-                lines.text("serial", serial);
-            }
+            lines.disk(disk);
         }
         lines.0
     }
@@ -72,6 +57,47 @@ struct Lines(String);
 impl Lines {
     fn text(&mut self, key: &str, value: impl Display) {
         self.bare(key, quoted(value));
+    }
+
+    fn disk(&mut self, disk: &Disk) {
+        match &disk.source {
+            DiskSource::File(file) => self.file(file),
+            DiskSource::Nvme { address, namespace, poll } => {
+                self.text("nvme", address);
+                self.bare("namespace", namespace);
+                self.text("poll", poll);
+            }
+            DiskSource::Nbd(address) => self.text("nbd", address),
+            DiskSource::Ram(size) => self.text("ram", size),
+        }
+        self.text("model", disk.model.name());
+        if let Some(queues) = disk.model.queues() {
+            self.bare("queues", queues);
+        }
+        match disk.writes {
+            Writes::Kept => self.bare("readonly", false),
+            Writes::Refused => self.bare("readonly", true),
+            Writes::ThrownAway => self.bare("snapshot", true),
+        }
+        if let Some(serial) = &disk.serial {
+            self.text("serial", serial);
+        }
+    }
+
+    fn file(&mut self, file: &FileDisk) {
+        let FileDisk { path, format, logical, preallocate, bounce, force } = file;
+        self.text("path", path);
+        if let Some(format) = format {
+            self.text("format", format);
+        }
+        if let Some(logical) = logical {
+            self.bare("logical", logical);
+        }
+        if *preallocate {
+            self.bare("preallocate", true);
+        }
+        self.text("bounce", bounce);
+        self.bare("force", force);
     }
 
     fn bare(&mut self, key: &str, value: impl Display) {

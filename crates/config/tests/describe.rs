@@ -1,8 +1,8 @@
 //! What a file and flags mean together, and what is said about their errors.
 
 use config::{
-    Cmdline, Console, Disk, DiskModel, DiskSource, DmaBackEnd, File, HostDomain, HugePages, Key, OnFault,
-    P2p, Poll, Vm, Wire,
+    Bounce, Cmdline, Console, Disk, DiskModel, DiskSource, DmaBackEnd, File, FileDisk, Format, HostDomain,
+    HugePages, Key, OnFault, P2p, Poll, Vm, Wire, Writes,
 };
 
 fn describe(file: Option<&str>, flags: &[(Key, &str)]) -> Result<Vm, String> {
@@ -22,7 +22,7 @@ fn flag_findings(key: Key, value: &str) -> String {
 }
 
 fn path(text: &str) -> DiskSource {
-    DiskSource::Path(text.parse().unwrap())
+    DiskSource::File(FileDisk::new(text.parse().unwrap()))
 }
 
 fn nvme(address: &str, namespace: i64, poll: Poll) -> DiskSource {
@@ -42,15 +42,16 @@ fn the_documented_example_reads_as_it_says() {
     assert_eq!(vm.assigned[0].address.to_string(), "0000:01:00.0");
     let first = Disk {
         source: path("/dev/disk/by-id/ata-WD-1234"),
-        model: DiskModel::VirtioBlk,
-        readonly: true,
-        queues: Some(2.try_into().unwrap()),
+        model: DiskModel::VirtioBlk { queues: Some(2.try_into().unwrap()) },
+        writes: Writes::Refused,
         serial: Some("WD-1234".parse().unwrap()),
     };
     assert_eq!(vm.disks[0], first);
-    assert_eq!(vm.disks[1].source, path("/dev/sda"));
-    assert!(!vm.disks[1].readonly);
-    assert_eq!(vm.disks[2].source, nvme("0000:03:00.0", 1, Poll::Adaptive));
+    let logical = Some(512.try_into().unwrap());
+    let second = FileDisk { logical, ..FileDisk::new("/dev/sda".parse().unwrap()) };
+    assert_eq!(vm.disks[1].source, DiskSource::File(second));
+    assert_eq!(vm.disks[1].writes, Writes::Kept);
+    assert_eq!(vm.disks[4].source, nvme("0000:03:00.0", 1, Poll::Adaptive));
     assert_eq!((vm.backing.hugepages, vm.backing.wire), (Some(HugePages::Of2M), Wire::Auto));
     assert_eq!(vm.backing.node.unwrap().get(), 0);
     assert_eq!((vm.dma.back_end, vm.dma.host_domain), (DmaBackEnd::Auto, HostDomain::Shared));
@@ -165,7 +166,7 @@ fn all_errors_of_a_file_are_found_at_once_and_in_its_order() {
         "vm.toml:5:16: `assign` is the number 2; it must be a list of PCI addresses, [\"0000:01:00.0\"].",
         "vm.toml:6:11: `console` is true; it must be text in quotes: stdio, file:PATH or socket:PATH.",
         "vm.toml:7:1: this disk has no `path`. Say what holds its data, as in path=/dev/sda",
-        "vm.toml:8:9: \"ide\" is not a disk model. Write virtio-blk.",
+        "vm.toml:8:9: \"ide\" is not a disk model. Write virtio-blk or ahci or nvme or ahci-cd.",
         "vm.toml:9:12: `readonly` is the text \"on\"; it must be true or false (in a flag also on or off).",
         "vm.toml:10:10: a disk cannot have 0 queues.",
         "vm.toml:11:10: `serial` is a number with a fraction; it must be text in quotes.",
@@ -229,7 +230,8 @@ fn an_error_in_a_flag_names_the_flag_as_written() {
     assert_eq!(
         flag_findings(Key::Disk, "model=virtio-blk"),
         "--disk model=virtio-blk: this disk has no `path`. Say what holds its data, as in path=/dev/sda (or \
-         nvme=0000:03:00.0, a controller that skep drives itself)."
+         nvme=0000:03:00.0, a controller that skep drives itself; nbd=nbd://HOST/EXPORT, a disk on a server; ram=1G, \
+         memory of this host)."
     );
     assert!(
         flag_findings(Key::Cpus, "two").starts_with("--cpus two: `cpus` is the text \"two\"; it must be")
@@ -356,4 +358,115 @@ fn memory_must_be_whole_huge_pages() {
     assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
     assert!(describe(Some(file), &[(Key::Memory, "3G")]).is_ok());
     assert!(flag_findings(Key::Node, "4096").contains("no NUMA node 4096"));
+}
+
+/// The one disk of a flag.
+fn disk(text: &str) -> Disk {
+    describe(None, &[(Key::Kernel, "k"), (Key::Disk, text)]).unwrap().disks[0].clone()
+}
+
+#[test]
+fn a_disk_is_shown_as_each_of_the_models() {
+    let queues = Some(3.try_into().unwrap());
+    for (text, model) in [
+        ("d", DiskModel::VirtioBlk { queues: None }),
+        ("d,model=virtio-blk,queues=3", DiskModel::VirtioBlk { queues }),
+        ("d,model=nvme,queues=3", DiskModel::Nvme { queues }),
+        ("d,model=ahci", DiskModel::Ahci),
+        ("d,model=ahci-cd,readonly=on", DiskModel::AhciCd),
+    ] {
+        assert_eq!(disk(text).model, model, "{text}");
+    }
+    assert_eq!(disk("nvme=03:00.0,model=nvme").source, nvme("0000:03:00.0", 1, Poll::Adaptive));
+}
+
+#[test]
+fn what_becomes_of_writes_is_said_by_readonly_snapshot_or_the_drive() {
+    for (text, writes) in [
+        ("d", Writes::Kept),
+        ("d,readonly=off,snapshot=off", Writes::Kept),
+        ("d,readonly=on", Writes::Refused),
+        ("d,model=ahci-cd", Writes::Refused),
+        ("d,snapshot=on", Writes::ThrownAway),
+    ] {
+        assert_eq!(disk(text).writes, writes, "{text}");
+    }
+}
+
+#[test]
+fn a_disk_is_a_file_with_its_choices_or_a_server_or_memory() {
+    let DiskSource::File(file) =
+        disk("d,format=raw,logical=512,preallocate=on,bounce=always,force=on").source
+    else {
+        panic!("a path is a file");
+    };
+    let block = file.logical.map(|block| block.bytes());
+    assert_eq!((file.format, block, file.bounce), (Some(Format::Raw), Some(512), Bounce::Always));
+    assert!(file.preallocate && file.force);
+    let server = "nbd://host:1/a";
+    assert_eq!(disk(&format!("nbd={server}")).source, DiskSource::Nbd(server.parse().unwrap()));
+    assert_eq!(disk("ram=1G").source, DiskSource::Ram("1024M".parse().unwrap()));
+    let file =
+        "kernel = \"k\"\n[[disk]]\nram = 64\n[[disk]]\nram = 64\n[[disk]]\npath = \"a\"\nsnapshot = true\n";
+    let vm = describe(Some(file), &[]).unwrap();
+    assert_eq!((vm.disks.len(), vm.disks[2].writes), (3, Writes::ThrownAway));
+}
+
+#[test]
+fn what_makes_no_sense_together_is_a_finding() {
+    for (text, said) in [
+        ("d,model=ahci,queues=2", "`queues` means nothing with `model=ahci`. Remove one of them."),
+        ("d,model=ahci-cd,queues=2", "`queues` means nothing with `model=ahci-cd`."),
+        ("d,model=ahci-cd,readonly=off", "`readonly=off` means nothing with `model=ahci-cd`."),
+        ("d,model=ahci-cd,snapshot=on", "`snapshot=on` means nothing with `model=ahci-cd`."),
+        ("d,snapshot=on,readonly=on", "`readonly` and `snapshot` exclude each other."),
+        ("d,format=vmdk", "vmdk images can only be read. Say readonly, or snapshot"),
+        ("d,format=qcow2,logical=512", "`logical` means nothing with `format=qcow2`."),
+        ("d,snapshot=on,logical=512", "`logical` means nothing with `snapshot=on`."),
+        ("d,format=qcow2,preallocate=on", "`preallocate` means nothing with `format=qcow2`."),
+        ("d,readonly=on,preallocate=on", "`preallocate` means nothing with `readonly=on`."),
+        ("nvme=03:00.0,format=raw", "`format` means something only with `path`."),
+        ("nbd=nbd://h,force=on", "`force` means something only with `path`."),
+        ("ram=1G,bounce=always", "`bounce` means something only with `path`."),
+        ("ram=1G,snapshot=on", "`snapshot` means something only with `path`."),
+        ("ram=1G,poll=on", "`poll` means something only with `nvme`."),
+        ("nbd=nbd://h,ram=1G", "`nbd` and `ram` exclude each other."),
+        ("d,logical=1024", "a disk cannot be shown with blocks of 1024 bytes. Write 512"),
+        ("ram=0", "a disk in memory cannot have 0B."),
+        ("nbd=host", "\"host\" is no address of an NBD server. Write nbd://"),
+        (
+            "d,format=qcow",
+            "\"qcow\" is not a format of disk images. Did you mean qcow2? Write raw or qcow2 or vmdk.",
+        ),
+        ("d,model=virtio", "Did you mean virtio-blk?"),
+        ("d,snapshots=on", "unknown key `snapshots`. Did you mean `snapshot`?"),
+    ] {
+        let error = flag_findings(Key::Disk, text);
+        assert!(error.contains(said) && error.lines().count() == 1, "{text}: {error}");
+    }
+}
+
+#[test]
+fn the_documented_example_shows_every_key_of_a_disk() {
+    let text = include_str!("../../../docs/vm.toml");
+    for key in [
+        "path",
+        "nvme",
+        "nbd",
+        "ram",
+        "format",
+        "logical",
+        "preallocate",
+        "bounce",
+        "force",
+        "namespace",
+        "poll",
+        "model",
+        "queues",
+        "readonly",
+        "snapshot",
+        "serial",
+    ] {
+        assert!(text.contains(&format!("\n{key} = ")), "{key}");
+    }
 }

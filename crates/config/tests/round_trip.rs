@@ -5,8 +5,9 @@ use std::hint::black_box;
 use std::str::FromStr;
 
 use config::{
-    Assign, Backing, Boot, Console, Cpus, Disk, DiskModel, DiskSource, Distinct, Dma, DmaBackEnd, DomainName,
-    File, HostDomain, HugePages, Key, MemorySize, OnFault, P2p, PciAddress, Poll, Vm, Wire,
+    Assign, Backing, Boot, Bounce, Console, Cpus, Disk, DiskModel, DiskSize, DiskSource, Distinct, Dma,
+    DmaBackEnd, DomainName, File, FileDisk, Format, HostDomain, HugePages, Key, MemorySize, OnFault, P2p,
+    PciAddress, Poll, Vm, Wire, Writes,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -32,22 +33,63 @@ fn address() -> impl Strategy<Value = PciAddress> {
         .prop_map(|(segment, bus, device, function)| PciAddress::new(segment, bus, device, function).unwrap())
 }
 
+fn file() -> impl Strategy<Value = FileDisk> {
+    let format = option::of(word(Format::NAMES));
+    (path(), format, any::<bool>(), any::<bool>(), word(Bounce::NAMES), any::<bool>()).prop_map(
+        |(path, format, small, preallocate, bounce, force)| {
+            let logical = small.then(|| 512.try_into().unwrap());
+            FileDisk { path, format, logical, preallocate, bounce, force }
+        },
+    )
+}
+
 fn source() -> impl Strategy<Value = DiskSource> {
     let nvme = (address(), 1i64..=0xffff_fffe, word(Poll::NAMES)).prop_map(|(address, namespace, poll)| {
         DiskSource::Nvme { address, namespace: namespace.try_into().unwrap(), poll }
     });
-    prop_oneof![path().prop_map(DiskSource::Path), nvme]
+    let ram =
+        (1u64..1 << 34).prop_map(|n| DiskSize::try_from(config::ByteSize::from_bytes(n << 12)).unwrap());
+    prop_oneof![
+        file().prop_map(DiskSource::File),
+        nvme,
+        parsed("nbd://[a-z:/?]{0,20}").prop_map(DiskSource::Nbd),
+        ram.prop_map(DiskSource::Ram),
+    ]
 }
 
-fn disk() -> impl Strategy<Value = Disk> {
+fn model() -> impl Strategy<Value = DiskModel> {
     let queues = option::of((1i64..=1024).prop_map(|count| count.try_into().unwrap()));
-    (source(), any::<bool>(), queues, option::of(parsed("[ -~]{1,20}"))).prop_map(
-        |(source, readonly, queues, serial)| Disk {
-            source,
-            model: DiskModel::VirtioBlk,
-            readonly,
-            queues,
-            serial,
+    queues.prop_flat_map(|queues| {
+        prop::sample::select(vec![
+            DiskModel::VirtioBlk { queues },
+            DiskModel::Nvme { queues },
+            DiskModel::Ahci,
+            DiskModel::AhciCd,
+        ])
+    })
+}
+
+/// Any disk, less what makes no sense together.
+fn disk() -> impl Strategy<Value = Disk> {
+    let writes = prop::sample::select(vec![Writes::Kept, Writes::Refused, Writes::ThrownAway]);
+    (source(), model(), writes, option::of(parsed("[ -~]{1,20}"))).prop_map(
+        |(mut source, model, mut writes, serial)| {
+            if model == DiskModel::AhciCd {
+                writes = Writes::Refused;
+            }
+            match &mut source {
+                DiskSource::File(file) => {
+                    if file.format == Some(Format::Vmdk) && writes == Writes::Kept {
+                        writes = Writes::ThrownAway;
+                    }
+                    let raw = matches!(file.format, None | Some(Format::Raw)) && writes != Writes::ThrownAway;
+                    file.logical = file.logical.filter(|_| raw);
+                    file.preallocate &= raw && writes == Writes::Kept;
+                }
+                _ if writes == Writes::ThrownAway => writes = Writes::Kept,
+                _ => {}
+            }
+            Disk { source, model, writes, serial }
         },
     )
 }
@@ -92,7 +134,7 @@ fn vm() -> impl Strategy<Value = Vm> {
     let lists = (disks, assigned).prop_filter_map("repeated", |(disks, assigned)| {
         let both = |disk: &Disk| match &disk.source {
             DiskSource::Nvme { address, .. } => assigned.iter().any(|assign| assign.address == *address),
-            DiskSource::Path(_) => false,
+            _ => false,
         };
         if disks.iter().any(both) {
             return None;
@@ -135,7 +177,7 @@ proptest! {
     #[test]
     fn no_text_like_toml_makes_the_reader_panic(
         words in prop::collection::vec(prop::sample::select(vec![
-            "name", "memory", "disk", "assign", "path", "readonly", "nvme", "poll", "hugepages", "node", "host-domain", " = ", "=", "[[", "]]", "[", "]", "{", "}",
+            "name", "memory", "disk", "assign", "path", "readonly", "nvme", "poll", "ram", "snapshot", "model", "\"ahci-cd\"", "format", "\"vmdk\"", "hugepages", "node", "host-domain", " = ", "=", "[[", "]]", "[", "]", "{", "}",
             "\"", "'", "\"\"\"", "\"a\"", ".", ",", "\n", "#", "\\", "1", "-1", "0x", "true", "1979-05-27", "ä", "\r",
             "99999999999999999999",
         ]), 0..40)
@@ -163,7 +205,7 @@ proptest! {
     }
 
     #[test]
-    fn no_list_of_a_flag_makes_the_reader_panic(value in "((path|nvme|namespace|poll|model|queues|readonly|x)?=?[,a-z0-9=]{0,5}){0,6}") {
+    fn no_list_of_a_flag_makes_the_reader_panic(value in "((path|nvme|nbd|ram|format|namespace|poll|model|queues|readonly|snapshot|logical|preallocate|x)?=?[,a-z0-9=]{0,5}){0,6}") {
         black_box(config::describe(None, &[(Key::Disk, value)]).is_ok());
     }
 
@@ -173,6 +215,6 @@ proptest! {
         let disk = format!("readonly=on,path={}", path.replace(',', ",,"));
         let flags = [(Key::Kernel, "k".to_string()), (Key::Disk, disk)];
         let vm = config::describe(None, &flags).unwrap();
-        prop_assert_eq!(&vm.disks[0].source, &DiskSource::Path(path.parse().unwrap()));
+        prop_assert_eq!(&vm.disks[0].source, &DiskSource::File(FileDisk::new(path.parse().unwrap())));
     }
 }

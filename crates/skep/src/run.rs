@@ -62,9 +62,11 @@ struct Flags {
     /// The kernel's command line [default: console=ttyS0]
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// A disk of the host for the guest: path=/dev/...[,model=virtio-blk][,readonly=on][,queues=N][,serial=...],
-    /// or a namespace of an NVMe controller that skep drives itself:
-    /// nvme=0000:03:00.0[,namespace=1][,poll=off|adaptive|on] and the same.
+    /// A disk for the guest: path=/dev/... (a block device or file), nvme=0000:03:00.0[,namespace=1]
+    /// [,poll=off|adaptive|on] (on a controller that skep drives itself), nbd=nbd://HOST/EXPORT, or ram=SIZE;
+    /// and [,model=virtio-blk|nvme|ahci|ahci-cd][,readonly=on][,queues=N][,serial=...].
+    /// With path also [,format=raw|qcow2|vmdk][,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
+    /// [,force=on].
     /// A comma within a value is written twice. Any number of disks
     #[arg(long, value_name = "SPEC")]
     disk: Vec<String>,

@@ -111,7 +111,23 @@ pub(super) const VM: &[&str] = &[
     "disk",
 ];
 /// The keys of a disk.
-pub(super) const DISK: &[&str] =
-    &["path", "nvme", "namespace", "poll", "model", "readonly", "queues", "serial"];
+pub(super) const DISK: &[&str] = &[
+    "path",
+    "nvme",
+    "nbd",
+    "ram",
+    "format",
+    "logical",
+    "preallocate",
+    "bounce",
+    "force",
+    "namespace",
+    "poll",
+    "model",
+    "queues",
+    "readonly",
+    "snapshot",
+    "serial",
+];
 /// The keys of an assigned device.
 pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault"];

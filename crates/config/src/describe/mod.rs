@@ -1,6 +1,7 @@
 //! From what was written to a VM: which keys there are, what their values mean, and how a file and flags are
 //! put together.
 
+mod disk;
 mod key;
 mod read;
 mod table;
@@ -10,17 +11,17 @@ use std::collections::{HashMap, HashSet};
 use crate::finding::{Finding, Findings, Place, Problem};
 use crate::model::{
     Assign, Backing, Boot, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, HostDomain, HugePages,
-    Identified, OnFault, P2p, Poll, Vm, Wire,
+    Identified, OnFault, P2p, Vm, Wire,
 };
 use crate::source::{self, Entry, Node, Table, Value};
 use crate::values::Invalid;
-use crate::values::address::PciAddress;
-use crate::values::count::{Cpus, Namespace, NodeId};
+use crate::values::count::{Cpus, NodeId};
 use crate::values::name::VmName;
 use crate::values::path::HostPath;
 use crate::values::size::{ByteSize, MemorySize};
 use crate::values::text::Cmdline;
 
+use disk::disk;
 pub use key::Key;
 use key::{ASSIGN, DISK, VM};
 use table::{Given, Keys};
@@ -242,61 +243,11 @@ fn assign(table: &Table, findings: &mut Vec<Finding>) -> Option<Assign> {
     Some(Assign { address: address?, domain: domain.unwrap_or_default(), on_fault })
 }
 
-fn disk(table: &Table, findings: &mut Vec<Finding>) -> Option<Disk> {
-    let mut keys = Keys::of(table, DISK, findings);
-    let source = disk_source(&mut keys);
-    let model = keys.get("model").value();
-    let readonly = keys.get("readonly").value();
-    let queues = keys.get("queues").value();
-    let serial = keys.get("serial").value();
-    Some(Disk {
-        source: source?,
-        model: model.unwrap_or_default(),
-        readonly: readonly.unwrap_or_default(),
-        queues,
-        serial,
-    })
-}
-
-fn disk_source(keys: &mut Keys<'_>) -> Option<DiskSource> {
-    let path: Given<HostPath> = keys.get("path");
-    let nvme: Given<PciAddress> = keys.get("nvme");
-    let namespace: Given<Namespace> = keys.get("namespace");
-    let poll: Given<Poll> = keys.get("poll");
-    match (path, nvme) {
-        (Given::No, Given::No) => {
-            let hint = "Say what holds its data, as in path=/dev/sda (or nvme=0000:03:00.0, a controller that \
-                        skep drives itself).";
-            keys.found(&keys.place(), Problem::Missing { within: "this disk", key: "path", hint });
-            None
-        }
-        (Given::No, nvme) => Some(DiskSource::Nvme {
-            address: nvme.value()?,
-            namespace: namespace.value().unwrap_or_default(),
-            poll: poll.value().unwrap_or_default(),
-        }),
-        (path, Given::No) => {
-            let of_nvme = [("namespace", namespace.place()), ("poll", poll.place())];
-            for (key, place) in of_nvme {
-                if let Some(place) = place {
-                    keys.found(&place, Problem::OnlyWith { key, with: "nvme" });
-                }
-            }
-            path.value().map(DiskSource::Path)
-        }
-        (_, nvme) => {
-            let place = nvme.place().unwrap_or_else(|| keys.place());
-            keys.found(&place, Problem::NotTogether { one: "path", other: "nvme" });
-            None
-        }
-    }
-}
-
 /// The items as a list without repetition; each repeated one is a finding.
 fn distinct<T: Identified>(items: Vec<(Place, T)>, findings: &mut Vec<Finding>) -> Option<Distinct<T>> {
     let mut first: HashMap<String, Place> = HashMap::new();
     for (place, item) in &items {
-        let what = item.identity();
+        let Some(what) = item.identity() else { continue };
         match first.get(&what).cloned() {
             Some(first) => {
                 findings.push(Finding { place: place.clone(), problem: Problem::Repeated { what, first } });

@@ -2,14 +2,17 @@
 
 use std::str::FromStr;
 
-use crate::model::{Console, DiskModel, DmaBackEnd, HostDomain, HugePages, OnFault, P2p, Poll, Wire};
+use crate::model::{
+    Bounce, Console, DmaBackEnd, Format, HostDomain, HugePages, ModelName, OnFault, P2p, Poll, Wire,
+};
 use crate::source::Value;
 use crate::values::Invalid;
 use crate::values::address::PciAddress;
-use crate::values::count::{Cpus, Namespace, NodeId, Queues};
+use crate::values::count::{Cpus, LogicalBlock, Namespace, NodeId, Queues};
 use crate::values::name::{DomainName, VmName};
+use crate::values::nbd::NbdAddress;
 use crate::values::path::HostPath;
-use crate::values::size::{ByteSize, MemorySize};
+use crate::values::size::{ByteSize, DiskSize, MemorySize};
 use crate::values::text::{Cmdline, Serial};
 
 /// What a single value can mean.
@@ -40,7 +43,10 @@ read_text! {
     Cmdline: "text in quotes",
     Console: "text in quotes: stdio, file:PATH or socket:PATH",
     PciAddress: "a PCI address in quotes, \"0000:01:00.0\"",
-    DiskModel: "text in quotes",
+    ModelName: "text in quotes",
+    Format: "text in quotes: raw, qcow2 or vmdk",
+    Bounce: "text in quotes: needed or always",
+    NbdAddress: "text in quotes, \"nbd://host/export\"",
     DomainName: "text in quotes",
     DmaBackEnd: "text in quotes: auto, iommufd or type1",
     HostDomain: "text in quotes: shared or exclusive",
@@ -95,6 +101,7 @@ macro_rules! read_number {
 read_number! {
     Cpus,
     Queues,
+    LogicalBlock,
     Namespace,
     NodeId,
 }
@@ -107,17 +114,30 @@ fn integer(value: &Value) -> Option<i64> {
     }
 }
 
-impl Read for MemorySize {
-    const EXPECTED: &'static str = "a size in quotes as in \"512M\", or a number of MiB";
+/// Types that are sizes; a bare number counts MiB.
+macro_rules! read_size {
+    ($($type:ty,)*) => {
+        $(impl Read for $type {
+            const EXPECTED: &'static str = "a size in quotes as in \"512M\", or a number of MiB";
 
-    fn read(value: &Value) -> Option<Result<Self, Invalid>> {
-        let Value::Integer(mib) = value else { return text(value) };
-        let size = u64::try_from(*mib).map_err(|_| Invalid::Size { text: mib.to_string() });
-        let size = size.and_then(|mib| {
-            ByteSize::from_mib(mib).ok_or_else(|| Invalid::SizeTooLarge { text: mib.to_string() })
-        });
-        Some(size.and_then(MemorySize::try_from))
-    }
+            fn read(value: &Value) -> Option<Result<Self, Invalid>> {
+                match value {
+                    Value::Integer(mib) => Some(mebibytes(*mib).and_then(<$type>::try_from)),
+                    _ => text(value),
+                }
+            }
+        })*
+    };
+}
+
+read_size! {
+    MemorySize,
+    DiskSize,
+}
+
+fn mebibytes(mib: i64) -> Result<ByteSize, Invalid> {
+    let count = u64::try_from(mib).map_err(|_| Invalid::Size { text: mib.to_string() })?;
+    ByteSize::from_mib(count).ok_or_else(|| Invalid::SizeTooLarge { text: mib.to_string() })
 }
 
 impl Read for bool {

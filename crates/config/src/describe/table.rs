@@ -27,6 +27,11 @@ impl<T> Given<T> {
         if let Given::Yes(place, _) = self { Some(place.clone()) } else { None }
     }
 
+    /// Whether it was given, right or wrong.
+    pub(super) fn is_given(&self) -> bool {
+        !matches!(self, Given::No)
+    }
+
     /// The value, if it is there and right.
     pub(super) fn value(self) -> Option<T> {
         if let Given::Yes(_, value) = self { Some(value) } else { None }
@@ -125,6 +130,24 @@ impl<'a> Keys<'a> {
             found.extend(read(table, self.findings).map(|value| (item.place.clone(), value)));
         }
         found
+    }
+
+    /// These keys, where they are given, mean something only with another one that is not.
+    pub(super) fn only_with<const N: usize>(
+        &mut self,
+        with: &'static str,
+        given: [(&'static str, Option<Place>); N],
+    ) {
+        for (key, place) in given {
+            if let Some(place) = place {
+                self.found(&place, Problem::OnlyWith { key, with });
+            }
+        }
+    }
+
+    /// Where a key's value is written.
+    pub(super) fn place_of(&self, key: &str) -> Option<Place> {
+        self.node(key).map(|node| node.place.clone())
     }
 
     /// Where the table is written.

@@ -24,7 +24,7 @@ impl Assign {
 }
 
 impl Identified for Assign {
-    fn identity(&self) -> String {
-        format!("PCI device {}", self.address)
+    fn identity(&self) -> Option<String> {
+        Some(format!("PCI device {}", self.address))
     }
 }

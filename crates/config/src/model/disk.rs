@@ -1,14 +1,9 @@
-//! A disk of the guest.
-
-use std::path::{Component, PathBuf};
-use std::str::FromStr;
+//! A disk of the guest: what holds its data is in [`super::source`].
 
 use super::distinct::Identified;
+use super::source::DiskSource;
 use super::words::words;
-use crate::values::Invalid;
-use crate::values::address::PciAddress;
-use crate::values::count::{Namespace, Queues};
-use crate::values::path::HostPath;
+use crate::values::count::Queues;
 use crate::values::text::Serial;
 
 /// A disk of the guest and what holds its data.
@@ -18,116 +13,89 @@ pub struct Disk {
     pub source: DiskSource,
     /// What the guest sees.
     pub model: DiskModel,
-    /// Whether the guest may only read.
-    pub readonly: bool,
-    /// How many queues it has; `None` for one per vCPU.
-    pub queues: Option<Queues>,
+    /// What becomes of the guest's writes.
+    pub writes: Writes,
     /// The serial number that the guest sees; `None` for that of the device.
     pub serial: Option<Serial>,
 }
 
-/// What holds a disk's data.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiskSource {
-    /// A block device of the host, driven by its kernel.
-    Path(HostPath),
-    /// A namespace of an NVMe controller that skep itself drives.
-    Nvme {
-        /// The controller's address on the host.
-        address: PciAddress,
-        /// Which of its namespaces.
-        namespace: Namespace,
-        /// How skep learns that a request is done.
-        poll: Poll,
-    },
-}
-
-words! {
-    /// How skep learns that a controller has done a request.
-    #[derive(Default)]
-    pub enum Poll, "a way to poll" {
-        /// By interrupt.
-        Off = "off",
-        /// By looking for a while, then by interrupt, as the load suggests.
-        #[default]
-        Adaptive = "adaptive",
-        /// By looking all the time, which takes a CPU.
-        On = "on",
-    }
-}
-
-/// What kind of disk the guest sees.
+/// What becomes of the guest's writes: without a word they are kept, `readonly` refuses them, `snapshot` throws them
+/// away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum DiskModel {
-    /// virtio block device, `virtio-blk`.
+pub enum Writes {
+    /// They change the disk.
     #[default]
-    VirtioBlk,
+    Kept,
+    /// There are none: the guest may only read. A disc in a CD drive is always so.
+    Refused,
+    /// They are gone when the VM ends, and what holds the data is never changed. Only a [`super::FileDisk`] has it.
+    ThrownAway,
+}
+
+/// What the guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DiskModel {
+    /// A virtio block device of its own, `virtio-blk`.
+    VirtioBlk {
+        /// How many queues it has; `None` for one per vCPU.
+        queues: Option<Queues>,
+    },
+    /// A disk on a SATA controller, which it shares with other such disks, `ahci`.
+    Ahci,
+    /// An NVMe controller of its own, with one namespace, `nvme`.
+    Nvme {
+        /// How many queue pairs it has; `None` for one per vCPU.
+        queues: Option<Queues>,
+    },
+    /// A disc in a CD drive on a SATA controller, `ahci-cd`.
+    AhciCd,
 }
 
 impl DiskModel {
-    /// The names of all models.
-    pub const NAMES: &[&str] = &["virtio-blk"];
-
-    /// The model's name in flags and TOML.
-    pub fn name(self) -> &'static str {
+    /// The model's name.
+    pub fn name(self) -> ModelName {
         match self {
-            DiskModel::VirtioBlk => "virtio-blk",
+            DiskModel::VirtioBlk { .. } => ModelName::VirtioBlk,
+            DiskModel::Ahci => ModelName::Ahci,
+            DiskModel::Nvme { .. } => ModelName::Nvme,
+            DiskModel::AhciCd => ModelName::AhciCd,
+        }
+    }
+
+    /// How many queues were asked for; `None` for one per vCPU, or when the model has no such choice.
+    pub fn queues(self) -> Option<Queues> {
+        match self {
+            DiskModel::VirtioBlk { queues } | DiskModel::Nvme { queues } => queues,
+            DiskModel::Ahci | DiskModel::AhciCd => None,
         }
     }
 }
 
-impl FromStr for DiskModel {
-    type Err = Invalid;
+/// A virtio block device with a queue per vCPU.
+impl Default for DiskModel {
+    fn default() -> DiskModel {
+        DiskModel::VirtioBlk { queues: None }
+    }
+}
 
-    fn from_str(text: &str) -> Result<DiskModel, Invalid> {
-        match text {
-            "virtio-blk" => Ok(DiskModel::VirtioBlk),
-            _ => Err(Invalid::DiskModel { text: text.into() }),
-        }
+words! {
+    /// The name of a [`DiskModel`] in flags and TOML.
+    #[derive(Default)]
+    pub enum ModelName, "a disk model" {
+        /// [`DiskModel::VirtioBlk`].
+        #[default]
+        VirtioBlk = "virtio-blk",
+        /// [`DiskModel::Ahci`].
+        Ahci = "ahci",
+        /// [`DiskModel::Nvme`].
+        Nvme = "nvme",
+        /// [`DiskModel::AhciCd`].
+        AhciCd = "ahci-cd",
     }
 }
 
 impl Identified for Disk {
-    fn identity(&self) -> String {
-        match &self.source {
-            DiskSource::Path(path) => {
-                // a//b and ./a/./b are a/b. Whether two names lead to the same device is found when it is opened.
-                let parts = path.as_path().components().filter(|part| *part != Component::CurDir);
-                let path: PathBuf = parts.collect();
-                format!("disk {}", path.display())
-            }
-            DiskSource::Nvme { address, namespace, .. } => {
-                format!("namespace {namespace} of NVMe controller {address}")
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_disk_model_reads_as_it_prints() {
-        for name in DiskModel::NAMES {
-            assert_eq!(name.parse::<DiskModel>().unwrap().name(), *name);
-        }
-    }
-
-    #[test]
-    fn an_nvme_disk_is_its_controller_and_namespace_however_it_is_polled() {
-        let disk = |namespace: i64, poll| Disk {
-            source: DiskSource::Nvme {
-                address: "03:00.0".parse().unwrap(),
-                namespace: namespace.try_into().unwrap(),
-                poll,
-            },
-            model: DiskModel::VirtioBlk,
-            readonly: false,
-            queues: None,
-            serial: None,
-        };
-        assert_eq!(disk(1, Poll::Off).identity(), disk(1, Poll::On).identity());
-        assert_ne!(disk(1, Poll::Off).identity(), disk(2, Poll::Off).identity());
+    fn identity(&self) -> Option<String> {
+        self.source.identity()
     }
 }

@@ -6,8 +6,8 @@ use crate::values::Repeated;
 
 /// Something of which a VM may have several, but each only once.
 pub trait Identified {
-    /// What makes it the same thing as another one, in words: "disk /dev/sda".
-    fn identity(&self) -> String;
+    /// What makes it the same thing as another one, in words: "disk /dev/sda". `None` when it is like no other.
+    fn identity(&self) -> Option<String>;
 }
 
 /// A list in which nothing is twice.
@@ -25,7 +25,7 @@ impl<T: Identified> TryFrom<Vec<T>> for Distinct<T> {
 
     fn try_from(items: Vec<T>) -> Result<Distinct<T>, Repeated> {
         let mut seen = std::collections::HashSet::new();
-        match items.iter().map(T::identity).find(|identity| !seen.insert(identity.clone())) {
+        match items.iter().filter_map(T::identity).find(|identity| !seen.insert(identity.clone())) {
             Some(what) => Err(Repeated { what }),
             None => Ok(Distinct(items)),
         }

@@ -6,13 +6,15 @@ mod disk;
 mod distinct;
 mod dma;
 mod ram;
+mod source;
 mod vm;
 mod words;
 
 pub use assign::Assign;
 pub use console::Console;
-pub use disk::{Disk, DiskModel, DiskSource, Poll};
+pub use disk::{Disk, DiskModel, ModelName, Writes};
 pub use distinct::{Distinct, Identified};
 pub use dma::{Dma, DmaBackEnd, HostDomain, OnFault, P2p};
 pub use ram::{Backing, HugePages, Wire};
+pub use source::{Bounce, DiskSource, FileDisk, Format, Poll};
 pub use vm::{Boot, Vm};

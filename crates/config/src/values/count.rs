@@ -104,6 +104,31 @@ impl fmt::Display for Namespace {
     }
 }
 
+/// The size of the blocks that a guest sees in the place of larger ones of a disk: 512 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LogicalBlock(());
+
+impl LogicalBlock {
+    /// The size in bytes.
+    pub fn bytes(self) -> u32 {
+        512
+    }
+}
+
+impl TryFrom<i64> for LogicalBlock {
+    type Error = Invalid;
+
+    fn try_from(bytes: i64) -> Result<LogicalBlock, Invalid> {
+        if bytes == 512 { Ok(LogicalBlock(())) } else { Err(Invalid::LogicalBlock { bytes }) }
+    }
+}
+
+impl fmt::Display for LogicalBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bytes().fmt(f)
+    }
+}
+
 /// The number of a NUMA node of the host, 0 to 1023. Whether there is such a node, the start says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u16);

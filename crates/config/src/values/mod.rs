@@ -3,10 +3,12 @@
 pub(crate) mod address;
 pub(crate) mod count;
 pub(crate) mod name;
+pub(crate) mod nbd;
 pub(crate) mod path;
 pub(crate) mod size;
 pub(crate) mod text;
 
+use crate::nearest::nearest;
 use size::{ByteSize, MemorySize};
 
 /// Why a value is not one of its kind.
@@ -124,7 +126,7 @@ pub enum Invalid {
         text: String,
     },
     /// No such word among a few.
-    #[error("{text:?} is not {what}. Write {}.", valid.join(" or "))]
+    #[error("{text:?} is not {what}. {}Write {}.", meant(text, valid), valid.join(" or "))]
     Word {
         /// What it should be.
         what: &'static str,
@@ -188,9 +190,26 @@ pub enum Invalid {
         /// What was written.
         text: String,
     },
-    /// No such disk model.
-    #[error("{text:?} is not a disk model. Write {}.", crate::model::DiskModel::NAMES.join(" or "))]
-    DiskModel {
+    /// No size for a disk in memory.
+    #[error(
+        "a disk in memory cannot have {size}. Give it a multiple of 4 KiB, at most {}.",
+        size::DiskSize::MAX
+    )]
+    DiskSize {
+        /// The size asked for.
+        size: ByteSize,
+    },
+    /// No blocks that a guest can be shown in the place of a disk's own.
+    #[error("a disk cannot be shown with blocks of {bytes} bytes. Write 512, or nothing for the disk's own.")]
+    LogicalBlock {
+        /// The size asked for.
+        bytes: i64,
+    },
+    /// Not the address of a disk on a server.
+    #[error(
+        "{text:?} is no address of an NBD server. Write nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH."
+    )]
+    NbdAddress {
         /// What was written.
         text: String,
     },
@@ -203,6 +222,11 @@ pub enum Invalid {
     /// The value makes no sense beside another one.
     #[error(transparent)]
     Repeated(#[from] Repeated),
+}
+
+/// The question whether another word was meant, if one looks much like this one.
+fn meant(text: &str, valid: &'static [&'static str]) -> String {
+    nearest(text, valid).map_or(String::new(), |word| format!("Did you mean {word}? "))
 }
 
 /// Two entries of a list are the same thing.

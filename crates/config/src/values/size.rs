@@ -126,6 +126,49 @@ impl fmt::Display for MemorySize {
     }
 }
 
+/// The size of a disk in memory: 4 KiB to 64 TiB, in steps of 4 KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DiskSize(ByteSize);
+
+impl DiskSize {
+    /// The largest disk in memory that can be described.
+    pub const MAX: ByteSize = ByteSize(64 << 40);
+    /// Sizes are multiples of this many bytes: whole blocks of any disk.
+    pub const GRAIN: u64 = 4096;
+
+    /// The number of bytes.
+    pub const fn bytes(self) -> u64 {
+        self.0.0
+    }
+}
+
+impl TryFrom<ByteSize> for DiskSize {
+    type Error = Invalid;
+
+    fn try_from(size: ByteSize) -> Result<DiskSize, Invalid> {
+        let whole = size.bytes().is_multiple_of(DiskSize::GRAIN);
+        if size.bytes() == 0 || size > DiskSize::MAX || !whole {
+            Err(Invalid::DiskSize { size })
+        } else {
+            Ok(DiskSize(size))
+        }
+    }
+}
+
+impl FromStr for DiskSize {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<DiskSize, Invalid> {
+        text.parse::<ByteSize>()?.try_into()
+    }
+}
+
+impl fmt::Display for DiskSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::hint::black_box;
@@ -196,6 +239,15 @@ mod tests {
         #[test]
         fn no_text_makes_the_size_parser_panic(text in "\\PC*") {
             black_box(text.parse::<ByteSize>().is_ok());
+        }
+    }
+
+    #[test]
+    fn a_disk_in_memory_has_whole_blocks() {
+        assert_eq!("4K".parse::<DiskSize>().unwrap().bytes(), 4096);
+        assert_eq!("64T".parse::<DiskSize>().unwrap().to_string(), "64T");
+        for bad in ["0", "512B", "5K", "65T"] {
+            assert!(matches!(bad.parse::<DiskSize>(), Err(Invalid::DiskSize { .. })), "{bad}");
         }
     }
 }

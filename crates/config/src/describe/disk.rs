@@ -1,0 +1,198 @@
+//! What the keys of a disk mean together.
+
+use super::key::DISK;
+use super::table::{Given, Keys};
+use crate::finding::{Finding, Place, Problem};
+use crate::model::{Bounce, Disk, DiskModel, DiskSource, FileDisk, Format, ModelName, Poll, Writes};
+use crate::source::Table;
+use crate::values::address::PciAddress;
+use crate::values::count::{LogicalBlock, Namespace, Queues};
+use crate::values::nbd::NbdAddress;
+use crate::values::path::HostPath;
+use crate::values::size::DiskSize;
+
+const NO_SOURCE: &str = "Say what holds its data, as in path=/dev/sda (or nvme=0000:03:00.0, a controller that skep \
+                         drives itself; nbd=nbd://HOST/EXPORT, a disk on a server; ram=1G, memory of this host).";
+
+/// The disk that a table describes.
+pub(super) fn disk(table: &Table, findings: &mut Vec<Finding>) -> Option<Disk> {
+    let mut keys = Keys::of(table, DISK, findings);
+    let source = source(&mut keys);
+    let model = model(&mut keys);
+    let writes = writes(&mut keys, model);
+    let serial = keys.get("serial").value();
+    let disk = Disk { source: source?, model: model?, writes, serial };
+    contradictions(&disk, &mut keys);
+    Some(disk)
+}
+
+/// What holds the data: one of four, each with keys of its own.
+fn source(keys: &mut Keys<'_>) -> Option<DiskSource> {
+    let path: Given<HostPath> = keys.get("path");
+    let nvme: Given<PciAddress> = keys.get("nvme");
+    let nbd: Given<NbdAddress> = keys.get("nbd");
+    let ram: Given<DiskSize> = keys.get("ram");
+    let file = FileKeys::read(keys);
+    let namespace: Given<Namespace> = keys.get("namespace");
+    let poll: Given<Poll> = keys.get("poll");
+    let given = [
+        ("path", path.is_given()),
+        ("nvme", nvme.is_given()),
+        ("nbd", nbd.is_given()),
+        ("ram", ram.is_given()),
+    ];
+    let given: Vec<&'static str> = given.iter().filter(|(_, given)| *given).map(|(key, _)| *key).collect();
+    let [source] = given[..] else {
+        let problem = match given[..] {
+            [one, other, ..] => Problem::NotTogether { one, other },
+            _ => Problem::Missing { within: "this disk", key: "path", hint: NO_SOURCE },
+        };
+        let place = [nvme.place(), nbd.place(), ram.place()].into_iter().flatten().next();
+        keys.found(&place.unwrap_or_else(|| keys.place()), problem);
+        return None;
+    };
+    if source != "nvme" {
+        keys.only_with("nvme", [("namespace", namespace.place()), ("poll", poll.place())]);
+    }
+    if source != "path" {
+        keys.only_with("path", file.places());
+    }
+    match source {
+        "path" => Some(DiskSource::File(file.of(path.value()?))),
+        "nvme" => Some(DiskSource::Nvme {
+            address: nvme.value()?,
+            namespace: namespace.value().unwrap_or_default(),
+            poll: poll.value().unwrap_or_default(),
+        }),
+        "nbd" => nbd.value().map(DiskSource::Nbd),
+        _ => ram.value().map(DiskSource::Ram),
+    }
+}
+
+/// The keys of files and devices.
+struct FileKeys {
+    format: Given<Format>,
+    logical: Given<LogicalBlock>,
+    preallocate: Given<bool>,
+    bounce: Given<Bounce>,
+    force: Given<bool>,
+}
+
+impl FileKeys {
+    fn read(keys: &mut Keys<'_>) -> FileKeys {
+        FileKeys {
+            format: keys.get("format"),
+            logical: keys.get("logical"),
+            preallocate: keys.get("preallocate"),
+            bounce: keys.get("bounce"),
+            force: keys.get("force"),
+        }
+    }
+
+    fn places(&self) -> [(&'static str, Option<Place>); 5] {
+        [
+            ("format", self.format.place()),
+            ("logical", self.logical.place()),
+            ("preallocate", self.preallocate.place()),
+            ("bounce", self.bounce.place()),
+            ("force", self.force.place()),
+        ]
+    }
+
+    fn of(self, path: HostPath) -> FileDisk {
+        FileDisk {
+            path,
+            format: self.format.value(),
+            logical: self.logical.value(),
+            preallocate: self.preallocate.value().unwrap_or_default(),
+            bounce: self.bounce.value().unwrap_or_default(),
+            force: self.force.value().unwrap_or_default(),
+        }
+    }
+}
+
+/// What the guest sees; only some models have queues to choose.
+fn model(keys: &mut Keys<'_>) -> Option<DiskModel> {
+    let name: Given<ModelName> = keys.get("model");
+    let queues: Given<Queues> = keys.get("queues");
+    let place = queues.place();
+    let name = match name {
+        Given::Wrong => return None,
+        name => name.value().unwrap_or_default(),
+    };
+    let model = match name {
+        ModelName::VirtioBlk => return Some(DiskModel::VirtioBlk { queues: queues.value() }),
+        ModelName::Nvme => return Some(DiskModel::Nvme { queues: queues.value() }),
+        ModelName::Ahci => DiskModel::Ahci,
+        ModelName::AhciCd => DiskModel::AhciCd,
+    };
+    if let Some(place) = place {
+        let with = if model == DiskModel::Ahci { "model=ahci" } else { "model=ahci-cd" };
+        keys.found(&place, Problem::NotWith { key: "queues", with });
+    }
+    Some(model)
+}
+
+/// What becomes of the guest's writes; to a disc in a CD drive there are none.
+fn writes(keys: &mut Keys<'_>, model: Option<DiskModel>) -> Writes {
+    let readonly: Given<bool> = keys.get("readonly");
+    let snapshot: Given<bool> = keys.get("snapshot");
+    let (readonly_at, snapshot_at) = (readonly.place(), snapshot.place());
+    let (readonly, snapshot) = (readonly.value(), snapshot.value().unwrap_or_default());
+    if model == Some(DiskModel::AhciCd) {
+        let wrong = [
+            ("readonly=off", readonly_at.filter(|_| readonly == Some(false))),
+            ("snapshot=on", snapshot_at.filter(|_| snapshot)),
+        ];
+        for (key, place) in wrong {
+            if let Some(place) = place {
+                keys.found(&place, Problem::NotWith { key, with: "model=ahci-cd" });
+            }
+        }
+        return Writes::Refused;
+    }
+    match (readonly.unwrap_or_default(), snapshot) {
+        (false, false) => Writes::Kept,
+        (true, false) => Writes::Refused,
+        (readonly, true) => {
+            if let Some(place) = snapshot_at.filter(|_| readonly) {
+                keys.found(&place, Problem::NotTogether { one: "readonly", other: "snapshot" });
+            }
+            Writes::ThrownAway
+        }
+    }
+}
+
+/// What is right by itself and wrong together.
+fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
+    let mut wrong = |key: &'static str, problem: Problem| {
+        let place = keys.place_of(key).unwrap_or_else(|| keys.place());
+        keys.found(&place, problem);
+    };
+    let DiskSource::File(file) = &disk.source else {
+        if disk.writes == Writes::ThrownAway {
+            wrong("snapshot", Problem::OnlyWith { key: "snapshot", with: "path" });
+        }
+        return;
+    };
+    if file.format == Some(Format::Vmdk) && disk.writes == Writes::Kept {
+        wrong("format", Problem::VmdkIsOnlyRead);
+    }
+    let of_raw = match (file.format, disk.writes) {
+        (Some(Format::Qcow2), _) => Some("format=qcow2"),
+        (Some(Format::Vmdk), _) => Some("format=vmdk"),
+        (_, Writes::ThrownAway) => Some("snapshot=on"),
+        _ => None,
+    };
+    if let Some(with) = of_raw.filter(|_| file.logical.is_some()) {
+        wrong("logical", Problem::NotWith { key: "logical", with });
+    }
+    let of_writable = match disk.writes {
+        Writes::Refused if disk.model == DiskModel::AhciCd => Some("model=ahci-cd"),
+        Writes::Refused => Some("readonly=on"),
+        Writes::Kept | Writes::ThrownAway => of_raw,
+    };
+    if let Some(with) = of_writable.or(of_raw).filter(|_| file.preallocate) {
+        wrong("preallocate", Problem::NotWith { key: "preallocate", with });
+    }
+}
