@@ -400,7 +400,7 @@ fn a_disk_is_a_file_with_its_choices_or_a_server_or_memory() {
     else {
         panic!("a path is a file");
     };
-    let block = file.logical.map(|block| block.bytes());
+    let block = file.logical.map(config::LogicalBlock::bytes);
     assert_eq!((file.format, block, file.bounce), (Some(Format::Raw), Some(512), Bounce::Always));
     assert!(file.preallocate && file.force);
     let server = "nbd://host:1/a";

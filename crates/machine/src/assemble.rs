@@ -4,24 +4,24 @@ use std::io::Write;
 use std::sync::Arc;
 
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
-use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort, VirtioBlk};
+use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort};
 use dma::fault::{Inputs, Watch};
 use kvm_ioctls::{VcpuFd, VmFd};
-use memory::{MemoryMap, Ram};
-use pci::{Address, Bus, PciError, Services};
-use virtio::VirtioPci;
+use memory::MemoryMap;
+use pci::{Address, Bus, Services};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::alarms::AlarmWatch;
 use crate::assigned::Claimed;
 use crate::board::Board;
-use crate::check::{Checked, OpenDisk};
+use crate::check::Checked;
 use crate::chips::Chips;
 use crate::config_ports::ConfigPorts;
 use crate::console::Console;
 use crate::cpu::{self, PowerOn};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
+use crate::disks::{self, Disks, Place};
 use crate::driven::{self, Drivers};
 use crate::error::{StartError, system};
 use crate::events::{Event, Events, Teller, events};
@@ -92,14 +92,11 @@ pub fn assemble(
         None => Vec::new(),
     };
     steps.begin("disks")?;
-    let mut open_disks = Vec::new();
     let drivers = claimed.as_ref().zip(witness.as_ref());
     let drivers = drivers.map(|(claimed, witness)| Drivers { claimed, witness, events: &sender });
-    for OpenDisk { disk, model } in driven::open(disks, drivers.as_ref(), config.cpus)? {
-        disk.remarks().iter().for_each(|remark| report(&Notice::Trouble(remark.clone())));
-        put_disk_on(&bus, model, &ram, &services, &sender)?;
-        open_disks.push(disk);
-    }
+    let disks = driven::open(disks, drivers.as_ref(), config.cpus)?;
+    disks::remarks(&disks).for_each(|remark| report(&Notice::Trouble(remark.clone())));
+    let disks = Disks::put_on(disks, Place { bus: &bus, ram: &ram, services: &services, events: &sender })?;
 
     steps.begin("console")?;
     let console = Console::new(output).map_err(system("start the console's thread"))?;
@@ -136,7 +133,7 @@ pub fn assemble(
         cpus: threads,
         board,
         assigned,
-        disks: open_disks,
+        disks,
         claimed,
         boot,
         entry,
@@ -159,22 +156,6 @@ fn listen(claimed: &Claimed, report: &Reporter) -> Inputs {
     let said = sources.to_string();
     report(&if sources.name_devices() { Notice::Life(Life::Made(said)) } else { Notice::Trouble(said) });
     inputs
-}
-
-fn put_disk_on(
-    bus: &Bus,
-    disk: VirtioBlk,
-    ram: &Arc<Ram>,
-    services: &Arc<dyn Services>,
-    events: &Events,
-) -> Result<(), StartError> {
-    let at = bus.free_address()?;
-    let events = events.clone();
-    let report = Arc::new(move |what: String| events.trouble(what));
-    let function = VirtioPci::new(Box::new(disk), at, ram.clone(), services.clone(), bus.windows(), report)
-        .map_err(PciError::from)?;
-    bus.add(at, Arc::new(function))?;
-    Ok(bus.place_bars(at)?)
 }
 
 fn make_cpus(

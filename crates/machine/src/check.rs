@@ -1,14 +1,11 @@
 //! Every fact that stands in the way of a start, found before anything on the host is touched.
 
-use std::sync::Arc;
-
 use assign::DomainPlan;
 use boot::{Initrd, KernelImage, platform};
-use devices::{VirtioBlk, VirtioBlkOptions};
-use disk::{Disk, DiskOptions};
 use host::{Host, PciAddress, PciDevice};
 use memory::GpaRange;
 
+use crate::disks::{self, CheckedDisk};
 use crate::error::StartError;
 use crate::kvm::Hypervisor;
 use crate::layout::Layout;
@@ -26,20 +23,6 @@ pub struct Checked {
     pub disks: Vec<CheckedDisk>,
     pub host: Host,
     pub plans: Vec<DomainPlan>,
-}
-
-/// A disk that is open and claimed, and what the guest sees of it.
-pub struct OpenDisk {
-    pub disk: Arc<Disk>,
-    pub model: VirtioBlk,
-}
-
-/// A disk as far as it can be had before devices are taken.
-pub enum CheckedDisk {
-    /// Open.
-    Open(OpenDisk),
-    /// On a controller that skep drives: it is looked at when the controller is skep's.
-    Driven(config::Disk),
 }
 
 /// Collects findings, so that all of them are known at once.
@@ -66,7 +49,7 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
         Ok(hypervisor)
     }));
     let disks: Vec<CheckedDisk> =
-        config.disks.iter().filter_map(|disk| findings.keep(check_disk(disk, config.cpus))).collect();
+        config.disks.iter().filter_map(|disk| findings.keep(disks::check(disk, config.cpus))).collect();
     let host = Host::here();
     let (plans, wrong) = plan::domains(config);
     findings.0.extend(wrong);
@@ -106,39 +89,5 @@ pub fn give_back_leftovers(host: &Host, report: &Reporter) {
             Err(error) => error.to_string(),
         };
         report(&Notice::Trouble(said));
-    }
-}
-
-/// Opens a disk, which claims it: nobody else can mount it or give it to another VM until it is closed.
-fn check_disk(disk: &config::Disk, cpus: config::Cpus) -> Result<CheckedDisk, StartError> {
-    let config::DiskSource::Path(path) = &disk.source else { return Ok(CheckedDisk::Driven(disk.clone())) };
-    let path = path.as_path();
-    let options = DiskOptions::new(path);
-    let opened = Disk::open(&if disk.readonly { options.read_only() } else { options })?;
-    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    Ok(CheckedDisk::Open(OpenDisk::new(opened, &name, disk, cpus)?))
-}
-
-/// How many queues a disk's model has: as many as there are vCPUs, unless somebody wants it otherwise.
-pub fn queues(disk: &config::Disk, cpus: config::Cpus) -> u16 {
-    disk.queues.map_or_else(|| cpus.get().get().min(64), |queues| queues.get().get())
-}
-
-impl OpenDisk {
-    /// The model that the guest sees of a disk.
-    pub fn new(
-        opened: Disk,
-        name: &str,
-        disk: &config::Disk,
-        cpus: config::Cpus,
-    ) -> Result<OpenDisk, StartError> {
-        let opened = Arc::new(opened);
-        let options = VirtioBlkOptions {
-            queues: queues(disk, cpus),
-            serial: disk.serial.as_ref().map(|serial| serial.as_str().to_owned()),
-            ..VirtioBlkOptions::new(name)
-        };
-        let model = VirtioBlk::new(opened.clone(), options)?;
-        Ok(OpenDisk { disk: opened, model })
     }
 }

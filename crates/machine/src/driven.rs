@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use config::DiskSource;
+use config::{DiskSource, Writes};
 use disk::nvme::{Direction, NvmeController, NvmeOptions, NvmeTrouble, TroubleKind};
 use disk::{Disk, Poll};
 use dma::fault::{self, Fault, Source, Witness};
 
 use crate::assigned::Claimed;
-use crate::check::{CheckedDisk, OpenDisk, queues};
+use crate::disks::{CheckedDisk, OpenDisk, queues};
 use crate::error::{StartError, host_address};
 use crate::events::Events;
 use crate::faults;
@@ -62,7 +62,7 @@ pub fn open(
             config::Poll::Adaptive => Poll::Adaptive,
             config::Poll::On => Poll::On,
         });
-        let backend = if disk.readonly { backend.read_only() } else { backend };
+        let backend = if disk.writes == Writes::Kept { backend } else { backend.read_only() };
         let name = format!("{address} namespace {namespace}");
         let opened = Disk::new(name, Box::new(backend));
         open.push(OpenDisk::new(opened, &address.to_string(), &disk, cpus)?);

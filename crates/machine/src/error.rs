@@ -5,8 +5,9 @@ use std::io;
 use assign::AssignError;
 use boot::{InitrdError, KernelError, LoadError};
 use devices::VirtioBlkError;
-use disk::OpenError;
+use devices::ahci::{AhciError, AtaTextError};
 use disk::nvme::NvmeError;
+use disk::{BadNbdUrl, OpenError};
 use host::PciAddress;
 use memory::{ChangeError, RamError};
 use pci::PciError;
@@ -44,6 +45,18 @@ pub enum StartError {
     /// What the guest is to see of a disk.
     #[error(transparent)]
     DiskModel(#[from] VirtioBlkError),
+    /// An NVMe controller that the guest is to see.
+    #[error(transparent)]
+    NvmeModel(#[from] devices::NvmeError),
+    /// A SATA controller that the guest is to see.
+    #[error(transparent)]
+    Ahci(#[from] AhciError),
+    /// What a SATA disk is to say of itself.
+    #[error(transparent)]
+    AtaText(#[from] AtaTextError),
+    /// The address of a disk on a server.
+    #[error(transparent)]
+    Nbd(#[from] BadNbdUrl),
     /// An assigned device.
     #[error(transparent)]
     Assign(#[from] AssignError),

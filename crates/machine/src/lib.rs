@@ -14,6 +14,7 @@ mod console;
 mod cpu;
 mod cpuid;
 mod cpus;
+mod disks;
 mod driven;
 mod error;
 mod events;

@@ -24,6 +24,7 @@ use crate::check::{check, give_back_leftovers};
 use crate::chips::Chips;
 use crate::console::Console;
 use crate::cpus::{Cpus, End};
+use crate::disks::Disks;
 use crate::error::StartError;
 use crate::events::{Event, Events, Inbox, Teller};
 use crate::faults::{self, Policies};
@@ -137,7 +138,7 @@ pub struct Vm {
     pub(crate) cpus: Cpus,
     pub(crate) board: Arc<Board>,
     pub(crate) assigned: Vec<Arc<Assigned>>,
-    pub(crate) disks: Vec<Arc<Disk>>,
+    pub(crate) disks: Disks,
     pub(crate) claimed: Option<Claimed>,
     pub(crate) map: Arc<MemoryMap>,
     pub(crate) boot: BootPlan,

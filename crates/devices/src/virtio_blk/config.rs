@@ -1,6 +1,6 @@
 //! The device's configuration space (5.2.4).
 
-use disk::Geometry;
+use disk::{Geometry, Sectors};
 use zerocopy::{Immutable, IntoBytes, little_endian as le};
 
 /// Offset of the write-back field, the only one that a driver may write.
@@ -72,8 +72,9 @@ impl Config {
     }
 
     /// The bytes that a driver sees now.
-    pub(super) fn bytes(&self, write_back: bool) -> [u8; size_of::<Config>()] {
-        zerocopy::transmute!(Config { writeback: u8::from(write_back), ..*self })
+    pub(super) fn bytes(&self, capacity: Sectors, write_back: bool) -> [u8; size_of::<Config>()] {
+        let capacity = le::U64::new(capacity.0);
+        zerocopy::transmute!(Config { capacity, writeback: u8::from(write_back), ..*self })
     }
 }
 

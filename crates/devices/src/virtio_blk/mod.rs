@@ -9,11 +9,11 @@ mod failures;
 mod queue;
 mod request;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use disk::{Access, Disk, WriteCache};
-use virtio::{Features, QueueSetup, StartError, VirtioDevice, Worker};
+use virtio::{ConfigChange, Features, QueueSetup, StartError, VirtioDevice, Worker};
 
 use config::Config;
 use queue::BlockQueue;
@@ -101,6 +101,20 @@ pub struct VirtioBlk {
     serial: [u8; SERIAL_LENGTH],
     /// Whether completed writes may wait in a cache until the next flush; the driver may change it.
     write_back: Arc<AtomicBool>,
+    size_notice: SizeNotice,
+}
+
+/// Tells the driver of a device that its disk has another size.
+#[derive(Clone, Default)]
+pub struct SizeNotice(Arc<OnceLock<ConfigChange>>);
+
+impl SizeNotice {
+    /// Call it after the change. Without a transport there is nobody to tell.
+    pub fn send(&self) {
+        if let Some(change) = self.0.get() {
+            change.notify();
+        }
+    }
 }
 
 impl VirtioBlk {
@@ -129,6 +143,7 @@ impl VirtioBlk {
             queue_sizes: vec![queue_size; usize::from(queues)],
             serial,
             short: name,
+            size_notice: SizeNotice::default(),
             disk,
         })
     }
@@ -136,6 +151,11 @@ impl VirtioBlk {
     /// The disk behind it.
     pub fn disk(&self) -> &Arc<Disk> {
         &self.disk
+    }
+
+    /// To tell the driver of another size of the disk, which it sees from then on.
+    pub fn size_notice(&self) -> SizeNotice {
+        self.size_notice.clone()
     }
 
     /// As the disk is.
@@ -180,8 +200,13 @@ impl VirtioDevice for VirtioBlk {
         &self.queue_sizes
     }
 
+    fn attach(&mut self, change: ConfigChange) {
+        // A device has one transport for its life.
+        self.size_notice.0.set(change).ok();
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let bytes = self.config.bytes(self.write_back.load(Ordering::Relaxed));
+        let bytes = self.config.bytes(self.disk.capacity(), self.write_back.load(Ordering::Relaxed));
         for (to, from) in data.iter_mut().zip(bytes.iter().skip(offset as usize)) {
             *to = *from;
         }
