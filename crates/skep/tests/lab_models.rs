@@ -1,0 +1,118 @@
+//! What the guest sees of disks: AHCI and NVMe, over the host's devices and over controllers that skep drives; and
+//! images behind them.
+
+mod scenario;
+
+use scenario::Scenario;
+
+#[test]
+fn a_guest_and_its_host_share_a_sata_disk_and_a_disc_is_read_in_a_drive() {
+    let seen = Scenario::new().run(
+        "
+        guest '
+            wait_for 60 test -b /dev/sda
+            wait_for 60 test -b /dev/sr0
+            sums sda sr0
+            say serial $(dd if=/sys/block/sda/device/vpd_pg80 bs=1 skip=4 2> /dev/null)
+            patterns fill /dev/sda 1
+            patterns check /dev/sda 1
+            say controllers $(ls -d /sys/bus/pci/drivers/ahci/0000:* | wc -l)
+        ' --disk /dev/sda,model=ahci,serial=SEEN-BY-GUEST --disk /dev/nvme0n1,model=ahci-cd
+        patterns check /dev/sda 1",
+    );
+    seen.ended_with(&[0]);
+    seen.expect(&format!("guest: sum sda {}", seen.sum("AHCI0")));
+    seen.expect(&format!("guest: sum sr0 {}", seen.sum("NVME0")));
+    assert!(seen.after("guest: serial ").concat().contains("SEEN-BY-GUEST"), "{seen}");
+    for line in
+        ["guest: controllers 1", "guest: check /dev/sda 1 ok", "host: check /dev/sda 1 ok", "lab: exit 0"]
+    {
+        seen.expect(line);
+    }
+}
+
+#[test]
+fn a_guest_and_its_host_share_an_nvme_disk_whoever_drives_the_real_one() {
+    let seen = Scenario::new().run(
+        "
+        DRIVEN=$(function_of $(disk_of NVME1))
+        guest '
+            wait_for 60 test -b /dev/nvme1n1
+            of_serial() { echo /sys/class/nvme/*/serial | tr \" \" \"\\n\" | while read at; do
+                [ $(cat $at) != $1 ] || echo $(basename $(dirname $at))n1; done; }
+            FILE=$(of_serial FROM-SDA)
+            DIRECT=$(of_serial NVME1)
+            say sum of file $(sha256sum < /dev/$FILE | cut -d \" \" -f 1)
+            say sum of driven $(sha256sum < /dev/$DIRECT | cut -d \" \" -f 1)
+            patterns fill /dev/$FILE 1
+            patterns check /dev/$FILE 1
+            patterns fill /dev/$DIRECT 2
+            patterns check /dev/$DIRECT 2
+        ' --disk /dev/sda,model=nvme,queues=2,serial=FROM-SDA --disk nvme=$DRIVEN,model=nvme
+        given_back $DRIVEN nvme
+        disk_is_back nvme1n1
+        patterns check /dev/sda 1
+        patterns check /dev/$(disk_of NVME1) 2",
+    );
+    seen.ended_with(&[0]);
+    seen.expect(&format!("guest: sum of file {}", seen.sum("AHCI0")));
+    seen.expect(&format!("guest: sum of driven {}", seen.sum("NVME1")));
+    seen.expect("host: check /dev/sda 1 ok");
+    for (who, checks) in [("guest", 2), ("host", 2)] {
+        let ok = seen.after(&format!("{who}: check ")).iter().filter(|line| line.ends_with(" ok")).count();
+        assert_eq!(ok, checks, "checks of the {who}\n{seen}");
+    }
+}
+
+/// An empty image of 64 MiB in version 2 of the format: header, table of reference counts, one block of them, and the
+/// first level of the table of clusters, in a cluster of 64 KiB each.
+const EMPTY_QCOW2: &str = r"
+    image() {
+        truncate -s 256K $1
+        put() { printf $2 | dd of=$IMAGE bs=1 seek=$1 conv=notrunc 2> /dev/null; }
+        IMAGE=$1
+        put 0 '\121\106\111\373\0\0\0\2'
+        put 20 '\0\0\0\020'
+        put 24 '\0\0\0\0\4\0\0\0'
+        put 36 '\0\0\0\1\0\0\0\0\0\3\0\0'
+        put 48 '\0\0\0\0\0\1\0\0\0\0\0\1'
+        put 65536 '\0\0\0\0\0\2\0\0'
+        put 131072 '\0\1\0\1\0\1\0\1'
+    }
+";
+
+#[test]
+fn a_guest_keeps_what_it_wrote_into_a_qcow2_image_unless_changes_are_thrown_away() {
+    let seen = Scenario::new().run(&format!(
+        "{EMPTY_QCOW2}
+        image /tmp/a.qcow2
+        disk=path=/tmp/a.qcow2,format=qcow2
+        guest '
+            say size $(cat /sys/block/vda/size)
+            patterns fill /dev/vda 1
+            patterns check /dev/vda 1
+        ' --disk $disk
+        say grown $(($(stat -c %s /tmp/a.qcow2) > 4194304))
+        TMPDIR=/tmp guest '
+            patterns check /dev/vda 1
+            patterns fill /dev/vda 2
+            patterns check /dev/vda 2
+        ' --disk $disk,snapshot=on
+        guest 'say third; patterns check /dev/vda 1' --disk $disk,readonly=on"
+    ));
+    seen.ended_with(&[0, 0, 0]);
+    seen.expect("guest: size 131072");
+    seen.expect("host: grown 1");
+    seen.expect("guest: check /dev/vda 2 ok");
+    assert_eq!(seen.count("guest: check /dev/vda 1 ok"), 3, "{seen}");
+}
+
+#[test]
+fn a_file_that_looks_like_an_image_is_refused_until_its_format_is_given() {
+    let seen = Scenario::quick().run(&format!(
+        "{EMPTY_QCOW2}
+        image /tmp/a.qcow2
+        try skep run --kernel /lab/guest/vmlinux --disk /tmp/a.qcow2"
+    ));
+    assert!(seen.after("host: said ").concat().contains("format=qcow2"), "{seen}");
+}
