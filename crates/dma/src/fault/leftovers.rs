@@ -11,7 +11,8 @@ const PREFIX: &str = "skep_";
 
 /// The place of tracefs below the root of a file system.
 pub(super) fn tracefs(root: &Path) -> io::Result<PathBuf> {
-    let place = PLACES.into_iter().map(|place| root.join(place)).find(|place| place.join("instances").is_dir());
+    let place =
+        PLACES.into_iter().map(|place| root.join(place)).find(|place| place.join("instances").is_dir());
     place.ok_or_else(|| io::Error::other("tracefs is not mounted, or not for us"))
 }
 
@@ -107,7 +108,7 @@ impl Leftover {
 /// not remove an instance that somebody reads.
 pub(super) fn remove(tracefs: &Path, name: &str, probes: &[String]) -> io::Result<()> {
     let instance = tracefs.join("instances").join(name);
-    let mut done = forgive(fs::remove_dir(&instance).map_err(|cause| named(&instance, cause)));
+    let mut done = forgive(fs::remove_dir(&instance).map_err(|cause| named(&instance, &cause)));
     for probe in probes {
         done = done.and(forgive(write(&tracefs.join("kprobe_events"), &format!("-:{name}/{probe}"), true)));
     }
@@ -121,12 +122,13 @@ fn forgive(done: io::Result<()>) -> io::Result<()> {
 /// Writes to a file of tracefs.
 pub(super) fn write(path: &Path, text: &str, append: bool) -> io::Result<()> {
     use std::io::Write;
-    let mut file = fs::File::options().write(true).append(append).open(path).map_err(|cause| named(path, cause))?;
+    let mut file =
+        fs::File::options().write(true).append(append).open(path).map_err(|cause| named(path, &cause))?;
     // In one piece: each write is a command.
-    file.write_all(text.as_bytes()).map_err(|cause| named(path, cause))
+    file.write_all(text.as_bytes()).map_err(|cause| named(path, &cause))
 }
 
-fn named(path: &Path, cause: io::Error) -> io::Error {
+fn named(path: &Path, cause: &io::Error) -> io::Error {
     io::Error::new(cause.kind(), format!("{}: {cause}", path.display()))
 }
 
@@ -179,17 +181,22 @@ mod tests {
 
     #[test]
     fn what_others_made_is_not_touched() {
-        let root = host(&["skep_x", "skep_8_1", "skep_08_1_0", "skep_8_1_0_1", "mine"], "p:kprobes/skep_8_1_0 f\n");
+        let root =
+            host(&["skep_x", "skep_8_1", "skep_08_1_0", "skep_8_1_0_1", "mine"], "p:kprobes/skep_8_1_0 f\n");
         assert_eq!(names(&root), [""; 0]);
         fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
     fn an_instance_goes_with_its_probes_and_a_probe_without_an_instance_too() {
-        let probes = "p:skep_8_1_0/dmar_220 dmar_fault\np:skep_8_1_0/dmar_400 dmar_fault\np:skep_9_1_0/dmar_220 x\n";
+        let probes =
+            "p:skep_8_1_0/dmar_220 dmar_fault\np:skep_8_1_0/dmar_400 dmar_fault\np:skep_9_1_0/dmar_220 x\n";
         let root = host(&["skep_8_1_0"], probes);
         let left = Leftover::all(&root);
-        assert_eq!(left.iter().map(|left| (left.pid, left.probes.len())).collect::<Vec<_>>(), [(8, 2), (9, 1)]);
+        assert_eq!(
+            left.iter().map(|left| (left.pid, left.probes.len())).collect::<Vec<_>>(),
+            [(8, 2), (9, 1)]
+        );
         left.iter().for_each(|left| left.remove().unwrap());
         let tracefs = root.join(PLACES[0]);
         assert_eq!(fs::read_dir(tracefs.join("instances")).unwrap().count(), 0);
