@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use memory::Place;
-
 use super::event::{Count, Event, Fault, Sort};
+use super::place::Place;
 
 /// A burst ends when so long nothing was added to it.
 const QUIET: Duration = Duration::from_millis(400);

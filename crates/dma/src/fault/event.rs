@@ -3,8 +3,7 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use memory::Place;
-
+use super::place::Place;
 use super::requester::Requester;
 use crate::Iova;
 
@@ -195,6 +194,7 @@ impl fmt::Display for Event {
             f.write_str(match place {
                 Place::Ram => ", RAM of this VM",
                 Place::Device => ", memory of a device (BAR)",
+                Place::Own => ", memory of skep's own driver",
                 Place::Hole => ", a hole in this VM's memory",
                 Place::Beyond => ", beyond this VM's RAM",
             })?;
