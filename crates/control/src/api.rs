@@ -367,7 +367,7 @@ pub struct Fault {
     pub direction: Option<String>,
     /// The domain that the device is in.
     pub domain: Option<String>,
-    /// What lies there in the VM's memory map: `ram`, `hole`, `device` or `beyond`.
+    /// What lies there in the VM's memory map: `ram`, `hole`, `device`, `own` or `beyond`.
     pub place: Option<String>,
     /// Why, in the words of the source.
     pub reason: String,

@@ -143,7 +143,7 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, Exit> {
         report::error(format_args!(
             "cannot read the description {path}: {cause}. Check the path after --config."
         ));
-        Exit::CouldNotStart
+        Exit::Usage
     })
 }
 

@@ -48,7 +48,10 @@ fn what_a_killed_skep_left_is_listed_and_given_back_on_request() {
     assert!(json.contains("\"address\":\"0000:01:00.0\",\"driver\":\"nvme\""), "{json}");
     assert!(said.iter().any(|line| line.contains("0000:77:00.0 was not left by a VM")), "{seen}");
     seen.expect("host: said gave 0000:01:00.0 back to nvme");
-    assert!(said.iter().any(|line| line.starts_with("removed the probes on DMA faults of process ")), "{seen}");
+    assert!(
+        said.iter().any(|line| line.starts_with("removed the probes on DMA faults of process ")),
+        "{seen}"
+    );
     seen.expect("host: left 0 0");
     seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
 }
