@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use disk::Counters;
-use dma::fault::{self, Direction};
+use dma::fault::{self, Direction, Place};
 use dma::{Domain, IovaRange, Kind, P2p, P2pWish, Target};
-use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Place, Ram};
+use memory::{Audited, Contents, Difference, GpaRange, MemoryMap, Mirror, Ram};
 
 use crate::api;
 use crate::journal::Faults;
@@ -28,7 +28,10 @@ pub fn memory(map: &MemoryMap) -> api::Memory {
 
 /// The memory map, and the RAM that it speaks of.
 pub(crate) fn memory_and_ram(map: &MemoryMap) -> (api::Memory, Arc<Ram>) {
-    let contents = map.contents();
+    map.look(|contents, audit| (of_one_moment(contents, audit()), contents.ram.clone()))
+}
+
+fn of_one_moment(contents: &Contents, audited: Vec<Audited>) -> api::Memory {
     let segments = contents.ram.segments().iter().map(|segment| api::Segment {
         gpa: gpa(segment.range()),
         // A segment is the whole of its file.
@@ -40,11 +43,11 @@ pub(crate) fn memory_and_ram(map: &MemoryMap) -> (api::Memory, Arc<Ram>) {
         .devices
         .iter()
         .map(|device| api::DeviceMemory { owner: device.owner().to_owned(), gpa: gpa(device.range()) });
-    let mirrors = map.audit().into_iter().map(|(name, result)| api::Mirror { name, audit: audit(result) });
+    let mirrors = audited.into_iter().map(|(name, result)| api::Mirror { name, audit: audit(result) });
     let mut memory =
         api::Memory { segments: segments.collect(), devices: devices.collect(), mirrors: mirrors.collect() };
     memory.devices.sort_by_key(|device| device.gpa);
-    (memory, contents.ram)
+    memory
 }
 
 fn audit(result: Result<(), Difference>) -> api::Audit {
@@ -54,7 +57,7 @@ fn audit(result: Result<(), Difference>) -> api::Audit {
     }
 }
 
-/// The DMA domains, each compared with the memory map.
+/// The DMA domains, each compared with the memory map, which must not change meanwhile ([`MemoryMap::look`]).
 pub fn dma(domains: &[Arc<Domain>], contents: &Contents, faults: &Faults) -> api::Dma {
     let others = faults.except(|name| domains.iter().any(|domain| domain.name() == name));
     api::Dma {
@@ -122,6 +125,7 @@ pub fn fault(event: &fault::Event) -> api::Fault {
         Place::Ram => "ram",
         Place::Hole => "hole",
         Place::Device => "device",
+        Place::Own => "own",
         Place::Beyond => "beyond",
     });
     api::Fault {

@@ -67,7 +67,9 @@ pub fn assemble(
 
     // Before any device can be bus master.
     let faults = match (&claimed, inputs) {
-        (Some(_), Some(inputs)) => Some(faults::watch(&plans, &map, inputs, &sender)?),
+        (Some(claimed), Some(inputs)) => {
+            Some(faults::watch(&plans, claimed.domains(), &map, inputs, &sender)?)
+        }
         _ => None,
     };
     let witness = faults.as_ref().map(Watch::witness);
