@@ -81,6 +81,7 @@ fn one_domain(domain: &Domain, contents: &Contents, faults: &Faults) -> api::Dom
         pinned: domain.pinned(),
         p2p: match domain.p2p() {
             P2p::Off => api::P2p::Off,
+            P2p::Asked => api::P2p::Asked { required },
             P2p::Working => api::P2p::Working { required },
             P2p::Failed(why) => api::P2p::Failed { why },
         },
@@ -200,7 +201,7 @@ mod tests {
         let dma = dma(&[empty], &vm.memory().unwrap().contents(), &vm.journal().faults());
         let api::Audit::Differs { how } = &dma.domains[0].audit else { panic!("{dma:?}") };
         assert!(how.contains("RAM 0x0-0xfffff is missing"), "{how}");
-        assert_eq!(dma.domains[0].p2p, api::P2p::Working { required: true });
+        assert_eq!(dma.domains[0].p2p, api::P2p::Asked { required: true });
     }
 
     #[test]

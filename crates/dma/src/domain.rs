@@ -3,13 +3,16 @@
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::SystemTime;
 
-use memory::{Change, Contents, DeviceMemory, Difference, Mirror, MirrorError, Ram, Segment};
+use memory::{Change, Contents, DeviceMemory, Difference, GpaRange, Mirror, MirrorError, Ram, Segment};
 
 use crate::backend::{BackEnd, Backend, Source};
 use crate::error::{DomainError, Failed};
+use crate::fault::{Fault, Source as FaultSource, Witness};
 use crate::iommufd::Iommufd;
 use crate::iova::{Iova, IovaRange};
 use crate::ledger::{Mapping, Permission, Target, audit};
@@ -18,7 +21,7 @@ use crate::members::{KvmFile, Members};
 use crate::own::{self, OwnMemory};
 use crate::p2p::{P2p, P2pWish};
 use crate::type1::Type1;
-use crate::vfio::{Cdev, Group, VfioDevice, VfioError};
+use crate::vfio::{Cdev, Group, MappedArea, VfioDevice, VfioError};
 
 /// What a domain is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +59,15 @@ struct State {
     calls: Calls,
     p2p: P2p,
     devices: Vec<Weak<VfioDevice>>,
+    remarks: Remarks,
+}
+
+/// What became of failures that no caller is told of.
+enum Remarks {
+    /// They wait until somebody listens. They are few: P2P is given up once, and a driver's memory goes once.
+    Waiting(Vec<Fault>),
+    /// They are told.
+    To(Witness),
 }
 
 /// A row of the ledger, and a share in the memory that devices reach through it.
@@ -90,9 +102,15 @@ impl Domain {
     }
 
     pub(crate) fn over(name: String, kind: Kind, members: Members, backend: Box<dyn Backend>) -> Arc<Domain> {
-        let p2p =
-            if let Kind::Guest(P2pWish::On | P2pWish::Required) = kind { P2p::Working } else { P2p::Off };
-        let state = State { backend, rows: Vec::new(), calls: Calls::default(), p2p, devices: Vec::new() };
+        let p2p = if let Kind::Guest(P2pWish::On | P2pWish::Required) = kind { P2p::Asked } else { P2p::Off };
+        let state = State {
+            backend,
+            rows: Vec::new(),
+            calls: Calls::default(),
+            p2p,
+            devices: Vec::new(),
+            remarks: Remarks::Waiting(Vec::new()),
+        };
         Arc::new(Domain { name, kind, members, state: Mutex::new(state), generation: AtomicU64::new(0) })
     }
 
@@ -128,8 +146,8 @@ impl Domain {
 
     /// Opens a device of the domain, by its IOMMU group and PCI address (`0000:01:00.0`). From then on it reaches
     /// what the domain maps, once it is bus master: attach the domain to the memory map before.
-    pub fn open_device(&self, group: u32, address: &str) -> Result<Arc<VfioDevice>, DomainError> {
-        let device = Arc::new(self.members.open(&self.name, group, address)?);
+    pub fn open_device(self: &Arc<Self>, group: u32, address: &str) -> Result<Arc<VfioDevice>, DomainError> {
+        let device = Arc::new(self.members.open(self, group, address)?);
         let devices = &mut self.state().devices;
         devices.retain(|device| device.strong_count() > 0);
         devices.push(Arc::downgrade(&device));
@@ -152,9 +170,14 @@ impl Domain {
         self.state().calls
     }
 
-    /// Bytes of this host's memory that stay where they are because devices of the domain reach them.
+    /// Bytes of this host's memory that stay where they are because devices of the domain reach them: with iommufd,
+    /// none while no device is open.
     pub fn pinned(&self) -> u64 {
         let state = self.state();
+        let any_open = || state.devices.iter().any(|device| device.strong_count() > 0);
+        if state.backend.kind() == BackEnd::Iommufd && !any_open() {
+            return 0;
+        }
         let pins = |row: &&Row| !matches!(row.mapping.target, Target::Device { .. });
         state.rows.iter().filter(pins).map(|row| row.mapping.iova.len()).sum()
     }
@@ -168,12 +191,7 @@ impl Domain {
     /// any RAM. It is `what` in the ledger.
     pub fn map_own(self: &Arc<Self>, what: &str, len: u64) -> Result<OwnMemory, DomainError> {
         let mut state = self.state();
-        let limits = state.limits(&self.name)?;
-        let taken: Vec<IovaRange> = state.rows.iter().map(|row| row.mapping.iova).collect();
-        let place = limits.highest_free(len, &taken).and_then(|iova| Some((iova, own::range(iova)?)));
-        let Some((iova, range)) = place else {
-            return Err(DomainError::NoRoom { domain: self.name.clone(), what: what.into(), bytes: len });
-        };
+        let (iova, range) = state.free(&self.name, what, len)?;
         let ram = Arc::new(Ram::new(&[range])?);
         let mapping = Mapping::of(iova, Target::Own(what.into()));
         let mapped = state.map_segment(&self.name, mapping, &ram.segments()[0]);
@@ -181,6 +199,62 @@ impl Domain {
         drop(state);
         mapped?;
         Ok(OwnMemory::new(self.clone(), iova, ram))
+    }
+
+    /// Has this witness told of what fails here without a caller who is told: peers' memory that could not be mapped
+    /// where it was only wished for ([`P2pWish::On`]), a driver's memory that could not be unmapped. What failed before
+    /// is told now.
+    pub fn tell(&self, witness: &Witness) {
+        if let Remarks::Waiting(faults) =
+            std::mem::replace(&mut self.state().remarks, Remarks::To(witness.clone()))
+        {
+            faults.into_iter().for_each(|fault| witness.tell(fault));
+        }
+    }
+
+    /// Tries whether devices of the domain reach this memory of a device, which is `owner`'s: maps it where nothing
+    /// is, and unmaps it. Does nothing when nobody asked for that. What was only wished for and does not work is
+    /// remembered and told; what is required and does not work is an error.
+    pub fn try_p2p(&self, owner: &str, area: &MappedArea) -> Result<(), DomainError> {
+        // SAFETY: the area is borrowed, and so mapped, for the length of the call.
+        unsafe { self.try_memory(owner, area.start(), area.len() as u64) }
+    }
+
+    /// The same for memory of any origin.
+    ///
+    /// # Safety
+    /// `len` bytes from `host` on must be mapped in this process for the length of the call, and be memory of a
+    /// device: it must matter to nobody if they stay mapped for devices because they cannot be unmapped.
+    pub(crate) unsafe fn try_memory(
+        &self,
+        owner: &str,
+        host: NonNull<u8>,
+        len: u64,
+    ) -> Result<(), DomainError> {
+        let Kind::Guest(wish @ (P2pWish::On | P2pWish::Required)) = self.kind else { return Ok(()) };
+        let mut state = self.state();
+        if let P2p::Failed(_) = state.p2p {
+            return Ok(());
+        }
+        let mapped = state.free(&self.name, owner, len).and_then(|(iova, range)| {
+            let mapping = Mapping::of(iova, Target::Device { owner: owner.into(), range });
+            // SAFETY: by this function's contract; it is unmapped below.
+            unsafe { state.map(&self.name, mapping.clone(), Source { host, file: None }, None)? };
+            Ok(mapping)
+        });
+        let done = match mapped {
+            Ok(mapping) => {
+                state.p2p = P2p::Working;
+                state.unmap(&self.name, |row| *row == mapping)
+            }
+            Err(error) if wish == P2pWish::On => {
+                state.give_p2p_up(&self.name, &error);
+                Ok(())
+            }
+            Err(error) => Err(DomainError::NoP2p(Box::new(error))),
+        };
+        self.changed();
+        done
     }
 
     /// Another number whenever it holds something else than before.
@@ -206,7 +280,8 @@ impl Domain {
 
     /// Takes a driver's memory away from the devices.
     pub(crate) fn unmap_own(&self, iova: IovaRange) -> Result<(), DomainError> {
-        self.unmap(|row| row.iova == iova)
+        // Whoever drops memory hears of no failure.
+        self.unmap(|row| row.iova == iova).inspect_err(|error| self.state().remark(error.to_string()))
     }
 
     /// Unmaps everything that is left. What cannot be unmapped stays in the ledger, and is in the error.
@@ -216,12 +291,14 @@ impl Domain {
 
     fn unmap(&self, meant: impl Fn(&Mapping) -> bool) -> Result<(), DomainError> {
         let mut state = self.state();
+        self.changed();
         let done = state.unmap(&self.name, meant);
         self.changed();
         done
     }
 
-    /// To be called with the state locked, whether or not the change succeeded.
+    /// To be called with the state locked, before something goes, so that nobody relies on it any more meanwhile, and
+    /// after every change, whether or not it succeeded.
     fn changed(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
@@ -240,14 +317,15 @@ impl Domain {
         // it here first.
         let mapped = unsafe { state.map(&self.name, Mapping::of_device(device), source, None) };
         match mapped {
-            Err(error) if wish == P2pWish::On => {
-                // All or nothing: devices that reach some of the others' memory are worse than ones that reach none.
-                let undone = state.unmap(&self.name, |row| matches!(row.target, Target::Device { .. }));
-                let besides = undone.err().map(|error| format!(". Besides, {error}")).unwrap_or_default();
-                state.p2p = P2p::Failed(format!("{error}{besides}"));
+            Ok(()) => {
+                state.p2p = P2p::Working;
                 Ok(())
             }
-            done => done,
+            Err(error) if wish == P2pWish::On => {
+                state.give_p2p_up(&self.name, &error);
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 }
@@ -259,6 +337,7 @@ impl Mirror for Domain {
 
     fn prepare(&self, change: &Change) -> Result<(), MirrorError> {
         let mut state = self.state();
+        self.changed();
         let done = match change {
             Change::AddRam(segment) => {
                 state.map_segment(&self.name, Mapping::of_ram(segment.range()), segment)
@@ -293,6 +372,34 @@ impl State {
         Ok(self.backend.limits().map_err(fail)?)
     }
 
+    /// The highest place for `len` bytes of `what` where nothing is, as IOVAs and as guest addresses.
+    fn free(&self, domain: &str, what: &str, len: u64) -> Result<(IovaRange, GpaRange), DomainError> {
+        let limits = self.limits(domain)?;
+        let taken: Vec<IovaRange> = self.rows.iter().map(|row| row.mapping.iova).collect();
+        let place = limits.highest_free(len, &taken).and_then(|iova| Some((iova, own::range(iova)?)));
+        place.ok_or_else(|| DomainError::NoRoom { domain: domain.to_owned(), what: what.into(), bytes: len })
+    }
+
+    /// Gives up that devices reach each other's memory, for ever: all or nothing, for devices that reach some of the
+    /// others' memory are worse than ones that reach none.
+    fn give_p2p_up(&mut self, domain: &str, error: &DomainError) {
+        let undone = self.unmap(domain, |row| matches!(row.target, Target::Device { .. }));
+        let besides = undone.err().map(|error| format!(". Besides, {error}")).unwrap_or_default();
+        let why = format!("{error}{besides}");
+        self.remark(format!("assigned devices do not reach each other's memory (p2p): {why}"));
+        self.p2p = P2p::Failed(why);
+    }
+
+    /// Tells of a failure, or keeps it until somebody listens.
+    fn remark(&mut self, reason: String) {
+        let (time, source) = (SystemTime::now(), FaultSource::Ledger);
+        let fault = Fault { time, device: None, direction: None, iova: None, pasid: None, reason, source };
+        match &mut self.remarks {
+            Remarks::Waiting(faults) => faults.push(fault),
+            Remarks::To(witness) => witness.tell(fault),
+        }
+    }
+
     /// Maps a whole segment and pins it.
     fn map_segment(
         &mut self,
@@ -305,8 +412,8 @@ impl State {
         if limits.mappings_left == Some(0) {
             return Err(DomainError::Mappings { domain: domain.to_owned() });
         }
-        self.backend.reserve(segment.range().len())?;
         let source = Source { host: segment.host_address(), file: Some((segment.file().as_fd(), 0)) };
+        self.backend.reserve(&source, segment.range().len())?;
         // SAFETY: the row holds a share in the segment, whose mapping lives as long, until the range is unmapped;
         // guest RAM is only ever touched as memory that changes at any time.
         unsafe { self.map(domain, mapping, source, Some(segment.clone())) }
