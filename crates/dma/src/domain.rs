@@ -1,18 +1,18 @@
 //! A domain: mappings, the devices that translate through them, and the books.
 
+mod peers;
+mod remarks;
+
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::SystemTime;
 
-use memory::{Change, Contents, DeviceMemory, Difference, GpaRange, Mirror, MirrorError, Ram, Segment};
+use memory::{Change, Contents, Difference, GpaRange, Mirror, MirrorError, Ram, Segment};
 
 use crate::backend::{BackEnd, Backend, Source};
 use crate::error::{DomainError, Failed};
-use crate::fault::{Fault, Source as FaultSource, Witness};
 use crate::iommufd::Iommufd;
 use crate::iova::{Iova, IovaRange};
 use crate::ledger::{Mapping, Permission, Target, audit};
@@ -21,7 +21,8 @@ use crate::members::{KvmFile, Members};
 use crate::own::{self, OwnMemory};
 use crate::p2p::{P2p, P2pWish};
 use crate::type1::Type1;
-use crate::vfio::{Cdev, Group, MappedArea, VfioDevice, VfioError};
+use crate::vfio::{Cdev, Group, VfioDevice, VfioError};
+use remarks::Remarks;
 
 /// What a domain is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,14 +61,6 @@ struct State {
     p2p: P2p,
     devices: Vec<Weak<VfioDevice>>,
     remarks: Remarks,
-}
-
-/// What became of failures that no caller is told of.
-enum Remarks {
-    /// They wait until somebody listens. They are few: P2P is given up once, and a driver's memory goes once.
-    Waiting(Vec<Fault>),
-    /// They are told.
-    To(Witness),
 }
 
 /// A row of the ledger, and a share in the memory that devices reach through it.
@@ -201,62 +194,6 @@ impl Domain {
         Ok(OwnMemory::new(self.clone(), iova, ram))
     }
 
-    /// Has this witness told of what fails here without a caller who is told: peers' memory that could not be mapped
-    /// where it was only wished for ([`P2pWish::On`]), a driver's memory that could not be unmapped. What failed before
-    /// is told now.
-    pub fn tell(&self, witness: &Witness) {
-        if let Remarks::Waiting(faults) =
-            std::mem::replace(&mut self.state().remarks, Remarks::To(witness.clone()))
-        {
-            faults.into_iter().for_each(|fault| witness.tell(fault));
-        }
-    }
-
-    /// Tries whether devices of the domain reach this memory of a device, which is `owner`'s: maps it where nothing
-    /// is, and unmaps it. Does nothing when nobody asked for that. What was only wished for and does not work is
-    /// remembered and told; what is required and does not work is an error.
-    pub fn try_p2p(&self, owner: &str, area: &MappedArea) -> Result<(), DomainError> {
-        // SAFETY: the area is borrowed, and so mapped, for the length of the call.
-        unsafe { self.try_memory(owner, area.start(), area.len() as u64) }
-    }
-
-    /// The same for memory of any origin.
-    ///
-    /// # Safety
-    /// `len` bytes from `host` on must be mapped in this process for the length of the call, and be memory of a
-    /// device: it must matter to nobody if they stay mapped for devices because they cannot be unmapped.
-    pub(crate) unsafe fn try_memory(
-        &self,
-        owner: &str,
-        host: NonNull<u8>,
-        len: u64,
-    ) -> Result<(), DomainError> {
-        let Kind::Guest(wish @ (P2pWish::On | P2pWish::Required)) = self.kind else { return Ok(()) };
-        let mut state = self.state();
-        if let P2p::Failed(_) = state.p2p {
-            return Ok(());
-        }
-        let mapped = state.free(&self.name, owner, len).and_then(|(iova, range)| {
-            let mapping = Mapping::of(iova, Target::Device { owner: owner.into(), range });
-            // SAFETY: by this function's contract; it is unmapped below.
-            unsafe { state.map(&self.name, mapping.clone(), Source { host, file: None }, None)? };
-            Ok(mapping)
-        });
-        let done = match mapped {
-            Ok(mapping) => {
-                state.p2p = P2p::Working;
-                state.unmap(&self.name, |row| *row == mapping)
-            }
-            Err(error) if wish == P2pWish::On => {
-                state.give_p2p_up(&self.name, &error);
-                Ok(())
-            }
-            Err(error) => Err(DomainError::NoP2p(Box::new(error))),
-        };
-        self.changed();
-        done
-    }
-
     /// Another number whenever it holds something else than before.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -305,28 +242,6 @@ impl Domain {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics with this lock held")
-    }
-
-    fn add_device(&self, state: &mut State, device: &DeviceMemory) -> Result<(), DomainError> {
-        let Kind::Guest(wish @ (P2pWish::On | P2pWish::Required)) = self.kind else { return Ok(()) };
-        if let P2p::Failed(_) = state.p2p {
-            return Ok(());
-        }
-        let source = Source { host: device.host_address(), file: None };
-        // SAFETY: whoever made the `DeviceMemory` keeps it mapped until it is removed from the map, which removes
-        // it here first.
-        let mapped = unsafe { state.map(&self.name, Mapping::of_device(device), source, None) };
-        match mapped {
-            Ok(()) => {
-                state.p2p = P2p::Working;
-                Ok(())
-            }
-            Err(error) if wish == P2pWish::On => {
-                state.give_p2p_up(&self.name, &error);
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
     }
 }
 
@@ -378,26 +293,6 @@ impl State {
         let taken: Vec<IovaRange> = self.rows.iter().map(|row| row.mapping.iova).collect();
         let place = limits.highest_free(len, &taken).and_then(|iova| Some((iova, own::range(iova)?)));
         place.ok_or_else(|| DomainError::NoRoom { domain: domain.to_owned(), what: what.into(), bytes: len })
-    }
-
-    /// Gives up that devices reach each other's memory, for ever: all or nothing, for devices that reach some of the
-    /// others' memory are worse than ones that reach none.
-    fn give_p2p_up(&mut self, domain: &str, error: &DomainError) {
-        let undone = self.unmap(domain, |row| matches!(row.target, Target::Device { .. }));
-        let besides = undone.err().map(|error| format!(". Besides, {error}")).unwrap_or_default();
-        let why = format!("{error}{besides}");
-        self.remark(format!("assigned devices do not reach each other's memory (p2p): {why}"));
-        self.p2p = P2p::Failed(why);
-    }
-
-    /// Tells of a failure, or keeps it until somebody listens.
-    fn remark(&mut self, reason: String) {
-        let (time, source) = (SystemTime::now(), FaultSource::Ledger);
-        let fault = Fault { time, device: None, direction: None, iova: None, pasid: None, reason, source };
-        match &mut self.remarks {
-            Remarks::Waiting(faults) => faults.push(fault),
-            Remarks::To(witness) => witness.tell(fault),
-        }
     }
 
     /// Maps a whole segment and pins it.
