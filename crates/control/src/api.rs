@@ -112,6 +112,8 @@ impl fmt::Display for State {
 pub struct Dma {
     /// Its domains.
     pub domains: Vec<Domain>,
+    /// Bytes of memory held in place for them: what several of them hold counts once.
+    pub pinned: u64,
     /// Faults that are not known to be of one of these domains.
     pub other_faults: Count,
 }

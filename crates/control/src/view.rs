@@ -59,6 +59,7 @@ pub fn dma(domains: &[Arc<Domain>], contents: &Contents, faults: &Faults) -> api
     let others = faults.except(|name| domains.iter().any(|domain| domain.name() == name));
     api::Dma {
         domains: domains.iter().map(|domain| one_domain(domain, contents, faults)).collect(),
+        pinned: Domain::pinned_by_all(domains.iter().map(|domain| &**domain)),
         other_faults: others,
     }
 }
@@ -191,6 +192,7 @@ mod tests {
         let own = &host.mappings[2];
         assert_eq!(own.target, api::Target::Own { what: "NVMe queues".into() });
         assert_eq!((guest.map_calls, host.map_calls, host.pinned), (2, 3, 0x18_0000 + 0x2000));
+        assert_eq!(dma.pinned, host.pinned, "they share the RAM");
         assert_eq!((&guest.audit, &host.audit), (&api::Audit::Same, &api::Audit::Same));
     }
 

@@ -166,13 +166,24 @@ impl Domain {
     /// Bytes of this host's memory that stay where they are because devices of the domain reach them: with iommufd,
     /// none while no device is open.
     pub fn pinned(&self) -> u64 {
+        self.pins().iter().map(|segment| segment.range().len()).sum()
+    }
+
+    /// The same for all of these domains: what several of them reach counts once.
+    pub fn pinned_by_all<'a>(domains: impl IntoIterator<Item = &'a Domain>) -> u64 {
+        let mut pins: Vec<Arc<Segment>> = domains.into_iter().flat_map(Domain::pins).collect();
+        pins.sort_unstable_by_key(Arc::as_ptr);
+        pins.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        pins.iter().map(|segment| segment.range().len()).sum()
+    }
+
+    fn pins(&self) -> Vec<Arc<Segment>> {
         let state = self.state();
         let any_open = || state.devices.iter().any(|device| device.strong_count() > 0);
         if state.backend.kind() == BackEnd::Iommufd && !any_open() {
-            return 0;
+            return Vec::new();
         }
-        let pins = |row: &&Row| !matches!(row.mapping.target, Target::Device { .. });
-        state.rows.iter().filter(pins).map(|row| row.mapping.iova.len()).sum()
+        state.rows.iter().filter_map(|row| row.memory.clone()).collect()
     }
 
     /// Whether its devices reach each other's memory.

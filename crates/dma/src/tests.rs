@@ -195,6 +195,16 @@ fn what_failed_before_anybody_listened_is_told_then() {
 }
 
 #[test]
+fn ram_that_two_domains_reach_is_pinned_once() {
+    let map = map(2);
+    let domains = ["one", "two"].map(|name| FakeIommu::new().domain(name, Kind::Host));
+    domains.iter().for_each(|domain| map.attach(domain.clone()).unwrap());
+    let _queues = domains[1].map_own("queues", 1).unwrap();
+    assert_eq!(domains.each_ref().map(|domain| domain.pinned()), [0x8000, 0x9000]);
+    assert_eq!(Domain::pinned_by_all(domains.iter().map(|domain| &**domain)), 0x9000);
+}
+
+#[test]
 fn what_goes_counts_as_gone_before_it_goes() {
     let domain = FakeIommu::new().domain("host", Kind::Host);
     let (own, before) = (domain.map_own("queues", 1).unwrap(), domain.generation());
