@@ -400,6 +400,7 @@ impl Drop for Domain {
     fn drop(&mut self) {
         if let Err(error) = self.unmap_all() {
             eprintln!("skep: {error}");
+            self.state().remark(error.to_string());
             // Devices may reach that RAM still: it must not become anything else's memory in this process.
             self.state().rows.drain(..).for_each(|row| std::mem::forget(row.memory));
         }

@@ -184,6 +184,33 @@ impl AsRawFd for VfioDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Kind;
+    use crate::fake::FakeIommu;
+
+    #[test]
+    fn what_keeps_a_device_open_keeps_what_its_dma_goes_by() {
+        let iommu = FakeIommu::new();
+        let domain = iommu.domain("guest", Kind::Host);
+        let ram = Arc::new(memory::Ram::new(&memory::ram_ranges(1 << 20)).unwrap());
+        memory::MemoryMap::new(ram).attach(domain.clone()).unwrap();
+        let region = Region {
+            index: region::CONFIG,
+            size: 256,
+            offset: 0,
+            readable: true,
+            writable: true,
+            mappable: Vec::new(),
+        };
+        let handle =
+            Handle::Group { file: File::open("/dev/null").unwrap(), _group: Arc::new(Group::of_nothing()) };
+        let name = "0000:01:00.0".to_owned();
+        let device = Arc::new(VfioDevice { handle, name, resettable: true, config: region, _domain: domain });
+        let wire = device.clone();
+        drop(device);
+        assert_eq!(iommu.held().len(), 1);
+        drop(wire);
+        assert_eq!(iommu.held(), []);
+    }
 
     #[test]
     fn an_access_that_leaves_its_region_is_refused() {
