@@ -62,6 +62,7 @@ pub fn dma(domains: &[Arc<Domain>], contents: &Contents, faults: &Faults) -> api
     let others = faults.except(|name| domains.iter().any(|domain| domain.name() == name));
     api::Dma {
         domains: domains.iter().map(|domain| one_domain(domain, contents, faults)).collect(),
+        pinned: Domain::pinned_by_all(domains.iter().map(|domain| &**domain)),
         other_faults: others,
     }
 }
@@ -84,6 +85,7 @@ fn one_domain(domain: &Domain, contents: &Contents, faults: &Faults) -> api::Dom
         pinned: domain.pinned(),
         p2p: match domain.p2p() {
             P2p::Off => api::P2p::Off,
+            P2p::Asked => api::P2p::Asked { required },
             P2p::Working => api::P2p::Working { required },
             P2p::Failed(why) => api::P2p::Failed { why },
         },
@@ -194,6 +196,7 @@ mod tests {
         let own = &host.mappings[2];
         assert_eq!(own.target, api::Target::Own { what: "NVMe queues".into() });
         assert_eq!((guest.map_calls, host.map_calls, host.pinned), (2, 3, 0x18_0000 + 0x2000));
+        assert_eq!(dma.pinned, host.pinned, "they share the RAM");
         assert_eq!((&guest.audit, &host.audit), (&api::Audit::Same, &api::Audit::Same));
     }
 
@@ -204,7 +207,7 @@ mod tests {
         let dma = dma(&[empty], &vm.memory().unwrap().contents(), &vm.journal().faults());
         let api::Audit::Differs { how } = &dma.domains[0].audit else { panic!("{dma:?}") };
         assert!(how.contains("RAM 0x0-0xfffff is missing"), "{how}");
-        assert_eq!(dma.domains[0].p2p, api::P2p::Working { required: true });
+        assert_eq!(dma.domains[0].p2p, api::P2p::Asked { required: true });
     }
 
     #[test]

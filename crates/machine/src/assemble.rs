@@ -73,6 +73,9 @@ pub fn assemble(
         _ => None,
     };
     let witness = faults.as_ref().map(Watch::witness);
+    if let (Some(claimed), Some(witness)) = (&claimed, &witness) {
+        claimed.domains().iter().for_each(|domain| domain.tell(witness));
+    }
 
     steps.begin("VM")?;
     let vm = Arc::new(hypervisor.create_vm()?);

@@ -48,3 +48,11 @@ pub use place::Place;
 pub use requester::{BadRequester, Requester};
 pub use sources::{Inputs, Sources};
 pub use watch::{Classify, Tell, Watch, Watched};
+
+/// A witness, and what it was told since last asked.
+#[cfg(test)]
+pub(crate) fn listener() -> (Witness, impl Fn() -> Vec<Fault>) {
+    let heard = std::sync::Arc::new(heard::Heard::new().unwrap());
+    let told = heard.clone();
+    (Witness::new(heard), move || told.take().into_iter().map(|(fault, _)| fault).collect())
+}
