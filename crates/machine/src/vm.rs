@@ -281,12 +281,13 @@ impl Vm {
                 Event::PressPowerButton => self.power.press_button(),
                 Event::Pause(why) => self.pause(why),
                 Event::Resume if self.phases.now() == Phase::Paused => {
+                    self.policies.runs_on(Instant::now());
                     self.cpus.run();
                     self.enter(Life::Resumed);
                 }
                 Event::Resume => {}
                 Event::Fault(fault) => {
-                    if let Err(outcome) = self.answer(fault) {
+                    if let Err(outcome) = self.answer(&fault) {
                         return outcome;
                     }
                 }
@@ -306,20 +307,22 @@ impl Vm {
     }
 
     /// Tells of a fault, and does what is to be done about it.
-    fn answer(&mut self, fault: fault::Event) -> Result<(), Outcome> {
-        let (answer, text) = (self.policies.answer(&fault), fault.to_string());
-        let device = faults::device_of(&self.assigned, &fault).map(|device| device.at());
-        self.inbox.fault(fault);
+    fn answer(&mut self, fault: &fault::Event) -> Result<(), Outcome> {
+        let (answer, text) = (self.policies.answer(fault, Instant::now()), fault.to_string());
+        let device = faults::device_of(&self.assigned, fault).cloned();
+        self.inbox.fault(fault.clone());
         match (answer, device) {
             (OnFault::Report, _) => {}
             (OnFault::Pause, _) => self.pause(format!("{text}. `skep resume` has it run on")),
             (OnFault::Stop, _) => {
                 return Err(Outcome::Failed(format!("{text}. That ends it, as on-fault asks")));
             }
-            (OnFault::Reset, Some(at)) => {
-                let errors = self.board.bus.reset_function(at);
-                for error in errors {
-                    self.inbox.tell(&error.to_string());
+            (OnFault::Reset, Some(device)) => {
+                let errors = self.board.bus.reset_function(device.at());
+                self.policies.took_effect(fault, Instant::now());
+                let errors = errors.iter().map(ToString::to_string);
+                for what in errors.chain(faults::also_reset(device.name(), device.reset_with())) {
+                    self.inbox.tell(&what);
                 }
             }
             (OnFault::Reset, None) => self.inbox.tell(
