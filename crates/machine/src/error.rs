@@ -8,7 +8,7 @@ use devices::VirtioBlkError;
 use disk::OpenError;
 use disk::nvme::NvmeError;
 use host::PciAddress;
-use memory::{ChangeError, RamError};
+use memory::{ChangeError, Difference, RamError};
 use pci::PciError;
 
 use crate::kvm::KvmError;
@@ -29,6 +29,9 @@ pub enum StartError {
     /// A mirror of the memory map.
     #[error(transparent)]
     Memory(#[from] ChangeError),
+    /// A mirror that is other than the memory map.
+    #[error("{0}. This is a fault in skep or in the kernel; see the kernel's log (dmesg).")]
+    Differs(#[from] Difference),
     /// The kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),

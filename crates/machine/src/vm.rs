@@ -207,10 +207,19 @@ impl Vm {
         let checked = check(config)?;
         let steps = Steps::new(cancelled);
         let vm = assemble(config, checked, output, report, &steps).map_err(|error| vec![error])?;
-        match steps.begin("run") {
+        match vm.ready(&steps) {
             Ok(()) => Ok(vm),
-            Err(why) => Err([why].into_iter().chain(vm.give_up().err()).collect()),
+            Err(why) => Err(why.into_iter().chain(vm.give_up().err()).collect()),
         }
+    }
+
+    /// Whether it may run: no device can have been bus master yet, so this is the last time at which a domain that is
+    /// not the memory map harms nobody.
+    fn ready(&self, steps: &Steps) -> Result<(), Vec<StartError>> {
+        steps.begin("run").map_err(|why| vec![why])?;
+        let mirrors = self.map.audit().into_iter();
+        let differ: Vec<_> = mirrors.filter_map(|(_, equal)| equal.err()).map(StartError::from).collect();
+        if differ.is_empty() { Ok(()) } else { Err(differ) }
     }
 
     /// Everything that stands in the way of a start, with nothing touched; none, if nothing does.

@@ -111,9 +111,10 @@ fn run(
         }
     };
     let stopped = vm.run();
-    // Nothing may ask for what is being taken apart.
-    drop(server);
+    // Nothing may ask for what is being taken apart, but how it goes is told.
+    server.retire();
     let ended = stopped.dismantle();
+    drop(server);
     if let Some(terminal) = terminal.get() {
         terminal.close();
     }
