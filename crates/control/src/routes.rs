@@ -82,7 +82,8 @@ pub(crate) fn answer(source: &dyn Source, request: &Request, is_gone: impl Fn() 
     Some(match path {
         "/v1" => Reply::json(200, &source.info()),
         "/v1/dma" => with_map(source, |map| {
-            let dma = view::dma(&source.domains(), &map.contents(), &source.journal().faults());
+            let (domains, faults) = (source.domains(), source.journal().faults());
+            let dma = map.look(|contents, _| view::dma(&domains, contents, &faults));
             Reply::json(200, &dma)
         }),
         "/v1/memory" => with_map(source, |map| Reply::json(200, &view::memory(map))),

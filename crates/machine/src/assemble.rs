@@ -68,10 +68,15 @@ pub fn assemble(
 
     // Before any device can be bus master.
     let faults = match (&claimed, inputs) {
-        (Some(_), Some(inputs)) => Some(faults::watch(&plans, &map, inputs, &sender)?),
+        (Some(claimed), Some(inputs)) => {
+            Some(faults::watch(&plans, claimed.domains(), &map, inputs, &sender)?)
+        }
         _ => None,
     };
     let witness = faults.as_ref().map(Watch::witness);
+    if let (Some(claimed), Some(witness)) = (&claimed, &witness) {
+        claimed.domains().iter().for_each(|domain| domain.tell(witness));
+    }
 
     steps.begin("VM")?;
     let vm = Arc::new(hypervisor.create_vm()?);

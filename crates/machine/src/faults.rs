@@ -1,13 +1,14 @@
 //! DMA that fails: listening for it, and what a fault does to the VM.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use assign::{Assigned, DomainPlan};
 use config::OnFault;
-use dma::fault::{self, Classify, Fault, Inputs, Requester, Source, Tell, Watch, Watched, Witness};
+use dma::Domain;
+use dma::fault::{self, Classify, Fault, Inputs, Place, Requester, Source, Tell, Watch, Watched, Witness};
 use host::PciAddress;
-use memory::{ChangeError, Gpa, MemoryMap};
+use memory::{ChangeError, MemoryMap};
 
 use crate::error::{StartError, host_address, system};
 use crate::events::{Event, Events};
@@ -78,6 +79,7 @@ impl Policies {
 /// Begins to listen for faults of the devices in these domains.
 pub fn watch(
     plans: &[DomainPlan],
+    domains: &[Arc<Domain>],
     map: &Arc<MemoryMap>,
     inputs: Inputs,
     events: &Events,
@@ -86,9 +88,13 @@ pub fn watch(
         let of = |address: &PciAddress| Watched { device: requester(*address), domain: plan.name.clone() };
         plan.devices.iter().map(of)
     });
-    // A domain's IOVAs are guest addresses.
     let places = map.clone();
-    let classify: Classify = Box::new(move |_, iova| places.contents().place(Gpa(iova.0)));
+    // Listening keeps no domain.
+    let domains: Vec<Weak<Domain>> = domains.iter().map(Arc::downgrade).collect();
+    let classify: Classify = Box::new(move |name, iova| {
+        let domain = domains.iter().filter_map(Weak::upgrade).find(|domain| domain.name() == name);
+        Place::of(iova, domain.as_deref(), &places.contents())
+    });
     let events = events.clone();
     let tell: Tell = Box::new(move |event| events.send(Event::Fault(event)));
     Watch::start(inputs, watched.collect(), classify, tell).map_err(system("listen for DMA faults"))
@@ -150,7 +156,7 @@ pub fn device_of<'a>(devices: &'a [Arc<Assigned>], event: &fault::Event) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memory::{Change, Contents, DeviceMemory, Difference, GpaRange, Mirror, MirrorError, Ram};
+    use memory::{Change, Contents, DeviceMemory, Difference, Gpa, GpaRange, Mirror, MirrorError, Ram};
     use std::ptr::NonNull;
     use std::sync::Mutex;
 
