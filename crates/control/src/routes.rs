@@ -54,6 +54,11 @@ const PATHS: [(&str, Method); 10] = [
     ("/v1/stop", Method::Post),
 ];
 
+/// Whether the answer needs nothing of the VM but its state and its journal, so that it is given to the very end.
+pub(crate) fn outlives_the_vm(request: &Request) -> bool {
+    matches!(request.path.as_str(), "/v1" | "/v1/events")
+}
+
 /// Answers a request. `None` when nobody wants the answer any more: `is_gone` says so while it waits.
 pub(crate) fn answer(source: &dyn Source, request: &Request, is_gone: impl Fn() -> bool) -> Option<Reply> {
     let path = request.path.as_str();

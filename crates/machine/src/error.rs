@@ -8,13 +8,13 @@ use devices::VirtioBlkError;
 use disk::OpenError;
 use disk::nvme::NvmeError;
 use host::PciAddress;
-use memory::{ChangeError, RamError};
+use memory::{ChangeError, Difference, RamError};
 use pci::PciError;
 
 use crate::kvm::KvmError;
 use crate::layout::LayoutError;
 
-/// Why a VM could not start. When one is returned, the host is as it was.
+/// Why a VM could not start. When one is returned, the host is as it was, but for what [`StartError::GiveBack`] names.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// KVM.
@@ -29,6 +29,9 @@ pub enum StartError {
     /// A mirror of the memory map.
     #[error(transparent)]
     Memory(#[from] ChangeError),
+    /// A mirror that is other than the memory map.
+    #[error("{0}. This is a fault in skep or in the kernel; see the kernel's log (dmesg).")]
+    Differs(#[from] Difference),
     /// The kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -72,6 +75,9 @@ pub enum StartError {
         /// The kernel's answer.
         cause: io::Error,
     },
+    /// A VM that was built and not run could not be taken apart wholly.
+    #[error("{0}")]
+    GiveBack(String),
     /// Somebody wanted the VM to end before it had started.
     #[error("the start was cut short, as asked")]
     Cancelled,
