@@ -76,3 +76,44 @@ impl Heard {
         fds[0].revents == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driven;
+    use crate::events::{Event, events};
+    use disk::nvme::NvmeOptions;
+    use disk::nvme::model::{Model, Namespace};
+    use dma::Kind;
+    use dma::fake::FakeIommu;
+    use dma::fault::{self, Inputs, Source, Watch, Watched};
+    use memory::Place;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    #[test]
+    fn that_the_host_wants_a_controller_back_is_a_fault_although_no_queue_is_in_use() {
+        let (sender, faults) = channel::<fault::Event>();
+        let device = Watched { device: "0000:aa:00.0".parse().unwrap(), domain: "host".into() };
+        let tell = Box::new(move |event| drop(sender.send(event)));
+        let watch =
+            Watch::start(Inputs::passive(), vec![device], Box::new(|_, _| Place::Beyond), tell).unwrap();
+        let (events, inbox) = events();
+
+        let iommu = FakeIommu::new();
+        let model = Model::new(&iommu, vec![Namespace { bytes: 1 << 20, block: 512 }]);
+        let options = NvmeOptions::new(driven::report(&watch.witness(), &events));
+        let controller =
+            NvmeController::over(model.function(), &iommu.domain("host", Kind::Host), options).unwrap();
+        let alarms = AlarmWatch::new(&[], &[Arc::new(controller)], watch.witness(), events).unwrap().unwrap();
+        model.ask_back();
+        let mine = |event: &fault::Event| event.fault.source == Source::HostDriver;
+        let told =
+            std::iter::from_fn(|| faults.recv_timeout(Duration::from_secs(10)).ok()).find(mine).unwrap();
+        assert!(told.fault.reason.contains("the host takes it away"), "{told}");
+        assert_eq!(told.domain.as_deref(), Some("host"));
+        drop(alarms);
+        assert_eq!(model.seen().shutdowns, 1);
+        assert!(!inbox.waiting().any(|event| matches!(event, Event::Trouble(_))));
+    }
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use config::DiskSource;
-use disk::nvme::{Direction, NvmeController, NvmeOptions, NvmeTrouble, TroubleKind};
+use disk::nvme::{Direction, NvmeController, NvmeOptions, ReportTrouble, TroubleKind};
 use disk::{Disk, Poll};
 use dma::fault::{self, Fault, Source, Witness};
 
@@ -87,7 +87,8 @@ impl Drivers<'_> {
         }
         let take = |(key, (address, asks)): (String, (config::PciAddress, Vec<Ask>))| {
             let wanted = asks.iter().fold(0, |sum: u16, ask| sum.saturating_add(ask.most()));
-            let options = NvmeOptions { queues: wanted, ..NvmeOptions::new(self.report()) };
+            let options =
+                NvmeOptions { queues: wanted, ..NvmeOptions::new(report(self.witness, self.events)) };
             let controller = Arc::new(self.claimed.drive_nvme(host_address(address)?, options)?);
             let granted = controller.queues();
             let queues = share(granted, &asks).map_err(|least| StartError::Queues {
@@ -105,29 +106,29 @@ impl Drivers<'_> {
         };
         asked.into_iter().map(take).collect()
     }
+}
 
-    /// What goes wrong with a controller becomes an event of the VM: DMA that failed or was not answered is a fault,
-    /// and so is a controller that is lost; anything else is a trouble.
-    fn report(&self) -> Arc<dyn Fn(&NvmeTrouble) + Send + Sync> {
-        let (witness, events) = (self.witness.clone(), self.events.clone());
-        Arc::new(move |trouble| {
-            let (iova, direction) = match trouble.kind {
-                TroubleKind::BlockedDma { iova, direction, .. } => (Some(iova), Some(direction)),
-                TroubleKind::TimedOut { iova, .. } => (Some(iova), None),
-                TroubleKind::Lost { .. } => (None, None),
-                _ => return events.trouble(trouble.to_string()),
-            };
-            witness.tell(Fault {
-                device: trouble.device.parse().ok(),
-                direction: direction.map(|direction| match direction {
-                    Direction::FromMemory => fault::Direction::Read,
-                    Direction::ToMemory => fault::Direction::Write,
-                }),
-                iova,
-                ..faults::nameless(Source::HostDriver, trouble.to_string())
-            });
-        })
-    }
+/// What goes wrong with a controller becomes an event of the VM: DMA that failed or was not answered is a fault, and
+/// so is a controller that is lost; anything else is a trouble.
+pub fn report(witness: &Witness, events: &Events) -> ReportTrouble {
+    let (witness, events) = (witness.clone(), events.clone());
+    Arc::new(move |trouble| {
+        let (iova, direction) = match trouble.kind {
+            TroubleKind::BlockedDma { iova, direction, .. } => (Some(iova), Some(direction)),
+            TroubleKind::TimedOut { iova, .. } => (Some(iova), None),
+            TroubleKind::Lost { .. } => (None, None),
+            _ => return events.trouble(trouble.to_string()),
+        };
+        witness.tell(Fault {
+            device: trouble.device.parse().ok(),
+            direction: direction.map(|direction| match direction {
+                Direction::FromMemory => fault::Direction::Read,
+                Direction::ToMemory => fault::Direction::Write,
+            }),
+            iova,
+            ..faults::nameless(Source::HostDriver, trouble.to_string())
+        });
+    })
 }
 
 /// How many queues a disk asks for.
