@@ -121,6 +121,12 @@ impl Assigned {
         self.at
     }
 
+    /// The other devices that a reset of this one resets as well, behind their drivers' backs: those on its bus, when
+    /// it cannot be reset alone.
+    pub fn reset_with(&self) -> &[PciAddress] {
+        self.hardware.reset.others()
+    }
+
     /// The eventfds by which the kernel tells of errors of the device, and of the host wanting it back.
     pub fn alarms(&self) -> &Alarms {
         &self.alarms

@@ -24,7 +24,7 @@ use crate::cpuid::Template;
 use crate::cpus::Cpus;
 use crate::driven::{self, Driven, Drivers};
 use crate::error::{StartError, system};
-use crate::events::{Event, Events, Teller, events};
+use crate::events::{Events, events};
 use crate::faults::{self, Policies};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
@@ -47,7 +47,8 @@ pub fn assemble(
     steps: &Steps,
 ) -> Result<Vm, StartError> {
     let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans } = checked;
-    let (sender, inbox) = events();
+    // First, so that it goes last and tells what went wrong when everything else went.
+    let (sender, inbox) = events(report);
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
@@ -55,9 +56,9 @@ pub fn assemble(
     if let Some(claimed) = &claimed {
         claimed.check(&layout.ram)?;
     }
-    let inputs = claimed.as_ref().map(|claimed| listen(claimed, &report));
+    let inputs = claimed.as_ref().map(|claimed| listen(claimed, inbox.reporter()));
     steps.begin("RAM")?;
-    let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), &report)?;
+    let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), inbox.reporter())?;
     let map = Arc::new(MemoryMap::new(ram.clone()));
     steps.begin("map RAM for devices")?;
     if let Some(claimed) = &claimed {
@@ -97,7 +98,7 @@ pub fn assemble(
     let drivers = drivers.map(|(claimed, witness)| Drivers { claimed, witness, events: &sender });
     let Driven { disks, controllers } = driven::open(disks, drivers.as_ref(), config.cpus)?;
     for OpenDisk { disk, model } in disks {
-        disk.remarks().iter().for_each(|remark| report(&Notice::Trouble(remark.clone())));
+        disk.remarks().iter().for_each(|remark| (inbox.reporter())(&Notice::Trouble(remark.clone())));
         put_disk_on(&bus, model, &ram, &services, &sender)?;
         open_disks.push(disk);
     }
@@ -145,11 +146,10 @@ pub fn assemble(
         chips,
         power,
         serial,
-        teller: Teller::new(report),
-        inbox,
         vm,
         map,
         console,
+        inbox,
     })
 }
 
@@ -201,7 +201,7 @@ fn make_cpus(
 /// Sends what the guest asks for to the VM's owner.
 fn ask(events: &Events) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
     let events = events.clone();
-    Box::new(move |request| events.send(Event::Power(request)))
+    Box::new(move |request| events.power(request))
 }
 
 fn fixed_ports(serial: &Arc<SerialPort>, power: &Arc<Power>, bus: &Arc<Bus>, events: &Events) -> Ports {

@@ -14,7 +14,7 @@ use pci::PciError;
 use crate::kvm::KvmError;
 use crate::layout::LayoutError;
 
-/// Why a VM could not start. When one is returned, the host is as it was.
+/// Why a VM could not start. When one is returned, the host is as it was, but for what [`StartError::GiveBack`] names.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// KVM.
@@ -85,6 +85,9 @@ pub enum StartError {
         /// The kernel's answer.
         cause: io::Error,
     },
+    /// A VM that was built and not run could not be taken apart wholly.
+    #[error("{0}")]
+    GiveBack(String),
     /// Somebody wanted the VM to end before it had started.
     #[error("the start was cut short, as asked")]
     Cancelled,
