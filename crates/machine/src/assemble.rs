@@ -22,7 +22,7 @@ use crate::console::Console;
 use crate::cpu::{self, PowerOn};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
-use crate::driven::{self, Drivers};
+use crate::driven::{self, Driven, Drivers};
 use crate::error::{StartError, system};
 use crate::events::{Events, events};
 use crate::faults::{self, Policies};
@@ -101,7 +101,8 @@ pub fn assemble(
     let mut open_disks = Vec::new();
     let drivers = claimed.as_ref().zip(witness.as_ref());
     let drivers = drivers.map(|(claimed, witness)| Drivers { claimed, witness, events: &sender });
-    for OpenDisk { disk, model } in driven::open(disks, drivers.as_ref(), config.cpus)? {
+    let Driven { disks, controllers } = driven::open(disks, drivers.as_ref(), config.cpus)?;
+    for OpenDisk { disk, model } in disks {
         disk.remarks().iter().for_each(|remark| (inbox.reporter())(&Notice::Trouble(remark.clone())));
         put_disk_on(&bus, model, &ram, &services, &sender)?;
         open_disks.push(disk);
@@ -130,7 +131,7 @@ pub fn assemble(
     let entry = boot.load()?;
     let alarms = match witness {
         Some(witness) => {
-            AlarmWatch::new(&assigned, witness, sender).map_err(system("listen to assigned devices"))?
+            AlarmWatch::new(&assigned, &controllers, witness, sender).map_err(system("listen to devices"))?
         }
         None => None,
     };
@@ -143,6 +144,7 @@ pub fn assemble(
         board,
         assigned,
         disks: open_disks,
+        controllers,
         claimed,
         boot,
         entry,

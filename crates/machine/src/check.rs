@@ -117,7 +117,7 @@ fn check_disk(disk: &config::Disk, cpus: config::Cpus) -> Result<CheckedDisk, St
     let options = DiskOptions::new(path);
     let opened = Disk::open(&if disk.readonly { options.read_only() } else { options })?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    Ok(CheckedDisk::Open(OpenDisk::new(opened, &name, disk, cpus)?))
+    Ok(CheckedDisk::Open(OpenDisk::new(opened, &name, disk, queues(disk, cpus))?))
 }
 
 /// How many queues a disk's model has: as many as there are vCPUs, unless somebody wants it otherwise.
@@ -126,16 +126,11 @@ pub fn queues(disk: &config::Disk, cpus: config::Cpus) -> u16 {
 }
 
 impl OpenDisk {
-    /// The model that the guest sees of a disk.
-    pub fn new(
-        opened: Disk,
-        name: &str,
-        disk: &config::Disk,
-        cpus: config::Cpus,
-    ) -> Result<OpenDisk, StartError> {
+    /// The model that the guest sees of a disk, with so many queues.
+    pub fn new(opened: Disk, name: &str, disk: &config::Disk, queues: u16) -> Result<OpenDisk, StartError> {
         let opened = Arc::new(opened);
         let options = VirtioBlkOptions {
-            queues: queues(disk, cpus),
+            queues,
             serial: disk.serial.as_ref().map(|serial| serial.as_str().to_owned()),
             ..VirtioBlkOptions::new(name)
         };

@@ -67,6 +67,19 @@ pub enum StartError {
     /// A disk on a controller that skep drives itself.
     #[error(transparent)]
     Nvme(#[from] NvmeError),
+    /// An NVMe controller with too few queues.
+    #[error(
+        "NVMe controller {device} grants {granted} I/O queues, and its disks need at least {least}. Give them fewer \
+         (queues=)."
+    )]
+    Queues {
+        /// PCI address.
+        device: String,
+        /// How many there are.
+        granted: u16,
+        /// How many would do.
+        least: u32,
+    },
     /// Threads and eventfds.
     #[error("cannot {what}: {cause}. This host is short of memory, threads or open files.")]
     System {

@@ -100,14 +100,19 @@ pub fn watch(
     Watch::start(inputs, watched.collect(), classify, tell).map_err(system("listen for DMA faults"))
 }
 
-/// Says what VFIO has said of a device.
+/// Says what VFIO has said of a device. What it says by itself is a fault: no rate limit may keep it back.
 pub fn tell_alarm(event: &assign::Event, witness: &Witness, events: &Events) {
     match event {
         assign::Event::DeviceError { device } => {
             let reason = "the device reports an error that it cannot recover from".to_owned();
             witness.tell(Fault { device: device.parse().ok(), ..nameless(Source::Vfio, reason) });
         }
-        other => events.trouble(other.to_string()),
+        assign::Event::Requested { device } => {
+            let reason =
+                "this host wants the device back. Stop the VM, or remove the device from it".to_owned();
+            witness.tell(Fault { device: device.parse().ok(), ..nameless(Source::Vfio, reason) });
+        }
+        warning @ assign::Event::Warning { .. } => events.trouble(warning.to_string()),
     }
 }
 

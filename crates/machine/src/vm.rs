@@ -9,6 +9,7 @@ use assign::Assigned;
 use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
 use config::OnFault;
 use devices::{Power, PowerRequest, SerialPort};
+use disk::nvme::NvmeController;
 use disk::{Counters, Disk, Tally};
 use dma::Domain;
 use dma::fault::{self, Watch};
@@ -138,6 +139,7 @@ pub struct Vm {
     pub(crate) board: Arc<Board>,
     pub(crate) assigned: Vec<Arc<Assigned>>,
     pub(crate) disks: Vec<Arc<Disk>>,
+    pub(crate) controllers: Vec<Arc<NvmeController>>,
     pub(crate) faults: Option<Watch>,
     /// Before the devices: as a mirror of it, each of their domains is kept.
     pub(crate) map: Arc<MemoryMap>,
@@ -378,6 +380,7 @@ impl Vm {
             board,
             assigned,
             disks,
+            controllers,
             claimed,
             map,
             boot,
@@ -394,6 +397,10 @@ impl Vm {
         }
         // The last holders of functions, and so of queues and of device files, go here.
         drop((assigned, board, disks));
+        // With no queue left; nothing of theirs may stay open when they are given back.
+        for controller in controllers {
+            troubles.extend(controller.shut_down().err().map(|error| error.to_string()));
+        }
         if let Some(claimed) = claimed {
             troubles.extend(claimed.give_back(&map).err().map(|error| error.to_string()));
         }
