@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use dma::Domain;
 use dma::vfio::{Interrupt, VfioDevice, VfioError};
+use dma::{Domain, DomainError};
 use host::PciAddress;
 use memory::Gpa;
 use pci::{
@@ -38,8 +38,6 @@ pub struct Assigned {
 /// The device itself and what it is like; nothing here changes.
 struct Hardware {
     device: Arc<VfioDevice>,
-    /// Kept at least as long as the device.
-    _domain: Arc<Domain>,
     reset: Reset,
     snapshot: Snapshot,
     msix: Option<MsixLayout>,
@@ -66,7 +64,6 @@ impl Assigned {
         report: Report,
     ) -> Result<Arc<Assigned>, AssignError> {
         let name = address.to_string();
-        let domain = claim.domain_of(address)?.clone();
         let device = claim.open(address)?;
         let alarms = Alarms::new(&device)?;
 
@@ -99,7 +96,6 @@ impl Assigned {
 
         let hardware = Hardware {
             device,
-            _domain: domain,
             reset,
             snapshot,
             msix,
@@ -121,9 +117,21 @@ impl Assigned {
         self.at
     }
 
+    /// The other devices that a reset of this one resets as well, behind their drivers' backs: those on its bus, when
+    /// it cannot be reset alone.
+    pub fn reset_with(&self) -> &[PciAddress] {
+        self.hardware.reset.others()
+    }
+
     /// The eventfds by which the kernel tells of errors of the device, and of the host wanting it back.
     pub fn alarms(&self) -> &Alarms {
         &self.alarms
+    }
+
+    /// Tries whether devices of a domain reach this one's memory, where that is wished for. The guest must not have the
+    /// device in its hands yet, for it must decode memory.
+    pub(crate) fn try_p2p(&self, domain: &Domain) -> Result<(), DomainError> {
+        self.state().bars.iter().try_for_each(|bar| bar.try_p2p(domain))
     }
 
     /// Takes the function out of the guest and makes the device quiet: no DMA, no interrupt, no memory in the

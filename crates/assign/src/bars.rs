@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use dma::vfio::{self, MappedArea, Region, VfioDevice};
+use dma::{Domain, DomainError};
 use host::PciAddress;
 use memory::{DeviceMemory, Gpa, GpaRange};
 use pci::{Address, BarKind, BarSpec, PciError, Services, register};
@@ -115,6 +116,12 @@ impl Bar {
             }
         }
         Ok(())
+    }
+
+    /// Tries whether devices of a domain reach the mapped pieces, where that is wished for. The device must decode
+    /// memory.
+    pub fn try_p2p(&self, domain: &Domain) -> Result<(), DomainError> {
+        self.areas.iter().try_for_each(|(_, area)| domain.try_p2p(&self.name, area))
     }
 
     /// Takes all pieces out of the guest. Tries all, and returns all that failed; these stay known.

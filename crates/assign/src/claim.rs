@@ -8,6 +8,7 @@ use dma::{Chosen, Circumstances, DmaChoice, Domain, Kind, P2pWish};
 use host::{Bound, Host, IommuGroup, PciAddress, PciDevice};
 use memory::{GpaRange, MemoryMap, Mirror};
 
+use crate::assigned::Assigned;
 use crate::error::{AssignError, all};
 
 /// A domain to be made, and the devices that shall translate through it.
@@ -51,8 +52,7 @@ impl Claim {
         all(errors)?;
         let bound = devices.iter().map(|(device, _)| host.bind_to_vfio(device)).collect::<Result<_, _>>()?;
         // Not before: it is binding that has the kernel load VFIO.
-        let p2p = plans.iter().any(|plan| matches!(plan.kind, Kind::Guest(P2pWish::On | P2pWish::Required)));
-        let chosen = dma.resolve(Circumstances { cdevs: host.has_vfio_cdevs(), p2p })?;
+        let chosen = dma.resolve(Circumstances { cdevs: host.has_vfio_cdevs(), p2p: wish(plans) })?;
         let mut claim = Claim { members: Vec::new(), domains: Vec::new(), chosen, bound };
         for plan in plans {
             let mine = || devices.iter().filter(|(device, _)| plan.devices.contains(&device.address));
@@ -103,6 +103,18 @@ impl Claim {
         self.domains.iter().try_for_each(|domain| Ok(map.attach(domain.clone())?))
     }
 
+    /// Shows whether the assigned devices reach each other's memory, where a domain wishes for it: none of them may be in
+    /// the guest's hands yet. With [`P2pWish::Required`] it is an error that they do not; with [`P2pWish::On`] the domain
+    /// remembers it and tells ([`Domain::tell`]).
+    pub fn try_p2p(&self, assigned: &[Arc<Assigned>]) -> Result<(), AssignError> {
+        let every =
+            self.domains.iter().flat_map(|domain| assigned.iter().map(move |device| (domain, device)));
+        all(every
+            .filter_map(|(domain, device)| device.try_p2p(domain).err())
+            .map(AssignError::from)
+            .collect())
+    }
+
     /// The domain of a device of the claim.
     pub fn domain_of(&self, address: PciAddress) -> Result<&Arc<Domain>, AssignError> {
         Ok(&self.member(address)?.domain)
@@ -145,18 +157,44 @@ fn open_cdev(host: &Host, address: PciAddress) -> Result<Cdev, AssignError> {
     Ok(Cdev::open(&address.to_string(), &host.vfio_cdev(address)?)?)
 }
 
-/// Everything that can be known to stand in the way of taking these devices for a VM with its RAM at `ram` and
-/// domains made as `dma` says, at once, with nothing touched.
-pub fn check(host: &Host, plans: &[DomainPlan], ram: &[GpaRange], dma: DmaChoice) -> Result<(), AssignError> {
+/// The most that any of the domains wishes for.
+fn wish(plans: &[DomainPlan]) -> P2pWish {
+    let wish = |plan: &DomainPlan| match plan.kind {
+        Kind::Guest(wish) => wish,
+        Kind::Host => P2pWish::Off,
+    };
+    plans.iter().filter(|plan| !plan.devices.is_empty()).map(wish).max().unwrap_or_default()
+}
+
+/// A VM's RAM, before there is any.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RamPlan<'a> {
+    /// Where it is to be.
+    pub places: &'a [GpaRange],
+    /// Whether it is locked as well, which counts beside what domains pin.
+    pub locked: bool,
+}
+
+/// Everything that can be known to stand in the way of taking these devices for a VM with such RAM and domains made as
+/// `dma` says, at once, with nothing touched.
+pub fn check(host: &Host, plans: &[DomainPlan], ram: RamPlan<'_>, dma: DmaChoice) -> Result<(), AssignError> {
     let Examined { devices, groups, mut errors } = examine(host, plans);
     match host.reach(&groups.into_iter().collect::<Vec<_>>()) {
-        Ok(reach) => errors.extend(reach.check(ram).into_iter().map(AssignError::from)),
+        Ok(reach) => errors.extend(reach.check(ram.places).into_iter().map(AssignError::from)),
         Err(error) => errors.push(error.into()),
     }
     if !devices.is_empty() {
-        let bytes = ram.iter().fold(0u64, |sum, range| sum.saturating_add(range.len()));
-        errors.extend(dma.check().err().map(AssignError::from));
-        errors.extend(dma::check_memlock(bytes).err().map(AssignError::from));
+        let bytes = ram.places.iter().fold(0u64, |sum, range| sum.saturating_add(range.len()));
+        let p2p = wish(plans);
+        // Before VFIO is loaded nobody knows.
+        let cdevs = host.has_vfio_cdevs() || !host.has_vfio();
+        let domains = plans.iter().filter(|plan| !plan.devices.is_empty()).count() as u64;
+        let mut more = dma.locks(Circumstances { cdevs, p2p }, domains, bytes);
+        if ram.locked {
+            more.process = more.process.saturating_add(bytes);
+        }
+        errors.extend(dma.check(p2p).err().map(AssignError::from));
+        errors.extend(dma::check_memlock(more).err().map(AssignError::from));
     }
     all(errors)
 }
@@ -237,6 +275,23 @@ mod tests {
         [DomainPlan { name: "guest".into(), kind, devices: devices.to_vec() }]
     }
 
+    fn ram(places: &[GpaRange]) -> RamPlan<'_> {
+        RamPlan { places, locked: false }
+    }
+
+    #[test]
+    fn iommufd_with_required_peer_access_is_refused_before_devices_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        device(dir.path(), "0000:02:00.0", "0x010802", "nvme", Some(2));
+        let [plan] = guest(&["02:00.0".parse().unwrap()]);
+        let plans = [DomainPlan { kind: Kind::Guest(P2pWish::Required), ..plan }];
+        let check = |dma| check(&Host::at(dir.path()), &plans, RamPlan::default(), dma);
+        let text = check(DmaChoice::Iommufd).unwrap_err().to_string();
+        assert!(text.contains("--p2p required"), "{text}");
+        let text = check(DmaChoice::Auto).map_or_else(|error| error.to_string(), |()| String::new());
+        assert!(!text.contains("--p2p"), "{text}");
+    }
+
     #[test]
     fn devices_of_one_group_cannot_be_in_two_domains() {
         let dir = tempfile::tempdir().unwrap();
@@ -244,7 +299,8 @@ mod tests {
         device(dir.path(), "0000:02:00.1", "0x0c0330", "xhci_hcd", Some(2));
         let [one] = guest(&["02:00.0".parse().unwrap()]);
         let two = DomainPlan { name: "usb".into(), devices: vec!["02:00.1".parse().unwrap()], ..one.clone() };
-        let text = check(&Host::at(dir.path()), &[one, two], &[], DmaChoice::Auto).unwrap_err().to_string();
+        let text =
+            check(&Host::at(dir.path()), &[one, two], ram(&[]), DmaChoice::Auto).unwrap_err().to_string();
         assert!(text.contains("IOMMU group 2") && text.contains("guest, usb"), "{text}");
     }
 
@@ -282,7 +338,7 @@ mod tests {
         fs::write(dir.path().join("sys/kernel/iommu_groups/2/reserved_regions"), regions).unwrap();
         let host = Host::at(dir.path());
         let address = ["02:00.0".parse().unwrap()];
-        let text = check(&host, &guest(&address), &memory::ram_ranges(2 << 40), DmaChoice::Auto)
+        let text = check(&host, &guest(&address), ram(&memory::ram_ranges(2 << 40)), DmaChoice::Auto)
             .unwrap_err()
             .to_string();
         for part in [
@@ -293,10 +349,10 @@ mod tests {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         assert!(!text.contains("MSI") && !text.contains("relaxable"), "{text}");
-        let text = check(&host, &guest(&address), &memory::ram_ranges(1 << 30), DmaChoice::Auto)
+        let text = check(&host, &guest(&address), ram(&memory::ram_ranges(1 << 30)), DmaChoice::Auto)
             .unwrap_err()
             .to_string();
         assert!(!text.contains("guest RAM"), "{text}");
-        check(&host, &[], &memory::ram_ranges(2 << 40), DmaChoice::Iommufd).unwrap();
+        check(&host, &[], ram(&memory::ram_ranges(2 << 40)), DmaChoice::Iommufd).unwrap();
     }
 }

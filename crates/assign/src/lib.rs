@@ -23,5 +23,5 @@ mod reset;
 
 pub use alarms::{Alarms, Event, Report};
 pub use assigned::Assigned;
-pub use claim::{Claim, DomainPlan, check};
+pub use claim::{Claim, DomainPlan, RamPlan, check};
 pub use error::AssignError;

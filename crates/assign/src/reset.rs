@@ -12,9 +12,13 @@ use crate::claim::Claim;
 pub(crate) enum Reset {
     /// The function alone.
     Function,
-    /// The bus, on which there is nothing that this VM has not claimed: all is in these groups, of which iommufd needs
-    /// none.
-    Bus(Vec<Arc<Group>>),
+    /// The bus, on which there is nothing that this VM has not claimed.
+    Bus {
+        /// The groups that all on it is in, of which iommufd needs none.
+        groups: Vec<Arc<Group>>,
+        /// The other functions on it, which are reset as well.
+        others: Vec<PciAddress>,
+    },
     /// None. The device keeps what the last user left in it.
     None,
 }
@@ -39,14 +43,23 @@ impl Reset {
             dependents.iter().any(|other| other.holder == Holder::Group(group.number()))
         };
         let groups = claim.domains().iter().flat_map(|domain| domain.groups());
-        Reset::Bus(groups.filter(concerned).cloned().collect())
+        let groups = groups.filter(concerned).cloned().collect();
+        Reset::Bus { groups, others: others(&dependents, device.name()) }
+    }
+
+    /// The other functions that are reset with the device.
+    pub fn others(&self) -> &[PciAddress] {
+        match self {
+            Reset::Bus { others, .. } => others,
+            Reset::Function | Reset::None => &[],
+        }
     }
 
     /// Resets the device; does nothing when there is no way.
     pub fn run(&self, device: &VfioDevice) -> Result<(), VfioError> {
         match self {
             Reset::Function => device.reset(),
-            Reset::Bus(groups) => device.hot_reset(groups),
+            Reset::Bus { groups, .. } => device.hot_reset(groups),
             Reset::None => Ok(()),
         }
     }
@@ -57,6 +70,11 @@ fn address(dependent: &Dependent) -> Option<PciAddress> {
     PciAddress::new(segment, bus, devfn >> 3, devfn & 7)
 }
 
+/// All but the device of this name.
+fn others(dependents: &[Dependent], name: &str) -> Vec<PciAddress> {
+    dependents.iter().filter_map(address).filter(|address| address.to_string() != name).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,5 +83,15 @@ mod tests {
     fn a_dependent_has_its_address_in_the_usual_form() {
         let dependent = Dependent { holder: Holder::Ours, address: (1, 0x3f, 0xfa) };
         assert_eq!(address(&dependent), "0001:3f:1f.2".parse().ok());
+    }
+
+    #[test]
+    fn a_bus_reset_names_all_that_it_resets_but_the_device_itself() {
+        let on_bus = |devfn| Dependent { holder: Holder::Ours, address: (0, 2, devfn) };
+        let [one, two] = ["0000:02:00.1", "0000:02:01.0"].map(|text| text.parse().unwrap());
+        let all = [on_bus(0), on_bus(1), on_bus(8)];
+        assert_eq!(others(&all, "0000:02:00.0"), [one, two]);
+        let reset = Reset::Bus { groups: Vec::new(), others: vec![one] };
+        assert_eq!((reset.others(), Reset::Function.others()), (&[one][..], &[][..]));
     }
 }

@@ -112,6 +112,8 @@ impl fmt::Display for State {
 pub struct Dma {
     /// Its domains.
     pub domains: Vec<Domain>,
+    /// Bytes of memory held in place for them: what several of them hold counts once.
+    pub pinned: u64,
     /// Faults that are not known to be of one of these domains.
     pub other_faults: Count,
 }
@@ -151,6 +153,11 @@ pub struct Domain {
 pub enum P2p {
     /// Nobody asked for it.
     Off,
+    /// It was asked for, and no memory of a device has shown yet whether it works.
+    Asked {
+        /// Whether the VM would not run without it.
+        required: bool,
+    },
     /// They do.
     Working {
         /// Whether the VM would not run without it.
@@ -167,6 +174,8 @@ impl fmt::Display for P2p {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             P2p::Off => f.write_str("off"),
+            P2p::Asked { required: false } => f.write_str("asked for, not tried yet"),
+            P2p::Asked { required: true } => f.write_str("required, not tried yet"),
             P2p::Working { required: false } => f.write_str("working"),
             P2p::Working { required: true } => f.write_str("working, required"),
             P2p::Failed { why } => write!(f, "asked for, not working: {why}"),
@@ -367,7 +376,7 @@ pub struct Fault {
     pub direction: Option<String>,
     /// The domain that the device is in.
     pub domain: Option<String>,
-    /// What lies there in the VM's memory map: `ram`, `hole`, `device` or `beyond`.
+    /// What lies there in the VM's memory map: `ram`, `hole`, `device`, `own` or `beyond`.
     pub place: Option<String>,
     /// Why, in the words of the source.
     pub reason: String,

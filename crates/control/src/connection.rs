@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::http::{self, MAX_BODY, MAX_HEAD, Parsed, Request};
 use crate::routes::{self, Reply};
+use crate::server::Gate;
 use crate::source::Source;
 use crate::unix::{self, Peer};
 
@@ -46,11 +47,19 @@ pub(crate) fn is_allowed(stream: &UnixStream) -> bool {
 }
 
 /// Answers requests until the peer, its silence or its nonsense ends that.
-pub(crate) fn serve(stream: &UnixStream, source: &dyn Source, patience: Patience) {
+pub(crate) fn serve(stream: &UnixStream, source: &dyn Source, gate: &Gate, patience: Patience) {
     let mut waiting = Vec::new();
     // An error in reading or writing ends the connection, and there is nobody to tell it.
     while let Ok(Some(request)) = next_request(stream, &mut waiting, patience) {
-        let Some(reply) = routes::answer(source, &request, || unix::is_gone(stream)) else { return };
+        let answer = || routes::answer(source, &request, || unix::is_gone(stream));
+        let reply = if routes::outlives_the_vm(&request) {
+            answer()
+        } else {
+            let apart =
+                || Reply::error(409, "the VM is being taken apart. Only /v1 and /v1/events answer still");
+            gate.pass(answer).unwrap_or_else(|| Some(apart()))
+        };
+        let Some(reply) = reply else { return };
         if send(stream, &reply, request.keep_alive, patience.answer).is_err() || !request.keep_alive {
             return;
         }

@@ -1,5 +1,6 @@
 //! Where the sockets of running VMs lie, and the claim of one.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -24,6 +25,12 @@ pub enum FolderError {
          name a folder of your own: {OVERRIDE}=/path"
     )]
     NoPlace,
+    /// The folder that was named is another one wherever skep is started.
+    #[error("{OVERRIDE} is {value:?}, which is not an absolute path. Write one that begins with /")]
+    Relative {
+        /// What was named.
+        value: OsString,
+    },
     /// The folder could not be made, read or locked.
     #[error("cannot {what} the folder of control sockets {}: {cause}. Name another one: {OVERRIDE}=/path", path.display())]
     Folder {
@@ -87,14 +94,19 @@ impl Folder {
     /// The folder for VMs of this user: `/run/skep/vm` for root, `$XDG_RUNTIME_DIR/skep` for others, or what
     /// `SKEP_RUNTIME_DIR` names. It need not exist.
     pub fn of_this_user() -> Result<Folder, FolderError> {
-        let set = |name| std::env::var_os(name).filter(|value| Path::new(value).is_absolute());
-        if let Some(path) = set(OVERRIDE) {
-            return Ok(Folder(path.into()));
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Folder::of(set(OVERRIDE), unix::own_user(), set("XDG_RUNTIME_DIR"))
+    }
+
+    fn of(named: Option<OsString>, user: u32, runtime: Option<OsString>) -> Result<Folder, FolderError> {
+        match named {
+            Some(value) if !Path::new(&value).is_absolute() => return Err(FolderError::Relative { value }),
+            Some(path) => return Ok(Folder(path.into())),
+            None if user == 0 => return Ok(Folder("/run/skep/vm".into())),
+            None => {}
         }
-        if unix::own_user() == 0 {
-            return Ok(Folder("/run/skep/vm".into()));
-        }
-        let base = set("XDG_RUNTIME_DIR").ok_or(FolderError::NoPlace)?;
+        // A relative one is to be ignored (XDG Base Directory Specification).
+        let base = runtime.filter(|value| Path::new(value).is_absolute()).ok_or(FolderError::NoPlace)?;
         Ok(Folder(Path::new(&base).join("skep")))
     }
 
@@ -245,6 +257,19 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let folder = Folder::at(place.path().join("a/b"));
         (place, folder)
+    }
+
+    #[test]
+    fn a_folder_that_is_named_counts_and_a_relative_one_is_an_error() {
+        let of = |named: &str, user, runtime: &str| {
+            let some = |text: &str| Some(OsString::from(text)).filter(|text| !text.is_empty());
+            Folder::of(some(named), user, some(runtime)).map_err(|error| error.to_string())
+        };
+        assert_eq!(of("/mine", 0, "/run/user/7"), Ok(Folder::at("/mine")));
+        assert_eq!(of("", 0, "/run/user/7"), Ok(Folder::at("/run/skep/vm")));
+        assert_eq!(of("", 7, "/run/user/7"), Ok(Folder::at("/run/user/7/skep")));
+        assert!(of("mine", 0, "").unwrap_err().contains("SKEP_RUNTIME_DIR is \"mine\""));
+        assert!(of("", 7, "user/7").is_err() && of("", 7, "").is_err());
     }
 
     #[test]

@@ -248,7 +248,7 @@ mod tests {
             reason: "no".into(),
             source: dma::fault::Source::Log,
         };
-        let place = Some(memory::Place::Beyond);
+        let place = Some(dma::fault::Place::Beyond);
         let mut event = dma::fault::Event::single(fault, Some("guest".into()), place);
         event.burst = 3;
         let journal = Journal::new();

@@ -54,6 +54,11 @@ const PATHS: [(&str, Method); 10] = [
     ("/v1/stop", Method::Post),
 ];
 
+/// Whether the answer needs nothing of the VM but its state and its journal, so that it is given to the very end.
+pub(crate) fn outlives_the_vm(request: &Request) -> bool {
+    matches!(request.path.as_str(), "/v1" | "/v1/events")
+}
+
 /// Answers a request. `None` when nobody wants the answer any more: `is_gone` says so while it waits.
 pub(crate) fn answer(source: &dyn Source, request: &Request, is_gone: impl Fn() -> bool) -> Option<Reply> {
     let path = request.path.as_str();
@@ -77,7 +82,8 @@ pub(crate) fn answer(source: &dyn Source, request: &Request, is_gone: impl Fn() 
     Some(match path {
         "/v1" => Reply::json(200, &source.info()),
         "/v1/dma" => with_map(source, |map| {
-            let dma = view::dma(&source.domains(), &map.contents(), &source.journal().faults());
+            let (domains, faults) = (source.domains(), source.journal().faults());
+            let dma = map.look(|contents, _| view::dma(&domains, contents, &faults));
             Reply::json(200, &dma)
         }),
         "/v1/memory" => with_map(source, |map| Reply::json(200, &view::memory(map))),

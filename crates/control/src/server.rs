@@ -3,8 +3,8 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,13 +23,35 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The control socket of a running VM, served by threads of its own.
 ///
-/// Dropping it closes the journal, waits for answers that are under way (a second at most, beyond what the
+/// Before the VM is taken apart, [`Server::retire`] it: it then asks the source for nothing that could keep parts of the
+/// VM alive, and tells how it ends. Dropping it closes the journal, waits for answers that are under way (a second at most, beyond what the
 /// [`Source`] takes), and removes the socket. After that nothing of it holds the source any more.
 pub struct Server {
     claim: Option<Claim>,
     source: Arc<dyn Source>,
     ending: Arc<AtomicBool>,
+    gate: Arc<Gate>,
     acceptor: Option<JoinHandle<()>>,
+}
+
+/// Open as long as the VM may be asked for what it has.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    shut: RwLock<bool>,
+}
+
+impl Gate {
+    /// Answers while the gate is open, and stays open for so long; `None` once it is shut.
+    pub fn pass<T>(&self, answer: impl FnOnce() -> T) -> Option<T> {
+        // Whoever panicked behind it has changed nothing of it.
+        let shut = self.shut.read().unwrap_or_else(PoisonError::into_inner);
+        (!*shut).then(answer)
+    }
+
+    /// Shuts it, once all that pass have passed.
+    fn shut(&self) {
+        *self.shut.write().unwrap_or_else(PoisonError::into_inner) = true;
+    }
 }
 
 impl Server {
@@ -40,12 +62,23 @@ impl Server {
 
     fn with(claim: Claim, source: Arc<dyn Source>, patience: Patience) -> io::Result<Server> {
         let listener = claim.listener.try_clone()?;
-        let ending = Arc::new(AtomicBool::new(false));
-        let mut reception =
-            Reception { source: source.clone(), patience, ending: ending.clone(), connections: Vec::new() };
+        let (ending, gate) = (Arc::new(AtomicBool::new(false)), Arc::new(Gate::default()));
+        let mut reception = Reception {
+            source: source.clone(),
+            patience,
+            ending: ending.clone(),
+            gate: gate.clone(),
+            connections: Vec::new(),
+        };
         let acceptor =
             std::thread::Builder::new().name("control".into()).spawn(move || reception.receive(&listener))?;
-        Ok(Server { claim: Some(claim), source, ending, acceptor: Some(acceptor) })
+        Ok(Server { claim: Some(claim), source, ending, gate, acceptor: Some(acceptor) })
+    }
+
+    /// From now on only the VM's state and its events are to be had, for it is being taken apart. Waits for answers to
+    /// other questions that are under way; after that nothing of it holds parts of the VM any more.
+    pub fn retire(&self) {
+        self.gate.shut();
     }
 }
 
@@ -69,6 +102,7 @@ struct Reception {
     source: Arc<dyn Source>,
     patience: Patience,
     ending: Arc<AtomicBool>,
+    gate: Arc<Gate>,
     connections: Vec<Connection>,
 }
 
@@ -102,8 +136,9 @@ impl Reception {
         }
         let stream = Arc::new(stream);
         let (own, source, patience) = (stream.clone(), self.source.clone(), self.patience);
+        let gate = self.gate.clone();
         let serve = move || {
-            connection::serve(&own, &*source, patience);
+            connection::serve(&own, &*source, &gate, patience);
             // Others may hold the stream still; the peer is to see its end now.
             drop(own.shutdown(Shutdown::Both));
         };

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use disk::Counters;
-use dma::fault::{self, Direction};
+use dma::fault::{self, Direction, Place};
 use dma::{Domain, IovaRange, Kind, P2p, P2pWish, Target};
-use memory::{Contents, Difference, GpaRange, MemoryMap, Mirror, Place, Ram};
+use memory::{Audited, Contents, Difference, GpaRange, MemoryMap, Mirror, Ram};
 
 use crate::api;
 use crate::journal::Faults;
@@ -28,7 +28,10 @@ pub fn memory(map: &MemoryMap) -> api::Memory {
 
 /// The memory map, and the RAM that it speaks of.
 pub(crate) fn memory_and_ram(map: &MemoryMap) -> (api::Memory, Arc<Ram>) {
-    let contents = map.contents();
+    map.look(|contents, audit| (of_one_moment(contents, audit()), contents.ram.clone()))
+}
+
+fn of_one_moment(contents: &Contents, audited: Vec<Audited>) -> api::Memory {
     let segments = contents.ram.segments().iter().map(|segment| api::Segment {
         gpa: gpa(segment.range()),
         // A segment is the whole of its file.
@@ -40,11 +43,11 @@ pub(crate) fn memory_and_ram(map: &MemoryMap) -> (api::Memory, Arc<Ram>) {
         .devices
         .iter()
         .map(|device| api::DeviceMemory { owner: device.owner().to_owned(), gpa: gpa(device.range()) });
-    let mirrors = map.audit().into_iter().map(|(name, result)| api::Mirror { name, audit: audit(result) });
+    let mirrors = audited.into_iter().map(|(name, result)| api::Mirror { name, audit: audit(result) });
     let mut memory =
         api::Memory { segments: segments.collect(), devices: devices.collect(), mirrors: mirrors.collect() };
     memory.devices.sort_by_key(|device| device.gpa);
-    (memory, contents.ram)
+    memory
 }
 
 fn audit(result: Result<(), Difference>) -> api::Audit {
@@ -54,11 +57,12 @@ fn audit(result: Result<(), Difference>) -> api::Audit {
     }
 }
 
-/// The DMA domains, each compared with the memory map.
+/// The DMA domains, each compared with the memory map, which must not change meanwhile ([`MemoryMap::look`]).
 pub fn dma(domains: &[Arc<Domain>], contents: &Contents, faults: &Faults) -> api::Dma {
     let others = faults.except(|name| domains.iter().any(|domain| domain.name() == name));
     api::Dma {
         domains: domains.iter().map(|domain| one_domain(domain, contents, faults)).collect(),
+        pinned: Domain::pinned_by_all(domains.iter().map(|domain| &**domain)),
         other_faults: others,
     }
 }
@@ -81,6 +85,7 @@ fn one_domain(domain: &Domain, contents: &Contents, faults: &Faults) -> api::Dom
         pinned: domain.pinned(),
         p2p: match domain.p2p() {
             P2p::Off => api::P2p::Off,
+            P2p::Asked => api::P2p::Asked { required },
             P2p::Working => api::P2p::Working { required },
             P2p::Failed(why) => api::P2p::Failed { why },
         },
@@ -122,6 +127,7 @@ pub fn fault(event: &fault::Event) -> api::Fault {
         Place::Ram => "ram",
         Place::Hole => "hole",
         Place::Device => "device",
+        Place::Own => "own",
         Place::Beyond => "beyond",
     });
     api::Fault {
@@ -190,6 +196,7 @@ mod tests {
         let own = &host.mappings[2];
         assert_eq!(own.target, api::Target::Own { what: "NVMe queues".into() });
         assert_eq!((guest.map_calls, host.map_calls, host.pinned), (2, 3, 0x18_0000 + 0x2000));
+        assert_eq!(dma.pinned, host.pinned, "they share the RAM");
         assert_eq!((&guest.audit, &host.audit), (&api::Audit::Same, &api::Audit::Same));
     }
 
@@ -200,7 +207,7 @@ mod tests {
         let dma = dma(&[empty], &vm.memory().unwrap().contents(), &vm.journal().faults());
         let api::Audit::Differs { how } = &dma.domains[0].audit else { panic!("{dma:?}") };
         assert!(how.contains("RAM 0x0-0xfffff is missing"), "{how}");
-        assert_eq!(dma.domains[0].p2p, api::P2p::Working { required: true });
+        assert_eq!(dma.domains[0].p2p, api::P2p::Asked { required: true });
     }
 
     #[test]

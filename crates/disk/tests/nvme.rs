@@ -315,6 +315,133 @@ fn a_namespace_that_is_not_there_is_refused() {
     assert!(error.contains("namespace 2") && error.contains("nvme list-ns"), "{error}");
 }
 
+#[test]
+fn a_controller_whose_registers_read_as_gone_is_cut_off_from_the_bus_before_memory_goes_back() {
+    let host = Host::new();
+    let (disk, mut queue) = host.queue();
+    assert!(host.model.seen().bus_master);
+    host.model.inject([Fault::Blindness]);
+    assert_eq!(host.run(&mut queue, read(0)), Err(DiskError::Gone));
+    assert!(!host.model.seen().bus_master);
+    drop((queue, disk));
+    assert_eq!(host.domain.mappings().len(), 1);
+}
+
+#[test]
+fn memory_of_a_controller_that_may_still_reach_it_is_never_used_again() {
+    for (fault, kept) in [(Fault::Blindness, true), (Fault::Removal, false)] {
+        let host = Host::new();
+        let (disk, mut queue) = host.queue();
+        host.model.set_defects(Defects { keeps_bus_master: true, ..Defects::default() });
+        host.model.inject([fault]);
+        assert_eq!(host.run(&mut queue, read(0)), Err(DiskError::Gone));
+        drop((queue, disk));
+        assert_eq!(host.domain.mappings().len() > 1, kept, "{fault:?}");
+        let told = host.troubles();
+        assert_eq!(
+            told.iter().any(
+                |kind| matches!(kind, TroubleKind::NotShutDown { why } if why.contains("command register"))
+            ),
+            kept,
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
+fn all_that_fails_at_the_end_is_told_and_the_rest_is_done() {
+    let host = Host::new();
+    let controller = host.controller().unwrap();
+    host.model.set_defects(Defects { never_shuts_down: true, keeps_bus_master: true, ..Defects::default() });
+    let error = controller.shut_down().unwrap_err().to_string();
+    assert!(error.contains("did not shut down") && error.contains("command register"), "{error}");
+    // It was stopped for all that, so that its memory is free again.
+    drop(controller);
+    assert_eq!((host.domain.mappings().len(), host.troubles()), (1, Vec::new()));
+}
+
+#[test]
+fn a_controller_that_is_shut_down_under_its_users_fails_what_is_under_way() {
+    let host = Host::new();
+    let controller = host.controller().unwrap();
+    let disk = Disk::new("nvme", Box::new(controller.namespace(1).unwrap()));
+    let mut queue = disk.prepare_queue(4).unwrap().start().unwrap();
+    host.model.inject([Fault::Silence]);
+    host.submit(&mut queue, 0, write(0), 0, 4096);
+    queue.poll(&mut Vec::new()).unwrap();
+    controller.shut_down().unwrap();
+    assert_eq!(results(&mut queue, 1), [(0, Err(DiskError::Gone))]);
+    assert_eq!((host.model.seen().shutdowns, host.model.seen().bus_master), (1, false));
+    controller.shut_down().unwrap();
+}
+
+#[test]
+fn a_controller_that_was_given_up_does_not_end_well() {
+    let host = Host::new();
+    let controller = host.controller().unwrap();
+    let disk = Disk::new("nvme", Box::new(controller.namespace(1).unwrap()));
+    let mut queue = disk.prepare_queue(4).unwrap().start().unwrap();
+    host.model.inject([Fault::Removal]);
+    assert_eq!(host.run(&mut queue, read(0)), Err(DiskError::Gone));
+    drop((queue, disk));
+    let error = controller.shut_down().unwrap_err().to_string();
+    assert!(error.contains("0000:aa:00.0") && error.contains("gone"), "{error}");
+}
+
+#[test]
+fn a_removal_is_heard_without_a_queue_and_the_cache_is_written_out() {
+    let host = Host::new();
+    let controller = host.controller().unwrap();
+    controller.heed_removal();
+    assert_eq!(host.troubles(), []);
+    host.model.ask_back();
+    controller.heed_removal();
+    assert!(matches!(host.troubles()[..], [TroubleKind::Lost { .. }]));
+    assert_eq!(host.model.seen().shutdowns, 1);
+    controller.shut_down().unwrap();
+}
+
+#[test]
+fn fewer_queues_than_wanted_are_granted_and_said() {
+    let host = Host::new();
+    host.model.set_defects(Defects { grants: 2, ..Defects::default() });
+    assert_eq!(host.controller().unwrap().queues(), 2);
+}
+
+#[test]
+fn half_of_a_queue_pair_that_cannot_be_deleted_is_got_rid_of_by_a_reset() {
+    let host = Host::new();
+    let controller = host.controller().unwrap();
+    let disk = Disk::new("nvme", Box::new(controller.namespace(1).unwrap()));
+    // Create a submission queue, and delete a completion queue.
+    host.model.set_defects(Defects { refuses: &[1, 4], ..Defects::default() });
+    let error = disk.prepare_queue(4).err().unwrap().to_string();
+    assert!(error.contains("create a submission queue"), "{error}");
+    assert_eq!(host.model.seen().enabled, 2);
+    host.model.set_defects(Defects::default());
+    let mut queue = disk.prepare_queue(4).unwrap().start().unwrap();
+    assert_eq!(host.run(&mut queue, write(0)), Ok(()));
+}
+
+#[test]
+fn a_passing_error_is_not_asked_for_again_at_once() {
+    let host = Host::new();
+    let (_disk, mut queue) = host.queue();
+    host.model.inject([Fault::Status(0x082), Fault::Status(0x082)]);
+    let begin = Instant::now();
+    assert_eq!(host.run(&mut queue, read(8)), Ok(()));
+    // Twice a tick, of which the time a request has is eight.
+    assert!(begin.elapsed() >= Duration::from_millis(10), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn access_denied_is_no_disk_that_is_read_only() {
+    let host = Host::new();
+    let (_disk, mut queue) = host.queue();
+    host.model.inject([Fault::Status(0x286)]);
+    assert_eq!(host.run(&mut queue, read(8)), Err(DiskError::Other(libc::EACCES)));
+}
+
 fn fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
         4 => Just(Fault::None),

@@ -41,7 +41,7 @@ fn run() -> Done {
     let host = Host::here();
     let (edu, nvme) = (PciDevice::open(&host, edu.parse()?)?, PciDevice::open(&host, nvme.parse()?)?);
     let bound = [host.bind_to_vfio(&edu)?, host.bind_to_vfio(&nvme)?];
-    let chosen = choice.resolve(Circumstances { cdevs: host.has_vfio_cdevs(), p2p: false })?;
+    let chosen = choice.resolve(Circumstances { cdevs: host.has_vfio_cdevs(), p2p: P2pWish::Off })?;
     println!("{chosen}");
     let pins = pinned_pages()?;
     come_and_go(&host, &chosen, &edu, &nvme)?;

@@ -4,8 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use dma::Iova;
-use dma::fault::{Event, Inputs, Watch, Watched};
-use memory::Place;
+use dma::fault::{Event, Inputs, Place, Watch, Watched};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

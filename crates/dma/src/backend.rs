@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use crate::iova::IovaRange;
 use crate::ledger::Permission;
 use crate::limits::Limits;
-use crate::memlock::MemlockError;
+use crate::memlock::{Locked, MemlockError};
 
 /// The interface of the kernel that a domain is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,18 @@ pub enum BackEnd {
     /// A model of an IOMMU, for tests.
     #[cfg(any(test, feature = "fake"))]
     Fake,
+}
+
+impl BackEnd {
+    /// What counts as locked when so many domains map `ram` bytes each, the same in all of them.
+    pub(crate) fn locks(self, domains: u64, ram: u64) -> Locked {
+        match self {
+            BackEnd::Type1 => Locked { process: ram.saturating_mul(domains), user: 0 },
+            BackEnd::Iommufd => Locked { process: 0, user: if domains > 0 { ram } else { 0 } },
+            #[cfg(any(test, feature = "fake"))]
+            BackEnd::Fake => Locked::default(),
+        }
+    }
 }
 
 impl fmt::Display for BackEnd {
@@ -50,8 +62,8 @@ pub(crate) trait Backend: Send {
     /// What can be mapped, as of the devices that are attached now.
     fn limits(&self) -> io::Result<Limits>;
 
-    /// Makes sure that so many bytes may be pinned.
-    fn reserve(&self, bytes: u64) -> Result<(), MemlockError>;
+    /// Makes sure that so many bytes of this memory may be pinned.
+    fn reserve(&self, source: &Source<'_>, bytes: u64) -> Result<(), MemlockError>;
 
     /// Maps host memory. A failure maps nothing.
     ///

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::backend::BackEnd;
 use crate::error::DomainError;
 use crate::iommufd::Iommufd;
+use crate::memlock::Locked;
+use crate::p2p::P2pWish;
 use crate::vfio::VfioError;
 
 /// What was asked for.
@@ -24,8 +27,8 @@ pub enum DmaChoice {
 pub struct Circumstances {
     /// Whether the kernel's VFIO, which must be loaded, has character devices (CONFIG_VFIO_DEVICE_CDEV).
     pub cdevs: bool,
-    /// Whether devices shall reach each other's memory, which iommufd does not map.
-    pub p2p: bool,
+    /// Whether devices shall reach each other's memory, which iommufd does not map: the most that a domain wishes.
+    pub p2p: P2pWish,
 }
 
 /// What all domains of one VM are made with; displayed, it says why.
@@ -73,12 +76,26 @@ impl fmt::Display for Chosen {
 }
 
 impl DmaChoice {
-    /// What can be known to stand in the way before any device is taken: with iommufd, /dev/iommu must be there.
-    pub fn check(self) -> Result<(), DomainError> {
-        if self == DmaChoice::Iommufd {
-            Iommufd::open()?;
+    /// What can be known to stand in the way before any device is taken: with iommufd, /dev/iommu must be there, and
+    /// devices cannot be required to reach each other's memory.
+    pub fn check(self, p2p: P2pWish) -> Result<(), DomainError> {
+        match self {
+            DmaChoice::Iommufd => self.decide(Circumstances { cdevs: true, p2p }, Iommufd::open).map(drop),
+            DmaChoice::Auto | DmaChoice::Type1 => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What is going to count as locked when `ram` bytes are mapped in so many domains. Whether VFIO has character
+    /// devices is only known when it is loaded; until then it is taken to have them, which needs the least.
+    pub fn locks(self, on: Circumstances, domains: u64, ram: u64) -> Locked {
+        self.expect(on, Iommufd::open).locks(domains, ram)
+    }
+
+    fn expect(self, on: Circumstances, open: impl FnOnce() -> Result<Arc<Iommufd>, VfioError>) -> BackEnd {
+        match self.decide(on, open) {
+            Ok(Chosen::Type1(_)) => BackEnd::Type1,
+            Ok(Chosen::Iommufd(_)) | Err(_) => BackEnd::Iommufd,
+        }
     }
 
     /// Decides for one VM.
@@ -93,9 +110,10 @@ impl DmaChoice {
     ) -> Result<Chosen, DomainError> {
         match self {
             DmaChoice::Type1 => Ok(Chosen::Type1(Reason::Asked)),
+            DmaChoice::Iommufd if on.p2p == P2pWish::Required => Err(DomainError::NoP2pByIommufd),
             DmaChoice::Iommufd if !on.cdevs => Err(DomainError::NoCdevs),
             DmaChoice::Iommufd => Ok(Chosen::Iommufd(open()?)),
-            DmaChoice::Auto if on.p2p => Ok(Chosen::Type1(Reason::P2p)),
+            DmaChoice::Auto if on.p2p > P2pWish::Off => Ok(Chosen::Type1(Reason::P2p)),
             DmaChoice::Auto if !on.cdevs => Ok(Chosen::Type1(Reason::Cdevs)),
             DmaChoice::Auto => {
                 Ok(open().map_or_else(|error| Chosen::Type1(Reason::Iommufd(error)), Chosen::Iommufd))
@@ -109,9 +127,9 @@ mod tests {
     use super::*;
     use std::io;
 
-    const FULL: Circumstances = Circumstances { cdevs: true, p2p: false };
+    const FULL: Circumstances = Circumstances { cdevs: true, p2p: P2pWish::Off };
     const NO_CDEVS: Circumstances = Circumstances { cdevs: false, ..FULL };
-    const P2P: Circumstances = Circumstances { p2p: true, ..FULL };
+    const P2P: Circumstances = Circumstances { p2p: P2pWish::On, ..FULL };
 
     fn missing() -> Result<Arc<Iommufd>, VfioError> {
         Err(VfioError::new("/dev/iommu", "open it", io::Error::from_raw_os_error(libc::ENOENT), "hint"))
@@ -125,6 +143,27 @@ mod tests {
         assert!(DmaChoice::Iommufd.decide(P2P, missing).is_err());
         let text = DmaChoice::Iommufd.decide(NO_CDEVS, missing).unwrap_err().to_string();
         assert!(text.contains("CONFIG_VFIO_DEVICE_CDEV") && text.contains("--dma type1"), "{text}");
+    }
+
+    #[test]
+    fn iommufd_is_refused_where_devices_must_reach_each_other() {
+        let required = Circumstances { p2p: P2pWish::Required, ..FULL };
+        let text = DmaChoice::Iommufd.decide(required, || panic!("of no use")).unwrap_err().to_string();
+        assert!(text.contains("--p2p required") && text.contains("--dma type1"), "{text}");
+        assert!(DmaChoice::Iommufd.check(P2pWish::Required).is_err(), "before any device is taken");
+        for choice in [DmaChoice::Auto, DmaChoice::Type1] {
+            choice.check(P2pWish::Required).unwrap();
+            assert!(matches!(choice.decide(required, || panic!("of no use")), Ok(Chosen::Type1(_))));
+        }
+    }
+
+    #[test]
+    fn what_will_be_locked_depends_on_what_will_be_chosen() {
+        let locks = |choice: DmaChoice, on| choice.expect(on, missing).locks(2, 100);
+        let type1 = Locked { process: 200, user: 0 };
+        assert_eq!([locks(DmaChoice::Type1, FULL), locks(DmaChoice::Auto, P2P)], [type1; 2]);
+        assert_eq!([locks(DmaChoice::Auto, NO_CDEVS), locks(DmaChoice::Auto, FULL)], [type1; 2]);
+        assert_eq!(locks(DmaChoice::Iommufd, FULL), Locked { process: 0, user: 100 });
     }
 
     #[test]

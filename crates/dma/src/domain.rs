@@ -1,12 +1,15 @@
 //! A domain: mappings, the devices that translate through them, and the books.
 
+mod peers;
+mod remarks;
+
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use memory::{Change, Contents, DeviceMemory, Difference, Mirror, MirrorError, Ram, Segment};
+use memory::{Change, Contents, Difference, GpaRange, Mirror, MirrorError, Ram, Segment};
 
 use crate::backend::{BackEnd, Backend, Source};
 use crate::error::{DomainError, Failed};
@@ -19,6 +22,7 @@ use crate::own::{self, OwnMemory};
 use crate::p2p::{P2p, P2pWish};
 use crate::type1::Type1;
 use crate::vfio::{Cdev, Group, VfioDevice, VfioError};
+use remarks::Remarks;
 
 /// What a domain is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +60,7 @@ struct State {
     calls: Calls,
     p2p: P2p,
     devices: Vec<Weak<VfioDevice>>,
+    remarks: Remarks,
 }
 
 /// A row of the ledger, and a share in the memory that devices reach through it.
@@ -90,9 +95,15 @@ impl Domain {
     }
 
     pub(crate) fn over(name: String, kind: Kind, members: Members, backend: Box<dyn Backend>) -> Arc<Domain> {
-        let p2p =
-            if let Kind::Guest(P2pWish::On | P2pWish::Required) = kind { P2p::Working } else { P2p::Off };
-        let state = State { backend, rows: Vec::new(), calls: Calls::default(), p2p, devices: Vec::new() };
+        let p2p = if let Kind::Guest(P2pWish::On | P2pWish::Required) = kind { P2p::Asked } else { P2p::Off };
+        let state = State {
+            backend,
+            rows: Vec::new(),
+            calls: Calls::default(),
+            p2p,
+            devices: Vec::new(),
+            remarks: Remarks::Waiting(Vec::new()),
+        };
         Arc::new(Domain { name, kind, members, state: Mutex::new(state), generation: AtomicU64::new(0) })
     }
 
@@ -128,8 +139,8 @@ impl Domain {
 
     /// Opens a device of the domain, by its IOMMU group and PCI address (`0000:01:00.0`). From then on it reaches
     /// what the domain maps, once it is bus master: attach the domain to the memory map before.
-    pub fn open_device(&self, group: u32, address: &str) -> Result<Arc<VfioDevice>, DomainError> {
-        let device = Arc::new(self.members.open(&self.name, group, address)?);
+    pub fn open_device(self: &Arc<Self>, group: u32, address: &str) -> Result<Arc<VfioDevice>, DomainError> {
+        let device = Arc::new(self.members.open(self, group, address)?);
         let devices = &mut self.state().devices;
         devices.retain(|device| device.strong_count() > 0);
         devices.push(Arc::downgrade(&device));
@@ -152,11 +163,27 @@ impl Domain {
         self.state().calls
     }
 
-    /// Bytes of this host's memory that stay where they are because devices of the domain reach them.
+    /// Bytes of this host's memory that stay where they are because devices of the domain reach them: with iommufd,
+    /// none while no device is open.
     pub fn pinned(&self) -> u64 {
+        self.pins().iter().map(|segment| segment.range().len()).sum()
+    }
+
+    /// The same for all of these domains: what several of them reach counts once.
+    pub fn pinned_by_all<'a>(domains: impl IntoIterator<Item = &'a Domain>) -> u64 {
+        let mut pins: Vec<Arc<Segment>> = domains.into_iter().flat_map(Domain::pins).collect();
+        pins.sort_unstable_by_key(Arc::as_ptr);
+        pins.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        pins.iter().map(|segment| segment.range().len()).sum()
+    }
+
+    fn pins(&self) -> Vec<Arc<Segment>> {
         let state = self.state();
-        let pins = |row: &&Row| !matches!(row.mapping.target, Target::Device { .. });
-        state.rows.iter().filter(pins).map(|row| row.mapping.iova.len()).sum()
+        let any_open = || state.devices.iter().any(|device| device.strong_count() > 0);
+        if state.backend.kind() == BackEnd::Iommufd && !any_open() {
+            return Vec::new();
+        }
+        state.rows.iter().filter_map(|row| row.memory.clone()).collect()
     }
 
     /// Whether its devices reach each other's memory.
@@ -168,12 +195,7 @@ impl Domain {
     /// any RAM. It is `what` in the ledger.
     pub fn map_own(self: &Arc<Self>, what: &str, len: u64) -> Result<OwnMemory, DomainError> {
         let mut state = self.state();
-        let limits = state.limits(&self.name)?;
-        let taken: Vec<IovaRange> = state.rows.iter().map(|row| row.mapping.iova).collect();
-        let place = limits.highest_free(len, &taken).and_then(|iova| Some((iova, own::range(iova)?)));
-        let Some((iova, range)) = place else {
-            return Err(DomainError::NoRoom { domain: self.name.clone(), what: what.into(), bytes: len });
-        };
+        let (iova, range) = state.free(&self.name, what, len)?;
         let ram = Arc::new(Ram::new(&[range])?);
         let mapping = Mapping::of(iova, Target::Own(what.into()));
         let mapped = state.map_segment(&self.name, mapping, &ram.segments()[0]);
@@ -206,7 +228,8 @@ impl Domain {
 
     /// Takes a driver's memory away from the devices.
     pub(crate) fn unmap_own(&self, iova: IovaRange) -> Result<(), DomainError> {
-        self.unmap(|row| row.iova == iova)
+        // Whoever drops memory hears of no failure.
+        self.unmap(|row| row.iova == iova).inspect_err(|error| self.state().remark(error.to_string()))
     }
 
     /// Unmaps everything that is left. What cannot be unmapped stays in the ledger, and is in the error.
@@ -216,39 +239,20 @@ impl Domain {
 
     fn unmap(&self, meant: impl Fn(&Mapping) -> bool) -> Result<(), DomainError> {
         let mut state = self.state();
+        self.changed();
         let done = state.unmap(&self.name, meant);
         self.changed();
         done
     }
 
-    /// To be called with the state locked, whether or not the change succeeded.
+    /// To be called with the state locked, before something goes, so that nobody relies on it any more meanwhile, and
+    /// after every change, whether or not it succeeded.
     fn changed(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics with this lock held")
-    }
-
-    fn add_device(&self, state: &mut State, device: &DeviceMemory) -> Result<(), DomainError> {
-        let Kind::Guest(wish @ (P2pWish::On | P2pWish::Required)) = self.kind else { return Ok(()) };
-        if let P2p::Failed(_) = state.p2p {
-            return Ok(());
-        }
-        let source = Source { host: device.host_address(), file: None };
-        // SAFETY: whoever made the `DeviceMemory` keeps it mapped until it is removed from the map, which removes
-        // it here first.
-        let mapped = unsafe { state.map(&self.name, Mapping::of_device(device), source, None) };
-        match mapped {
-            Err(error) if wish == P2pWish::On => {
-                // All or nothing: devices that reach some of the others' memory are worse than ones that reach none.
-                let undone = state.unmap(&self.name, |row| matches!(row.target, Target::Device { .. }));
-                let besides = undone.err().map(|error| format!(". Besides, {error}")).unwrap_or_default();
-                state.p2p = P2p::Failed(format!("{error}{besides}"));
-                Ok(())
-            }
-            done => done,
-        }
     }
 }
 
@@ -259,6 +263,7 @@ impl Mirror for Domain {
 
     fn prepare(&self, change: &Change) -> Result<(), MirrorError> {
         let mut state = self.state();
+        self.changed();
         let done = match change {
             Change::AddRam(segment) => {
                 state.map_segment(&self.name, Mapping::of_ram(segment.range()), segment)
@@ -293,6 +298,14 @@ impl State {
         Ok(self.backend.limits().map_err(fail)?)
     }
 
+    /// The highest place for `len` bytes of `what` where nothing is, as IOVAs and as guest addresses.
+    fn free(&self, domain: &str, what: &str, len: u64) -> Result<(IovaRange, GpaRange), DomainError> {
+        let limits = self.limits(domain)?;
+        let taken: Vec<IovaRange> = self.rows.iter().map(|row| row.mapping.iova).collect();
+        let place = limits.highest_free(len, &taken).and_then(|iova| Some((iova, own::range(iova)?)));
+        place.ok_or_else(|| DomainError::NoRoom { domain: domain.to_owned(), what: what.into(), bytes: len })
+    }
+
     /// Maps a whole segment and pins it.
     fn map_segment(
         &mut self,
@@ -305,8 +318,8 @@ impl State {
         if limits.mappings_left == Some(0) {
             return Err(DomainError::Mappings { domain: domain.to_owned() });
         }
-        self.backend.reserve(segment.range().len())?;
         let source = Source { host: segment.host_address(), file: Some((segment.file().as_fd(), 0)) };
+        self.backend.reserve(&source, segment.range().len())?;
         // SAFETY: the row holds a share in the segment, whose mapping lives as long, until the range is unmapped;
         // guest RAM is only ever touched as memory that changes at any time.
         unsafe { self.map(domain, mapping, source, Some(segment.clone())) }
@@ -387,6 +400,7 @@ impl Drop for Domain {
     fn drop(&mut self) {
         if let Err(error) = self.unmap_all() {
             eprintln!("skep: {error}");
+            self.state().remark(error.to_string());
             // Devices may reach that RAM still: it must not become anything else's memory in this process.
             self.state().rows.drain(..).for_each(|row| std::mem::forget(row.memory));
         }

@@ -52,6 +52,17 @@ pub enum DomainError {
          a kernel with CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or later), or VFIO type1 (--dma type1)"
     )]
     NoCdevs,
+    /// iommufd was asked for, and that devices must reach each other's memory.
+    #[error(
+        "DMA domains by iommufd do not let devices reach each other's memory, which --p2p required asks for. Use VFIO \
+         type1 (--dma type1 or auto), or --p2p on, with which the VM runs without"
+    )]
+    NoP2pByIommufd,
+    /// Devices must reach each other's memory, and on trial they did not.
+    #[error(
+        "{0}. So devices do not reach each other's memory, which --p2p required asks for; with --p2p on the VM runs without"
+    )]
+    NoP2p(Box<DomainError>),
     /// A mapping failed.
     #[error("DMA domain {domain}: cannot map IOVA {} to {}: {cause}. {}", mapping.iova, mapping.target, map_hint(cause))]
     Map {

@@ -150,7 +150,7 @@ impl Backend for FakeIommu {
         Ok(Limits { ranges, page_sizes: !0xfff, mappings_left: Some(65535) })
     }
 
-    fn reserve(&self, _: u64) -> Result<(), MemlockError> {
+    fn reserve(&self, _: &Source<'_>, _: u64) -> Result<(), MemlockError> {
         Ok(())
     }
 

@@ -108,7 +108,7 @@ pub(crate) fn audit(
 ) -> Result<(), Difference> {
     let mut wanted: Vec<Mapping> =
         contents.ram.segments().iter().map(|segment| Mapping::of_ram(segment.range())).collect();
-    if let P2p::Working = p2p {
+    if let P2p::Asked | P2p::Working = p2p {
         wanted.extend(contents.devices.iter().map(Mapping::of_device));
     }
     let right = |mapping: &&Mapping| match mapping.target {

@@ -38,7 +38,7 @@ pub use iova::{Iova, IovaRange};
 pub use ledger::{Mapping, Permission, Target};
 pub use limits::{Limits, Misfit, Misfits};
 pub use members::KvmFile;
-pub use memlock::{MemlockError, check_memlock};
+pub use memlock::{Locked, MemlockError, check_memlock, raise_memlock};
 pub use own::OwnMemory;
 pub use p2p::{P2p, P2pWish};
 pub use reach::Reach;

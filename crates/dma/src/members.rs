@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use crate::domain::Domain;
 use crate::iommufd::{Iommufd, Space};
 use crate::vfio::{BoundCdev, Cdev, Group, VfioDevice, VfioError};
 
@@ -42,19 +43,20 @@ impl Members {
     }
 
     /// Opens one of the devices, which from then on does DMA by what the domain maps.
-    pub fn open(&self, domain: &str, group: u32, address: &str) -> Result<VfioDevice, VfioError> {
+    pub fn open(&self, domain: &Arc<Domain>, group: u32, address: &str) -> Result<VfioDevice, VfioError> {
         let none = |what: &str| {
             let cause = io::Error::from(io::ErrorKind::NotFound);
-            VfioError::new(address, format!("find {what} in DMA domain {domain}"), cause, "")
+            VfioError::new(address, format!("find {what} in DMA domain {}", domain.name()), cause, "")
         };
         match self {
             Members::Groups(groups) => {
                 let found = groups.iter().find(|other| other.number() == group);
-                VfioDevice::open(found.ok_or_else(|| none(&format!("IOMMU group {group}")))?.clone(), address)
+                let found = found.ok_or_else(|| none(&format!("IOMMU group {group}")))?;
+                VfioDevice::open(found.clone(), address, domain)
             }
             Members::Cdevs { cdevs, space } => {
                 let found = cdevs.iter().find(|other| other.name() == address);
-                VfioDevice::attach(found.ok_or_else(|| none("it"))?, space)
+                VfioDevice::attach(found.ok_or_else(|| none("it"))?, space, domain)
             }
         }
     }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What is wished for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What is wished for, from the least to the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum P2pWish {
     /// They must not.
     #[default]
@@ -33,7 +33,9 @@ impl FromStr for P2pWish {
 pub enum P2p {
     /// Nobody asked for it.
     Off,
-    /// Every memory of a device that the guest sees is mapped for the devices of the domain. (There may be none yet.)
+    /// It was asked for, and nothing has shown yet whether it works: no memory of a device was mapped or tried.
+    Asked,
+    /// Every memory of a device that the guest sees is mapped for the devices of the domain, or some was on trial.
     Working,
     /// It was asked for and does not work; the reason.
     Failed(String),
@@ -43,6 +45,7 @@ impl fmt::Display for P2p {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             P2p::Off => f.write_str("off"),
+            P2p::Asked => f.write_str("asked for, not tried yet"),
             P2p::Working => f.write_str("working"),
             P2p::Failed(why) => write!(f, "asked for, not working: {why}"),
         }

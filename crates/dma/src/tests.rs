@@ -6,6 +6,7 @@ use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Mirror, Ram, Segmen
 use proptest::prelude::*;
 
 use crate::fake::{Direction, FakeIommu, Refused};
+use crate::fault::{self, Source};
 use crate::{Domain, DomainError, Iova, IovaRange, Kind, P2p, P2pWish, Reach, Target};
 
 const GUEST: Kind = Kind::Guest(P2pWish::Off);
@@ -132,6 +133,83 @@ fn device_memory_is_mapped_for_other_devices_only_when_asked_for() {
     assert!(
         p2p.to_string().starts_with("asked for, not working: DMA domain guest: cannot map IOVA 0xe1000000")
     );
+}
+
+#[test]
+fn whether_devices_reach_each_other_is_tried_before_a_guest_relies_on_it() {
+    let memory = segment(0);
+    let try_with = |wish, fail: &[usize]| {
+        let iommu = FakeIommu::failing(fail);
+        let (map, domain) = (map(1), iommu.domain("guest", Kind::Guest(wish)));
+        map.attach(domain.clone()).unwrap();
+        let before = domain.p2p();
+        // SAFETY: the memory lives as long as this test.
+        let tried = unsafe { domain.try_memory("0000:01:00.0 BAR 0", memory.host_address(), 0x1000) };
+        agree(&iommu, &domain);
+        (before, tried, domain.p2p(), domain.mappings().len())
+    };
+    assert!(matches!(try_with(P2pWish::Off, &[1]), (P2p::Off, Ok(()), P2p::Off, 1)));
+    assert!(matches!(try_with(P2pWish::On, &[]), (P2p::Asked, Ok(()), P2p::Working, 1)));
+    assert!(matches!(try_with(P2pWish::On, &[1]), (P2p::Asked, Ok(()), P2p::Failed(_), 1)));
+    let (_, tried, p2p, rows) = try_with(P2pWish::Required, &[1]);
+    let text = tried.unwrap_err().to_string();
+    assert!(text.contains("to 0000:01:00.0 BAR 0") && text.contains("--p2p required"), "{text}");
+    assert_eq!((p2p, rows), (P2p::Asked, 1));
+    // What cannot be unmapped is an error however it was wished for, and stays in the ledger.
+    let (_, tried, _, rows) = try_with(P2pWish::On, &[2]);
+    assert!(tried.unwrap_err().to_string().contains("still reach memory"));
+    assert_eq!(rows, 2);
+}
+
+#[test]
+fn memory_of_devices_that_is_only_wished_for_fails_aloud() {
+    let memory = segment(0);
+    let (witness, told) = fault::listener();
+    // The second mapping of device memory fails, and so does undoing the first.
+    let iommu = FakeIommu::failing(&[2, 3]);
+    let (map, domain) = (map(1), iommu.domain("guest", Kind::Guest(P2pWish::On)));
+    map.attach(domain.clone()).unwrap();
+    domain.tell(&witness);
+    map.apply(&Change::AddDevice(bar(0xe000_0000, &memory))).unwrap();
+    assert_eq!(told(), []);
+    map.apply(&Change::AddDevice(bar(0xe100_0000, &memory))).unwrap();
+    let faults = told();
+    assert_eq!((faults.len(), faults[0].source), (1, Source::Ledger));
+    let reason = &faults[0].reason;
+    assert!(reason.contains("cannot map IOVA 0xe1000000"), "{reason}");
+    assert!(reason.contains("Cannot unmap IOVA 0xe0000000"), "{reason}");
+    map.apply(&Change::RemoveDevice(bar(0xe100_0000, &memory))).unwrap();
+    assert_eq!(told(), [], "once");
+}
+
+#[test]
+fn what_failed_before_anybody_listened_is_told_then() {
+    let (witness, told) = fault::listener();
+    let iommu = FakeIommu::failing(&[1]);
+    let domain = iommu.domain("host", Kind::Host);
+    drop(domain.map_own("queues", 1).unwrap());
+    assert_eq!(domain.mappings().len(), 1);
+    domain.tell(&witness);
+    let faults = told();
+    assert!(faults.len() == 1 && faults[0].reason.contains("DMA domain host"), "{faults:?}");
+}
+
+#[test]
+fn ram_that_two_domains_reach_is_pinned_once() {
+    let map = map(2);
+    let domains = ["one", "two"].map(|name| FakeIommu::new().domain(name, Kind::Host));
+    domains.iter().for_each(|domain| map.attach(domain.clone()).unwrap());
+    let _queues = domains[1].map_own("queues", 1).unwrap();
+    assert_eq!(domains.each_ref().map(|domain| domain.pinned()), [0x8000, 0x9000]);
+    assert_eq!(Domain::pinned_by_all(domains.iter().map(|domain| &**domain)), 0x9000);
+}
+
+#[test]
+fn what_goes_counts_as_gone_before_it_goes() {
+    let domain = FakeIommu::new().domain("host", Kind::Host);
+    let (own, before) = (domain.map_own("queues", 1).unwrap(), domain.generation());
+    drop(own);
+    assert_eq!(domain.generation(), before + 2);
 }
 
 #[test]
@@ -270,6 +348,7 @@ impl Model {
                 let at = Iova(0xe000_0000 + (slot << 20));
                 let bar = contents.devices.iter().any(|device| device.range().start().0 == at.0);
                 let reach = bar && domain.p2p() == P2p::Working;
+                assert!(!bar || domain.p2p() != P2p::Asked);
                 assert_eq!(iommu.read(at, &mut [0]).is_ok(), reach);
             }
         }

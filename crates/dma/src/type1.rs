@@ -90,8 +90,9 @@ impl Backend for Type1 {
         Ok(Limits { page_sizes, ..limits(&bytes, offset) })
     }
 
-    fn reserve(&self, bytes: u64) -> Result<(), MemlockError> {
-        memlock::ensure(bytes)
+    fn reserve(&self, _: &Source<'_>, bytes: u64) -> Result<(), MemlockError> {
+        // Each container counts for itself what it pins.
+        memlock::raise_memlock(bytes)
     }
 
     unsafe fn map(&mut self, iova: IovaRange, source: Source<'_>, permission: Permission) -> io::Result<()> {

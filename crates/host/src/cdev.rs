@@ -8,10 +8,19 @@ use crate::{Host, HostError, PciAddress, names};
 const NAME: &str = "vfio-dev";
 
 impl Host {
+    /// Whether the kernel's VFIO is loaded.
+    pub fn has_vfio(&self) -> bool {
+        self.has_devices_of(&["vfio", NAME])
+    }
+
     /// Whether the kernel's VFIO, which must be loaded, has character devices.
     pub fn has_vfio_cdevs(&self) -> bool {
+        self.has_devices_of(&[NAME])
+    }
+
+    fn has_devices_of(&self, names: &[&str]) -> bool {
         let devices = std::fs::read_to_string(self.path("/proc/devices")).unwrap_or_default();
-        devices.lines().any(|line| line.split_whitespace().nth(1) == Some(NAME))
+        devices.lines().any(|line| line.split_whitespace().nth(1).is_some_and(|name| names.contains(&name)))
     }
 
     /// The character device of a device that is with vfio-pci.
@@ -47,9 +56,9 @@ mod tests {
     #[test]
     fn the_kernel_says_whether_it_has_character_devices() {
         let fake = FakeHost::new();
-        assert!(!fake.host().has_vfio_cdevs());
+        assert!(!fake.host().has_vfio_cdevs() && !fake.host().has_vfio());
         fake.file("/proc/devices", "Character devices:\n243 vfio\n\nBlock devices:\n  7 loop\n");
-        assert!(!fake.host().has_vfio_cdevs());
+        assert!(!fake.host().has_vfio_cdevs() && fake.host().has_vfio());
         fake.file("/proc/devices", "243 vfio\n242 vfio-dev\n");
         assert!(fake.host().has_vfio_cdevs());
     }

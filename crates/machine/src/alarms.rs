@@ -1,10 +1,11 @@
-//! Listening for what the kernel says of assigned devices: errors, and that the host wants one back.
+//! Listening for what the kernel says of devices: errors, and that the host wants one back.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use assign::Assigned;
+use disk::nvme::NvmeController;
 use dma::fault::Witness;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -17,25 +18,33 @@ pub struct AlarmWatch {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Who may raise an alarm.
+struct Heard {
+    devices: Vec<Arc<Assigned>>,
+    controllers: Vec<Arc<NvmeController>>,
+}
+
 impl AlarmWatch {
-    /// Starts to listen; `None` when there is no device to listen to.
+    /// Starts to listen; `None` when there is no device to listen to. What happens to a controller is told by
+    /// whoever drives it.
     pub fn new(
         devices: &[Arc<Assigned>],
+        controllers: &[Arc<NvmeController>],
         witness: Witness,
         events: Events,
     ) -> std::io::Result<Option<AlarmWatch>> {
-        if devices.is_empty() {
+        if devices.is_empty() && controllers.is_empty() {
             return Ok(None);
         }
         let stop = EventFd::new(EFD_NONBLOCK)?;
-        let (end, devices) = (stop.try_clone()?, devices.to_vec());
+        let end = stop.try_clone()?;
+        let heard = Heard { devices: devices.to_vec(), controllers: controllers.to_vec() };
         let thread = std::thread::Builder::new().name("alarms".into()).spawn(move || {
-            while wait(&end, &devices) {
-                for device in &devices {
-                    for event in device.alarms().take() {
-                        faults::tell_alarm(&event, &witness, &events);
-                    }
+            while heard.wait(&end) {
+                for event in heard.devices.iter().flat_map(|device| device.alarms().take()) {
+                    faults::tell_alarm(&event, &witness, &events);
                 }
+                heard.controllers.iter().for_each(|controller| controller.heed_removal());
             }
         })?;
         Ok(Some(AlarmWatch { stop, thread: Some(thread) }))
@@ -52,14 +61,59 @@ impl Drop for AlarmWatch {
     }
 }
 
-/// Waits for an alarm; false when it is time to end.
-fn wait(stop: &EventFd, devices: &[Arc<Assigned>]) -> bool {
-    let eventfds = devices.iter().flat_map(|device| device.alarms().eventfds());
-    let mut fds: Vec<libc::pollfd> = std::iter::once(stop)
-        .chain(eventfds)
-        .map(|eventfd| libc::pollfd { fd: eventfd.as_raw_fd(), events: libc::POLLIN, revents: 0 })
-        .collect();
-    // SAFETY: the array is ours and as long as said; it waits without end, which a signal may cut short.
-    unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
-    fds[0].revents == 0
+impl Heard {
+    /// Waits for an alarm; false when it is time to end.
+    fn wait(&self, stop: &EventFd) -> bool {
+        let alarms = self.devices.iter().flat_map(|device| device.alarms().eventfds());
+        let removals = self.controllers.iter().map(|controller| controller.removal());
+        let mut fds: Vec<libc::pollfd> = std::iter::once(stop)
+            .chain(alarms)
+            .chain(removals)
+            .map(|eventfd| libc::pollfd { fd: eventfd.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+            .collect();
+        // SAFETY: the array is ours and as long as said; it waits without end, which a signal may cut short.
+        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+        fds[0].revents == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driven;
+    use crate::events::{Event, events};
+    use disk::nvme::NvmeOptions;
+    use disk::nvme::model::{Model, Namespace};
+    use dma::Kind;
+    use dma::fake::FakeIommu;
+    use dma::fault::{self, Inputs, Source, Watch, Watched};
+    use memory::Place;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    #[test]
+    fn that_the_host_wants_a_controller_back_is_a_fault_although_no_queue_is_in_use() {
+        let (sender, faults) = channel::<fault::Event>();
+        let device = Watched { device: "0000:aa:00.0".parse().unwrap(), domain: "host".into() };
+        let tell = Box::new(move |event| drop(sender.send(event)));
+        let watch =
+            Watch::start(Inputs::passive(), vec![device], Box::new(|_, _| Place::Beyond), tell).unwrap();
+        let (events, inbox) = events(Box::new(|_| {}));
+
+        let iommu = FakeIommu::new();
+        let model = Model::new(&iommu, vec![Namespace { bytes: 1 << 20, block: 512 }]);
+        let options = NvmeOptions::new(driven::report(&watch.witness(), &events));
+        let controller =
+            NvmeController::over(model.function(), &iommu.domain("host", Kind::Host), options).unwrap();
+        let alarms = AlarmWatch::new(&[], &[Arc::new(controller)], watch.witness(), events).unwrap().unwrap();
+        model.ask_back();
+        let mine = |event: &fault::Event| event.fault.source == Source::HostDriver;
+        let told =
+            std::iter::from_fn(|| faults.recv_timeout(Duration::from_secs(10)).ok()).find(mine).unwrap();
+        assert!(told.fault.reason.contains("the host takes it away"), "{told}");
+        assert_eq!(told.domain.as_deref(), Some("host"));
+        drop(alarms);
+        assert_eq!(model.seen().shutdowns, 1);
+        assert!(!inbox.waiting().iter().any(|event| matches!(event, Event::Trouble(_))));
+    }
 }

@@ -22,9 +22,9 @@ use crate::cpu::{self, PowerOn};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
 use crate::disks::{self, Disks, Place};
-use crate::driven::{self, Drivers};
+use crate::driven::{self, Driven, Drivers};
 use crate::error::{StartError, system};
-use crate::events::{Event, Events, Teller, events};
+use crate::events::{Events, events};
 use crate::faults::{self, Policies};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
@@ -47,7 +47,8 @@ pub fn assemble(
     steps: &Steps,
 ) -> Result<Vm, StartError> {
     let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans } = checked;
-    let (sender, inbox) = events();
+    // First, so that it goes last and tells what went wrong when everything else went.
+    let (sender, inbox) = events(report);
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
@@ -55,9 +56,9 @@ pub fn assemble(
     if let Some(claimed) = &claimed {
         claimed.check(&layout.ram)?;
     }
-    let inputs = claimed.as_ref().map(|claimed| listen(claimed, &report));
+    let inputs = claimed.as_ref().map(|claimed| listen(claimed, inbox.reporter()));
     steps.begin("RAM")?;
-    let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), &report)?;
+    let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), inbox.reporter())?;
     let map = Arc::new(MemoryMap::new(ram.clone()));
     steps.begin("map RAM for devices")?;
     if let Some(claimed) = &claimed {
@@ -67,10 +68,15 @@ pub fn assemble(
 
     // Before any device can be bus master.
     let faults = match (&claimed, inputs) {
-        (Some(_), Some(inputs)) => Some(faults::watch(&plans, &map, inputs, &sender)?),
+        (Some(claimed), Some(inputs)) => {
+            Some(faults::watch(&plans, claimed.domains(), &map, inputs, &sender)?)
+        }
         _ => None,
     };
     let witness = faults.as_ref().map(Watch::witness);
+    if let (Some(claimed), Some(witness)) = (&claimed, &witness) {
+        claimed.domains().iter().for_each(|domain| domain.tell(witness));
+    }
 
     steps.begin("VM")?;
     let vm = Arc::new(hypervisor.create_vm()?);
@@ -94,8 +100,8 @@ pub fn assemble(
     steps.begin("disks")?;
     let drivers = claimed.as_ref().zip(witness.as_ref());
     let drivers = drivers.map(|(claimed, witness)| Drivers { claimed, witness, events: &sender });
-    let disks = driven::open(disks, drivers.as_ref(), config.cpus)?;
-    disks::remarks(&disks).for_each(|remark| report(&Notice::Trouble(remark.clone())));
+    let Driven { disks, controllers } = driven::open(disks, drivers.as_ref(), config.cpus)?;
+    disks::remarks(&disks).for_each(|remark| (inbox.reporter())(&Notice::Trouble(remark.clone())));
     let disks = Disks::put_on(disks, Place { bus: &bus, ram: &ram, services: &services, events: &sender })?;
 
     steps.begin("console")?;
@@ -121,7 +127,7 @@ pub fn assemble(
     let entry = boot.load()?;
     let alarms = match witness {
         Some(witness) => {
-            AlarmWatch::new(&assigned, witness, sender).map_err(system("listen to assigned devices"))?
+            AlarmWatch::new(&assigned, &controllers, witness, sender).map_err(system("listen to devices"))?
         }
         None => None,
     };
@@ -134,17 +140,17 @@ pub fn assemble(
         board,
         assigned,
         disks,
+        controllers,
         claimed,
         boot,
         entry,
         chips,
         power,
         serial,
-        teller: Teller::new(report),
-        inbox,
         vm,
         map,
         console,
+        inbox,
     })
 }
 
@@ -180,7 +186,7 @@ fn make_cpus(
 /// Sends what the guest asks for to the VM's owner.
 fn ask(events: &Events) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
     let events = events.clone();
-    Box::new(move |request| events.send(Event::Power(request)))
+    Box::new(move |request| events.power(request))
 }
 
 fn fixed_ports(serial: &Arc<SerialPort>, power: &Arc<Power>, bus: &Arc<Bus>, events: &Events) -> Ports {

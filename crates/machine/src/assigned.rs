@@ -75,7 +75,8 @@ impl Claimed {
         Ok(())
     }
 
-    /// Puts every device on the bus, at the first addresses that are free.
+    /// Puts every device on the bus, at the first addresses that are free, and tries whether they reach each other's
+    /// memory, if they shall.
     pub fn put_on(
         &self,
         bus: &Bus,
@@ -94,6 +95,7 @@ impl Claimed {
             bus.place_bars(at)?;
             all.push(assigned);
         }
+        self.claim.try_p2p(&all)?;
         Ok(all)
     }
 

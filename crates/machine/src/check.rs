@@ -1,6 +1,6 @@
 //! Every fact that stands in the way of a start, found before anything on the host is touched.
 
-use assign::DomainPlan;
+use assign::{DomainPlan, RamPlan};
 use boot::{Initrd, KernelImage, platform};
 use host::{Host, PciAddress, PciDevice};
 use memory::GpaRange;
@@ -61,7 +61,8 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
     let in_the_way = ram::check(ram, &config.backing, !devices.is_empty());
     findings.0.extend(in_the_way.into_iter().map(StartError::from));
-    findings.keep(assign::check(&host, &plans, ram, plan::choice(config)));
+    let planned = RamPlan { places: ram, locked: ram::locks(&config.backing) };
+    findings.keep(assign::check(&host, &plans, planned, plan::choice(config)));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
             Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans })

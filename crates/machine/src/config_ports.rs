@@ -75,9 +75,9 @@ mod tests {
         let windows = Layout::new(256 << 20, 39, &[]).unwrap().windows;
         let bus = Arc::new(Bus::new(&windows));
         bus.add(Address::new(0, 0, 0).unwrap(), Arc::new(pci::HostBridge::new(&windows))).unwrap();
-        let (events, inbox) = events();
+        let (events, inbox) = events(Box::new(|_| {}));
         let ask = events.clone();
-        let reset = ResetPort::cf9(Box::new(move |request| ask.send(Event::Power(request))));
+        let reset = ResetPort::cf9(Box::new(move |request| ask.power(request)));
         let ports = ConfigPorts::new(bus, reset, events);
         let read = |offset, len: usize| {
             let mut data = [0xff; 4];
@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(read(6, 2) & 0xffff, 0x0008);
         ports.write(0, &(ENABLE | 3 << 11).to_le_bytes());
         assert_eq!(read(4, 4), u32::MAX, "no function there");
-        assert_eq!(inbox.waiting().count(), 0);
+        assert_eq!(inbox.waiting().len(), 0);
         ports.write(1, &[6]);
         assert!(matches!(inbox.next(), Some(Event::Power(devices::PowerRequest::Reset))));
     }

@@ -68,7 +68,7 @@ pub fn check(disk: &config::Disk, cpus: config::Cpus) -> Result<CheckedDisk, Sta
         Writes::Refused => options.read_only(),
         Writes::ThrownAway => options.throw_away(),
     };
-    Ok(CheckedDisk::Open(OpenDisk::new(Disk::open(&options)?, &name, disk, cpus)?))
+    Ok(CheckedDisk::Open(OpenDisk::new(Disk::open(&options)?, &name, disk, queues(disk, cpus))?))
 }
 
 fn file_options(file: &FileDisk) -> DiskOptions {
@@ -106,15 +106,9 @@ pub fn queues(disk: &config::Disk, cpus: config::Cpus) -> u16 {
 }
 
 impl OpenDisk {
-    /// The model that the guest sees of a disk.
-    pub fn new(
-        opened: Disk,
-        name: &str,
-        disk: &config::Disk,
-        cpus: config::Cpus,
-    ) -> Result<OpenDisk, StartError> {
+    /// The model that the guest sees of a disk, with so many queues where it has a choice.
+    pub fn new(opened: Disk, name: &str, disk: &config::Disk, queues: u16) -> Result<OpenDisk, StartError> {
         let opened = Arc::new(opened);
-        let queues = queues(disk, cpus);
         let serial = disk.serial.as_ref().map(|serial| serial.as_str().to_owned());
         let ata_serial = || serial.as_deref().map(AtaText::new).transpose();
         let model = match disk.model {

@@ -9,13 +9,13 @@ use devices::ahci::{AhciError, AtaTextError};
 use disk::nvme::NvmeError;
 use disk::{BadNbdUrl, OpenError};
 use host::PciAddress;
-use memory::{ChangeError, RamError};
+use memory::{ChangeError, Difference, RamError};
 use pci::PciError;
 
 use crate::kvm::KvmError;
 use crate::layout::LayoutError;
 
-/// Why a VM could not start. When one is returned, the host is as it was.
+/// Why a VM could not start. When one is returned, the host is as it was, but for what [`StartError::GiveBack`] names.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// KVM.
@@ -30,6 +30,9 @@ pub enum StartError {
     /// A mirror of the memory map.
     #[error(transparent)]
     Memory(#[from] ChangeError),
+    /// A mirror that is other than the memory map.
+    #[error("{0}. This is a fault in skep or in the kernel; see the kernel's log (dmesg).")]
+    Differs(#[from] Difference),
     /// The kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -77,6 +80,19 @@ pub enum StartError {
     /// A disk on a controller that skep drives itself.
     #[error(transparent)]
     Nvme(#[from] NvmeError),
+    /// An NVMe controller with too few queues.
+    #[error(
+        "NVMe controller {device} grants {granted} I/O queues, and its disks need at least {least}. Give them fewer \
+         (queues=)."
+    )]
+    Queues {
+        /// PCI address.
+        device: String,
+        /// How many there are.
+        granted: u16,
+        /// How many would do.
+        least: u32,
+    },
     /// Threads and eventfds.
     #[error("cannot {what}: {cause}. This host is short of memory, threads or open files.")]
     System {
@@ -85,6 +101,9 @@ pub enum StartError {
         /// The kernel's answer.
         cause: io::Error,
     },
+    /// A VM that was built and not run could not be taken apart wholly.
+    #[error("{0}")]
+    GiveBack(String),
     /// Somebody wanted the VM to end before it had started.
     #[error("the start was cut short, as asked")]
     Cancelled,

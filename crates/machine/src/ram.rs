@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use assign::AssignError;
 use config::{Backing, HugePages, Wire};
 use memory::{GpaRange, Node, Pages, Placement, Ram, RamError};
 
@@ -38,6 +39,11 @@ pub fn check(places: &[GpaRange], backing: &Backing, pinned: bool) -> Vec<RamErr
     errors
 }
 
+/// Whether the RAM will be locked. Huge pages stay where they are without.
+pub fn locks(backing: &Backing) -> bool {
+    backing.wire == Wire::On && !placement(backing).pages.are_huge()
+}
+
 /// Makes RAM at these places, present as far as it must be. `pinned` says whether all of it will be mapped for
 /// devices.
 pub fn make(
@@ -52,6 +58,9 @@ pub fn make(
     let progress = progress(ram.size(), report);
     // Mapping it for devices makes every page present, and pins it, one after another; made present before, by
     // several threads, it is there sooner. The kernel is sure to have huge pages of one node only once it gave them.
+    if locks(backing) {
+        dma::raise_memlock(ram.size()).map_err(AssignError::from)?;
+    }
     let soon = pinned || (placement.pages.are_huge() && placement.node.is_some());
     match backing.wire {
         Wire::On => ram.wire_with(progress)?,

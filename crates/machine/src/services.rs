@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use dma::fault::{Source, Witness};
+use dma::fault::Witness;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use memory::{Change, DeviceMemory, Gpa, MemoryMap};
 use pci::{Address, Line, Pin, ResampledLine, ServiceError, Services, Vector};
@@ -101,7 +101,8 @@ impl KvmServices {
     fn change(&self, device: Address, change: &Change) -> Result<(), ServiceError> {
         self.map.apply(change).map_err(|error| {
             if let Some(witness) = &self.witness {
-                witness.tell(faults::nameless(Source::Ledger, error.to_string()));
+                let faults = faults::of_failed_change(&self.map, &error);
+                faults.into_iter().for_each(|fault| witness.tell(fault));
             }
             ServiceError { device, what: change.to_string(), cause: io::Error::other(error) }
         })

@@ -9,7 +9,7 @@ use crate::error::StartError;
 pub const VARIABLE: &str = "SKEP_TEST_FAIL_BEFORE";
 
 /// The steps in their order (DESIGN: order of start, and its undo).
-pub const STEPS: [&str; 9] = [
+pub const STEPS: [&str; 10] = [
     "claim devices",
     "RAM",
     "map RAM for devices",
@@ -19,6 +19,7 @@ pub const STEPS: [&str; 9] = [
     "console",
     "vCPUs",
     "load",
+    "run",
 ];
 
 /// Goes through the steps.

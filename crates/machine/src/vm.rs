@@ -9,6 +9,7 @@ use assign::Assigned;
 use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
 use config::OnFault;
 use devices::{Power, PowerRequest, SerialPort};
+use disk::nvme::NvmeController;
 use disk::{Counters, Disk, Tally};
 use dma::Domain;
 use dma::fault::{self, Watch};
@@ -26,7 +27,7 @@ use crate::console::Console;
 use crate::cpus::{Cpus, End};
 use crate::disks::Disks;
 use crate::error::StartError;
-use crate::events::{Event, Events, Inbox, Teller};
+use crate::events::{Event, Events, Inbox};
 use crate::faults::{self, Policies};
 use crate::notice::{Life, Reporter};
 use crate::phase::{Phase, Phases};
@@ -128,28 +129,31 @@ impl Control {
     }
 }
 
-/// A VM, built and ready to run. Fields are in the order in which they go when it is dropped: first whoever
-/// uses something, then what was used.
+/// A VM, built and ready to run. Dropping it gives its devices back; [`Vm::give_up`] also says what failed.
+///
+/// Fields are in the order in which they go when it is dropped: first whoever uses something, then what was used.
 pub struct Vm {
     pub(crate) alarms: Option<AlarmWatch>,
-    pub(crate) faults: Option<Watch>,
     pub(crate) policies: Policies,
     pub(crate) phases: Arc<Phases>,
     pub(crate) cpus: Cpus,
     pub(crate) board: Arc<Board>,
     pub(crate) assigned: Vec<Arc<Assigned>>,
     pub(crate) disks: Disks,
-    pub(crate) claimed: Option<Claimed>,
+    pub(crate) controllers: Vec<Arc<NvmeController>>,
+    pub(crate) faults: Option<Watch>,
+    /// Before the devices: as a mirror of it, each of their domains is kept.
     pub(crate) map: Arc<MemoryMap>,
+    pub(crate) claimed: Option<Claimed>,
     pub(crate) boot: BootPlan,
     pub(crate) entry: CpuState,
     pub(crate) chips: Chips,
     pub(crate) power: Arc<Power>,
     pub(crate) serial: Arc<SerialPort>,
-    pub(crate) teller: Teller,
-    pub(crate) inbox: Inbox,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) console: Console,
+    /// Last, for it tells what all the others had to say.
+    pub(crate) inbox: Inbox,
 }
 
 /// A VM whose guest runs no more, with all that it had.
@@ -204,7 +208,21 @@ impl Vm {
     ) -> Result<Vm, Vec<StartError>> {
         give_back_leftovers(&Host::here(), &report);
         let checked = check(config)?;
-        assemble(config, checked, output, report, &Steps::new(cancelled)).map_err(|error| vec![error])
+        let steps = Steps::new(cancelled);
+        let vm = assemble(config, checked, output, report, &steps).map_err(|error| vec![error])?;
+        match vm.ready(&steps) {
+            Ok(()) => Ok(vm),
+            Err(why) => Err(why.into_iter().chain(vm.give_up().err()).collect()),
+        }
+    }
+
+    /// Whether it may run: no device can have been bus master yet, so this is the last time at which a domain that is
+    /// not the memory map harms nobody.
+    fn ready(&self, steps: &Steps) -> Result<(), Vec<StartError>> {
+        steps.begin("run").map_err(|why| vec![why])?;
+        let mirrors = self.map.audit().into_iter();
+        let differ: Vec<_> = mirrors.filter_map(|(_, equal)| equal.err()).map(StartError::from).collect();
+        if differ.is_empty() { Ok(()) } else { Err(differ) }
     }
 
     /// Everything that stands in the way of a start, with nothing touched; none, if nothing does.
@@ -237,12 +255,20 @@ impl Vm {
         Stopped { vm: self, outcome }
     }
 
+    /// Takes apart a VM that is not to run after all, and gives its devices back.
+    pub fn give_up(self) -> Result<(), StartError> {
+        match self.dismantle(Outcome::Stopped) {
+            Outcome::Failed(how) => Err(StartError::GiveBack(how)),
+            Outcome::PoweredOff | Outcome::Stopped | Outcome::Crashed(_) => Ok(()),
+        }
+    }
+
     fn enter(&self, life: Life) {
         self.phases.set(match life {
             Life::Paused(_) => Phase::Paused,
             _ => Phase::Running,
         });
-        self.teller.life(life);
+        self.inbox.life(life);
     }
 
     /// Serves events until one of them is the end.
@@ -263,16 +289,17 @@ impl Vm {
                 Event::Ended(End::Failed { cpu, what }) => {
                     return Outcome::Failed(format!("vCPU {cpu}: {what}"));
                 }
-                Event::Trouble(what) => self.teller.tell(&what, self.inbox.lost()),
+                Event::Trouble(what) => self.inbox.tell(&what),
                 Event::PressPowerButton => self.power.press_button(),
                 Event::Pause(why) => self.pause(why),
                 Event::Resume if self.phases.now() == Phase::Paused => {
+                    self.policies.runs_on(Instant::now());
                     self.cpus.run();
                     self.enter(Life::Resumed);
                 }
                 Event::Resume => {}
                 Event::Fault(fault) => {
-                    if let Err(outcome) = self.answer(fault) {
+                    if let Err(outcome) = self.answer(&fault) {
                         return outcome;
                     }
                 }
@@ -292,26 +319,27 @@ impl Vm {
     }
 
     /// Tells of a fault, and does what is to be done about it.
-    fn answer(&mut self, fault: fault::Event) -> Result<(), Outcome> {
-        let (answer, text) = (self.policies.answer(&fault), fault.to_string());
-        let device = faults::device_of(&self.assigned, &fault).map(|device| device.at());
-        self.teller.fault(fault);
+    fn answer(&mut self, fault: &fault::Event) -> Result<(), Outcome> {
+        let (answer, text) = (self.policies.answer(fault, Instant::now()), fault.to_string());
+        let device = faults::device_of(&self.assigned, fault).cloned();
+        self.inbox.fault(fault.clone());
         match (answer, device) {
             (OnFault::Report, _) => {}
             (OnFault::Pause, _) => self.pause(format!("{text}. `skep resume` has it run on")),
             (OnFault::Stop, _) => {
                 return Err(Outcome::Failed(format!("{text}. That ends it, as on-fault asks")));
             }
-            (OnFault::Reset, Some(at)) => {
-                let errors = self.board.bus.reset_function(at);
-                for error in errors {
-                    self.teller.tell(&error.to_string(), 0);
+            (OnFault::Reset, Some(device)) => {
+                let errors = self.board.bus.reset_function(device.at());
+                self.policies.took_effect(fault, Instant::now());
+                let errors = errors.iter().map(ToString::to_string);
+                for what in errors.chain(faults::also_reset(device.name(), device.reset_with())) {
+                    self.inbox.tell(&what);
                 }
             }
-            (OnFault::Reset, None) => self.teller.tell(
+            (OnFault::Reset, None) => self.inbox.tell(
                 "only an assigned device can be reset after a fault; the driver of one that skep drives itself resets \
                  it when it has to",
-                0,
             ),
         }
         Ok(())
@@ -324,17 +352,8 @@ impl Vm {
         self.cpus.hold();
         self.console.hurry(false);
         // What the guest asked for before everything was reset concerns nobody now.
-        let stale = |event: &Event| matches!(event, Event::Power(_) | Event::Ended(_));
-        let waiting: Vec<Event> = self.inbox.waiting().filter(|event| !stale(event)).collect();
-        for event in waiting {
-            match event {
-                Event::Stop => return Err(Outcome::Stopped),
-                Event::Trouble(what) => self.teller.tell(&what, 0),
-                Event::PressPowerButton => self.power.press_button(),
-                // For whoever serves the events after this reset.
-                later @ (Event::Pause(_) | Event::Resume | Event::Fault(_)) => self.board.events.send(later),
-                Event::Power(_) | Event::Ended(_) => {}
-            }
+        if self.inbox.forget_guest(&self.board.events) {
+            return Err(Outcome::Stopped);
         }
         let errors = self.board.bus.reset();
         if !errors.is_empty() {
@@ -348,7 +367,7 @@ impl Vm {
         if self.phases.now() == Phase::Running {
             self.cpus.run();
         }
-        self.teller.life(Life::Restarted);
+        self.inbox.life(Life::Restarted);
         Ok(())
     }
 
@@ -362,14 +381,14 @@ impl Vm {
             board,
             assigned,
             disks,
+            controllers,
             claimed,
             map,
             boot,
             power,
             vm,
             console,
-            mut teller,
-            inbox,
+            mut inbox,
             ..
         } = self;
         drop((alarms, cpus));
@@ -379,6 +398,10 @@ impl Vm {
         }
         // The last holders of functions, and so of queues and of device files, go here.
         drop((assigned, board, disks));
+        // With no queue left; nothing of theirs may stay open when they are given back.
+        for controller in controllers {
+            troubles.extend(controller.shut_down().err().map(|error| error.to_string()));
+        }
         if let Some(claimed) = claimed {
             troubles.extend(claimed.give_back(&map).err().map(|error| error.to_string()));
         }
@@ -386,18 +409,11 @@ impl Vm {
         drop((power, vm, map, boot, console));
         // Last of what could tell: until here devices may have done DMA.
         drop(faults);
-        for event in inbox.waiting() {
-            match event {
-                Event::Trouble(what) => teller.tell(&what, inbox.lost()),
-                Event::Fault(fault) => teller.fault(fault),
-                _ => {}
-            }
-        }
-        teller.tell_count();
+        inbox.tell_rest();
         match (troubles.is_empty(), outcome) {
             (false, Outcome::PoweredOff | Outcome::Stopped) => Outcome::Failed(troubles.join("\n")),
             (_, outcome) => {
-                troubles.iter().for_each(|trouble| teller.tell(trouble, 0));
+                troubles.iter().for_each(|trouble| inbox.tell(trouble));
                 outcome
             }
         }

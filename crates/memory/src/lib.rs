@@ -22,7 +22,8 @@ mod wiring;
 pub use address::{AMD_HOLE, Gpa, GpaRange, HIGH_RAM_START, LOW_RAM_END, ram_ranges, ram_ranges_around};
 pub use buffers::Buffers;
 pub use map::{
-    Change, ChangeError, Contents, DeviceMemory, Difference, MemoryMap, Mirror, MirrorError, Place, Stuck,
+    Audited, Change, ChangeError, Contents, DeviceMemory, Difference, MemoryMap, Mirror, MirrorError, Place,
+    Stuck,
 };
 pub use placement::{Node, Pages, Placement};
 pub use pool::{PoolError, PoolShort};

@@ -1,10 +1,12 @@
-//! `skep host`: what VMs that were killed left bound on this host, and giving it back.
+//! `skep host`: what VMs that were killed left on this host (devices bound, probes in the kernel), and giving it back.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use ::host::{BindError, Host, Leftover, PciAddress};
 use clap::{Args, Subcommand};
+use dma::fault::Leftover as Tracing;
 use serde_json::{Value, json};
 
 use crate::{rehearse, report};
@@ -22,7 +24,7 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Give devices back to the drivers they had
+    /// Give devices back to the drivers they had; without addresses, remove left probes on DMA faults as well
     GiveBack(GiveBack),
     /// Take devices as a VM would, map RAM for them, reset them, and give them back
     Rehearse(Rehearse),
@@ -46,8 +48,9 @@ struct GiveBack {
 }
 
 const HELP: &str = "\
-Without a command: lists the PCI devices that VMs which were killed left bound to vfio-pci. The next `skep run` gives
-them back by itself; `skep host give-back` does it now. `skep host rehearse` shows whether devices survive being given
+Without a command: lists what VMs which were killed left: PCI devices bound to vfio-pci, and the probes by which skep
+learns of DMA faults (tracefs; only root sees them). The next `skep run` with devices sees to it by itself; `skep host
+give-back` does it now, and touches nothing that a running process has. `skep host rehearse` shows whether devices survive being given
 to a VM: it takes them from their drivers for a moment, and refuses what is in use.
 
 Exit status: 0 when all went well (also when nothing is left), 1 when something failed, 2 for wrong flags.";
@@ -56,12 +59,19 @@ Exit status: 0 when all went well (also when nothing is left), 1 when something 
 pub fn run(arguments: &Arguments) -> ExitCode {
     let host = Host::here();
     let answer = match &arguments.command {
-        None => list(&host),
-        Some(Command::GiveBack(which)) => give_back(&host, &which.addresses),
+        None => list(&host, &tracing()),
+        Some(Command::GiveBack(which)) if which.addresses.is_empty() => give_back(&host, &[], &tracing()),
+        Some(Command::GiveBack(which)) => give_back(&host, &which.addresses, &[]),
         Some(Command::Rehearse(what)) => rehearse(&host, what),
     };
     answer.print(arguments.json)
 }
+
+fn tracing() -> Vec<Tracing> {
+    Tracing::all(Path::new("/"))
+}
+
+const NOTHING: &str = "No VM that was killed has left anything.";
 
 /// What the command has to say.
 struct Answer {
@@ -87,27 +97,30 @@ impl Answer {
     }
 }
 
-fn list(host: &Host) -> Answer {
+fn list(host: &Host, tracing: &[Tracing]) -> Answer {
     let (left, errors) = leftovers(host);
-    let text = match left[..] {
-        [] if errors.is_empty() => vec!["No VM that was killed has left a device.".to_owned()],
-        _ => left
-            .iter()
-            .map(|left| {
-                let was = left
-                    .driver
-                    .as_ref()
-                    .map_or("no driver had it".into(), |name| format!("driver {name} had it"));
-                format!("{} left by process {}, which is gone; {was}", left.address, left.pid)
-            })
-            .collect(),
-    };
-    let json = json!({ "leftovers": left.iter().map(facts).collect::<Vec<_>>(), "errors": &errors });
+    let devices = left.iter().map(|left| {
+        let was = match &left.driver {
+            Some(name) => format!("driver {name} had it"),
+            None => "no driver had it".into(),
+        };
+        format!("{} left by process {}, which is gone; {was}", left.address, left.pid)
+    });
+    let traced = tracing.iter().map(|left| {
+        format!("probes on DMA faults ({}) left by process {}, which is gone", left.name, left.pid)
+    });
+    let mut text: Vec<String> = devices.chain(traced).collect();
+    if text.is_empty() && errors.is_empty() {
+        text.push(NOTHING.to_owned());
+    }
+    let left: Vec<Value> = left.iter().map(facts).collect();
+    let traced: Vec<Value> = tracing.iter().map(traced_facts).collect();
+    let json = json!({ "leftovers": left, "tracing": traced, "errors": &errors });
     Answer { text, errors, json }
 }
 
-/// Gives the devices at these addresses back, or all that are left if there are none.
-fn give_back(host: &Host, addresses: &[PciAddress]) -> Answer {
+/// Gives the devices at these addresses back, or all that are left if there are none, and removes probes.
+fn give_back(host: &Host, addresses: &[PciAddress], tracing: &[Tracing]) -> Answer {
     let (mut left, mut errors) = leftovers(host);
     let unknown = addresses.iter().filter(|address| !left.iter().any(|left| left.address == **address));
     errors.extend(unknown.map(|address| {
@@ -127,10 +140,24 @@ fn give_back(host: &Host, addresses: &[PciAddress]) -> Answer {
             Err(error) => errors.push(error.to_string()),
         }
     }
-    if text.is_empty() && errors.is_empty() {
-        text.push("No VM that was killed has left a device.".to_owned());
+    let mut removed = Vec::new();
+    for left in tracing {
+        match left.remove() {
+            Ok(()) => {
+                text.push(format!("removed the probes on DMA faults of process {} ({})", left.pid, left.name));
+                removed.push(traced_facts(left));
+            }
+            Err(error) => errors.push(format!(
+                "cannot remove the probes on DMA faults of process {}, {error}. Somebody may be reading them; try \
+                 again when nobody does, or restart the host.",
+                left.pid
+            )),
+        }
     }
-    let json = json!({ "given_back": given, "errors": &errors });
+    if text.is_empty() && errors.is_empty() {
+        text.push(NOTHING.to_owned());
+    }
+    let json = json!({ "given_back": given, "removed_tracing": removed, "errors": &errors });
     Answer { text, errors, json }
 }
 
@@ -161,6 +188,10 @@ fn facts(left: &Leftover) -> Value {
     json!({ "address": left.address.to_string(), "driver": left.driver, "process": left.pid })
 }
 
+fn traced_facts(left: &Tracing) -> Value {
+    json!({ "name": left.name, "process": left.pid })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,7 +217,7 @@ mod tests {
     #[test]
     fn what_a_killed_vm_left_is_listed_with_the_driver_it_goes_back_to() {
         let (_root, host) = host(&[("0000:01:00.0", &record("0000:01:00.0"))]);
-        let answer = list(&host);
+        let answer = list(&host, &[]);
         assert_eq!(answer.text, ["0000:01:00.0 left by process 7, which is gone; driver nvme had it"]);
         assert_eq!(
             answer.json["leftovers"][0],
@@ -197,7 +228,7 @@ mod tests {
     #[test]
     fn nothing_left_is_said_and_no_error() {
         let (_root, host) = host(&[]);
-        for answer in [list(&host), give_back(&host, &[])] {
+        for answer in [list(&host, &[]), give_back(&host, &[], &[])] {
             assert_eq!((answer.text.len(), answer.errors.len()), (1, 0));
         }
     }
@@ -206,20 +237,52 @@ mod tests {
     fn only_the_devices_asked_for_are_given_back() {
         let [one, other] = ["0000:01:00.0", "0000:02:00.0"];
         let (_root, host) = host(&[(one, &record(one)), (other, &record(other))]);
-        let answer = give_back(&host, &[other.parse().unwrap()]);
+        let answer = give_back(&host, &[other.parse().unwrap()], &[]);
         assert_eq!((answer.text, answer.errors.len()), (vec![format!("gave {other} back to nvme")], 0));
-        assert_eq!(list(&host).json["leftovers"].as_array().unwrap().len(), 1);
-        let answer = give_back(&host, &[other.parse().unwrap()]);
+        assert_eq!(list(&host, &[]).json["leftovers"].as_array().unwrap().len(), 1);
+        let answer = give_back(&host, &[other.parse().unwrap()], &[]);
         assert!(answer.errors[0].contains("0000:02:00.0 was not left"), "{:?}", answer.errors);
-        assert_eq!(give_back(&host, &[]).json["given_back"][0]["address"], one);
+        assert_eq!(give_back(&host, &[], &[]).json["given_back"][0]["address"], one);
     }
 
     #[test]
     fn a_damaged_record_is_an_error_and_hides_no_other() {
         let (_root, host) = host(&[("0000:01:00.0", "{"), ("0000:02:00.0", &record("0000:02:00.0"))]);
-        let answer = list(&host);
+        let answer = list(&host, &[]);
         assert_eq!((answer.text.len(), answer.errors.len()), (1, 1));
         assert!(answer.errors[0].contains("vfio-0000:01:00.0.json"), "{:?}", answer.errors);
-        assert_eq!(give_back(&host, &[]).text.len(), 1);
+        assert_eq!(give_back(&host, &[], &[]).text.len(), 1);
+    }
+
+    #[test]
+    fn probes_of_a_killed_vm_are_listed_and_removed_and_those_of_a_live_one_stay() {
+        let (root, host) = host(&[]);
+        let instances = root.path().join("sys/kernel/tracing/instances");
+        fs::create_dir_all(root.path().join("proc/self")).unwrap();
+        fs::create_dir_all(root.path().join("proc/7")).unwrap();
+        let stat = format!("7 (skep) S{} 100 0", " 0".repeat(18));
+        fs::write(root.path().join("proc/7/stat"), stat).unwrap();
+        for name in ["skep_7_100_0", "skep_7_99_0"] {
+            fs::create_dir_all(instances.join(name)).unwrap();
+        }
+        let left = Tracing::all(root.path());
+        let answer = list(&host, &left);
+        assert_eq!(answer.text, ["probes on DMA faults (skep_7_99_0) left by process 7, which is gone"]);
+        assert_eq!(answer.json["tracing"][0], json!({ "name": "skep_7_99_0", "process": 7 }));
+        let answer = give_back(&host, &[], &left);
+        assert_eq!((answer.text.len(), answer.errors.len()), (1, 0), "{:?}", answer.errors);
+        assert!(instances.join("skep_7_100_0").exists() && !instances.join("skep_7_99_0").exists());
+        assert!(Tracing::all(root.path()).is_empty());
+    }
+
+    #[test]
+    fn probes_that_cannot_be_removed_are_an_error() {
+        let (root, host) = host(&[]);
+        fs::create_dir_all(root.path().join("proc/self")).unwrap();
+        let busy = root.path().join("sys/kernel/tracing/instances/skep_7_99_0/busy");
+        fs::create_dir_all(busy).unwrap();
+        let answer = give_back(&host, &[], &Tracing::all(root.path()));
+        assert_eq!((answer.text.len(), answer.errors.len()), (0, 1));
+        assert!(answer.errors[0].contains("skep_7_99_0: "), "{}", answer.errors[0]);
     }
 }

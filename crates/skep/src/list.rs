@@ -48,6 +48,9 @@ fn vms(folder: &Folder) -> Result<Vec<Info>, Failure> {
 }
 
 fn table(vms: &[Info]) -> String {
+    if vms.is_empty() {
+        return "No VM runs.\n".to_owned();
+    }
     let mut table = Table::new([
         ("NAME", Side::Left),
         ("STATE", Side::Left),
@@ -91,6 +94,7 @@ mod tests {
 
     #[test]
     fn where_no_vm_ever_ran_the_list_is_empty() {
-        assert_eq!(vms(&Folder::at("/nowhere/at/all")).unwrap(), []);
+        let none = vms(&Folder::at("/nowhere/at/all")).unwrap();
+        assert_eq!((none.len(), table(&none).as_str()), (0, "No VM runs.\n"));
     }
 }

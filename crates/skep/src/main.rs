@@ -62,7 +62,7 @@ enum Command {
     Resume(state::Resume),
     /// Press a VM's power button, or end it now
     Stop(state::Stop),
-    /// See and give back what VMs that were killed left bound; rehearse taking devices
+    /// See and give back what VMs that were killed left; rehearse taking devices
     Host(host::Arguments),
     /// Try things out in an emulated host, away from the real machine
     Lab(Box<lab::Arguments>),

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -44,29 +45,46 @@ fn write(text: &str) {
     drop(std::io::stderr().write_all(text.as_bytes()));
 }
 
+/// Notices that wait at most for an output that is slow.
+const WAITING: usize = 256;
+
 /// Says troubles on a thread of its own, so that an error output that stands still (a terminal after Ctrl-S, a pipe
-/// that nobody reads) holds nobody up.
+/// that nobody reads) holds nobody up. What finds no room is counted, and the count is said.
 pub struct Troubles {
     lines: SyncSender<String>,
+    dropped: Arc<AtomicU64>,
     done: Receiver<()>,
 }
 
 impl Troubles {
     /// Starts the thread.
     pub fn new() -> std::io::Result<Troubles> {
-        let (lines, taken) = sync_channel::<String>(256);
+        Troubles::said_by(|text| error(text))
+    }
+
+    fn said_by(mut say: impl FnMut(&str) + Send + 'static) -> std::io::Result<Troubles> {
+        let (lines, taken) = sync_channel::<String>(WAITING);
         let (finished, done) = sync_channel::<()>(1);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let not_said = dropped.clone();
         std::thread::Builder::new().name("troubles".into()).spawn(move || {
-            taken.iter().for_each(error);
+            taken.iter().for_each(|text| say(&text));
+            let count = not_said.load(Ordering::SeqCst);
+            if count > 0 {
+                say(&format!(
+                    "{count} more messages of this VM are not shown here, for standard error took none at the time. \
+                     While a VM runs, `skep events` has them."
+                ));
+            }
             // Dropping it wakes whoever waits.
             drop(finished);
         })?;
-        Ok(Troubles { lines, done })
+        Ok(Troubles { lines, dropped, done })
     }
 
     /// How to say one, and have it recorded.
     pub fn reporter(&self, journal: Arc<Journal>) -> machine::Reporter {
-        let lines = self.lines.clone();
+        let (lines, dropped) = (self.lines.clone(), self.dropped.clone());
         Box::new(move |notice| {
             let text = notice.to_string();
             match notice {
@@ -76,9 +94,10 @@ impl Troubles {
             };
             // That it was started is no news to who started it, nor is a reset to the guest's user; and how things
             // were made is for those who ask (`skep events`).
-            if !matches!(notice, Notice::Life(Life::Made(_) | Life::Started | Life::Restarted)) {
-                // What finds no room behind 256 others is for an output that takes nothing anyway.
-                drop(lines.try_send(text));
+            if !matches!(notice, Notice::Life(Life::Made(_) | Life::Started | Life::Restarted))
+                && lines.try_send(text).is_err()
+            {
+                dropped.fetch_add(1, Ordering::SeqCst);
             }
         })
     }
@@ -98,6 +117,30 @@ mod tests {
     #[test]
     fn every_finding_is_a_line_with_the_prefix() {
         assert_eq!(lines("a\nb", false), "skep: a\nskep: b\n");
+    }
+
+    #[test]
+    fn what_a_slow_output_had_no_room_for_is_counted_and_the_count_is_said() {
+        let (go, wait) = sync_channel::<()>(0);
+        let said = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let to = said.clone();
+        let troubles = Troubles::said_by(move |text| {
+            // It stands still until the test has told everything, and runs on when the test has let go.
+            assert!(wait.recv().is_err());
+            to.lock().unwrap().push(text.to_owned());
+        })
+        .unwrap();
+        let reporter = troubles.reporter(Arc::new(Journal::new()));
+        for _ in 0..1000 {
+            reporter(&Notice::Trouble("again".to_owned()));
+        }
+        drop((reporter, go));
+        troubles.finish();
+        let said = said.lock().unwrap();
+        let (last, shown) = said.split_last().unwrap();
+        // One may have been taken, and be at the output, while the others wait.
+        assert!((WAITING..=WAITING + 1).contains(&shown.len()), "{}", shown.len());
+        assert!(last.starts_with(&format!("{} more messages", 1000 - shown.len())), "{last}");
     }
 
     #[test]

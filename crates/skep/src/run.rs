@@ -85,7 +85,8 @@ struct Flags {
     /// Say that a dangerous choice is meant as it is written
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
     i_know: Option<String>,
-    /// What happens when a device's DMA fails, beside the event that tells of it [default: report]
+    /// What happens when a device's DMA fails, beside the event that tells of it; again, when it goes on a second
+    /// after a reset or resume. In a paused VM assigned devices go on with their DMA [default: report]
     #[arg(long, value_name = "report|pause|reset|stop")]
     on_fault: Option<String>,
     /// Whether assigned devices reach each other's BARs [default: off]
@@ -145,7 +146,7 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, Exit> {
         report::error(format_args!(
             "cannot read the description {path}: {cause}. Check the path after --config."
         ));
-        Exit::CouldNotStart
+        Exit::Usage
     })
 }
 

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use control::{Claim, Journal, Server};
@@ -83,27 +83,38 @@ fn run(
             return if end.cancelled.load(Ordering::SeqCst) { Exit::Stopped } else { Exit::CouldNotStart };
         }
     };
-    if let Some(file) = console.stale
-        && let Err(cause) = file.set_len(0)
-    {
-        return cannot_start(format_args!(
-            "cannot empty the console's file: {cause}. Use --console file:PATH with a plain file."
-        ));
-    }
-    end.begin(vm.control());
-    // The terminal is taken only now, so that what stood in the way of a start was printed as usual.
-    if let Err(cause) = listen_to(console.input, &end, &terminal) {
-        return cannot_start(format_args!("cannot listen to the console: {cause}. Use --console file:PATH."));
-    }
     let running = Running::new(description.name.as_str(), vm.control(), journal);
-    let server = match Server::start(name, Arc::new(running)) {
+    let opened = console
+        .stale
+        .as_ref()
+        .map_or(Ok(()), empty)
+        .and_then(|()| {
+            end.begin(vm.control());
+            // The terminal is taken only now, so that what stood in the way of a start was printed as usual.
+            listen_to(console.input, &end, &terminal)
+                .map_err(|cause| format!("cannot listen to the console: {cause}. Use --console file:PATH."))
+        })
+        .and_then(|()| {
+            Server::start(name, Arc::new(running))
+                .map_err(|cause| format!("cannot serve the control socket: {cause}."))
+        });
+    let server = match opened {
         Ok(server) => server,
-        Err(cause) => return cannot_start(format_args!("cannot serve the control socket: {cause}.")),
+        Err(why) => {
+            let left = vm.give_up();
+            if let Some(terminal) = terminal.get() {
+                terminal.close();
+            }
+            troubles.finish();
+            left.err().into_iter().for_each(report::error);
+            return cannot_start(why);
+        }
     };
     let stopped = vm.run();
-    // Nothing may ask for what is being taken apart.
-    drop(server);
+    // Nothing may ask for what is being taken apart, but how it goes is told.
+    server.retire();
     let ended = stopped.dismantle();
+    drop(server);
     if let Some(terminal) = terminal.get() {
         terminal.close();
     }
@@ -130,6 +141,13 @@ fn run(
 fn cannot_start(why: impl std::fmt::Display) -> Exit {
     report::error(why);
     Exit::CouldNotStart
+}
+
+/// Empties the console's file of what an earlier VM left in it.
+fn empty(stale: &File) -> Result<(), String> {
+    stale.set_len(0).map_err(|cause| {
+        format!("cannot empty the console's file: {cause}. Use --console file:PATH with a plain file.")
+    })
 }
 
 fn open_report(path: &Path) -> Result<File, String> {
@@ -167,6 +185,8 @@ impl Default for End {
 
 impl End {
     fn begin(&self, control: Control) {
+        // A wish comes either before this, and is seen here, or after, and finds the VM.
+        let _wishes = self.wishes();
         if self.cancelled.load(Ordering::SeqCst) {
             control.stop();
         }
@@ -175,7 +195,7 @@ impl End {
     }
 
     fn one_more(&self) {
-        let mut wishes = self.wishes.lock().expect("no code panics with this lock held");
+        let mut wishes = self.wishes();
         match self.control.get() {
             None => self.cancelled.store(true, Ordering::SeqCst),
             Some(control) => match wishes.one_more() {
@@ -183,6 +203,10 @@ impl End {
                 Stop::Now => control.stop(),
             },
         }
+    }
+
+    fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        self.wishes.lock().expect("no code panics with this lock held")
     }
 }
 

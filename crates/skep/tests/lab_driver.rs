@@ -2,6 +2,8 @@
 
 mod scenario;
 
+use std::time::Duration;
+
 use scenario::{Scenario, Seen};
 
 /// One controller for the guest, and one for skep's driver.
@@ -129,4 +131,55 @@ fn an_exclusive_host_domain_without_an_assigned_device_reads_what_is_on_the_disk
 fn a_shared_host_domain_reads_what_is_on_the_disk_with_an_assigned_device_and_without() {
     reads_are_right(&bhyves_mistake("--assign $ASSIGNED"));
     reads_are_right(&bhyves_mistake(""));
+}
+
+/// Kills skep so often at random moments while its guest reads and writes on both disks; each time the host has its
+/// devices back, by the next run or on request, and the next run works.
+fn kills(count: u32) {
+    let seen = host(512).patience(Duration::from_secs(600 + 60 * u64::from(count))).run(&format!(
+        "{CONTROLLERS}
+        for n in $(seq {count}); do
+            start '
+                say go
+                while true; do patterns fill /dev/vda 1 || say trouble; patterns fill /dev/nvme0n1 2 || say trouble; done
+            ' --disk nvme=$DRIVEN,namespace=1 --assign $ASSIGNED > /tmp/console 2> /tmp/errors & vm=$!
+            wait_for 120 grep -q 'guest: go' /tmp/console || {{ cat /tmp/console /tmp/errors; false; }}
+            usleep $(($(od -An -N2 -tu2 /dev/urandom) * 40))
+            grep -q 'guest: trouble' /tmp/console && cat /tmp/console
+            kill -KILL $(pidof skep)
+            wait $vm || true
+            # Every other time the next run has to see to it by itself.
+            if [ $((n % 2)) = 0 ]; then
+                try skep host give-back
+                given_back $DRIVEN nvme
+                given_back $ASSIGNED nvme
+            fi
+            say killed $n
+        done
+        guest '
+            patterns fill /dev/vda 3 && patterns check /dev/vda 3
+            patterns fill /dev/nvme0n1 4 && patterns check /dev/nvme0n1 4
+        ' --disk nvme=$DRIVEN,namespace=1 --assign $ASSIGNED
+        given_back $DRIVEN nvme
+        given_back $ASSIGNED nvme
+        disk_is_back nvme0n1
+        disk_is_back nvme1n1
+        patterns check /dev/$(disk_of NVME1) 3
+        patterns check /dev/$(disk_of NVME0) 4"
+    ));
+    assert_eq!(seen.after("host: killed ").len(), count as usize, "{seen}");
+    assert!(seen.after("host: skep ended with ").iter().all(|status| *status == "0"), "{seen}");
+    let checked = seen.lines().filter(|line| line.starts_with("host: check /dev/") && line.ends_with(" ok"));
+    assert_eq!(checked.count(), 2, "{seen}");
+}
+
+#[test]
+fn a_host_gets_both_controllers_back_after_skep_is_killed_during_io() {
+    kills(3);
+}
+
+#[test]
+#[ignore = "takes a quarter of an hour"]
+fn a_host_gets_both_controllers_back_after_fifty_kills_during_io() {
+    kills(50);
 }

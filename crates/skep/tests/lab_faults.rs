@@ -254,8 +254,8 @@ fn singles_and_bursts(singles: u64, bursts_of_many: u64) -> Seen {
     let seen = lab().run_into_faults(&format!(
         "{HOST}
          truth
-         mkdir /sys/kernel/tracing/instances/skep_99999999_0
-         echo 'p:skep_99999999_0/dmar_220 dmar_fault' >> /sys/kernel/tracing/kprobe_events
+         mkdir /sys/kernel/tracing/instances/skep_99999999_1_0
+         echo 'p:skep_99999999_1_0/dmar_220 dmar_fault' >> /sys/kernel/tracing/kprobe_events
          MEMORY=192M stamped '
              sleep 1
              lab-edu series write {BEYOND} {singles} 1

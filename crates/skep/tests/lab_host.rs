@@ -26,14 +26,17 @@ fn what_a_killed_skep_left_is_listed_and_given_back_on_request() {
          try skep host give-back 0000:77:00.0
          try skep host give-back $NVME
          given_back $NVME nvme
+         # All that is left are its probes.
          try skep host give-back
+         try skep host
+         say left $(ls /sys/kernel/tracing/instances | grep -c skep_) $(grep -c skep_ /sys/kernel/tracing/kprobe_events)
          disk_is_back nvme0n1
          sums nvme0n1"
     ));
-    seen.ended_with(&[0, 0, 0, 1, 0, 0]);
+    seen.ended_with(&[0, 0, 0, 1, 0, 0, 0]);
     let said = seen.after("host: said ");
     assert_eq!(
-        said.iter().filter(|line| **line == "No VM that was killed has left a device.").count(),
+        said.iter().filter(|line| **line == "No VM that was killed has left anything.").count(),
         3,
         "{seen}"
     );
@@ -41,9 +44,15 @@ fn what_a_killed_skep_left_is_listed_and_given_back_on_request() {
     assert!(said.iter().any(|line| line.starts_with("0000:01:00.0 left by process ")), "{seen}");
     assert!(said.iter().any(|line| line.ends_with(", which is gone; driver nvme had it")), "{seen}");
     let json = seen.after("host: json ")[0];
+    assert!(json.contains("\"tracing\":[{\"name\":\"skep_"), "{json}");
     assert!(json.contains("\"address\":\"0000:01:00.0\",\"driver\":\"nvme\""), "{json}");
     assert!(said.iter().any(|line| line.contains("0000:77:00.0 was not left by a VM")), "{seen}");
     seen.expect("host: said gave 0000:01:00.0 back to nvme");
+    assert!(
+        said.iter().any(|line| line.starts_with("removed the probes on DMA faults of process ")),
+        "{seen}"
+    );
+    seen.expect("host: left 0 0");
     seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
 }
 

@@ -90,14 +90,15 @@ fn two_vms_cannot_have_the_same_device_or_disk() {
          OTHER=$(of_class 0x010802 | tail -n 1)
          {deaf}
          {crash}
-         skep run --memory 64M --kernel /tmp/deaf --assign $NVME --disk /dev/sda < /dev/null &
+         skep run --name first --memory 64M --kernel /tmp/deaf --assign $NVME --disk /dev/sda < /dev/null &
          wait_for 30 test -e /sys/bus/pci/drivers/vfio-pci/$NVME
          sleep 1
          say the first is $!
-         try skep run --memory 64M --kernel /tmp/crash --assign $NVME
-         try skep run --memory 64M --kernel /tmp/crash --disk /dev/sda
-         try skep run --memory 64M --kernel /tmp/crash --assign $(function_of sda)
-         try skep run --memory 64M --kernel /tmp/crash --assign $OTHER
+         try skep run --name other --memory 64M --kernel /tmp/crash --assign $NVME
+         try skep run --name other --memory 64M --kernel /tmp/crash --disk /dev/sda
+         try skep run --name other --memory 64M --kernel /tmp/crash --assign $(function_of sda)
+         try skep run --name other --memory 64M --kernel /tmp/crash --assign $OTHER
+         try skep run --name first --memory 64M --kernel /tmp/crash
          given_back $OTHER nvme
          [ $(driver $NVME) = vfio-pci ]
          kill -TERM $!
@@ -107,10 +108,11 @@ fn two_vms_cannot_have_the_same_device_or_disk() {
          say skep ended with $ended
          given_back $NVME nvme"
     ));
-    seen.ended_with(&[1, 1, 1, 3, 5]);
+    seen.ended_with(&[1, 1, 1, 3, 1, 5]);
     let first = seen.after("host: the first is ")[0];
     says(&seen, &["0000:01:00.0 is in use by process", first]);
-    says(&seen, &["disk /dev/sda", "in use", "another program", "fuser"]);
+    says(&seen, &["disk /dev/sda", "in use", &format!("process {first} (skep) has opened it exclusively")]);
+    says(&seen, &["a VM called first runs already in process", first, "--name"]);
     says(&seen, &["in use by this host: sda is open for exclusive use", "fuser -v /dev/sda"]);
 }
 

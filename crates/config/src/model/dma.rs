@@ -49,9 +49,9 @@ words! {
         /// Nothing more than the event.
         #[default]
         Report = "report",
-        /// The VM is paused.
+        /// The VM is paused: its vCPUs stand still, while devices go on with their DMA.
         Pause = "pause",
-        /// The device is reset.
+        /// The device is reset, together with the VM's others on its bus when there is no other way.
         Reset = "reset",
         /// The VM is stopped.
         Stop = "stop",

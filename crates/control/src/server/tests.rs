@@ -118,6 +118,26 @@ fn whoever_waits_for_events_gets_the_next_one_and_then_the_end() {
 }
 
 #[test]
+fn while_the_vm_is_taken_apart_its_events_are_told_and_nothing_of_it_is_handed_out() {
+    let mut vm = running();
+    let (mut client, journal) = (vm.client(), vm.vm.journal());
+    assert_eq!(client.dma().unwrap().domains.len(), 2);
+    vm.server.as_ref().unwrap().retire();
+    let refused = client.dma().unwrap_err();
+    assert!(matches!(refused, ClientError::Refused { status: 409, .. }), "{refused}");
+    assert!(client.memory_fds().is_err() && client.pause().is_err());
+    assert_eq!(client.info().unwrap().name, "web");
+    let waiting = std::thread::spawn(move || {
+        let last = client.events(0, Duration::from_secs(30)).unwrap();
+        (last.events[0].text.clone(), client.events(1, Duration::from_secs(30)).unwrap().ended)
+    });
+    journal.record(EventKind::Trouble, "0000:01:00.0 cannot be given back.");
+    std::thread::sleep(Duration::from_millis(50));
+    vm.server = None;
+    assert_eq!(waiting.join().unwrap(), ("0000:01:00.0 cannot be given back.".to_owned(), true));
+}
+
+#[test]
 fn a_waiting_client_that_goes_away_gives_its_place_back() {
     let vm = running();
     let wait = |what: &dyn Fn() -> bool| {

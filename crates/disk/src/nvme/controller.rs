@@ -1,5 +1,7 @@
 //! The controller as a whole: bringing it up, resetting it, shutting it down.
 
+mod end;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -16,10 +18,7 @@ use super::ring::Place;
 use super::spec::{Capabilities, Command, Configuration, ControllerStatus, PAGE, register};
 use super::trouble::{NvmeTrouble, TroubleKind};
 
-/// How long a controller may take to write its cache out at the end.
-const SHUTDOWN: Duration = Duration::from_secs(10);
-
-/// A controller in use. Dropped last of all that uses it, it is shut down.
+/// A controller in use. Dropped last of all that uses it, it is shut down, if it was not before.
 pub(super) struct Controller {
     function: Box<dyn Function>,
     domain: Arc<Domain>,
@@ -28,6 +27,7 @@ pub(super) struct Controller {
     /// The interrupts: the admin queues', then one for each I/O queue as far as there are.
     vectors: Vec<EventFd>,
     removal: EventFd,
+    /// There until the end.
     admin: Mutex<Option<Admin>>,
     queues: Mutex<Queues>,
     /// How often the controller forgot its queues: each reset moves it. Whoever has I/O queues looks before using
@@ -36,6 +36,8 @@ pub(super) struct Controller {
     lost: AtomicBool,
     /// The controller may still do DMA, and nothing stops it.
     holds_on: AtomicBool,
+    /// What failed when it was given up.
+    unfinished: Mutex<Vec<String>>,
 }
 
 /// Numbers of I/O queues.
@@ -77,6 +79,7 @@ impl Controller {
             generation: AtomicU64::new(0),
             lost: AtomicBool::new(false),
             holds_on: AtomicBool::new(false),
+            unfinished: Mutex::default(),
         };
         // From here on dropping it disables it.
         let function = &*controller.function;
@@ -151,6 +154,11 @@ impl Controller {
         (self.options.on_trouble)(&NvmeTrouble { device, domain, kind });
     }
 
+    /// How many I/O queues it grants.
+    pub fn granted(&self) -> u16 {
+        lock(&self.queues).all
+    }
+
     /// A number for a new I/O queue.
     pub fn take_queue(&self) -> Result<u16, NvmeError> {
         let mut queues = lock(&self.queues);
@@ -190,12 +198,16 @@ impl Controller {
         vector: Option<u16>,
     ) -> Result<(), NvmeError> {
         let Place { queue, entries, submissions, completions, .. } = *place;
+        let generation = self.generation();
         let command = Command::create_cq(queue, entries, iova(completions), vector);
         self.run("create a completion queue", &command)?;
         let made =
             self.run("create a submission queue", &Command::create_sq(queue, entries, iova(submissions)));
-        if made.is_err() {
-            self.run("delete a completion queue", &Command::delete_cq(queue))?;
+        if made.is_err()
+            && let Err(left) = self.run("delete a completion queue", &Command::delete_cq(queue))
+        {
+            // The number would be of no use to the next who takes it.
+            self.recover(generation, &left.to_string());
         }
         made.map(drop)
     }
@@ -212,9 +224,13 @@ impl Controller {
         }
     }
 
+    fn status(&self) -> ControllerStatus {
+        ControllerStatus(self.function.read(register::CSTS))
+    }
+
     /// What its status register says of it, when that is not good.
     pub fn illness(&self) -> Option<NvmeError> {
-        let status = ControllerStatus(self.function.read(register::CSTS));
+        let status = self.status();
         let device = || self.name().to_owned();
         if status.is_gone() {
             Some(NvmeError::Gone { device: device() })
@@ -296,7 +312,7 @@ impl Controller {
         let begin = Instant::now();
         let mut pause = Duration::from_micros(50);
         loop {
-            let status = ControllerStatus(self.function.read(register::CSTS));
+            let status = self.status();
             if status.is_gone() {
                 return Err(NvmeError::Gone { device: device() });
             }
@@ -338,26 +354,6 @@ impl Controller {
         self.stop()
     }
 
-    /// Nothing more is asked of the controller, and it must not reach memory any more.
-    fn lose(&self, why: &str) {
-        match self.stop() {
-            // What is not there does no DMA.
-            Ok(()) | Err(NvmeError::Gone { .. }) => {}
-            Err(_) => self.forbid_dma(),
-        }
-        self.lost.store(true, Ordering::Release);
-        self.forgotten();
-        self.report(TroubleKind::Lost { why: why.to_owned() });
-    }
-
-    /// A controller that does not stop is cut off from the bus.
-    fn forbid_dma(&self) {
-        if let Err(error) = self.function.set_bus_master(false) {
-            self.holds_on.store(true, Ordering::Release);
-            self.report(TroubleKind::NotShutDown { why: error.to_string() });
-        }
-    }
-
     /// Everybody with I/O queues has to look.
     fn forgotten(&self) {
         self.generation.fetch_add(1, Ordering::Release);
@@ -367,42 +363,8 @@ impl Controller {
         }
     }
 
-    fn shut_down(&self) -> Result<(), NvmeError> {
-        let configuration = Configuration::on(self.capabilities).shutting_down();
-        if ControllerStatus(self.function.read(register::CSTS)).is_ready() {
-            self.function.write(register::CC, configuration.0);
-            self.wait("shut down", SHUTDOWN, ControllerStatus::is_shut_down)?;
-        }
-        self.stop()
-    }
-
     fn lock(&self) -> MutexGuard<'_, Option<Admin>> {
         lock(&self.admin)
-    }
-}
-
-impl Drop for Controller {
-    fn drop(&mut self) {
-        if !self.is_lost() {
-            match self.shut_down() {
-                Ok(()) => {}
-                Err(error) => {
-                    self.report(TroubleKind::NotShutDown { why: error.to_string() });
-                    self.forbid_dma();
-                }
-            }
-        }
-        let quiet = self.function.disable_interrupts().and_then(|()| self.function.set_bus_master(false));
-        if let Err(error) = quiet
-            && !self.is_lost()
-        {
-            self.report(TroubleKind::NotShutDown { why: error.to_string() });
-        }
-        if self.holds_on()
-            && let Some(admin) = self.lock().take()
-        {
-            admin.forget();
-        }
     }
 }
 

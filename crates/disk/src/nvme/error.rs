@@ -89,6 +89,17 @@ pub enum NvmeError {
         /// Why not.
         why: Refusal,
     },
+    /// It was not shut down in order at the end.
+    #[error(
+        "NVMe controller {device}: it was not shut down in order: {why}. What its write cache held may be lost; check \
+         the disk's contents"
+    )]
+    NotShutDown {
+        /// PCI address.
+        device: String,
+        /// All that failed.
+        why: String,
+    },
     /// All queues that were set aside are in use.
     #[error(
         "NVMe controller {device}: all its {queues} I/O queues are in use. Give the disk fewer queues (queues=1)"

@@ -37,8 +37,11 @@ pub trait Function: Send + Sync {
     /// Disables all vectors in the device.
     fn disable_interrupts(&self) -> Result<(), FunctionError>;
 
-    /// Allows or forbids the device to do DMA and to send interrupts.
+    /// Allows or forbids the device to do DMA and to send interrupts; an error unless it is then seen to be so.
     fn set_bus_master(&self, allowed: bool) -> Result<(), FunctionError>;
+
+    /// Whether its configuration space, too, reads as all ones: it is not on the bus.
+    fn is_absent(&self) -> bool;
 
     /// Resets the function; its interrupts must have been disabled.
     fn reset(&self) -> Result<(), FunctionError>;

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use dma::Domain;
 use dma::vfio::VfioDevice;
+use vmm_sys_util::eventfd::EventFd;
 
 pub use error::NvmeError;
 pub use function::{Function, FunctionError};
@@ -46,7 +47,7 @@ use namespace::Facts;
 pub struct NvmeOptions {
     /// I/O queues at most, for all namespaces together; each queue of each device model takes one.
     pub queues: u16,
-    /// How long an admin command may take.
+    /// How long an admin command may take, and writing the cache out at the end.
     pub admin_timeout: Duration,
     /// How long a request may take before it is aborted.
     pub io_timeout: Duration,
@@ -92,6 +93,35 @@ impl NvmeController {
         let controller = Arc::new(Controller::new(function, domain.clone(), options)?);
         let data = ControllerData::read(&*controller.identify("identify itself", 1, 0)?);
         Ok(NvmeController { controller, data })
+    }
+
+    /// How many I/O queues it grants, for all namespaces together: no more than the options ask for.
+    pub fn queues(&self) -> u16 {
+        self.controller.granted()
+    }
+
+    /// Readable once the host wants the controller back or it is being removed. Whoever waits for that calls
+    /// [`heed_removal`](NvmeController::heed_removal) then.
+    pub fn removal(&self) -> &EventFd {
+        self.controller.removal()
+    }
+
+    /// Gives the controller up if its removal was announced: it is shut down, and all requests fail from then on.
+    pub fn heed_removal(&self) {
+        if self.controller.removal().read().is_ok() {
+            self.controller.give_up("the host takes it away");
+        }
+    }
+
+    /// Shuts the controller down now: it writes its cache out, is disabled and cut off from memory. Requests under
+    /// way, and all later ones, fail.
+    ///
+    /// # Errors
+    ///
+    /// [`NvmeError::NotShutDown`] says all that failed, also when the controller was given up before. Dropping it
+    /// without this call only reports that.
+    pub fn shut_down(&self) -> Result<(), NvmeError> {
+        self.controller.end()
     }
 
     /// What it says about itself.

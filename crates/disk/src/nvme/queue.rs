@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dma::Reach;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -71,6 +71,8 @@ pub(super) struct NvmeQueue {
     /// Flights of which not all commands could be begun, the first first.
     waiting: VecDeque<u16>,
     free_bounces: Vec<u16>,
+    /// Commands that failed for the moment and are sent again, the first first.
+    held: VecDeque<u16>,
     /// The controller's generation that knows the queue.
     generation: u64,
     epoll: Epoll,
@@ -147,6 +149,7 @@ impl NvmeQueue {
             free_flights: (0..depth).rev().collect(),
             waiting: VecDeque::new(),
             free_bounces: (0..BOUNCES).collect(),
+            held: VecDeque::new(),
             generation,
             epoll,
             watched: None,
@@ -180,8 +183,10 @@ impl NvmeQueue {
             return None;
         }
         let queue = self.ring.place().queue;
+        let rest = self.next_due().map(|due| due.saturating_duration_since(Instant::now()));
         let interrupts = self.facts.poll != Poll::On && self.controller.vector(queue).is_some();
-        Some(if interrupts { self.clock.tick } else { Duration::from_millis(1) })
+        let limit = if interrupts { self.clock.tick } else { Duration::from_millis(1) };
+        Some(rest.map_or(limit, |rest| limit.min(rest.max(Duration::from_millis(1)))))
     }
 }
 
@@ -219,6 +224,7 @@ impl Engine for NvmeQueue {
             if self.generation != self.controller.generation() || self.controller.is_lost() {
                 self.rejoin(events);
             }
+            self.send_rested();
             self.ring.ring(self.controller.function());
             self.reap(events);
             self.ring.ring(self.controller.function());

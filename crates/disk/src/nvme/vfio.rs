@@ -1,5 +1,6 @@
 //! A controller's function through VFIO.
 
+use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -14,6 +15,8 @@ use super::function::{Function, FunctionError};
 const COMMAND: u64 = 4;
 const MEMORY: u16 = 1 << 1;
 const BUS_MASTER: u16 = 1 << 2;
+/// What no command register holds: it has bits that are always 0.
+const ABSENT: u16 = u16::MAX;
 
 pub(super) struct VfioFunction {
     registers: MappedArea,
@@ -52,9 +55,14 @@ impl VfioFunction {
 
 /// Changes the command register.
 fn command(device: &VfioDevice, change: impl FnOnce(u16) -> u16) -> Result<(), VfioError> {
+    let word = change(read_command(device)?);
+    device.write(device.config(), COMMAND, &word.to_le_bytes())
+}
+
+fn read_command(device: &VfioDevice) -> Result<u16, VfioError> {
     let mut word = [0; 2];
     device.read(device.config(), COMMAND, &mut word)?;
-    device.write(device.config(), COMMAND, &change(u16::from_le_bytes(word)).to_le_bytes())
+    Ok(u16::from_le_bytes(word))
 }
 
 impl Function for VfioFunction {
@@ -92,9 +100,25 @@ impl Function for VfioFunction {
     }
 
     fn set_bus_master(&self, allowed: bool) -> Result<(), FunctionError> {
-        Ok(command(&self.device, |command| {
-            if allowed { command | MEMORY | BUS_MASTER } else { command & !BUS_MASTER }
-        })?)
+        command(
+            &self.device,
+            |command| {
+                if allowed { command | MEMORY | BUS_MASTER } else { command & !BUS_MASTER }
+            },
+        )?;
+        // A write to a device that does not answer is lost without an error.
+        let after = read_command(&self.device)?;
+        if after != ABSENT && (after & BUS_MASTER != 0) == allowed {
+            return Ok(());
+        }
+        let what = if allowed { "let it do DMA" } else { "forbid it to do DMA" };
+        let cause = io::Error::other(format!("its command register reads as {after:#06x} afterwards"));
+        let hint = "Reset it or power-cycle the host before anything else uses it";
+        Err(VfioError { object: self.name().to_owned(), what: what.to_owned(), cause, hint }.into())
+    }
+
+    fn is_absent(&self) -> bool {
+        read_command(&self.device).is_ok_and(|command| command == ABSENT)
     }
 
     fn reset(&self) -> Result<(), FunctionError> {

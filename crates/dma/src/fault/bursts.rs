@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use memory::Place;
-
-use super::event::{Count, Direction, Event, Fault};
-use super::requester::Requester;
+use super::event::{Count, Event, Fault, Sort};
+use super::place::Place;
 
 /// A burst ends when so long nothing was added to it.
 const QUIET: Duration = Duration::from_millis(400);
@@ -13,7 +11,10 @@ const QUIET: Duration = Duration::from_millis(400);
 const SOON: Duration = Duration::from_millis(100);
 const SELDOM: Duration = Duration::from_secs(1);
 
-/// The bursts of now: one at most of each device, direction and place.
+/// Bursts that are told apart by their words alone go on at a time at most, for a guest can cause any number of them.
+const WORDS: usize = 16;
+
+/// The bursts of now: one at most of each sort and place.
 #[derive(Debug, Default)]
 pub struct Bursts {
     open: Vec<Burst>,
@@ -29,7 +30,8 @@ struct Burst {
     again: Duration,
 }
 
-type Key = (Option<Requester>, Option<Direction>, Option<Place>, bool);
+/// None is for faults that are nobody's.
+type Key = Option<(Sort, Option<Place>)>;
 
 impl Bursts {
     /// A fault of a known device.
@@ -46,11 +48,13 @@ impl Bursts {
         domain: Option<String>,
         place: Option<Place>,
     ) {
-        // A driver and the IOMMU may both tell of one fault; only the one counts all.
-        let key = (fault.device, fault.direction, place, fault.source.counts_all());
-        let open = self.open.iter_mut().find(|burst| burst.key == key && !burst.is_over(now));
-        let burst = match open {
-            Some(burst) => burst,
+        let (fault, domain, place) = match self.has_room_for(now, &fault, place) {
+            true => (fault, domain, place),
+            false => (fault.without_details(), None, None),
+        };
+        let key = Some((Sort::of(&fault), place));
+        let burst = match self.going_on(now, &key) {
+            Some(at) => &mut self.open[at],
             None => self.begin(now, key, fault, domain, place),
         };
         burst.event.count.known = burst.event.count.known.saturating_add(count);
@@ -63,7 +67,7 @@ impl Bursts {
         let open = self.open.iter_mut().filter(|burst| !burst.is_over(now)).max_by_key(|burst| burst.grown);
         let burst = match open {
             Some(burst) => burst,
-            None => self.begin(now, (None, None, None, false), otherwise(), None, None),
+            None => self.begin(now, None, otherwise(), None, None),
         };
         burst.event.count.unattributed += count;
         burst.grown = now;
@@ -96,6 +100,17 @@ impl Bursts {
         bursts.filter(|burst| burst.is_due(now, true)).map(|burst| burst.event).collect()
     }
 
+    fn has_room_for(&self, now: Instant, fault: &Fault, place: Option<Place>) -> bool {
+        let sort = Sort::of(fault);
+        !sort.has_words()
+            || self.going_on(now, &Some((sort, place))).is_some()
+            || self.open.iter().filter(|burst| burst.has_words() && !burst.is_over(now)).count() < WORDS
+    }
+
+    fn going_on(&self, now: Instant, key: &Key) -> Option<usize> {
+        self.open.iter().position(|burst| burst.key == *key && !burst.is_over(now))
+    }
+
     fn begin(
         &mut self,
         now: Instant,
@@ -113,6 +128,10 @@ impl Bursts {
 }
 
 impl Burst {
+    fn has_words(&self) -> bool {
+        self.key.as_ref().is_some_and(|(sort, _)| sort.has_words())
+    }
+
     fn is_over(&self, now: Instant) -> bool {
         now.duration_since(self.grown) >= QUIET
     }
@@ -125,7 +144,7 @@ impl Burst {
 
 #[cfg(test)]
 mod tests {
-    use super::super::event::Source;
+    use super::super::event::{Direction, Source};
     use super::*;
     use std::time::SystemTime;
 
@@ -173,6 +192,39 @@ mod tests {
         bursts.add(now, fault("02:00.0", Direction::Write), None, None);
         bursts.add(now, fault("03:00.0", Direction::Write), None, None);
         assert_eq!(bursts.due(now).iter().filter(|event| event.burst > 5).count(), 3);
+    }
+
+    fn change(reason: &str) -> Fault {
+        Fault {
+            device: None,
+            direction: None,
+            reason: reason.into(),
+            source: Source::Ledger,
+            ..fault("02:00.0", Direction::Read)
+        }
+    }
+
+    #[test]
+    fn changes_that_failed_for_two_reasons_are_two_events() {
+        let (mut bursts, now) = (Bursts::default(), Instant::now());
+        for reason in ["cannot map A", "cannot unmap B", "cannot map A"] {
+            bursts.add(now, change(reason), None, None);
+        }
+        let told: Vec<_> = bursts.due(now).into_iter().map(|it| (it.fault.reason, it.count.known)).collect();
+        assert_eq!(told, [("cannot map A".into(), 2), ("cannot unmap B".into(), 1)]);
+    }
+
+    #[test]
+    fn ever_other_reasons_make_no_more_than_some_bursts_and_every_change_counts() {
+        let (mut bursts, now) = (Bursts::default(), Instant::now());
+        for at in 0..1000 {
+            bursts.add(now, change(&format!("cannot map {at}")), None, None);
+        }
+        bursts.add(now, fault("02:00.0", Direction::Write), None, None);
+        let told = bursts.due(now);
+        assert_eq!(told.len(), WORDS + 2);
+        assert_eq!(told[WORDS].count, Count { known: 1000 - WORDS as u64, unattributed: 0, complete: true });
+        assert_eq!(told[WORDS + 1].fault.device, "02:00.0".parse().ok(), "devices are not crowded out");
     }
 
     #[test]

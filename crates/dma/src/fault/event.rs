@@ -3,8 +3,7 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use memory::Place;
-
+use super::place::Place;
 use super::requester::Requester;
 use crate::Iova;
 
@@ -74,6 +73,39 @@ pub struct Fault {
     pub reason: String,
     /// Who told of it.
     pub source: Source,
+}
+
+/// Faults that are alike, so that one of them can stand for all. What a device does has one sort for each direction;
+/// changes of a domain that failed, and what has no device, are told apart by their words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sort {
+    device: Option<Requester>,
+    direction: Option<Direction>,
+    source: Source,
+    words: Option<String>,
+}
+
+impl Sort {
+    pub fn of(fault: &Fault) -> Sort {
+        let Fault { device, direction, source, .. } = *fault;
+        let by_words = source.counts_all() && (source == Source::Ledger || device.is_none());
+        // A driver and the IOMMU may both tell of one fault; all that give lower bounds are one source.
+        let source = if source.counts_all() { source } else { Source::Log };
+        Sort { device, direction, source, words: by_words.then(|| fault.reason.clone()) }
+    }
+
+    /// Whether there may be any number of such sorts.
+    pub fn has_words(&self) -> bool {
+        self.words.is_some()
+    }
+}
+
+impl Fault {
+    /// What is left of it when there are more sorts than can be told apart.
+    pub(super) fn without_details(self) -> Fault {
+        let reason = "more went wrong at a time than can be told apart; this is only counted".to_owned();
+        Fault { device: None, direction: None, iova: None, pasid: None, reason, ..self }
+    }
 }
 
 /// How many faults an event stands for.
@@ -162,6 +194,7 @@ impl fmt::Display for Event {
             f.write_str(match place {
                 Place::Ram => ", RAM of this VM",
                 Place::Device => ", memory of a device (BAR)",
+                Place::Own => ", memory of skep's own driver",
                 Place::Hole => ", a hole in this VM's memory",
                 Place::Beyond => ", beyond this VM's RAM",
             })?;

@@ -31,7 +31,9 @@ mod heard;
 mod intel;
 mod interrupts;
 mod kmsg;
+mod leftovers;
 mod line;
+mod place;
 mod requester;
 mod sources;
 mod tracing;
@@ -40,8 +42,17 @@ mod watch;
 pub use event::{Count, Direction, Event, Fault, Source};
 pub use heard::Witness;
 pub use kmsg::{Entry, KernelLog, Record};
+pub use leftovers::Leftover;
 pub use line::{Line, Report, parse_line};
-pub use memory::Place;
+pub use place::Place;
 pub use requester::{BadRequester, Requester};
 pub use sources::{Inputs, Sources};
 pub use watch::{Classify, Tell, Watch, Watched};
+
+/// A witness, and what it was told since last asked.
+#[cfg(test)]
+pub(crate) fn listener() -> (Witness, impl Fn() -> Vec<Fault>) {
+    let heard = std::sync::Arc::new(heard::Heard::new().unwrap());
+    let told = heard.clone();
+    (Witness::new(heard), move || told.take().into_iter().map(|(fault, _)| fault).collect())
+}

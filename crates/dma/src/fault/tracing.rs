@@ -6,7 +6,7 @@
 //! registers, and changes nothing.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::event::Direction;
 use super::intel;
+use super::leftovers::{Leftover, Process, remove, tracefs, write};
 use super::line::{Report, hex};
 use crate::Iova;
 
-/// Where tracefs is.
-const PLACES: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
-/// The names of our instances and probes begin with this; the process and a number follow.
-const PREFIX: &str = "skep_";
 /// A probe's name: this, and in hexadecimal where the records are that it reads.
 const PROBE: &str = "dmar_";
 /// A probe notes so many fault records of a unit at most; more wait in the hardware only under a storm.
@@ -51,10 +48,13 @@ pub struct Tracing {
 impl Tracing {
     /// Makes an instance. On failure nothing is left of it. Leftovers of processes that were killed are removed.
     pub fn open() -> io::Result<Tracing> {
-        let place = PLACES.into_iter().map(Path::new).find(|place| place.join("instances").is_dir());
-        let root = place.ok_or_else(|| io::Error::other("tracefs is not mounted, or not for us"))?;
-        sweep(root);
-        Tracing::within(root)
+        let host = Path::new("/");
+        let root = tracefs(host)?;
+        for left in Leftover::all(host) {
+            // What cannot be removed does no harm here; `skep host give-back` says why.
+            drop(left.remove());
+        }
+        Tracing::within(&root)
     }
 
     fn within(root: &Path) -> io::Result<Tracing> {
@@ -145,58 +145,24 @@ impl AsFd for Tracing {
 impl Drop for Tracing {
     fn drop(&mut self) {
         self.pipe = None;
-        remove(&self.root, &self.name, &self.probes);
+        // What cannot be removed does no harm, and the next process tries again.
+        drop(remove(&self.root, &self.name, &self.probes));
     }
 }
 
-/// Makes an instance with a name that is free. A process that was killed may have had our number.
+/// Makes an instance with a name that is free.
 fn fresh(instances: &Path) -> io::Result<String> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let this = Process::this()?;
     loop {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{PREFIX}{}_{number}", std::process::id());
+        let name = this.name(number);
         match fs::create_dir(instances.join(&name)) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < 100 => {}
             Err(error) => return Err(error),
             Ok(()) => return Ok(name),
         }
     }
-}
-
-/// Removes an instance and its probes. What cannot be removed does no harm, and the next process sweeps it.
-fn remove(root: &Path, name: &str, probes: &[String]) {
-    drop(fs::remove_dir(root.join("instances").join(name)));
-    for probe in probes {
-        drop(write(&root.join("kprobe_events"), &format!("-:{name}/{probe}"), true));
-    }
-}
-
-/// Removes what processes left that are no more.
-fn sweep(root: &Path) {
-    let process = |name: &str| name.strip_prefix(PREFIX)?.split('_').next()?.parse::<u32>().ok();
-    let is_dead = |name: &str| process(name).is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists());
-    let instances = fs::read_dir(root.join("instances")).into_iter().flatten().flatten();
-    for name in instances.filter_map(|entry| entry.file_name().into_string().ok()) {
-        if is_dead(&name) {
-            remove(root, &name, &[]);
-        }
-    }
-    // Lines are `p:GROUP/NAME dmar_fault …`.
-    let probes = fs::read_to_string(root.join("kprobe_events")).unwrap_or_default();
-    for line in probes.lines() {
-        let probe = line.split_once(':').and_then(|(_, rest)| rest.split(' ').next());
-        if let Some((group, name)) = probe.and_then(|probe| probe.split_once('/'))
-            && is_dead(group)
-        {
-            drop(write(&root.join("kprobe_events"), &format!("-:{group}/{name}"), true));
-        }
-    }
-}
-
-fn write(path: &Path, text: &str, append: bool) -> io::Result<()> {
-    let name = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let mut file = File::options().write(true).append(append).open(path).map_err(name)?;
-    file.write_all(text.as_bytes()).map_err(name)
 }
 
 /// Where the fault records of this host's VT-d units are, and how many: each kind once.

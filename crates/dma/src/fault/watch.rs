@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use memory::Place;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::account::{Account, SETTLED, Witness as Sense};
@@ -15,6 +14,7 @@ use super::event::{Count, Event, Fault, Source};
 use super::heard::{Heard, Witness};
 use super::kmsg::Entry;
 use super::line::{Line, Report, parse_line};
+use super::place::Place;
 use super::requester::Requester;
 use super::sources::{Inputs, Sources};
 use super::tracing::Trace;

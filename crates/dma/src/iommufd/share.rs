@@ -71,6 +71,16 @@ impl<K: Kernel> Share<K> {
         rows.iter().enumerate().filter(first).map(|(_, row)| row.memory.len).sum()
     }
 
+    /// The same, if this memory were mapped as well; and what of it is new.
+    fn bytes_with(&self, source: &Source<'_>, len: u64) -> (u64, u64) {
+        // Memory whose file cannot be asked about is taken for more; mapping it fails for the same reason.
+        let file = source.file.map(part).and_then(Result::ok);
+        let memory = Memory { host: source.host, len, file };
+        let shared = file.is_some() && self.rows().iter().any(|row| row.memory == memory);
+        let new = if shared { 0 } else { len };
+        (self.bytes().saturating_add(new), new)
+    }
+
     fn rows(&self) -> MutexGuard<'_, Vec<Row>> {
         self.rows.lock().expect("no code panics with this lock held")
     }
@@ -91,6 +101,12 @@ impl<K: Kernel> Ioas<K> {
     /// What can be mapped, as of the devices attached now, and what mappings are aligned to.
     pub fn ranges(&self) -> io::Result<(Vec<IovaRange>, u64)> {
         self.share.kernel.ranges(self.id)
+    }
+
+    /// Bytes that are pinned when this memory is mapped here as well, and devices are attached: those of all IOASes of
+    /// the iommufd, each counted once. The second number is what of them is new.
+    pub fn pins_with(&self, source: &Source<'_>, len: u64) -> (u64, u64) {
+        self.share.bytes_with(source, len)
     }
 
     /// Maps memory, or copies the mapping that another IOAS has of it.

@@ -62,10 +62,10 @@ impl Backend for Arc<Space> {
         Ok(self.limits.clone())
     }
 
-    fn reserve(&self, bytes: u64) -> Result<(), MemlockError> {
-        // Memory that another domain pins already is counted here again, but not by the kernel's limit: what is
-        // compared with it is what this process has locked otherwise.
-        memlock::ensure(bytes)
+    fn reserve(&self, source: &Source<'_>, bytes: u64) -> Result<(), MemlockError> {
+        // What is mapped is pinned, and counts, only when a device is attached: until then this is the sum to be.
+        let (all, new) = self.ioas.pins_with(source, bytes);
+        memlock::raise_for_pins(all, new)
     }
 
     unsafe fn map(&mut self, iova: IovaRange, source: Source<'_>, permission: Permission) -> io::Result<()> {

@@ -195,6 +195,22 @@ fn what_may_only_be_read_is_not_copied_to_where_it_may_be_written() {
 }
 
 #[test]
+fn what_will_be_pinned_is_the_sum_of_all_that_is_mapped_with_shared_memory_once() {
+    let share = share(true);
+    let [one, two] = [(); 2].map(|()| Ioas::new(&share).unwrap());
+    let segments = segments();
+    let pins = |ioas: &Ioas<Fake>, segment: &Segment| {
+        let source = Source { host: segment.host_address(), file: Some((segment.file().as_fd(), 0)) };
+        ioas.pins_with(&source, segment.range().len())
+    };
+    let [first, second] = [0, 1].map(|index: usize| segments[index].range().len());
+    assert_eq!(pins(&one, &segments[0]), (first, first));
+    map(&one, &segments[0], Permission::ReadWrite).unwrap();
+    assert_eq!(pins(&one, &segments[1]), (first + second, second));
+    assert_eq!(pins(&two, &segments[0]), (first, 0), "the other domain has it");
+}
+
+#[test]
 fn device_memory_has_no_file_and_is_mapped_by_its_address_each_time() {
     let share = share(true);
     let [one, two] = [(); 2].map(|()| Ioas::new(&share).unwrap());

@@ -14,6 +14,7 @@ use super::error::VfioError;
 use super::group::Group;
 use super::ioctl;
 use super::region::{self, Region};
+use crate::domain::Domain;
 use crate::iommufd::Space;
 
 /// A PCI function opened through VFIO. Closing it (dropping the last share) ends its DMA: one of a group is disabled
@@ -25,6 +26,8 @@ pub struct VfioDevice {
     name: String,
     resettable: bool,
     config: Region,
+    /// Last: as long as the device is open its DMA goes by the domain, which must hold what it maps that long.
+    _domain: Arc<Domain>,
 }
 
 /// The way in which it is open.
@@ -47,7 +50,11 @@ impl Handle {
 
 impl VfioDevice {
     /// Opens a device of a group that is in a container with an IOMMU.
-    pub(crate) fn open(group: Arc<Group>, address: &str) -> Result<VfioDevice, VfioError> {
+    pub(crate) fn open(
+        group: Arc<Group>,
+        address: &str,
+        domain: &Arc<Domain>,
+    ) -> Result<VfioDevice, VfioError> {
         let fail = |cause: io::Error, hint| Err(VfioError::new(address, "open it", cause, hint));
         let Ok(name) = CString::new(address) else { return fail(io::ErrorKind::InvalidInput.into(), "") };
         // SAFETY: the request reads a C string, which `name` is for the length of the call.
@@ -69,15 +76,19 @@ impl VfioDevice {
         }
         // SAFETY: a new descriptor from the kernel, which nothing else owns.
         let file = unsafe { File::from_raw_fd(fd) };
-        VfioDevice::describe(Handle::Group { file, _group: group }, address)
+        VfioDevice::describe(Handle::Group { file, _group: group }, address, domain)
     }
 
     /// Attaches a device to an IOAS. From now on it reaches what that maps, if it is bus master.
-    pub(crate) fn attach(cdev: &Arc<BoundCdev>, space: &Arc<Space>) -> Result<VfioDevice, VfioError> {
-        VfioDevice::describe(Handle::Cdev(Attached::new(cdev, space)?), cdev.name())
+    pub(crate) fn attach(
+        cdev: &Arc<BoundCdev>,
+        space: &Arc<Space>,
+        domain: &Arc<Domain>,
+    ) -> Result<VfioDevice, VfioError> {
+        VfioDevice::describe(Handle::Cdev(Attached::new(cdev, space)?), cdev.name(), domain)
     }
 
-    fn describe(handle: Handle, address: &str) -> Result<VfioDevice, VfioError> {
+    fn describe(handle: Handle, address: &str, domain: &Arc<Domain>) -> Result<VfioDevice, VfioError> {
         let fail = |what: &str, cause: io::Error| Err(VfioError::new(address, what, cause, ""));
         let file = handle.file();
         let mut info = vfio_device_info { argsz: size_of::<vfio_device_info>() as u32, ..Default::default() };
@@ -92,7 +103,8 @@ impl VfioDevice {
             Err(cause) => return fail("find its configuration space", cause),
         };
         let resettable = info.flags & VFIO_DEVICE_FLAGS_RESET != 0;
-        Ok(VfioDevice { handle, name: address.to_owned(), resettable, config })
+        let (name, _domain) = (address.to_owned(), domain.clone());
+        Ok(VfioDevice { handle, name, resettable, config, _domain })
     }
 
     /// Its PCI address, as text.
@@ -172,6 +184,33 @@ impl AsRawFd for VfioDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Kind;
+    use crate::fake::FakeIommu;
+
+    #[test]
+    fn what_keeps_a_device_open_keeps_what_its_dma_goes_by() {
+        let iommu = FakeIommu::new();
+        let domain = iommu.domain("guest", Kind::Host);
+        let ram = Arc::new(memory::Ram::new(&memory::ram_ranges(1 << 20)).unwrap());
+        memory::MemoryMap::new(ram).attach(domain.clone()).unwrap();
+        let region = Region {
+            index: region::CONFIG,
+            size: 256,
+            offset: 0,
+            readable: true,
+            writable: true,
+            mappable: Vec::new(),
+        };
+        let handle =
+            Handle::Group { file: File::open("/dev/null").unwrap(), _group: Arc::new(Group::of_nothing()) };
+        let name = "0000:01:00.0".to_owned();
+        let device = Arc::new(VfioDevice { handle, name, resettable: true, config: region, _domain: domain });
+        let wire = device.clone();
+        drop(device);
+        assert_eq!(iommu.held().len(), 1);
+        drop(wire);
+        assert_eq!(iommu.held(), []);
+    }
 
     #[test]
     fn an_access_that_leaves_its_region_is_refused() {

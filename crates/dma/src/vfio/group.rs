@@ -75,6 +75,12 @@ impl Group {
         Ok(())
     }
 
+    /// One that is no group, for tests.
+    #[cfg(test)]
+    pub(super) fn of_nothing() -> Group {
+        Group { number: 0, file: File::open("/dev/null").unwrap() }
+    }
+
     pub(crate) fn file(&self) -> &File {
         &self.file
     }

@@ -94,6 +94,9 @@ pub struct Contents {
     pub devices: Vec<DeviceMemory>,
 }
 
+/// A mirror's name, and how it differs from the map if it does.
+pub type Audited = (String, Result<(), Difference>);
+
 /// What lies at a guest address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
@@ -242,9 +245,16 @@ impl MemoryMap {
     }
 
     /// Compares every mirror with the map: its name, and how it differs if it does.
-    pub fn audit(&self) -> Vec<(String, Result<(), Difference>)> {
+    pub fn audit(&self) -> Vec<Audited> {
+        self.look(|_, audit| audit())
+    }
+
+    /// Looks at the map while nothing changes it, and with `audit` at its mirrors: all that is seen is of one moment.
+    /// Whoever looks may not ask this map for anything else.
+    pub fn look<T>(&self, look: impl FnOnce(&Contents, &dyn Fn() -> Vec<Audited>) -> T) -> T {
         let state = self.state();
-        state.mirrors.iter().map(|mirror| (mirror.name(), mirror.audit(&state.contents))).collect()
+        let audit = |mirror: &Arc<dyn Mirror>| (mirror.name(), mirror.audit(&state.contents));
+        look(&state.contents, &|| state.mirrors.iter().map(audit).collect())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -168,3 +168,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_seen_in_one_look_is_of_one_moment() {
+    let map = Arc::new(map());
+    map.attach(Fake::failing(&[])).unwrap();
+    let (sender, done) = std::sync::mpsc::channel();
+    let change = Change::AddDevice(bar(0x8000, 0x1000));
+    let changer = map.look(|before, audit| {
+        let other = map.clone();
+        let changer = std::thread::spawn(move || {
+            other.apply(&change).unwrap();
+            sender.send(()).unwrap();
+        });
+        // It wants to, and has to wait until this look is over.
+        assert!(done.recv_timeout(std::time::Duration::from_millis(50)).is_err());
+        assert!(audit().iter().all(|(_, result)| result.is_ok()));
+        assert_eq!(before.devices.len(), 0);
+        changer
+    });
+    changer.join().unwrap();
+    map.look(|after, audit| {
+        assert_eq!((after.devices.len(), audit().len()), (1, 1));
+        assert!(audit()[0].1.is_ok());
+    });
+}

@@ -57,7 +57,7 @@ pub fn dma() -> Dma {
         faults: Count::default(),
         ..guest.clone()
     };
-    Dma { domains: vec![guest, host], other_faults: Count::default() }
+    Dma { domains: vec![guest, host], pinned: (6 << 30) + 8192, other_faults: Count::default() }
 }
 
 /// Compares text with what is kept in `tests/snapshots`. With `BLESS=1` in the environment it is kept instead; look at

@@ -16,6 +16,9 @@ pub fn tables(dma: &Dma) -> String {
     if dma.domains.is_empty() {
         text += "This VM has no DMA domain: no device is assigned to it, and none is driven for it.\n";
     }
+    if dma.domains.len() > 1 {
+        text += &format!("Pinned for all of them: {}, shared RAM counted once\n", exact(dma.pinned));
+    }
     if dma.other_faults != Count::default() {
         text += &format!("Faults not known to be of a domain above: {}\n", dma.other_faults);
     }
@@ -131,8 +134,7 @@ mod tests {
             text.contains("  audit    DIFFERS from the memory map: RAM 0x0-0xfff is missing?at 0x0\n"),
             "{text}"
         );
-        let end =
-            "\nFaults not known to be of a domain above: at least 23, in this host, of unknown devices\n";
+        let end = "counted once\nFaults not known to be of a domain above: at least 23, in this host, of unknown devices\n";
         assert!(text.ends_with(end), "{text}");
     }
 

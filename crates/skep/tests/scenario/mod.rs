@@ -60,6 +60,11 @@ impl Scenario {
         Some(Scenario(lab.kernel(Kernel::Lab)))
     }
 
+    /// With so much time, on a bad day.
+    pub fn patience(self, time: Duration) -> Scenario {
+        Scenario(self.0.timeout(time))
+    }
+
     /// With this IOMMU.
     pub fn iommu(self, iommu: Iommu) -> Scenario {
         Scenario(self.0.iommu(iommu))

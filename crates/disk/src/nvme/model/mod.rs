@@ -40,6 +40,8 @@ pub enum Fault {
     Garbage([u8; 16]),
     /// The device is pulled out.
     Removal,
+    /// Its registers read as all ones from now on, although it is still there.
+    Blindness,
 }
 
 /// What is wrong with the controller itself.
@@ -51,6 +53,14 @@ pub struct Defects {
     pub never_stops: bool,
     /// It does not answer this admin opcode.
     pub ignores: Option<u8>,
+    /// It refuses these admin opcodes.
+    pub refuses: &'static [u8],
+    /// It grants no more I/O queues than this, when it is not 0.
+    pub grants: u16,
+    /// It never completes a shutdown.
+    pub never_shuts_down: bool,
+    /// It cannot be forbidden to do DMA.
+    pub keeps_bus_master: bool,
     /// It raises no interrupts.
     pub mute: bool,
 }
@@ -76,6 +86,8 @@ pub struct Seen {
     pub shutdowns: u64,
     /// I/O queue pairs that exist.
     pub queues: usize,
+    /// It may do DMA.
+    pub bus_master: bool,
 }
 
 struct State {
@@ -85,6 +97,7 @@ struct State {
     faults: VecDeque<Fault>,
     seen: Seen,
     gone: bool,
+    blind: bool,
     bus_master: bool,
     vectors: Vec<EventFd>,
     /// Vectors count only when they were enabled before the controller was, as in some emulated ones.
@@ -124,6 +137,7 @@ impl Model {
             faults: VecDeque::new(),
             seen: Seen::default(),
             gone: false,
+            blind: false,
             bus_master: false,
             vectors: Vec::new(),
             counted: false,
@@ -163,7 +177,8 @@ impl Model {
     /// What the driver has done.
     pub fn seen(&self) -> Seen {
         let state = self.state();
-        Seen { queues: state.submissions.len().saturating_sub(1), ..state.seen }
+        let queues = state.submissions.len().saturating_sub(1);
+        Seen { queues, bus_master: state.bus_master, ..state.seen }
     }
 
     /// The bytes of a namespace.
@@ -195,7 +210,7 @@ impl Function for Model {
     fn read(&self, offset: u64) -> u32 {
         let state = self.state();
         match offset {
-            _ if state.gone => u32::MAX,
+            _ if state.gone || state.blind => u32::MAX,
             // 1024 entries at most, contiguous, 500 ms.
             0 => 0x0101_03ff,
             4 => 1 << 5,
@@ -209,7 +224,7 @@ impl Function for Model {
     fn write(&self, offset: u64, value: u32) {
         let mut state = self.state();
         match offset {
-            _ if state.gone => {}
+            _ if state.gone || state.blind => {}
             register::CC => state.configure(value),
             register::DOORBELLS.. => state.doorbell((offset - register::DOORBELLS) / 4, value as u16),
             other => drop(state.registers.insert(other, value)),
@@ -232,8 +247,16 @@ impl Function for Model {
     }
 
     fn set_bus_master(&self, allowed: bool) -> Result<(), FunctionError> {
-        self.state().bus_master = allowed;
+        let mut state = self.state();
+        if state.gone || (!allowed && state.defects.keeps_bus_master) {
+            return Err("0000:aa:00.0: cannot write its command register".into());
+        }
+        state.bus_master = allowed;
         Ok(())
+    }
+
+    fn is_absent(&self) -> bool {
+        self.state().gone
     }
 
     fn reset(&self) -> Result<(), FunctionError> {
@@ -272,7 +295,7 @@ impl State {
             let entries = (sizes >> 16 & 0xfff) as u16 + 1;
             self.completions.insert(0, Completions { at: acq, entries, tail: 0, phase: 1, vector: Some(0) });
         }
-        if value >> 14 & 3 != 0 && self.csts & 1 == 1 {
+        if value >> 14 & 3 != 0 && self.csts & 1 == 1 && !self.defects.never_shuts_down {
             self.seen.shutdowns += 1;
             self.csts |= 2 << 2;
         }
@@ -318,13 +341,16 @@ impl State {
         let entries = low as u16 + 1;
         let mut result = 0;
         let status = match command.opcode {
+            refused if self.defects.refuses.contains(&refused) => INVALID_FIELD,
             admin::IDENTIFY => match self.media.identify(command.words[0] as u8, command.namespace) {
                 Some(page) if self.iommu.write(Iova(command.prp1), &page).is_err() => DATA_TRANSFER_ERROR,
                 Some(_) => SUCCESS,
                 None => INVALID_FIELD,
             },
             admin::SET_FEATURES => {
-                result = command.words[1];
+                let most = self.defects.grants.checked_sub(1).unwrap_or(u16::MAX);
+                let grant = |wanted: u32| wanted.min(most.into());
+                result = grant(command.words[1] & 0xffff) | grant(command.words[1] >> 16) << 16;
                 SUCCESS
             }
             admin::GET_FEATURES => {
@@ -372,6 +398,7 @@ impl State {
                 self.post(queue, completion);
             }
             Fault::Removal => self.gone = true,
+            Fault::Blindness => self.blind = true,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Requests become commands.
 
-use super::flight::{Data, Flight, UnderWay};
+use super::flight::{Data, Flight, Stage, UnderWay};
 use super::{BOUNCE_SIZE, NvmeQueue, copy};
 use crate::geometry::Sectors;
 use crate::nvme::namespace::Facts;
@@ -100,7 +100,7 @@ impl NvmeQueue {
     pub(super) fn push(&mut self, id: u16) {
         let command = self.commands[usize::from(id)].as_mut().expect("it is under way");
         command.since = self.clock.now;
-        command.aborted = None;
+        command.stage = Stage::Sent;
         let entry = Command { id, ..command.command };
         self.ring.push(self.memory.as_ref().expect("there until dropped"), &entry);
     }

@@ -2,7 +2,7 @@
 
 use dma::{Iova, IovaRange};
 
-use super::flight::Data;
+use super::flight::{Data, Stage};
 use super::{BOUNCE_SIZE, BOUNCES, NvmeQueue, TRIES, copy, create};
 use crate::counters::Bounced;
 use crate::nvme::error::NvmeError;
@@ -34,14 +34,15 @@ impl NvmeQueue {
 
     pub(super) fn complete(&mut self, completion: &Completion, events: &mut Vec<Event>) {
         let (id, status) = (completion.id, completion.status());
-        let Some(Some(command)) = self.commands.get_mut(usize::from(id)) else {
+        let known = self.commands.get_mut(usize::from(id)).and_then(Option::as_mut);
+        let Some(command) = known.filter(|command| !matches!(command.stage, Stage::Held(_))) else {
             return self.stray(id, status);
         };
         let result = match status.meaning() {
             Meaning::Success => Ok(()),
             Meaning::Passing(_) if command.tries < TRIES => {
                 command.tries += 1;
-                return self.push(id);
+                return self.hold(id);
             }
             Meaning::Passing(error) | Meaning::Failure(error) => Err(error),
             Meaning::BlockedDma => {
@@ -148,6 +149,7 @@ impl NvmeQueue {
     }
 
     pub(super) fn ask_again(&mut self, events: &mut Vec<Event>) {
+        self.held.clear();
         for id in 0..self.commands.len() as u16 {
             let Some(command) = &mut self.commands[usize::from(id)] else { continue };
             if command.tries >= TRIES {
@@ -162,6 +164,7 @@ impl NvmeQueue {
     /// The controller is lost, and has let go of everything unless nothing could stop it.
     pub(super) fn end_all(&mut self, events: &mut Vec<Event>) {
         self.waiting.clear();
+        self.held.clear();
         for id in 0..self.commands.len() as u16 {
             if self.commands[usize::from(id)].take().is_some() {
                 self.free_commands.push(id);

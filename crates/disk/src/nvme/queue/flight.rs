@@ -1,5 +1,7 @@
 //! A request under way, and the commands that it has become.
 
+use std::time::Instant;
+
 use crate::nvme::spec::Command;
 use crate::nvme::transfer::Cursor;
 use crate::queue::Event;
@@ -79,14 +81,25 @@ pub(crate) struct UnderWay {
     pub command: Command,
     pub data: Data,
     pub tries: u8,
-    /// The tick in which it was sent, and that in which it was aborted.
+    /// The tick in which it was sent.
     pub since: u32,
-    pub aborted: Option<u32>,
+    pub stage: Stage,
+}
+
+/// Where a command is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// With the controller.
+    Sent,
+    /// With the controller, which was told to abort it in this tick.
+    Aborted(u32),
+    /// Here: it failed for the moment, and is sent again then.
+    Held(Instant),
 }
 
 impl UnderWay {
     pub fn new(flight: u16, command: Command, data: Data) -> UnderWay {
-        UnderWay { flight, command, data, tries: 1, since: 0, aborted: None }
+        UnderWay { flight, command, data, tries: 1, since: 0, stage: Stage::Sent }
     }
 }
 

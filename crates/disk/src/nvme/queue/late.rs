@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::NvmeQueue;
-use super::flight::UnderWay;
+use super::flight::{Stage, UnderWay};
 use crate::nvme::error::NvmeError;
 use crate::nvme::spec::Command;
 use crate::nvme::trouble::TroubleKind;
@@ -12,6 +12,9 @@ use crate::request::Operation;
 /// Ticks in the time that a command has, and for its abortion.
 const PATIENCE: u32 = 8;
 const GRACE: u32 = 2;
+
+/// How long a command rests at most before it is sent again.
+const LONGEST_REST: Duration = Duration::from_millis(100);
 
 /// Counts time in ticks, so that commands need not look at a clock, and a thread that was held up does not take the
 /// controller to be late.
@@ -27,6 +30,11 @@ impl Clock {
         Clock { tick, next: Instant::now() + tick, now: 0 }
     }
 
+    /// How long a command rests that failed for the moment: a tick, but none that a guest would call a standstill.
+    pub(super) fn rest(&self) -> Duration {
+        self.tick.min(LONGEST_REST)
+    }
+
     /// Whether a tick is over.
     pub(super) fn ticked(&mut self) -> bool {
         let now = Instant::now();
@@ -40,6 +48,34 @@ impl Clock {
 }
 
 impl NvmeQueue {
+    /// Puts a command aside that failed for the moment.
+    pub(super) fn hold(&mut self, id: u16) {
+        let due = Instant::now() + self.clock.rest();
+        if let Some(command) = &mut self.commands[usize::from(id)] {
+            command.stage = Stage::Held(due);
+            self.held.push_back(id);
+        }
+    }
+
+    /// When the next command that was put aside is to be sent again.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        // All rest equally long, so the first is the next.
+        match self.commands[usize::from(*self.held.front()?)].as_ref()?.stage {
+            Stage::Held(due) => Some(due),
+            Stage::Sent | Stage::Aborted(_) => None,
+        }
+    }
+
+    /// Sends again what has rested.
+    pub(super) fn send_rested(&mut self) {
+        while let Some(due) = self.next_due()
+            && due <= Instant::now()
+            && let Some(id) = self.held.pop_front()
+        {
+            self.push(id);
+        }
+    }
+
     /// Aborts the command that is late, and when that does not end it, resets the controller.
     pub(super) fn look_at_the_clock(&mut self) {
         if !self.clock.ticked() {
@@ -47,7 +83,9 @@ impl NvmeQueue {
         }
         let now = self.clock.now;
         let age = |command: &UnderWay| now.wrapping_sub(command.since);
-        let oldest = (0..).zip(&self.commands).filter_map(|(id, command)| Some((id, command.as_ref()?)));
+        let sent = |command: &&UnderWay| !matches!(command.stage, Stage::Held(_));
+        let oldest = (0..).zip(&self.commands);
+        let oldest = oldest.filter_map(|(id, command)| Some((id, command.as_ref().filter(sent)?)));
         let Some((id, command)) = oldest.max_by_key(|(_, command)| age(command)) else { return };
         let queue = self.ring.place().queue;
         if age(command) > 1
@@ -59,11 +97,11 @@ impl NvmeQueue {
             }
             return;
         }
-        match command.aborted {
-            Some(when) if now.wrapping_sub(when) > GRACE => {
+        match command.stage {
+            Stage::Aborted(when) if now.wrapping_sub(when) > GRACE => {
                 self.controller.recover(self.generation, "a command that was aborted did not end");
             }
-            None if age(command) > PATIENCE => {
+            Stage::Sent if age(command) > PATIENCE => {
                 let operation =
                     self.flights[usize::from(command.flight)].as_ref().map(|f| f.request.operation);
                 self.controller.report(TroubleKind::TimedOut {
@@ -74,7 +112,7 @@ impl NvmeQueue {
                 });
                 let id: u16 = id;
                 if let Some(command) = &mut self.commands[usize::from(id)] {
-                    command.aborted = Some(now);
+                    command.stage = Stage::Aborted(now);
                 }
                 // A controller that does not even abort in time has been reset by this call.
                 if let Err(error @ NvmeError::Refused { .. }) =

@@ -14,7 +14,7 @@ pub struct Status(pub u16);
 pub enum Meaning {
     /// It succeeded.
     Success,
-    /// It failed in a way that may pass.
+    /// It failed in a way that may pass with time.
     Passing(DiskError),
     /// It failed.
     Failure(DiskError),
@@ -47,7 +47,9 @@ impl Status {
             // Unknown opcode; invalid field, which is how a missing option of a command is answered.
             0x001 | 0x002 => return Meaning::Failure(DiskError::Unsupported),
             // Write protected, by the namespace or by the medium's end.
-            0x020 | 0x182 | 0x286 => return Meaning::Failure(DiskError::ReadOnly),
+            0x020 | 0x182 => return Meaning::Failure(DiskError::ReadOnly),
+            // Access denied: this host may not have the place at all, be it to read it.
+            0x286 => return Meaning::Failure(DiskError::Other(libc::EACCES)),
             // Beyond the end; size limit exceeded.
             0x080 => return Meaning::Failure(DiskError::OutOfRange),
             0x183 => return Meaning::Failure(DiskError::TooLong),
@@ -82,6 +84,7 @@ impl fmt::Display for Status {
             0x108 => "invalid interrupt vector",
             0x280 => "write fault",
             0x281 => "unrecovered read error",
+            0x286 => "access denied",
             _ => "",
         };
         write!(f, "status {:x}h/{:02x}h", self.code() >> 8, self.code() & 0xff)?;
