@@ -86,8 +86,8 @@ mod tests {
     use disk::nvme::model::{Model, Namespace};
     use dma::Kind;
     use dma::fake::FakeIommu;
+    use dma::fault::Place;
     use dma::fault::{self, Inputs, Source, Watch, Watched};
-    use memory::Place;
     use std::sync::mpsc::channel;
     use std::time::Duration;
 

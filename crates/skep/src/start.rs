@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use control::{Claim, Journal, Server};
+use control::{Claim, Folder, FolderError, Journal, Server};
 use machine::{Control, Outcome, Vm};
 
 use crate::console::{self, Input};
@@ -36,8 +36,7 @@ pub fn start(description: &config::Vm, report: Option<&Path>) -> Exit {
     // All that stands in the way is said at once, so a console that cannot be had is not the end of the search.
     let console = console::open(&description.console).map_err(report::error);
     let summary = report.map(open_report).transpose().map_err(report::error);
-    let name = control::Folder::of_this_user().and_then(|folder| folder.claim(&description.name));
-    let name = name.map_err(report::error);
+    let name = claim(&description.name).map_err(report::error);
     let (Ok(console), Ok(summary), Ok(name)) = (console, summary, name) else {
         for finding in Vm::findings(description) {
             report::error(finding);
@@ -59,7 +58,7 @@ fn run(
     signals: Signals,
     console: console::Opened,
     summary: Option<File>,
-    name: Claim,
+    name: Option<Claim>,
 ) -> Exit {
     let troubles = match Troubles::new() {
         Ok(troubles) => troubles,
@@ -95,8 +94,8 @@ fn run(
                 .map_err(|cause| format!("cannot listen to the console: {cause}. Use --console file:PATH."))
         })
         .and_then(|()| {
-            Server::start(name, Arc::new(running))
-                .map_err(|cause| format!("cannot serve the control socket: {cause}."))
+            let server = name.map(|name| Server::start(name, Arc::new(running))).transpose();
+            server.map_err(|cause| format!("cannot serve the control socket: {cause}."))
         });
     let server = match opened {
         Ok(server) => server,
@@ -112,7 +111,9 @@ fn run(
     };
     let stopped = vm.run();
     // Nothing may ask for what is being taken apart, but how it goes is told.
-    server.retire();
+    if let Some(server) = &server {
+        server.retire();
+    }
     let ended = stopped.dismantle();
     drop(server);
     if let Some(terminal) = terminal.get() {
@@ -135,6 +136,19 @@ fn run(
             report::error(format_args!("the VM was stopped: {how}"));
             Exit::Failed
         }
+    }
+}
+
+/// Claims the VM's name, and with it the place of its control socket. A user who has no place for sockets gets a VM
+/// without, and is told so.
+fn claim(name: &config::VmName) -> Result<Option<Claim>, FolderError> {
+    match Folder::of_this_user() {
+        Ok(folder) => folder.claim(name).map(Some),
+        Err(error @ FolderError::NoPlace) => {
+            report::error(format_args!("the VM will have no control socket, for {error}."));
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 
