@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use devices::{VirtioBlk, VirtioBlkOptions};
+use devices::{SizeNotice, VirtioBlk, VirtioBlkOptions};
 use disk::nvme::model::{Model, Namespace};
 use disk::nvme::{NvmeController, NvmeOptions};
 use disk::{Disk, DiskOptions, Poll};
@@ -46,6 +46,7 @@ struct Setup {
     guest: Guest,
     disk: Arc<Disk>,
     file: File,
+    notice: SizeNotice,
     _folder: TempDir,
 }
 
@@ -61,8 +62,9 @@ impl Setup {
         file.set_len(SIZE).unwrap();
         let disk = Arc::new(Disk::open(&options(path)).unwrap());
         let device = VirtioBlk::new(disk.clone(), blk).unwrap();
+        let notice = device.size_notice();
         let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 16 << 20).unwrap()]).unwrap());
-        Setup { guest: Guest::new(Box::new(device), ram), disk, file, _folder: folder }
+        Setup { guest: Guest::new(Box::new(device), ram), disk, file, notice, _folder: folder }
     }
 
     fn start(&self, features: Features) -> Queued<'_> {
@@ -173,6 +175,18 @@ fn configuration_space_shows_the_disk_as_it_is() {
     assert_eq!(setup.guest.read::<8>(at(0)), (SIZE / 512).to_le_bytes());
     setup.guest.reset();
     assert_eq!(setup.guest.read::<1>(at(32)), [1], "a reset brings the disk's own mode back");
+}
+
+#[test]
+fn another_size_of_the_disk_is_seen_and_told() {
+    let setup = Setup::new();
+    let generation = || setup.guest.read::<1>(Guest::COMMON + 21)[0];
+    let before = generation();
+    setup.file.set_len(2 * SIZE).unwrap();
+    setup.disk.look_again().unwrap();
+    setup.notice.send();
+    assert_eq!(setup.guest.read::<8>(Guest::DEVICE), (2 * SIZE / 512).to_le_bytes());
+    assert_eq!(generation(), before.wrapping_add(1));
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn described(disk: &HostDisk) -> String {
     if disk.used.is_empty() {
         line("to a VM", &format!("--disk {}", flag(disk)));
         line("or in file", "[[disk]]");
-        line("", &entry(disk));
+        entry(disk).lines().for_each(|entry| line("", entry));
         if let Some(nvme) = nvme(disk) {
             line("or driven", &format!("--disk {nvme}   by skep itself, all of the controller"));
         }
@@ -105,13 +105,15 @@ fn contents(contents: Option<&[Content]>, has_partitions: bool) -> String {
 
 /// The value of --disk, where a comma is written twice.
 fn flag(disk: &HostDisk) -> String {
-    disk.path().display().to_string().replace(',', ",,")
+    let readonly = if disk.read_only { ",readonly=on" } else { "" };
+    disk.path().display().to_string().replace(',', ",,") + readonly
 }
 
-/// The line of a configuration file, below `[[disk]]`.
+/// What a configuration file says below `[[disk]]`.
 fn entry(disk: &HostDisk) -> String {
     // As TOML's basic strings have them, JSON writes quotes and backslashes.
-    format!("path = {}", json!(disk.path().display().to_string()))
+    let readonly = if disk.read_only { "\nreadonly = true" } else { "" };
+    format!("path = {}{readonly}", json!(disk.path().display().to_string()))
 }
 
 /// The value of --disk for a namespace whose controller skep could drive itself, which takes an IOMMU.
@@ -172,6 +174,13 @@ mod tests {
   or driven  --disk nvme=0000:03:00.0,namespace=2   by skep itself, all of the controller
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_written_is_given_as_one_that_is_only_read() {
+        let text = text(&[HostDisk { read_only: true, ..disk("sr0") }]);
+        assert!(text.contains("one,,sr0,readonly=on\n"), "{text}");
+        assert!(text.contains("one,sr0\"\n             readonly = true\n"), "{text}");
     }
 
     #[test]

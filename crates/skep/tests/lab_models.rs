@@ -116,3 +116,32 @@ fn a_file_that_looks_like_an_image_is_refused_until_its_format_is_given() {
     ));
     assert!(seen.after("host: said ").concat().contains("format=qcow2"), "{seen}");
 }
+
+#[test]
+fn a_running_guest_sees_a_disk_grow_as_virtio_blk_and_as_nvme() {
+    let seen = Scenario::new().run(
+        "
+        truncate -s 64M /tmp/a.img
+        truncate -s 64M /tmp/b.img
+        touch /tmp/seen
+        (until grep -q before /tmp/seen; do sleep 1; done; truncate -s 96M /tmp/a.img /tmp/b.img) &
+        guest '
+            wait_for 60 test -b /dev/nvme0n1
+            say before $(cat /sys/block/vda/size /sys/block/nvme0n1/size)
+            grown() { [ $(cat /sys/block/$1/size) = 196608 ]; }
+            wait_for 60 grown vda
+            wait_for 60 grown nvme0n1
+            patterns fill /dev/vda 1
+            lab-io fill /dev/nvme0n1 80M 2M 64K 2 scattered > /dev/null
+            say sum $(dd if=/dev/nvme0n1 bs=1M skip=80 count=2 2> /dev/null | sha256sum)
+            say after $(cat /sys/block/vda/size /sys/block/nvme0n1/size)
+        ' --disk /tmp/a.img --disk /tmp/b.img,model=nvme | tee /tmp/seen
+        say sum $(dd if=/tmp/b.img bs=1M skip=80 count=2 2> /dev/null | sha256sum)
+        say zeroes $(dd if=/dev/zero bs=1M count=2 2> /dev/null | sha256sum)",
+    );
+    seen.ended_with(&[0]);
+    seen.expect("guest: before 131072 131072");
+    seen.expect("guest: after 196608 196608");
+    assert_eq!(seen.after("guest: sum "), seen.after("host: sum "), "{seen}");
+    assert_ne!(seen.after("host: sum "), seen.after("host: zeroes "), "{seen}");
+}
