@@ -139,9 +139,20 @@ impl Hypervisor {
         self.kvm.check_extension(Cap::TscDeadlineTimer)
     }
 
+    /// A VM with nothing. The kernel gives up (mm_take_all_locks) when anything wants the thread's attention, such as
+    /// io_uring when a ring of a disk that was looked at has just gone; that is served before the call returns.
+    fn bare_vm(&self) -> Result<VmFd, kvm_ioctls::Error> {
+        loop {
+            match self.kvm.create_vm() {
+                Err(error) if error.errno() == libc::EINTR => {}
+                made => return made,
+            }
+        }
+    }
+
     /// A VM with interrupt controllers and timer, and nothing else.
     pub fn create_vm(&self) -> Result<VmFd, KvmError> {
-        let vm = self.kvm.create_vm().map_err(failed("make a VM"))?;
+        let vm = self.bare_vm().map_err(failed("make a VM"))?;
         vm.set_identity_map_address(IDENTITY_MAP).map_err(failed("place its identity map"))?;
         vm.set_tss_address(IDENTITY_MAP as usize + 0x1000).map_err(failed("place its task state"))?;
         vm.create_irq_chip().map_err(failed("make its interrupt controllers"))?;
@@ -159,7 +170,7 @@ impl Hypervisor {
         let range = GpaRange::new(Gpa(0), 4096).expect("a page");
         let ram = Ram::new(&[range]).map_err(io::Error::other)?;
         ram.write(Gpa(0), &CODE).map_err(io::Error::other)?;
-        let vm = self.kvm.create_vm()?;
+        let vm = self.bare_vm()?;
         let region = kvm_userspace_memory_region {
             slot: 0,
             flags: 0,
