@@ -64,7 +64,7 @@ impl Attached {
     /// The sectors of some logical blocks, if they lie in the namespace.
     pub(super) fn sectors(&self, lba: u64, blocks: u64) -> Result<SectorRange, Status> {
         let end = lba.checked_add(blocks).ok_or(Status::LBA_RANGE)?;
-        if end > self.geometry().capacity.0 >> (self.shift - 9) {
+        if end > self.disk.capacity().0 >> (self.shift - 9) {
             return Err(Status::LBA_RANGE);
         }
         Ok(SectorRange {
@@ -76,7 +76,8 @@ impl Attached {
     /// Identify namespace (5.15.2.1).
     pub(super) fn identify(&self) -> IdentifyNamespace {
         let geometry = self.geometry();
-        let blocks = geometry.capacity.0 >> (self.shift - 9);
+        let capacity = self.disk.capacity().0;
+        let blocks = capacity >> (self.shift - 9);
         let mut page = IdentifyNamespace::new_zeroed();
         (page.nsze, page.ncap, page.nuse) = (blocks.into(), blocks.into(), blocks.into());
         // 0's based counts of blocks.
@@ -94,7 +95,7 @@ impl Attached {
         // Write zeroes may deallocate.
         page.dlfeat |= u8::from(geometry.write_zeroes.is_some()) << 3;
         page.nsattr = u8::from(geometry.access == Access::ReadOnly);
-        let bytes = u128::from(geometry.capacity.0) * 512;
+        let bytes = u128::from(capacity) * 512;
         page.nvmcap = bytes.to_le_bytes();
         page.lbaf[0] = (self.shift << 16).into();
         page
