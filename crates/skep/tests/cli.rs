@@ -131,7 +131,7 @@ fn a_flag_wins_over_the_file() {
 #[test]
 fn a_file_that_is_not_there_is_named_with_the_reason() {
     let output = skep(&["run", "--config", "/no/such/vm.toml"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let text = stderr(&output);
     assert!(text.starts_with("skep: cannot read the description /no/such/vm.toml: No such file"), "{text}");
 }
