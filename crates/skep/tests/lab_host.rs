@@ -15,6 +15,7 @@ fn what_a_killed_skep_left_is_listed_and_given_back_on_request() {
          skep run --memory 64M --kernel /tmp/deaf --assign $NVME < /dev/null &
          wait_for 20 test -e /run/skep/vfio-$NVME.json
          wait_for 20 eval '[ $(driver $NVME) = vfio-pci ]'
+         wait_for 20 grep -q skep_ /sys/kernel/tracing/kprobe_events
          # A VM that lives has left nothing.
          try skep host give-back
          say while it lives: driver $(driver $NVME)

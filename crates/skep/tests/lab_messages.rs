@@ -144,7 +144,7 @@ fn a_user_without_privileges_is_told_the_limit_on_locked_memory() {
     ));
     seen.ended_with(&[1, 3, 1, 1, 3]);
     says(&seen, &["/dev/kvm", "Permission denied", "group that owns /dev/kvm"]);
-    says(&seen, &["64 MiB of guest RAM must be pinned", "may lock only 1 MiB", "ulimit -l 65536"]);
+    says(&seen, &["64 MiB must be locked for guest RAM", "may lock only 1 MiB", "ulimit -l 65536"]);
     says(&seen, &["0000:01:00.0", "ermission denied"]);
     seen.expect("host: set aside: vfio-pci");
 }
