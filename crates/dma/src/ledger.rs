@@ -109,7 +109,8 @@ pub(crate) fn audit(
     let mut wanted: Vec<Mapping> =
         contents.ram.segments().iter().map(|segment| Mapping::of_ram(segment.range())).collect();
     if let P2p::Asked | P2p::Working = p2p {
-        wanted.extend(contents.devices.iter().map(Mapping::of_device));
+        wanted
+            .extend(contents.devices.iter().filter(|device| !device.is_read_only()).map(Mapping::of_device));
     }
     let right = |mapping: &&Mapping| match mapping.target {
         Target::Own(_) => wanted.iter().all(|wanted| !wanted.iova.overlaps(mapping.iova)),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use memory::{Change, Contents, Difference, GpaRange, Mirror, MirrorError, Segment};
 
@@ -19,6 +19,8 @@ pub struct Slots {
 struct Slot {
     range: GpaRange,
     host: u64,
+    /// What the guest writes is for the device's model.
+    read_only: bool,
     /// RAM is kept mapped as long as KVM may use it.
     _ram: Option<Arc<Segment>>,
 }
@@ -35,7 +37,7 @@ impl Slots {
         let number = number.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
         // SAFETY: RAM is kept by the slot, and a device's memory by whoever made the `DeviceMemory`, until it is
         // removed from the map and so from here, or the VM is gone.
-        unsafe { self.set(number, slot.range.start().0, slot.host, slot.range.len())? };
+        unsafe { self.set(number, slot.range, slot.host, slot.read_only)? };
         used.insert(number, slot);
         Ok(())
     }
@@ -44,8 +46,9 @@ impl Slots {
         let mut used = self.used();
         let number = used.iter().find(|(_, slot)| slot.range == range).map(|(number, _)| *number);
         let number = number.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
+        let gone = kvm_userspace_memory_region { slot: number, ..Default::default() };
         // SAFETY: size 0 removes the slot; no memory is involved.
-        unsafe { self.set(number, 0, 0, 0)? };
+        unsafe { self.vm.set_user_memory_region(gone) }.map_err(io::Error::from)?;
         used.remove(&number);
         Ok(())
     }
@@ -55,13 +58,13 @@ impl Slots {
     }
 
     /// # Safety
-    /// `host` must be `len` bytes of mapped memory that stays mapped while the slot exists.
-    unsafe fn set(&self, slot: u32, at: u64, host: u64, len: u64) -> io::Result<()> {
+    /// `host` must be as many bytes of mapped memory, which stays mapped while the slot exists.
+    unsafe fn set(&self, slot: u32, range: GpaRange, host: u64, read_only: bool) -> io::Result<()> {
         let region = kvm_userspace_memory_region {
             slot,
-            flags: 0,
-            guest_phys_addr: at,
-            memory_size: len,
+            flags: if read_only { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: range.start().0,
+            memory_size: range.len(),
             userspace_addr: host,
         };
         // SAFETY: by this function's contract.
@@ -79,11 +82,11 @@ impl Mirror for Slots {
         match change {
             Change::AddRam(segment) => {
                 let host = segment.host_address().as_ptr() as u64;
-                self.add(Slot { range, host, _ram: Some(segment.clone()) })?;
+                self.add(Slot { range, host, read_only: false, _ram: Some(segment.clone()) })?;
             }
             Change::AddDevice(device) => {
                 let host = device.host_address().as_ptr() as u64;
-                self.add(Slot { range, host, _ram: None })?;
+                self.add(Slot { range, host, read_only: device.is_read_only(), _ram: None })?;
             }
             Change::RemoveRam(_) | Change::RemoveDevice(_) => self.remove(range)?,
         }

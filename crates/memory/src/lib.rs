@@ -15,6 +15,7 @@ mod numa;
 mod placement;
 mod pool;
 mod ram;
+mod registers;
 mod segment;
 mod slice;
 mod wiring;
@@ -28,5 +29,6 @@ pub use map::{
 pub use placement::{Node, Pages, Placement};
 pub use pool::{PoolError, PoolShort};
 pub use ram::{OutsideRam, Ram};
+pub use registers::RegisterPages;
 pub use segment::{RamError, Segment};
 pub use slice::GuestSlice;

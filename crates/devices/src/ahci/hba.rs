@@ -1,12 +1,15 @@
 //! What all ports of a controller share: the interrupt, bus mastering, RAM, and the way to people.
 
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use memory::Ram;
+use memory::{Ram, RegisterPages};
 use pci::{Line, Vector};
 use virtio::Report;
+
+use super::registers::{ABAR_SIZE, host, port};
 
 /// The part of a controller that its ports know.
 pub(super) struct Hba {
@@ -17,6 +20,8 @@ pub(super) struct Hba {
     bus_master: AtomicBool,
     line: Arc<dyn Line>,
     interrupt: Mutex<Interrupt>,
+    /// What vCPUs read: equal to the registers whenever nobody is changing them.
+    shown: Arc<RegisterPages>,
 }
 
 /// The first tier of interrupts (AHCI 1.3.1, 10.6.2).
@@ -34,12 +39,26 @@ struct Interrupt {
     vector: Option<Arc<dyn Vector>>,
     msi: bool,
     asserted: bool,
+    /// Ports whose reset waits for commands that are under way.
+    resetting: u32,
 }
 
 impl Hba {
-    pub fn new(name: String, ram: Arc<Ram>, line: Arc<dyn Line>, report: Report) -> Hba {
+    /// With so many ports.
+    pub fn new(
+        name: String,
+        ports: u32,
+        ram: Arc<Ram>,
+        line: Arc<dyn Line>,
+        report: Report,
+    ) -> io::Result<Hba> {
         let (bus_master, interrupt) = (AtomicBool::new(false), Mutex::default());
-        Hba { name, report, ram, bus_master, line, interrupt }
+        let shown = Arc::new(RegisterPages::new(ABAR_SIZE)?);
+        shown.store(host::CAP, host::CAPABILITIES | (ports - 1));
+        shown.store(host::GHC, host::GHC_AHCI);
+        shown.store(host::PI, u32::MAX >> (32 - ports));
+        shown.store(host::VS, host::VERSION);
+        Ok(Hba { name, report, ram, bus_master, line, interrupt, shown })
     }
 
     /// "ahci 00:03.0".
@@ -82,9 +101,24 @@ impl Hba {
         }
     }
 
-    /// IS.
-    pub fn status(&self) -> u32 {
-        self.interrupt().status
+    /// All registers, as vCPUs read them.
+    pub fn shown(&self) -> &Arc<RegisterPages> {
+        &self.shown
+    }
+
+    /// A register of a port is this now.
+    pub fn show(&self, port: u8, register: u64, value: u32) {
+        let at = port::FIRST as usize + port::SIZE as usize * usize::from(port) + register as usize;
+        if self.shown.load(at) != value {
+            self.shown.store(at, value);
+        }
+    }
+
+    /// A reset of a port waits for commands that are under way, or no longer does.
+    pub fn set_resetting(&self, port: u8, resetting: bool) {
+        let mut state = self.interrupt();
+        state.resetting = state.resetting & !(1 << port) | u32::from(resetting) << port;
+        self.show_control(&state);
     }
 
     /// The driver clears bits of IS; those of ports that still want an interrupt come back at once. What is
@@ -95,16 +129,12 @@ impl Hba {
         self.send(&mut state, true);
     }
 
-    /// GHC.IE.
-    pub fn enabled(&self) -> bool {
-        self.interrupt().enabled
-    }
-
     /// The driver writes GHC.IE.
     pub fn enable(&self, enabled: bool) {
         let mut state = self.interrupt();
         let rises = enabled && !state.enabled;
         state.enabled = enabled;
+        self.show_control(&state);
         self.send(&mut state, rises);
     }
 
@@ -129,11 +159,20 @@ impl Hba {
         let mut state = self.interrupt();
         state.enabled = false;
         state.status = state.wanted;
+        self.show_control(&state);
         self.send(&mut state, false);
     }
 
-    /// Brings the pin to where it belongs, or sends a message if there is something new to tell.
+    /// GHC.
+    fn show_control(&self, state: &Interrupt) {
+        let when = |condition: bool, bit: u32| if condition { bit } else { 0 };
+        let resetting = when(state.resetting != 0, host::GHC_RESET);
+        self.shown.store(host::GHC, host::GHC_AHCI | when(state.enabled, host::GHC_INTERRUPTS) | resetting);
+    }
+
+    /// Shows IS, and brings the pin to where it belongs, or sends a message if there is something new to tell.
     fn send(&self, state: &mut Interrupt, new: bool) {
+        self.shown.store(host::IS, state.status);
         let pending = state.enabled && state.status != 0;
         if pending
             && new

@@ -25,7 +25,7 @@ mod text;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::disk::Disk;
-use memory::Ram;
+use memory::{DeviceMemory, Ram};
 use pci::{
     Address, BarKind, BarSpec, ConfigSpace, Decoded, DecodedAt, Function, Identity, Msi, PciError, Pin,
     Services, Windows, capability, register,
@@ -35,13 +35,11 @@ use virtio::Report;
 use hba::Hba;
 pub use options::{AhciCd, AhciDisk, AhciError, AhciPort};
 use port::{PlugError, Pluggable, Port};
-use registers::{host, port as port_register};
+use registers::{ABAR_SIZE, host, port as port_register};
 pub use text::{AtaFirmware, AtaModel, AtaSerial, AtaText, AtaTextError};
 
 /// The BAR with all registers.
 const ABAR: usize = 5;
-/// Room for 32 ports.
-const ABAR_SIZE: u64 = 0x2000;
 /// Where drivers of an ICH9 find the capabilities and the register that enables ports.
 const MSI_AT: u16 = 0x80;
 const PORT_CONTROL: u16 = 0x92;
@@ -63,6 +61,9 @@ pub struct Ahci {
     hba: Arc<Hba>,
     ports: Vec<Port>,
     config: Mutex<Config>,
+    services: Arc<dyn Services>,
+    /// The registers where the guest reads them as memory.
+    visible: Mutex<Option<DeviceMemory>>,
 }
 
 struct Config {
@@ -93,11 +94,13 @@ impl Ahci {
         if !(1..=32).contains(&ports.len()) {
             return Err(AhciError::Ports { at, ports: ports.len() });
         }
-        let hba = Arc::new(Hba::new(format!("ahci {at}"), ram, services.line(at, Pin::A), report));
-        let bar = BarSpec::new(ABAR, BarKind::Memory32 { prefetchable: false }, ABAR_SIZE);
+        let (name, line) = (format!("ahci {at}"), services.line(at, Pin::A));
+        let hba = Hba::new(name, ports.len() as u32, ram, line, report);
+        let hba = Arc::new(hba.map_err(|cause| AhciError::Registers { at, cause })?);
+        let bar = BarSpec::new(ABAR, BarKind::Memory32 { prefetchable: false }, ABAR_SIZE as u64);
         let mut space = ConfigSpace::new(IDENTITY, &[bar.expect("a possible BAR")], windows);
         space.set(register::INTERRUPT_PIN, &[Pin::A as u8]);
-        let msi = Msi::new(at, services, 1, false);
+        let msi = Msi::new(at, services.clone(), 1, false);
         let (body, writable) = msi.capability();
         space.place_capability(MSI_AT, capability::MSI, &body, &writable);
         // Drivers of an ICH9 enable the first ports here, which changes nothing.
@@ -117,7 +120,8 @@ impl Ahci {
             }
             made.push(port);
         }
-        Ok(Ahci { at, hba, ports: made, config: Mutex::new(Config { space, msi }) })
+        let config = Mutex::new(Config { space, msi });
+        Ok(Ahci { at, hba, ports: made, config, services, visible: Mutex::default() })
     }
 
     /// Plugs a disk into an empty port; the guest is told.
@@ -167,31 +171,11 @@ impl Ahci {
         self.ports.get(usize::from(port)).ok_or(AhciError::NoPort { port, last })
     }
 
-    fn read_register(&self, offset: u64) -> u32 {
-        if let Some((port, register)) = self.port_at(offset) {
-            return port.read(register);
-        }
-        let ports = self.ports.len() as u32;
-        match offset {
-            host::CAP => host::CAPABILITIES | (ports - 1),
-            host::GHC => {
-                let when = |condition: bool, bit: u32| if condition { bit } else { 0 };
-                host::GHC_AHCI
-                    | when(self.hba.enabled(), host::GHC_INTERRUPTS)
-                    | when(self.ports.iter().any(Port::is_resetting), host::GHC_RESET)
-            }
-            host::IS => self.hba.status(),
-            host::PI => u32::MAX >> (32 - ports),
-            host::VS => host::VERSION,
-            _ => 0,
-        }
-    }
-
     fn write_register(&self, offset: u64, value: u32) {
         if let Some((port, register)) = self.port_at(offset) {
             return port.write(register, value);
         }
-        match offset {
+        match offset as usize {
             host::GHC if value & host::GHC_RESET != 0 => {
                 self.ports.iter().for_each(Port::reset);
                 self.hba.reset();
@@ -272,7 +256,8 @@ impl Function for Ahci {
         while !left.is_empty() {
             let skip = (at % 4) as usize;
             let (here, rest) = left.split_at_mut(left.len().min(4 - skip));
-            here.copy_from_slice(&self.read_register(at - skip as u64).to_le_bytes()[skip..][..here.len()]);
+            let register = self.hba.shown().load(at as usize - skip);
+            here.copy_from_slice(&register.to_le_bytes()[skip..][..here.len()]);
             at += here.len() as u64;
             left = rest;
         }
@@ -288,7 +273,19 @@ impl Function for Ahci {
         Ok(())
     }
 
-    fn bar_moved(&self, _: usize, _: Option<DecodedAt>) -> Result<(), PciError> {
+    /// No register changes by being read, so the guest reads them as memory, without an exit.
+    fn bar_moved(&self, _: usize, at: Option<DecodedAt>) -> Result<(), PciError> {
+        let mut visible = self.visible.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(memory) = &*visible {
+            self.services.remove_memory(self.at, memory)?;
+            *visible = None;
+        }
+        if let Some(DecodedAt::Memory(range)) = at
+            && let Some(memory) = self.hba.shown().at(self.hba.name(), range)
+        {
+            self.services.add_memory(self.at, &memory)?;
+            *visible = Some(memory);
+        }
         Ok(())
     }
 

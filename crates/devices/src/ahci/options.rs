@@ -142,6 +142,14 @@ pub enum AhciError {
         /// Ports asked for.
         ports: usize,
     },
+    /// There is no memory for its registers.
+    #[error("ahci {at}: cannot have memory for its registers: {cause}. Free some memory on this host.")]
+    Registers {
+        /// The controller.
+        at: Address,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
     /// The controller has no such port.
     #[error("ahci: there is no port {port}. The controller has ports 0 to {last}.")]
     NoPort {

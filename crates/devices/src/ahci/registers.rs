@@ -1,17 +1,20 @@
 //! Registers and their bits (AHCI 1.3.1, section 3).
 
+/// Room for 32 ports.
+pub(super) const ABAR_SIZE: usize = 0x2000;
+
 /// Registers of the controller.
 pub(super) mod host {
     /// Host capabilities.
-    pub const CAP: u64 = 0x00;
+    pub const CAP: usize = 0x00;
     /// Global host control.
-    pub const GHC: u64 = 0x04;
+    pub const GHC: usize = 0x04;
     /// Interrupt status, a bit a port.
-    pub const IS: u64 = 0x08;
+    pub const IS: usize = 0x08;
     /// Ports implemented.
-    pub const PI: u64 = 0x0c;
+    pub const PI: usize = 0x0c;
     /// Version.
-    pub const VS: u64 = 0x10;
+    pub const VS: usize = 0x10;
 
     /// CAP: 64-bit addresses, NCQ, command list override, AHCI only, 6 Gb/s and 32 command slots.
     pub const CAPABILITIES: u32 = 1 << 31 | 1 << 30 | 1 << 24 | 3 << 20 | 1 << 18 | 31 << 8;

@@ -60,6 +60,9 @@ impl Domain {
     /// Maps a device's memory that appears in the guest, if devices are to reach each other's.
     pub(super) fn add_device(&self, state: &mut State, device: &DeviceMemory) -> Result<(), DomainError> {
         let Kind::Guest(wish @ (P2pWish::On | P2pWish::Required)) = self.kind else { return Ok(()) };
+        if device.is_read_only() {
+            return Ok(());
+        }
         if let P2p::Failed(_) = state.p2p {
             return Ok(());
         }

@@ -4,13 +4,17 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::address::GpaRange;
+use crate::registers::RegisterPages;
 
-/// Memory of a device that the guest reaches directly: a BAR, or the part of one that can be mapped.
+/// Memory of a device that the guest reaches directly: a BAR of an assigned function, or the part of one that can be
+/// mapped; or registers of a model, which it can only read and other devices do not reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceMemory {
     owner: Arc<str>,
     range: GpaRange,
     host: NonNull<u8>,
+    /// Kept as long as the map has them.
+    registers: Option<Arc<RegisterPages>>,
 }
 
 // SAFETY: device memory is never accessed through this type, only handed on by address.
@@ -25,7 +29,17 @@ impl DeviceMemory {
     /// `range.len()` bytes from `host` on must stay mapped until the memory is removed from the map it is added to,
     /// and must be of the sort that may change at any time.
     pub unsafe fn new(owner: impl Into<Arc<str>>, range: GpaRange, host: NonNull<u8>) -> DeviceMemory {
-        DeviceMemory { owner: owner.into(), range, host }
+        DeviceMemory { owner: owner.into(), range, host, registers: None }
+    }
+
+    pub(crate) fn of_registers(owner: &str, range: GpaRange, pages: Arc<RegisterPages>) -> DeviceMemory {
+        DeviceMemory { owner: owner.into(), range, host: pages.host_address(), registers: Some(pages) }
+    }
+
+    /// Whether these are a model's registers: the guest reads them as memory, and what it writes goes to the model.
+    /// They are nothing for DMA.
+    pub fn is_read_only(&self) -> bool {
+        self.registers.is_some()
     }
 
     /// Whose it is.

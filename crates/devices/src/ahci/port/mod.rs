@@ -42,6 +42,10 @@ impl PortShared {
         let mut state = self.state();
         let (resetting, wanted) = (state.is_resetting(), state.wants_interrupt());
         let result = change(&mut state, self.hba.reach());
+        self.show(&state);
+        if state.is_resetting() != resetting {
+            self.hba.set_resetting(self.index, !resetting);
+        }
         if state.wants_interrupt() != wanted {
             self.hba.want(self.index, !wanted);
         }
@@ -66,6 +70,12 @@ impl PortShared {
     /// on; those issued after kick.
     pub fn set_asleep(&self, asleep: bool) {
         self.asleep.store(asleep, Ordering::SeqCst);
+    }
+
+    fn show(&self, state: &PortState) {
+        for register in PortState::REGISTERS {
+            self.hba.show(self.index, register, state.read(register));
+        }
     }
 
     fn kick(&self) {
@@ -117,12 +127,8 @@ impl Port {
         let (state, idle) = (Mutex::new(PortState::new()), Condvar::new());
         let asleep = AtomicBool::new(false);
         let shared = Arc::new(PortShared { index, hba, state, idle, kick, asleep });
+        shared.change(|_, _| {});
         Ok(Port { shared, plugged: Mutex::default() })
-    }
-
-    /// Reads a register.
-    pub fn read(&self, register: u64) -> u32 {
-        self.shared.state().read(register)
     }
 
     /// A vCPU writes a register.
@@ -143,11 +149,6 @@ impl Port {
     pub fn reset(&self) {
         self.shared.change(PortState::reset);
         self.shared.kick();
-    }
-
-    /// Whether a reset waits for commands that are under way.
-    pub fn is_resetting(&self) -> bool {
-        self.shared.state().is_resetting()
     }
 
     /// Brings the port into the state after power-on, with nothing under way.

@@ -135,6 +135,25 @@ impl PortState {
         self.in_reset != 0
     }
 
+    /// The registers, in an order in which the cause of an interrupt is there before the interrupt is.
+    pub const REGISTERS: [u64; 14] = [
+        reg::CLB,
+        reg::CLBU,
+        reg::FB,
+        reg::FBU,
+        reg::IE,
+        reg::CMD,
+        reg::TFD,
+        reg::SIG,
+        reg::SSTS,
+        reg::SCTL,
+        reg::SERR,
+        reg::SACT,
+        reg::CI,
+        reg::IS,
+    ];
+
+    /// What a driver reads.
     pub fn read(&self, register: u64) -> u32 {
         match register {
             reg::CLB => self.command_list as u32,
