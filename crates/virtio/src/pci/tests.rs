@@ -288,7 +288,7 @@ fn a_single_queue_can_be_reset_and_used_again() {
 fn nonsense_in_a_queue_asks_for_a_reset_and_is_reported() {
     let guest = Echoed::new();
     let mut driver = guest.start();
-    driver.set_index(999);
+    driver.split().set_index(999);
     guest.write(NOTIFY, [0, 0]);
     assert!(until(|| (guest.status() == 15 | 64).then_some(())).is_some());
     let report = &guest.reports()[0];
