@@ -158,7 +158,7 @@ impl PackedDriver {
 
     /// The wrap counter on the lap of a place.
     fn wrap(&self, place: u64) -> bool {
-        place / u64::from(self.at.size) % 2 == 0
+        (place / u64::from(self.at.size)).is_multiple_of(2)
     }
 
     fn write_u16(&self, at: u64, value: u16) {
