@@ -1,7 +1,9 @@
 //! Descriptor chains: read once, checked, in types of our own.
 
+use std::sync::atomic::Ordering;
+
 use memory::{Gpa, GuestSlice, Ram};
-use zerocopy::{FromBytes, little_endian as le};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::cursor::Cursor;
 use crate::features::Features;
@@ -20,46 +22,38 @@ const INDIRECT: u16 = 4;
 /// limits on segments, both of which are smaller.
 const MAX_INDIRECT: u64 = 1024;
 
-/// A descriptor of a split queue, and of its indirect tables, as it lies in guest memory (2.7.5).
-#[derive(FromBytes)]
+/// A descriptor as it lies in guest memory: of a split queue with its flags and the next one's index (2.7.5), of a
+/// packed one with the buffer's number and its flags (2.8.13).
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-struct SplitDescriptor {
-    address: le::U64,
-    len: le::U32,
-    flags: le::U16,
-    next: le::U16,
-}
-
-/// A descriptor of a packed queue, and of its indirect tables, as it lies in guest memory (2.8.13).
-#[derive(FromBytes)]
-#[repr(C)]
-struct PackedDescriptor {
-    address: le::U64,
-    len: le::U32,
-    id: le::U16,
-    flags: le::U16,
+struct RawDescriptor {
+    address: u64,
+    len: u32,
+    third: u16,
+    fourth: u16,
 }
 
 /// A descriptor, read.
 #[derive(Clone, Copy)]
 struct Descriptor {
-    piece: Piece,
+    address: u64,
+    len: u32,
     flags: u16,
     /// The next descriptor's index in a split queue, the buffer's number in a packed one.
     link: u16,
 }
 
-impl From<SplitDescriptor> for Descriptor {
-    fn from(raw: SplitDescriptor) -> Descriptor {
-        let piece = Piece { gpa: Gpa(raw.address.get()), len: raw.len.get() };
-        Descriptor { piece, flags: raw.flags.get(), link: raw.next.get() }
+impl RawDescriptor {
+    fn of_split(self) -> Descriptor {
+        let RawDescriptor { address, len, third, fourth } = self;
+        let (flags, link) = (u16::from_le(third), u16::from_le(fourth));
+        Descriptor { address: u64::from_le(address), len: u32::from_le(len), flags, link }
     }
-}
 
-impl From<PackedDescriptor> for Descriptor {
-    fn from(raw: PackedDescriptor) -> Descriptor {
-        let piece = Piece { gpa: Gpa(raw.address.get()), len: raw.len.get() };
-        Descriptor { piece, flags: raw.flags.get(), link: raw.id.get() }
+    fn of_packed(self) -> Descriptor {
+        let RawDescriptor { address, len, third, fourth } = self;
+        let (link, flags) = (u16::from_le(third), u16::from_le(fourth));
+        Descriptor { address: u64::from_le(address), len: u32::from_le(len), flags, link }
     }
 }
 
@@ -197,7 +191,7 @@ impl Chain {
         self.clear();
         let mut index = head;
         for _ in 0..size {
-            let descriptor = descriptor::<SplitDescriptor>(table, index, size, head)?;
+            let descriptor = descriptor(table, index, size, head)?.of_split();
             if descriptor.flags & INDIRECT != 0 {
                 let (table, size) = indirect(head, ram, descriptor, features)?;
                 return self.read_split_table(head, ram, table, size);
@@ -220,7 +214,7 @@ impl Chain {
     ) -> Result<(), Malformed> {
         let mut index = 0;
         for _ in 0..size {
-            let descriptor = descriptor::<SplitDescriptor>(table, index, size, head)?;
+            let descriptor = descriptor(table, index, size, head)?.of_split();
             if descriptor.flags & INDIRECT != 0 {
                 return Err(Malformed::UnexpectedIndirect { head });
             }
@@ -246,7 +240,7 @@ impl Chain {
         self.clear();
         let mut index = head;
         for count in 1..=room {
-            let descriptor = descriptor::<PackedDescriptor>(ring, index, size, head)?;
+            let descriptor = descriptor(ring, index, size, head)?.of_packed();
             if descriptor.flags & INDIRECT != 0 {
                 let (table, entries) = indirect(head, ram, descriptor, features)?;
                 self.read_packed_table(head, ram, table, entries)?;
@@ -272,7 +266,7 @@ impl Chain {
         entries: u16,
     ) -> Result<(), Malformed> {
         (0..entries).try_for_each(|index| {
-            let descriptor = descriptor::<PackedDescriptor>(table, index, entries, head)?;
+            let descriptor = descriptor(table, index, entries, head)?.of_packed();
             self.push(head, ram, descriptor)
         })
     }
@@ -282,18 +276,14 @@ impl Chain {
         self.readable = 0;
     }
 
-    fn push(
-        &mut self,
-        head: u16,
-        ram: &Ram,
-        Descriptor { piece, flags, .. }: Descriptor,
-    ) -> Result<(), Malformed> {
+    fn push(&mut self, head: u16, ram: &Ram, descriptor: Descriptor) -> Result<(), Malformed> {
+        let piece = Piece { gpa: Gpa(descriptor.address), len: descriptor.len };
         if piece.len == 0 {
             return Err(Malformed::Empty { head, at: piece.gpa });
         }
         let len = u64::from(piece.len);
         ram.slice(piece.gpa, len).map_err(|_| Malformed::OutsideRam { head, at: piece.gpa, len })?;
-        if flags & WRITE == 0 {
+        if descriptor.flags & WRITE == 0 {
             if self.readable < self.pieces.len() {
                 return Err(Malformed::ReadableAfterWritable { head });
             }
@@ -308,7 +298,7 @@ impl Chain {
 fn indirect(
     head: u16,
     ram: &Ram,
-    Descriptor { piece: Piece { gpa: at, len }, flags, .. }: Descriptor,
+    Descriptor { address, len, flags, .. }: Descriptor,
     features: Features,
 ) -> Result<(GuestSlice<'_>, u16), Malformed> {
     if !features.contains(Features::INDIRECT_DESC) || flags & NEXT != 0 {
@@ -318,24 +308,22 @@ fn indirect(
     if !u64::from(len).is_multiple_of(DESCRIPTOR_SIZE) || count == 0 || count > MAX_INDIRECT {
         return Err(Malformed::IndirectLength { head, len });
     }
-    let len = u64::from(len);
+    let (at, len) = (Gpa(address), u64::from(len));
     let table = ram.slice(at, len).map_err(|_| Malformed::OutsideRam { head, at, len })?;
     Ok((table, count as u16))
 }
 
 /// Reads a descriptor, once.
-fn descriptor<D>(table: GuestSlice<'_>, index: u16, size: u16, head: u16) -> Result<Descriptor, Malformed>
-where
-    D: FromBytes + Into<Descriptor>,
-{
-    const SIZE: usize = DESCRIPTOR_SIZE as usize;
-    // On eight bytes, so that the copy takes two steps.
-    #[repr(align(8))]
-    struct Aligned([u8; SIZE]);
-    let place = table.sub(usize::from(index) * SIZE, SIZE).filter(|_| index < size);
+
+fn descriptor(table: GuestSlice<'_>, index: u16, size: u16, head: u16) -> Result<RawDescriptor, Malformed> {
+    let offset = usize::from(index) * DESCRIPTOR_SIZE as usize;
+    let place = table.sub(offset, DESCRIPTOR_SIZE as usize).filter(|_| index < size);
     let place = place.ok_or(Malformed::NoSuchDescriptor { head, index, size })?;
-    let mut copy = Aligned([0; SIZE]);
-    place.read(&mut copy.0);
-    const { assert!(size_of::<D>() == SIZE) };
-    Ok(D::read_from_bytes(&copy.0).expect("a descriptor has that many bytes").into())
+    // Indirect tables may lie anywhere, though drivers align them.
+    if let (Some(first), Some(second)) = (place.atomic_u64(0), place.atomic_u64(8)) {
+        return Ok(zerocopy::transmute!([first.load(Ordering::Relaxed), second.load(Ordering::Relaxed)]));
+    }
+    let mut copy = [0; DESCRIPTOR_SIZE as usize];
+    place.read(&mut copy);
+    Ok(zerocopy::transmute!(copy))
 }

@@ -93,6 +93,11 @@ impl Split {
         self.size
     }
 
+    /// Where a position lies in its ring: sizes are powers of two.
+    fn place(&self, position: u16) -> usize {
+        usize::from(position & (self.size - 1))
+    }
+
     pub(super) fn pop(
         &mut self,
         chain: &mut Chain,
@@ -105,7 +110,7 @@ impl Split {
         if self.taken == self.size {
             return Err(Malformed::TooManyChains { size: self.size });
         }
-        let place = usize::from(self.next_avail % self.size);
+        let place = self.place(self.next_avail);
         let head = self.avail.ring.atomic_u16(2 * place).expect("the place is inside the ring");
         let head = u16::from_le(head.load(Ordering::Relaxed));
         chain.read_split(head, ram, self.descriptors, self.size, features)?;
@@ -131,7 +136,7 @@ impl Split {
     }
 
     pub(super) fn push_used(&mut self, head: &Head, written: u32) {
-        let place = usize::from(self.next_used % self.size);
+        let place = self.place(self.next_used);
         let word =
             |offset| self.used.ring.atomic_u32(8 * place + offset).expect("the place is inside the ring");
         word(0).store(u32::from(head.id).to_le(), Ordering::Relaxed);
