@@ -90,7 +90,7 @@ fn resets(times: u32, disk: &str) {
 }
 
 #[test]
-fn a_driver_comes_and_goes_fifty_times_under_load() {
+fn a_driver_comes_and_goes_under_load() {
     resets(50, ",packed=on");
 }
 
