@@ -6,10 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use devices::{VirtioBlk, VirtioBlkOptions};
+use devices::{Rings, VirtioBlk, VirtioBlkOptions};
 use disk::{Disk, DiskOptions};
 use memory::{Gpa, GpaRange, Ram};
-use virtio::driver::Guest;
+use virtio::driver::{Guest, Layout, PackedDriver};
+use virtio::{Features, Piece};
 
 use crate::steps::Steps;
 
@@ -51,6 +52,8 @@ struct Driver {
     available: [u16; 2],
     /// Descriptors used so far, for requests: the next ones.
     next: [u16; 2],
+    /// The queues, when they are packed.
+    packed: Option<[Packed; 2]>,
     headers: u64,
     /// Set up as it should be and not meddled with since: it must answer.
     sane: bool,
@@ -60,11 +63,31 @@ struct Driver {
     given: Vec<bool>,
 }
 
+/// A packed queue, and how many of its chains are under way.
+struct Packed {
+    ring: PackedDriver,
+    under_way: usize,
+}
+
+impl Packed {
+    /// Takes back what the device has answered.
+    fn take_used(&mut self) {
+        while self.ring.take_used().is_some() {
+            self.under_way -= 1;
+        }
+    }
+}
+
 /// Runs one input.
 pub fn run(input: &[u8]) {
     let mut steps = Steps::new(input);
     let (disk, _) = disk();
-    let options = VirtioBlkOptions { queues: 2, queue_size: 64, ..VirtioBlkOptions::new("disk0") };
+    let options = VirtioBlkOptions {
+        queues: 2,
+        queue_size: 64,
+        rings: Rings::Packed,
+        ..VirtioBlkOptions::new("disk0")
+    };
     let device = VirtioBlk::new(disk, options).expect("possible options");
     let ram = Ram::new(&[GpaRange::new(Gpa(0), RAM).expect("not empty")]).expect("512 KiB");
     ram.write(Gpa(DATA), &vec![UNTOUCHED; (RAM - DATA) as usize]).expect("RAM");
@@ -75,6 +98,7 @@ pub fn run(input: &[u8]) {
         size: 64,
         available: [0; 2],
         next: [0; 2],
+        packed: None,
         headers: 0,
         sane: false,
         wild: false,
@@ -100,6 +124,11 @@ impl Driver {
             24..64 => self.request(queue, steps),
             64..84 => self.kick(queue),
             84..92 => self.descriptor(queue, steps),
+            92..100 if self.packed.is_some() => {
+                // Wishes for events, the device's own among them.
+                let at = self.packed.as_ref().map_or(0, |rings| rings[queue].ring.addresses().driver.0);
+                self.put(at + u64::from(steps.u8() & 4), &steps.u32().to_le_bytes());
+            }
             92..96 => {
                 // An index from nowhere.
                 self.available[queue] = steps.u16();
@@ -164,7 +193,9 @@ impl Driver {
     /// Everything that a driver does first, as it should.
     fn set_up(&mut self, steps: &mut Steps<'_>) {
         let refused = u64::from(steps.u16());
-        self.size = 1 << (steps.u8() % 7);
+        let shape = steps.u8();
+        self.size = 1 << ((shape & 0x7f) % 7);
+        let packed = shape & 0x80 != 0;
         self.poke(Guest::COMMON + 20, &[0]);
         self.poke(Guest::COMMON + 20, &[1]);
         self.poke(Guest::COMMON + 20, &[3]);
@@ -176,18 +207,33 @@ impl Driver {
             offered |= u64::from(u32::from_le_bytes(word)) << (32 * half);
         }
         // Of the device's own features, and of indirect tables and event indices, not all are taken.
-        let accepted = offered & !(refused & 0x3fff) & !(refused >> 14 << 28);
+        let split = if packed { 0 } else { Features::RING_PACKED.0 };
+        let accepted = offered & !(refused & 0x3fff) & !(refused >> 14 << 28) & !split;
         for half in 0..2u32 {
             self.poke(Guest::COMMON + 8, &half.to_le_bytes());
             self.poke(Guest::COMMON + 12, &((accepted >> (32 * half)) as u32).to_le_bytes());
         }
         self.poke(Guest::COMMON + 20, &[11]);
+        self.packed = None;
+        for base in QUEUE {
+            self.ram.zero(Gpa(base), 0x8000).expect("RAM");
+        }
+        if packed {
+            let ring = |base| PackedDriver::new(self.ram.clone(), Gpa(base), self.size, Features(accepted));
+            self.packed = Some(QUEUE.map(|base| Packed { ring: ring(base), under_way: 0 }));
+        }
         for queue in 0..2u16 {
             let base = QUEUE[usize::from(queue)];
-            self.ram.zero(Gpa(base), 0x8000).expect("RAM");
+            let (driver, device) = match &self.packed {
+                None => (base + AVAILABLE, base + USED),
+                Some(rings) => {
+                    let at = rings[usize::from(queue)].ring.addresses();
+                    (at.driver.0, at.device.0)
+                }
+            };
             self.poke(Guest::COMMON + 22, &queue.to_le_bytes());
             self.poke(Guest::COMMON + 24, &self.size.to_le_bytes());
-            for (register, at) in [(32, base), (40, base + AVAILABLE), (48, base + USED)] {
+            for (register, at) in [(32, base), (40, driver), (48, device)] {
                 self.poke(Guest::COMMON + register, &at.to_le_bytes());
             }
             self.poke(Guest::COMMON + 28, &1u16.to_le_bytes());
@@ -220,6 +266,10 @@ impl Driver {
         if flags & 0x10 == 0 {
             pieces.push((DATA + u64::from(steps.u16()) * 4, 1, true));
         }
+        if self.packed.is_some() {
+            let indirect = flags & 0x20 != 0;
+            return self.add_packed(queue, &pieces, indirect);
+        }
         let count = pieces.len() as u16;
         let (table, first) =
             if flags & 0x20 == 0 { (QUEUE[queue], self.next[queue]) } else { (self.table(queue), 0) };
@@ -242,6 +292,28 @@ impl Driver {
         self.put(QUEUE[queue] + AVAILABLE + 2, &self.available[queue].to_le_bytes());
     }
 
+    /// Makes a request available in a packed queue, if it has room. A driver that has lost its way does not look at
+    /// what comes back.
+    fn add_packed(&mut self, queue: usize, pieces: &[(u64, u32, bool)], indirect: bool) {
+        let table = Gpa(self.table(queue));
+        let layout = if indirect { Layout::Indirect(table) } else { Layout::Direct };
+        let of = |write| {
+            let side = pieces.iter().filter(move |piece| piece.2 == write);
+            side.map(|(at, len, _)| Piece { gpa: Gpa(*at), len: *len }).collect::<Vec<_>>()
+        };
+        let Some(rings) = &mut self.packed else { return };
+        if self.sane && !self.wild {
+            rings[queue].take_used();
+        }
+        if rings[queue].ring.add(&of(false), &of(true), layout).is_some() {
+            rings[queue].under_way += 1;
+            self.available[queue] = self.available[queue].wrapping_add(1);
+            for (at, len, write) in pieces {
+                self.grant(*at, *len, u16::from(*write) << 1);
+            }
+        }
+    }
+
     /// A table of 64 descriptors for an indirect chain.
     fn table(&self, queue: usize) -> u64 {
         TABLES + 0x4000 * queue as u64 + 0x400 * u64::from(self.available[queue] % 16)
@@ -252,6 +324,8 @@ impl Driver {
         let (table, size) =
             if steps.u8() & 1 == 0 { (QUEUE[queue], self.size) } else { (self.table(queue), 64) };
         let index = u16::from(steps.u8()) % size;
+        // In a packed ring, what is available is not what the driver thinks any more.
+        self.sane &= self.packed.is_none();
         let at = match steps.u8() % 8 {
             0..4 => DATA + u64::from(steps.u16()) * 4,
             4 => TABLES + u64::from(steps.u16() & 0x7ff0),
@@ -270,6 +344,15 @@ impl Driver {
         raw[12..14].copy_from_slice(&flags.to_le_bytes());
         raw[14..].copy_from_slice(&next.to_le_bytes());
         self.put(table + 16 * u64::from(index), &raw);
+        // Packed descriptors have their flags where split ones have the next index.
+        self.grant(at, len, flags);
+        if self.packed.is_some() {
+            self.grant(at, len, next);
+        }
+    }
+
+    /// Notes what a descriptor lets the device do.
+    fn grant(&mut self, at: u64, len: u32, flags: u16) {
         if flags & 4 != 0 {
             // A table: its descriptors are known if it is one of ours.
             self.wild |= !(TABLES..DATA).contains(&at) || !at.is_multiple_of(16);
@@ -291,6 +374,14 @@ impl Driver {
             return;
         }
         let start = Instant::now();
+        while let Some(rings) = &mut self.packed {
+            rings[queue].take_used();
+            if rings[queue].under_way == 0 || self.guest.status() & 64 != 0 {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{} chains not answered", rings[queue].under_way);
+            std::thread::yield_now();
+        }
         loop {
             let used: u16 = self.ram.read_obj(Gpa(QUEUE[queue] + USED + 2)).expect("RAM");
             if used == self.available[queue] || self.guest.status() & 64 != 0 {

@@ -50,7 +50,9 @@ pub fn run(input: &[u8]) {
     };
     let flags = steps.u8();
     let mut features = Features::VERSION_1;
-    for (bit, feature) in [(1, Features::INDIRECT_DESC), (2, Features::EVENT_IDX)] {
+    let features_by_bit =
+        [(1, Features::INDIRECT_DESC), (2, Features::EVENT_IDX), (8, Features::RING_PACKED)];
+    for (bit, feature) in features_by_bit {
         if flags & bit != 0 {
             features = features | feature;
         }
@@ -81,12 +83,21 @@ pub fn run(input: &[u8]) {
                 raw[12..].copy_from_slice(steps.bytes(4).first_chunk().unwrap_or(&[0; 4]));
                 write(table.saturating_add(16 * index), &raw);
             }
+            1 if features.contains(Features::RING_PACKED) => {
+                // The flags of a descriptor, mostly on the lap on which the device comes.
+                let (place, lap) = (u64::from(available % size), available / size);
+                let wrap = if lap.is_multiple_of(2) { 1 << 7 } else { 1 << 15 };
+                let flags = if step & 0x80 != 0 { steps.u16() } else { u16::from(steps.u8()) & 7 | wrap };
+                write(at.descriptors.0.saturating_add(16 * place + 14), &flags.to_le_bytes());
+                available = available.wrapping_add(1);
+            }
             1 => {
                 let place = u64::from(available % size);
                 write(at.driver.0.saturating_add(4 + 2 * place), &steps.u16().to_le_bytes());
                 available = available.wrapping_add(1);
                 write(at.driver.0.saturating_add(2), &available.to_le_bytes());
             }
+            2 if features.contains(Features::RING_PACKED) => available = steps.u16(),
             2 => {
                 available = steps.u16();
                 write(at.driver.0.saturating_add(2), &available.to_le_bytes());

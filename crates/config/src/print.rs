@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write};
 
-use crate::model::{Assign, Disk, DiskSource, FileDisk, HostDomain, Vm, Writes};
+use crate::model::{Assign, Disk, DiskModel, DiskSource, FileDisk, HostDomain, Vm, Writes};
 use crate::values::name::DomainName;
 
 impl Vm {
@@ -73,6 +73,10 @@ impl Lines {
         self.text("model", disk.model.name());
         if let Some(queues) = disk.model.queues() {
             self.bare("queues", queues);
+        }
+        if let DiskModel::VirtioBlk { packed, write_cache, .. } = disk.model {
+            self.bare("packed", packed);
+            self.bare("write-cache", write_cache);
         }
         match disk.writes {
             Writes::Kept => self.bare("readonly", false),

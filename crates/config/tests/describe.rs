@@ -42,7 +42,7 @@ fn the_documented_example_reads_as_it_says() {
     assert_eq!(vm.assigned[0].address.to_string(), "0000:01:00.0");
     let first = Disk {
         source: path("/dev/disk/by-id/ata-WD-1234"),
-        model: DiskModel::VirtioBlk { queues: Some(2.try_into().unwrap()) },
+        model: DiskModel::VirtioBlk { queues: Some(2.try_into().unwrap()), packed: false, write_cache: true },
         writes: Writes::Refused,
         serial: Some("WD-1234".parse().unwrap()),
     };
@@ -369,8 +369,12 @@ fn disk(text: &str) -> Disk {
 fn a_disk_is_shown_as_each_of_the_models() {
     let queues = Some(3.try_into().unwrap());
     for (text, model) in [
-        ("d", DiskModel::VirtioBlk { queues: None }),
-        ("d,model=virtio-blk,queues=3", DiskModel::VirtioBlk { queues }),
+        ("d", DiskModel::VirtioBlk { queues: None, packed: false, write_cache: true }),
+        (
+            "d,model=virtio-blk,queues=3,packed=on",
+            DiskModel::VirtioBlk { queues, packed: true, write_cache: true },
+        ),
+        ("d,write-cache=off", DiskModel::VirtioBlk { queues: None, packed: false, write_cache: false }),
         ("d,model=nvme,queues=3", DiskModel::Nvme { queues }),
         ("d,model=ahci", DiskModel::Ahci),
         ("d,model=ahci-cd,readonly=on", DiskModel::AhciCd),
@@ -417,6 +421,9 @@ fn what_makes_no_sense_together_is_a_finding() {
     for (text, said) in [
         ("d,model=ahci,queues=2", "`queues` means nothing with `model=ahci`. Remove one of them."),
         ("d,model=ahci-cd,queues=2", "`queues` means nothing with `model=ahci-cd`."),
+        ("d,model=nvme,packed=on", "`packed` means nothing with `model=nvme`."),
+        ("d,model=ahci,write-cache=off", "`write-cache` means nothing with `model=ahci`."),
+        ("d,packed=maybe", "`packed`"),
         ("d,model=ahci-cd,readonly=off", "`readonly=off` means nothing with `model=ahci-cd`."),
         ("d,model=ahci-cd,snapshot=on", "`snapshot=on` means nothing with `model=ahci-cd`."),
         ("d,snapshot=on,readonly=on", "`readonly` and `snapshot` exclude each other."),
@@ -463,6 +470,8 @@ fn the_documented_example_shows_every_key_of_a_disk() {
         "poll",
         "model",
         "queues",
+        "packed",
+        "write-cache",
         "readonly",
         "snapshot",
         "serial",

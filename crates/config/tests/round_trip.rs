@@ -59,9 +59,9 @@ fn source() -> impl Strategy<Value = DiskSource> {
 
 fn model() -> impl Strategy<Value = DiskModel> {
     let queues = option::of((1i64..=1024).prop_map(|count| count.try_into().unwrap()));
-    queues.prop_flat_map(|queues| {
+    (queues, any::<bool>(), any::<bool>()).prop_flat_map(|(queues, packed, write_cache)| {
         prop::sample::select(vec![
-            DiskModel::VirtioBlk { queues },
+            DiskModel::VirtioBlk { queues, packed, write_cache },
             DiskModel::Nvme { queues },
             DiskModel::Ahci,
             DiskModel::AhciCd,

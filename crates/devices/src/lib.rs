@@ -13,4 +13,4 @@ pub use ports::PortDevice;
 pub use power::{PmTimer, Power, PowerRequest, ResetPort};
 pub use rtc::Rtc;
 pub use serial::SerialPort;
-pub use virtio_blk::{SizeNotice, VirtioBlk, VirtioBlkError, VirtioBlkOptions};
+pub use virtio_blk::{InitialCache, Rings, SizeNotice, VirtioBlk, VirtioBlkError, VirtioBlkOptions};

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use config::{DiskModel, DiskSource, FileDisk, Writes};
 use devices::ahci::{Ahci, AhciCd, AhciDisk, AhciPort, AtaText};
-use devices::{Namespace, Nvme, NvmeOptions, VirtioBlk, VirtioBlkOptions};
+use devices::{InitialCache, Namespace, Nvme, NvmeOptions, Rings, VirtioBlk, VirtioBlkOptions};
 use disk::{Allocation, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl, Sectors, SizeWatch, Source};
 use memory::Ram;
 use pci::{Address, Bus, Function, PciError, Services};
@@ -112,8 +112,14 @@ impl OpenDisk {
         let serial = disk.serial.as_ref().map(|serial| serial.as_str().to_owned());
         let ata_serial = || serial.as_deref().map(AtaText::new).transpose();
         let model = match disk.model {
-            DiskModel::VirtioBlk { .. } => {
-                let options = VirtioBlkOptions { queues, serial, ..VirtioBlkOptions::new(name) };
+            DiskModel::VirtioBlk { packed, write_cache, .. } => {
+                let options = VirtioBlkOptions {
+                    queues,
+                    serial,
+                    rings: if packed { Rings::Packed } else { Rings::Split },
+                    write_cache: if write_cache { InitialCache::OfDisk } else { InitialCache::Off },
+                    ..VirtioBlkOptions::new(name)
+                };
                 Model::VirtioBlk(Box::new(VirtioBlk::new(opened.clone(), options)?))
             }
             DiskModel::Nvme { .. } => Model::Nvme(NvmeOptions { queues, serial, ..NvmeOptions::new(name) }),

@@ -3,7 +3,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU32};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
 /// A piece of guest RAM. Its bytes may change at any moment: copy them once, then check the copy.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +96,16 @@ impl<'ram> GuestSlice<'ram> {
         Some(unsafe { place.as_ref() })
     }
 
+    /// The 64 bits at `offset` as an atomic, or `None` when they are outside or not aligned.
+    pub fn atomic_u64(self, offset: usize) -> Option<&'ram AtomicU64> {
+        let place = self.sub(offset, 8)?.start.cast::<AtomicU64>();
+        if !place.is_aligned() {
+            return None;
+        }
+        // SAFETY: as in `atomic_u16`.
+        Some(unsafe { place.as_ref() })
+    }
+
     /// Fills the slice from a reader by way of a bounded buffer; `next` gets the buffer and how many bytes
     /// are done. [`io::ErrorKind::UnexpectedEof`] when it ends too soon.
     pub(crate) fn fill_from(
@@ -178,5 +188,8 @@ mod tests {
         assert!(slice.atomic_u16(4095).is_none());
         assert!(slice.atomic_u16(1).is_none());
         assert!(slice.atomic_u32(4094).is_none());
+        assert!(slice.atomic_u64(4088).is_some());
+        assert!(slice.atomic_u64(4092).is_none());
+        assert!(slice.atomic_u64(4096).is_none());
     }
 }

@@ -44,11 +44,14 @@ pub trait VirtioDevice: Send {
     /// Features offered, beside those of the transport.
     fn features(&self) -> Features;
 
-    /// The longest size of each queue, a power of two.
+    /// The longest size of each queue, a power of two. Drivers may choose less.
     fn queue_sizes(&self) -> &[u16];
 
     /// Hands over the means to tell the driver that configuration space has changed by itself.
     fn attach(&mut self, _change: ConfigChange) {}
+
+    /// Driver and device have agreed on these features (2.2). No queue runs yet.
+    fn negotiated(&mut self, _features: Features) {}
 
     /// Reads the device's configuration space; bytes it does not have are 0.
     fn read_config(&self, offset: u64, data: &mut [u8]);

@@ -14,6 +14,8 @@ impl Features {
     pub const EVENT_IDX: Features = Features(1 << 29);
     /// The device follows version 1 of the specification; there is no other kind here.
     pub const VERSION_1: Features = Features(1 << 32);
+    /// Queues are packed: one ring in place of a table and two rings.
+    pub const RING_PACKED: Features = Features(1 << 34);
     /// A queue can be reset on its own.
     pub const RING_RESET: Features = Features(1 << 40);
 

@@ -111,24 +111,33 @@ impl FileKeys {
     }
 }
 
-/// What the guest sees; only some models have queues to choose.
+/// What the guest sees; only some models have queues or a cache to choose.
 fn model(keys: &mut Keys<'_>) -> Option<DiskModel> {
     let name: Given<ModelName> = keys.get("model");
     let queues: Given<Queues> = keys.get("queues");
-    let place = queues.place();
+    let packed: Given<bool> = keys.get("packed");
+    let write_cache: Given<bool> = keys.get("write-cache");
+    let of_virtio = [("packed", packed.place()), ("write-cache", write_cache.place())];
+    let of_both = [("queues", queues.place())];
     let name = match name {
         Given::Wrong => return None,
         name => name.value().unwrap_or_default(),
     };
-    let model = match name {
-        ModelName::VirtioBlk => return Some(DiskModel::VirtioBlk { queues: queues.value() }),
-        ModelName::Nvme => return Some(DiskModel::Nvme { queues: queues.value() }),
-        ModelName::Ahci => DiskModel::Ahci,
-        ModelName::AhciCd => DiskModel::AhciCd,
+    let (model, with) = match name {
+        ModelName::VirtioBlk => {
+            let (packed, write_cache) =
+                (packed.value().unwrap_or(false), write_cache.value().unwrap_or(true));
+            return Some(DiskModel::VirtioBlk { queues: queues.value(), packed, write_cache });
+        }
+        ModelName::Nvme => (DiskModel::Nvme { queues: queues.value() }, "model=nvme"),
+        ModelName::Ahci => (DiskModel::Ahci, "model=ahci"),
+        ModelName::AhciCd => (DiskModel::AhciCd, "model=ahci-cd"),
     };
-    if let Some(place) = place {
-        let with = if model == DiskModel::Ahci { "model=ahci" } else { "model=ahci-cd" };
-        keys.found(&place, Problem::NotWith { key: "queues", with });
+    let of_both = of_both.into_iter().filter(|_| name != ModelName::Nvme);
+    for (key, place) in of_both.chain(of_virtio) {
+        if let Some(place) = place {
+            keys.found(&place, Problem::NotWith { key, with });
+        }
     }
     Some(model)
 }

@@ -125,6 +125,8 @@ pub(super) const DISK: &[&str] = &[
     "poll",
     "model",
     "queues",
+    "packed",
+    "write-cache",
     "readonly",
     "snapshot",
     "serial",

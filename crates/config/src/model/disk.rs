@@ -39,6 +39,11 @@ pub enum DiskModel {
     VirtioBlk {
         /// How many queues it has; `None` for one per vCPU.
         queues: Option<Queues>,
+        /// Whether its queues may be packed, which the guest's driver must know how to use. Without a word they are
+        /// split.
+        packed: bool,
+        /// Whether the guest finds a write cache, where the disk has one. The guest may switch it, too.
+        write_cache: bool,
     },
     /// A disk on a SATA controller, which it shares with other such disks, `ahci`.
     Ahci,
@@ -65,16 +70,16 @@ impl DiskModel {
     /// How many queues were asked for; `None` for one per vCPU, or when the model has no such choice.
     pub fn queues(self) -> Option<Queues> {
         match self {
-            DiskModel::VirtioBlk { queues } | DiskModel::Nvme { queues } => queues,
+            DiskModel::VirtioBlk { queues, .. } | DiskModel::Nvme { queues } => queues,
             DiskModel::Ahci | DiskModel::AhciCd => None,
         }
     }
 }
 
-/// A virtio block device with a queue per vCPU.
+/// A virtio block device with a split queue per vCPU and the disk's write cache.
 impl Default for DiskModel {
     fn default() -> DiskModel {
-        DiskModel::VirtioBlk { queues: None }
+        DiskModel::VirtioBlk { queues: None, packed: false, write_cache: true }
     }
 }
 

@@ -51,12 +51,42 @@ pub struct VirtioBlkOptions {
     pub queue_size: u16,
     /// The serial number shown, if not the disk's own; 20 bytes at most.
     pub serial: Option<String>,
+    /// Which kinds of queues a driver may choose from.
+    pub rings: Rings,
+    /// The write cache that a driver finds.
+    pub write_cache: InitialCache,
+}
+
+/// Kinds of queues (VIRTIO 1.2, 2.6).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rings {
+    /// Split queues only.
+    Split,
+    /// Packed queues for drivers that have them, else split ones.
+    Packed,
+}
+
+/// The write cache that a driver finds after a reset. It may choose the other one: without a cache a write completes
+/// when it is on stable storage; with one, a flush brings it there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InitialCache {
+    /// As the disk has it.
+    OfDisk,
+    /// None.
+    Off,
 }
 
 impl VirtioBlkOptions {
-    /// One queue of 256 descriptors and the disk's own serial number.
+    /// One split queue of 256 descriptors, and serial number and write cache of the disk.
     pub fn new(name: impl Into<String>) -> VirtioBlkOptions {
-        VirtioBlkOptions { name: name.into(), queues: 1, queue_size: 256, serial: None }
+        VirtioBlkOptions {
+            name: name.into(),
+            queues: 1,
+            queue_size: 256,
+            serial: None,
+            rings: Rings::Split,
+            write_cache: InitialCache::OfDisk,
+        }
     }
 }
 
@@ -99,6 +129,8 @@ pub struct VirtioBlk {
     queue_sizes: Vec<u16>,
     config: Config,
     serial: [u8; SERIAL_LENGTH],
+    rings: Rings,
+    initial_cache: WriteCache,
     /// Whether completed writes may wait in a cache until the next flush; the driver may change it.
     write_back: Arc<AtomicBool>,
     size_notice: SizeNotice,
@@ -120,7 +152,7 @@ impl SizeNotice {
 impl VirtioBlk {
     /// A device over a disk that others may use only through the same `disk`.
     pub fn new(disk: Arc<Disk>, options: VirtioBlkOptions) -> Result<VirtioBlk, VirtioBlkError> {
-        let VirtioBlkOptions { name, queues, queue_size, serial } = options;
+        let VirtioBlkOptions { name, queues, queue_size, serial, rings, write_cache } = options;
         if !(1..=64).contains(&queues) {
             return Err(VirtioBlkError::Queues { name, queues });
         }
@@ -136,10 +168,16 @@ impl VirtioBlk {
         for (to, from) in serial.iter_mut().zip(shown.bytes()) {
             *to = from;
         }
+        let initial_cache = match write_cache {
+            InitialCache::OfDisk => geometry.write_cache,
+            InitialCache::Off => WriteCache::WriteThrough,
+        };
         Ok(VirtioBlk {
             name: format!("virtio-blk {name}"),
             config: Config::new(geometry, queues, queue_size),
-            write_back: Arc::new(AtomicBool::new(geometry.write_cache == WriteCache::WriteBack)),
+            write_back: Arc::new(AtomicBool::new(initial_cache == WriteCache::WriteBack)),
+            rings,
+            initial_cache,
             queue_sizes: vec![queue_size; usize::from(queues)],
             serial,
             short: name,
@@ -156,11 +194,6 @@ impl VirtioBlk {
     /// To tell the driver of another size of the disk, which it sees from then on.
     pub fn size_notice(&self) -> SizeNotice {
         self.size_notice.clone()
-    }
-
-    /// As the disk is.
-    fn default_write_back(&self) -> bool {
-        self.disk.geometry().write_cache == WriteCache::WriteBack
     }
 }
 
@@ -190,6 +223,7 @@ impl VirtioDevice for VirtioBlk {
             | feature::TOPOLOGY
             | feature::FLUSH
             | feature::CONFIG_WCE
+            | when(self.rings == Rings::Packed, Features::RING_PACKED)
             | when(self.queue_sizes.len() > 1, feature::MQ)
             | when(!writable, feature::RO)
             | when(writable && geometry.discard.is_some(), feature::DISCARD)
@@ -203,6 +237,12 @@ impl VirtioDevice for VirtioBlk {
     fn attach(&mut self, change: ConfigChange) {
         // A device has one transport for its life.
         self.size_notice.0.set(change).ok();
+    }
+
+    fn negotiated(&mut self, features: Features) {
+        // Without flushes nothing would ever leave a cache (5.2.5.2).
+        let cached = self.initial_cache == WriteCache::WriteBack && features.contains(feature::FLUSH);
+        self.write_back.store(cached, Ordering::Relaxed);
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -230,6 +270,6 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn reset(&mut self) {
-        self.write_back.store(self.default_write_back(), Ordering::Relaxed);
+        self.write_back.store(self.initial_cache == WriteCache::WriteBack, Ordering::Relaxed);
     }
 }

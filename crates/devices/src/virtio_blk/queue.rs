@@ -72,6 +72,12 @@ impl Cache {
             self.disk == WriteCache::WriteThrough || self.flush && self.write_back.load(Ordering::Relaxed);
         if cached { Durability::Cached } else { Durability::Stable }
     }
+
+    /// Whether what is done is not on stable storage yet and should be. Writes are that by themselves when they
+    /// complete; zeroes need a flush.
+    fn flush_after(&self, operation: Operation) -> bool {
+        matches!(operation, Operation::WriteZeroes(..)) && self.durability() == Durability::Stable
+    }
 }
 
 impl BlockQueue {
@@ -205,6 +211,10 @@ impl BlockQueue {
             let Event::Done { tag, operation, result, buffers } = event else { continue };
             let slot = self.slots[tag as usize].take().expect("the disk returns each tag once");
             self.free.push(tag as u16);
+            if result.is_ok() && self.cache.flush_after(operation) {
+                self.submit(slot, Operation::Flush, buffers)?;
+                continue;
+            }
             let (status, written) = match (result, operation) {
                 (Ok(()), Operation::Read { .. }) => (Status::Ok, buffers.bytes() + 1),
                 (Ok(()), _) => (Status::Ok, 1),

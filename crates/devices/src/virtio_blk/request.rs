@@ -8,6 +8,10 @@ use zerocopy::{FromBytes, IntoBytes, little_endian as le};
 /// Bytes of the answer to "get id".
 pub(super) const SERIAL_LENGTH: usize = 20;
 
+/// Most bytes of data in one request, so that whoever waits for it, as a reset does, waits for something bounded. It is
+/// what firmware (OVMF) sends at most; configuration space asks other drivers for less.
+pub(super) const MOST_BYTES: u64 = 1 << 30;
+
 /// Request types.
 mod kind {
     pub const IN: u32 = 0;
@@ -96,6 +100,9 @@ impl Request {
         let status = writable.split_end(1).and_then(|end| end.start()).ok_or(NoRequest::Status)?;
         let at = Sectors(header.sector.get());
         let command = match header.kind.get() {
+            kind::IN | kind::OUT if readable.bytes().max(writable.bytes()) > MOST_BYTES => {
+                Command::Refused(Status::IoError)
+            }
             kind::IN => {
                 writable.append_to(buffers)?;
                 Command::Disk(Operation::Read { at })

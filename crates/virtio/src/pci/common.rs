@@ -67,19 +67,28 @@ impl Slot {
         self.activity = Activity::Off;
     }
 
-    /// Asks the thread to end. What was only enabled is off at once.
+    /// Asks the thread to end. Without one the queue is as before any driver at once.
     fn stop(&mut self) {
-        self.activity = match std::mem::replace(&mut self.activity, Activity::Off) {
+        match std::mem::replace(&mut self.activity, Activity::Off) {
             Activity::Running(worker) | Activity::Stopping(worker) => {
                 worker.stop();
-                Activity::Stopping(worker)
+                self.activity = Activity::Stopping(worker);
             }
-            Activity::Off | Activity::Enabled => Activity::Off,
-        };
+            Activity::Off | Activity::Enabled => self.clear(),
+        }
     }
 
     fn is_stopping(&self) -> bool {
         matches!(&self.activity, Activity::Stopping(worker) if !worker.has_ended())
+    }
+
+    /// A queue whose reset is done is as before any driver (2.6.1.1). Returns whether this one has become so.
+    fn settle(&mut self) -> bool {
+        let ended = matches!(self.activity, Activity::Stopping(_)) && !self.is_stopping();
+        if ended {
+            self.clear();
+        }
+        ended
     }
 }
 
@@ -188,11 +197,12 @@ impl Common {
         set(22, &self.queue_select.to_le_bytes());
         // A queue that does not exist has size 0.
         if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) {
-            let resetting = queue.is_stopping();
-            if let (Activity::Stopping(_), false) = (&queue.activity, resetting) {
-                queue.activity = Activity::Off;
-            }
-            let enabled = !matches!(queue.activity, Activity::Off);
+            self.vectors_changed |= queue.settle();
+            let (enabled, resetting) = match queue.activity {
+                Activity::Off => (false, false),
+                Activity::Enabled | Activity::Running(_) => (true, false),
+                Activity::Stopping(_) => (true, true),
+            };
             set(24, &queue.at.size.to_le_bytes());
             set(26, &queue.vector.to_le_bytes());
             set(28, &u16::from(enabled).to_le_bytes());
@@ -235,6 +245,7 @@ impl Common {
             field::QUEUE_RESET if value == 1 && self.accepted.contains(Features::RING_RESET) => {
                 if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) {
                     queue.stop();
+                    self.vectors_changed = true;
                 }
             }
             field::QUEUE_VECTOR => {
@@ -244,9 +255,10 @@ impl Common {
                 }
             }
             field::QUEUE_SIZE => {
+                let any = self.accepted.contains(Features::RING_PACKED);
                 if let Some(queue) = self.idle_queue()
-                    && value.is_power_of_two()
-                    && value <= queue.max_size
+                    && (1..=queue.max_size).contains(&value)
+                    && (any || value.is_power_of_two())
                 {
                     queue.at.size = value;
                 }
@@ -287,9 +299,7 @@ impl Common {
     /// The selected queue, if it is off and may be described.
     fn idle_queue(&mut self) -> Option<&mut Slot> {
         let queue = self.queues.get_mut(usize::from(self.queue_select))?;
-        if matches!(&queue.activity, Activity::Stopping(worker) if worker.has_ended()) {
-            queue.activity = Activity::Off;
-        }
+        self.vectors_changed |= queue.settle();
         matches!(queue.activity, Activity::Off).then_some(queue)
     }
 
@@ -317,6 +327,9 @@ impl Common {
             new &= !DRIVER_OK;
         }
         self.status |= new;
+        if new & FEATURES_OK != 0 {
+            self.device.negotiated(self.accepted);
+        }
         if new & DRIVER_OK != 0 {
             for index in 0..self.queues.len() as u16 {
                 self.start_queue(index);

@@ -1,8 +1,11 @@
 //! Descriptor chains: read once, checked, in types of our own.
 
-use memory::{Buffers, Gpa, GuestSlice, OutsideRam, Ram};
+use std::sync::atomic::Ordering;
+
+use memory::{Gpa, GuestSlice, Ram};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::cursor::Cursor;
 use crate::features::Features;
 
 /// Bytes of a descriptor.
@@ -19,14 +22,39 @@ const INDIRECT: u16 = 4;
 /// limits on segments, both of which are smaller.
 const MAX_INDIRECT: u64 = 1024;
 
-/// A descriptor as it lies in guest memory (2.7.5).
+/// A descriptor as it lies in guest memory: of a split queue with its flags and the next one's index (2.7.5), of a
+/// packed one with the buffer's number and its flags (2.8.13).
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
+struct RawDescriptor {
+    address: u64,
+    len: u32,
+    third: u16,
+    fourth: u16,
+}
+
+/// A descriptor, read.
+#[derive(Clone, Copy)]
 struct Descriptor {
     address: u64,
     len: u32,
     flags: u16,
-    next: u16,
+    /// The next descriptor's index in a split queue, the buffer's number in a packed one.
+    link: u16,
+}
+
+impl RawDescriptor {
+    fn of_split(self) -> Descriptor {
+        let RawDescriptor { address, len, third, fourth } = self;
+        let (flags, link) = (u16::from_le(third), u16::from_le(fourth));
+        Descriptor { address: u64::from_le(address), len: u32::from_le(len), flags, link }
+    }
+
+    fn of_packed(self) -> Descriptor {
+        let RawDescriptor { address, len, third, fourth } = self;
+        let (link, flags) = (u16::from_le(third), u16::from_le(fourth));
+        Descriptor { address: u64::from_le(address), len: u32::from_le(len), flags, link }
+    }
 }
 
 /// What is wrong with what a driver put into a queue. All of these are faults of the driver; the device asks to
@@ -46,6 +74,14 @@ pub enum Malformed {
     /// More chains are available than there are descriptors.
     #[error("more than {size} chains are under way in a queue of that size")]
     TooManyChains {
+        /// The queue's size.
+        size: u16,
+    },
+    /// A chain of a packed queue goes on over descriptors of chains that were not given back.
+    #[error("the chain at {head} runs into chains that are under way, in a queue of {size}")]
+    Overrun {
+        /// The chain.
+        head: u16,
         /// The queue's size.
         size: u16,
     },
@@ -144,7 +180,7 @@ impl Chain {
     }
 
     /// Reads the chain at `head` of a table of `size` descriptors.
-    pub(super) fn read(
+    pub(super) fn read_split(
         &mut self,
         head: u16,
         ram: &Ram,
@@ -152,42 +188,33 @@ impl Chain {
         size: u16,
         features: Features,
     ) -> Result<(), Malformed> {
-        self.pieces.clear();
-        self.readable = 0;
+        self.clear();
         let mut index = head;
         for _ in 0..size {
-            let descriptor = descriptor(table, index, size, head)?;
+            let descriptor = descriptor(table, index, size, head)?.of_split();
             if descriptor.flags & INDIRECT != 0 {
-                if !features.contains(Features::INDIRECT_DESC) || descriptor.flags & NEXT != 0 {
-                    return Err(Malformed::UnexpectedIndirect { head });
-                }
-                return self.read_indirect(head, ram, descriptor);
+                let (table, size) = indirect(head, ram, descriptor, features)?;
+                return self.read_split_table(head, ram, table, size);
             }
             self.push(head, ram, descriptor)?;
             if descriptor.flags & NEXT == 0 {
                 return Ok(());
             }
-            index = descriptor.next;
+            index = descriptor.link;
         }
         Err(Malformed::Loop { head, size })
     }
 
-    fn read_indirect(
+    fn read_split_table(
         &mut self,
         head: u16,
         ram: &Ram,
-        descriptor_of_table: Descriptor,
+        table: GuestSlice<'_>,
+        size: u16,
     ) -> Result<(), Malformed> {
-        let Descriptor { address, len, .. } = descriptor_of_table;
-        let count = u64::from(len) / DESCRIPTOR_SIZE;
-        if !u64::from(len).is_multiple_of(DESCRIPTOR_SIZE) || count == 0 || count > MAX_INDIRECT {
-            return Err(Malformed::IndirectLength { head, len });
-        }
-        let (at, len) = (Gpa(address), u64::from(len));
-        let table = ram.slice(at, len).map_err(|_| Malformed::OutsideRam { head, at, len })?;
-        let (size, mut index) = (count as u16, 0);
+        let mut index = 0;
         for _ in 0..size {
-            let descriptor = descriptor(table, index, size, head)?;
+            let descriptor = descriptor(table, index, size, head)?.of_split();
             if descriptor.flags & INDIRECT != 0 {
                 return Err(Malformed::UnexpectedIndirect { head });
             }
@@ -195,9 +222,58 @@ impl Chain {
             if descriptor.flags & NEXT == 0 {
                 return Ok(());
             }
-            index = descriptor.next;
+            index = descriptor.link;
         }
         Err(Malformed::Loop { head, size })
+    }
+
+    /// Reads the chain at `head` of a ring of `size` descriptors, of which `room` from there on may belong to it.
+    /// Returns the buffer's number and how many descriptors of the ring the chain takes.
+    pub(super) fn read_packed(
+        &mut self,
+        head: u16,
+        ram: &Ram,
+        ring: GuestSlice<'_>,
+        (size, room): (u16, u16),
+        features: Features,
+    ) -> Result<(u16, u16), Malformed> {
+        self.clear();
+        let mut index = head;
+        for count in 1..=room {
+            let descriptor = descriptor(ring, index, size, head)?.of_packed();
+            if descriptor.flags & INDIRECT != 0 {
+                let (table, entries) = indirect(head, ram, descriptor, features)?;
+                self.read_packed_table(head, ram, table, entries)?;
+                return Ok((descriptor.link, count));
+            }
+            self.push(head, ram, descriptor)?;
+            if descriptor.flags & NEXT == 0 {
+                // The last descriptor of a chain has the number.
+                return Ok((descriptor.link, count));
+            }
+            index = if index + 1 == size { 0 } else { index + 1 };
+        }
+        Err(if room == size { Malformed::Loop { head, size } } else { Malformed::Overrun { head, size } })
+    }
+
+    /// All descriptors of an indirect table belong to the chain, one after the other, and of their flags only the
+    /// one for writing means something (2.8.7).
+    fn read_packed_table(
+        &mut self,
+        head: u16,
+        ram: &Ram,
+        table: GuestSlice<'_>,
+        entries: u16,
+    ) -> Result<(), Malformed> {
+        (0..entries).try_for_each(|index| {
+            let descriptor = descriptor(table, index, entries, head)?.of_packed();
+            self.push(head, ram, descriptor)
+        })
+    }
+
+    fn clear(&mut self) {
+        self.pieces.clear();
+        self.readable = 0;
     }
 
     fn push(&mut self, head: u16, ram: &Ram, descriptor: Descriptor) -> Result<(), Malformed> {
@@ -218,139 +294,36 @@ impl Chain {
     }
 }
 
+/// The indirect table that a descriptor points to, and how many descriptors it has.
+fn indirect(
+    head: u16,
+    ram: &Ram,
+    Descriptor { address, len, flags, .. }: Descriptor,
+    features: Features,
+) -> Result<(GuestSlice<'_>, u16), Malformed> {
+    if !features.contains(Features::INDIRECT_DESC) || flags & NEXT != 0 {
+        return Err(Malformed::UnexpectedIndirect { head });
+    }
+    let count = u64::from(len) / DESCRIPTOR_SIZE;
+    if !u64::from(len).is_multiple_of(DESCRIPTOR_SIZE) || count == 0 || count > MAX_INDIRECT {
+        return Err(Malformed::IndirectLength { head, len });
+    }
+    let (at, len) = (Gpa(address), u64::from(len));
+    let table = ram.slice(at, len).map_err(|_| Malformed::OutsideRam { head, at, len })?;
+    Ok((table, count as u16))
+}
+
 /// Reads a descriptor, once.
-fn descriptor(table: GuestSlice<'_>, index: u16, size: u16, head: u16) -> Result<Descriptor, Malformed> {
-    // On eight bytes, so that the copy takes two steps.
-    #[repr(align(8))]
-    struct Aligned([u8; DESCRIPTOR_SIZE as usize]);
+
+fn descriptor(table: GuestSlice<'_>, index: u16, size: u16, head: u16) -> Result<RawDescriptor, Malformed> {
     let offset = usize::from(index) * DESCRIPTOR_SIZE as usize;
     let place = table.sub(offset, DESCRIPTOR_SIZE as usize).filter(|_| index < size);
     let place = place.ok_or(Malformed::NoSuchDescriptor { head, index, size })?;
-    let mut copy = Aligned([0; DESCRIPTOR_SIZE as usize]);
-    place.read(&mut copy.0);
-    let raw: Descriptor = zerocopy::transmute!(copy.0);
-    Ok(Descriptor {
-        address: u64::from_le(raw.address),
-        len: u32::from_le(raw.len),
-        flags: u16::from_le(raw.flags),
-        next: u16::from_le(raw.next),
-    })
-}
-
-/// A run of bytes over the pieces of a chain, consumed from the front.
-#[derive(Clone, Debug)]
-pub struct Cursor<'chain> {
-    pieces: &'chain [Piece],
-    /// Bytes of the first piece that are consumed already.
-    skip: u32,
-    /// Bytes left, which may end before the pieces do.
-    bytes: u64,
-}
-
-impl<'chain> Cursor<'chain> {
-    fn over(pieces: &'chain [Piece]) -> Cursor<'chain> {
-        Cursor { pieces, skip: 0, bytes: pieces.iter().map(|piece| u64::from(piece.len)).sum() }
+    // Indirect tables may lie anywhere, though drivers align them.
+    if let (Some(first), Some(second)) = (place.atomic_u64(0), place.atomic_u64(8)) {
+        return Ok(zerocopy::transmute!([first.load(Ordering::Relaxed), second.load(Ordering::Relaxed)]));
     }
-
-    /// Bytes left.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Consumes and copies out a structure; `None` when fewer bytes are left.
-    pub fn read<T: FromBytes + IntoBytes>(&mut self, ram: &Ram) -> Option<T> {
-        let mut object = T::new_zeroed();
-        self.read_bytes(ram, object.as_mut_bytes())?;
-        Some(object)
-    }
-
-    /// Consumes and copies out as many bytes as there is room for; `None` when fewer are left.
-    pub fn read_bytes(&mut self, ram: &Ram, bytes: &mut [u8]) -> Option<()> {
-        let mut done = 0;
-        for piece in self.take(bytes.len() as u64)? {
-            let len = piece.len as usize;
-            ram.read(piece.gpa, &mut bytes[done..done + len]).ok()?;
-            done += len;
-        }
-        Some(())
-    }
-
-    /// Copies bytes in and consumes the room for them; `None` when there is not enough.
-    pub fn write_bytes(&mut self, ram: &Ram, bytes: &[u8]) -> Option<()> {
-        let mut done = 0;
-        for piece in self.take(bytes.len() as u64)? {
-            let len = piece.len as usize;
-            ram.write(piece.gpa, &bytes[done..done + len]).ok()?;
-            done += len;
-        }
-        Some(())
-    }
-
-    /// Consumes everything into the buffers of a request.
-    pub fn append_to(mut self, buffers: &mut Buffers) -> Result<(), OutsideRam> {
-        let rest = self.bytes;
-        self.take(rest)
-            .into_iter()
-            .flatten()
-            .try_for_each(|piece| buffers.push(piece.gpa, u64::from(piece.len)))
-    }
-
-    /// Consumes the next `bytes` bytes as pieces; `None` when fewer are left.
-    pub fn take(&mut self, bytes: u64) -> Option<Pieces<'chain>> {
-        if bytes > self.bytes {
-            return None;
-        }
-        let taken = Pieces { pieces: self.pieces, skip: self.skip, bytes };
-        self.bytes -= bytes;
-        let mut left = bytes;
-        while let Some(first) = self.pieces.first() {
-            let here = u64::from(first.len - self.skip);
-            if left < here {
-                self.skip += left as u32;
-                break;
-            }
-            left -= here;
-            self.skip = 0;
-            self.pieces = &self.pieces[1..];
-        }
-        Some(taken)
-    }
-
-    /// Cuts the last `bytes` bytes off and returns them; `None` when fewer are left.
-    pub fn split_end(&mut self, bytes: u64) -> Option<Cursor<'chain>> {
-        let keep = self.bytes.checked_sub(bytes)?;
-        let mut end = self.clone();
-        end.take(keep)?;
-        self.bytes = keep;
-        Some(end)
-    }
-
-    /// The first address left, if any.
-    pub fn start(&self) -> Option<Gpa> {
-        let first = self.pieces.first().filter(|_| self.bytes > 0)?;
-        first.gpa.checked_add(u64::from(self.skip))
-    }
-}
-
-/// Pieces consumed from a [`Cursor`].
-pub struct Pieces<'chain> {
-    pieces: &'chain [Piece],
-    skip: u32,
-    bytes: u64,
-}
-
-impl Iterator for Pieces<'_> {
-    type Item = Piece;
-
-    fn next(&mut self) -> Option<Piece> {
-        if self.bytes == 0 {
-            return None;
-        }
-        let (first, rest) = self.pieces.split_first()?;
-        let skip = std::mem::take(&mut self.skip);
-        let len = u64::from(first.len - skip).min(self.bytes);
-        self.bytes -= len;
-        self.pieces = rest;
-        Some(Piece { gpa: Gpa(first.gpa.0 + u64::from(skip)), len: len as u32 })
-    }
+    let mut copy = [0; DESCRIPTOR_SIZE as usize];
+    place.read(&mut copy);
+    Ok(zerocopy::transmute!(copy))
 }

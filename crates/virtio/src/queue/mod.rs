@@ -1,46 +1,51 @@
-//! The split virtqueue (VIRTIO 1.2, 2.7), as the device sees it.
+//! Virtqueues (VIRTIO 1.2, 2.6) as the device sees them, split and packed: which of the two a driver chose makes no
+//! difference to the device.
 
 mod chain;
+mod cursor;
 mod gate;
+mod packed;
+mod split;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-pub use chain::{Chain, Cursor, DESCRIPTOR_SIZE, Malformed, Piece};
+pub use chain::{Chain, DESCRIPTOR_SIZE, Malformed, Piece};
+pub use cursor::Cursor;
 pub use gate::Gate;
 use memory::{Gpa, GuestSlice, Ram};
 
 use crate::features::Features;
+use packed::Packed;
+use split::Split;
 
-/// The longest queue there can be (2.7).
+/// The longest queue there can be (2.7, 2.8.10.1).
 pub const MAX_QUEUE_SIZE: u16 = 32768;
-
-/// Available ring flag: the driver wants no interrupt.
-const NO_INTERRUPT: u16 = 1;
-/// Used ring flag: the device wants no kick.
-const NO_NOTIFY: u16 = 1;
 
 /// Where a driver put the three parts of a queue.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct QueueAddresses {
     /// Number of descriptors.
     pub size: u16,
-    /// The descriptor table: 16 bytes for each descriptor, on a multiple of 16.
+    /// The descriptor table, or the ring of a packed queue: 16 bytes for each descriptor, on a multiple of 16.
     pub descriptors: Gpa,
-    /// The available ring, written by the driver, on a multiple of 2.
+    /// What the driver writes: the available ring, on a multiple of 2; of a packed queue its event suppression, on a
+    /// multiple of 4.
     pub driver: Gpa,
-    /// The used ring, written by the device, on a multiple of 4.
+    /// What the device writes, on a multiple of 4: the used ring; of a packed queue its event suppression.
     pub device: Gpa,
 }
 
 /// Why a queue cannot be used as the driver described it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum QueueRefused {
-    /// Sizes are powers of two up to 32768.
+    /// Sizes of split queues are powers of two up to 32768.
     #[error("a queue of {0} descriptors: the size must be a power of two, at most 32768")]
     Size(u16),
+    /// Packed queues have any size up to 32768.
+    #[error("a packed queue of {0} descriptors: the size must be 1 to 32768")]
+    PackedSize(u16),
     /// A part does not start where it must.
     #[error("the {part} at {at} is not on a multiple of {alignment} bytes")]
     Alignment {
@@ -66,98 +71,47 @@ pub enum QueueRefused {
 /// A chain that the device has taken and must give back once, by [`Queue::push_used`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a chain that is not given back is lost to the driver"]
-pub struct Head(u16);
+pub struct Head {
+    id: u16,
+    /// How many places of a packed ring the chain takes.
+    descriptors: u16,
+}
 
 impl Head {
-    /// Index of the chain's first descriptor.
-    pub fn index(&self) -> u16 {
-        self.0
+    /// By which number the driver knows the chain: the index of its first descriptor, or the number that the driver
+    /// of a packed queue has given it.
+    pub fn id(&self) -> u16 {
+        self.id
     }
 }
 
-/// A split virtqueue in use.
+/// A virtqueue in use.
 pub struct Queue {
-    /// Keeps the memory under all pointers below.
+    /// Keeps the memory under all pointers of the ring.
     ram: Arc<Ram>,
-    size: u16,
     features: Features,
-    descriptors: GuestSlice<'static>,
-    avail: Avail,
-    used: Used,
-    /// Position in the available ring of the next chain to take.
-    next_avail: u16,
-    /// The available index as last read: chains up to here are there without looking again.
-    seen_avail: u16,
-    /// Position in the used ring of the next element.
-    next_used: u16,
-    /// The used index as the driver sees it.
-    published: u16,
-    /// Chains taken and not given back.
-    taken: u16,
+    ring: Ring,
     /// Whether the driver lets the device reach its memory.
     gate: Gate,
 }
 
-struct Avail {
-    flags: &'static AtomicU16,
-    index: &'static AtomicU16,
-    ring: GuestSlice<'static>,
-    /// Where the driver says which used index it wants an interrupt for; with EVENT_IDX.
-    used_event: Option<&'static AtomicU16>,
-}
-
-struct Used {
-    flags: &'static AtomicU16,
-    index: &'static AtomicU16,
-    ring: GuestSlice<'static>,
-    /// Where the device says which available index it wants a kick for; with EVENT_IDX.
-    avail_event: Option<&'static AtomicU16>,
+/// How driver and device pass chains.
+enum Ring {
+    Split(Split),
+    Packed(Packed),
 }
 
 impl Queue {
-    /// Checks a queue as a driver set it up, and takes it into use from index 0 on. Of the features,
-    /// [`Features::EVENT_IDX`] and [`Features::INDIRECT_DESC`] concern the queue.
+    /// Checks a queue as a driver set it up, and takes it into use from its beginning on. Of the features,
+    /// [`Features::RING_PACKED`], [`Features::EVENT_IDX`] and [`Features::INDIRECT_DESC`] concern the queue.
     pub fn new(ram: Arc<Ram>, at: &QueueAddresses, features: Features) -> Result<Queue, QueueRefused> {
-        let size = at.size;
-        if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
-            return Err(QueueRefused::Size(size));
-        }
         let events = features.contains(Features::EVENT_IDX);
-        let entries = u64::from(size);
-        let ring = |entry: u64| 4 + entry * entries + 2 * u64::from(events);
-        let descriptors = part(&ram, "descriptor table", at.descriptors, DESCRIPTOR_SIZE * entries, 16)?;
-        let avail = part(&ram, "available ring", at.driver, ring(2), 2)?;
-        let used = part(&ram, "used ring", at.device, ring(8), 4)?;
-        let word = |slice: GuestSlice<'static>, offset| {
-            slice.atomic_u16(offset).expect("the part was made large enough and aligned")
+        let ring = if features.contains(Features::RING_PACKED) {
+            Ring::Packed(Packed::new(&ram, at, events)?)
+        } else {
+            Ring::Split(Split::new(&ram, at, events)?)
         };
-        let entries = usize::from(size);
-        let avail = Avail {
-            flags: word(avail, 0),
-            index: word(avail, 2),
-            ring: avail.sub(4, 2 * entries).expect("the part was made large enough"),
-            used_event: events.then(|| word(avail, 4 + 2 * entries)),
-        };
-        let used = Used {
-            flags: word(used, 0),
-            index: word(used, 2),
-            ring: used.sub(4, 8 * entries).expect("the part was made large enough"),
-            avail_event: events.then(|| word(used, 4 + 8 * entries)),
-        };
-        Ok(Queue {
-            ram,
-            size,
-            features,
-            descriptors,
-            avail,
-            used,
-            next_avail: 0,
-            seen_avail: 0,
-            next_used: 0,
-            published: 0,
-            taken: 0,
-            gate: Gate::open(),
-        })
+        Ok(Queue { ram, features, ring, gate: Gate::open() })
     }
 
     /// Puts the queue behind a gate. While it is shut the rings are neither read nor written, except for the
@@ -169,7 +123,10 @@ impl Queue {
 
     /// Number of descriptors; never more than this many chains are taken and not given back.
     pub fn size(&self) -> u16 {
-        self.size
+        match &self.ring {
+            Ring::Split(ring) => ring.size(),
+            Ring::Packed(ring) => ring.size(),
+        }
     }
 
     /// The RAM that chains lie in.
@@ -183,84 +140,52 @@ impl Queue {
         if !self.gate.is_open() {
             return Ok(None);
         }
-        if self.next_avail == self.seen_avail && !self.look()? {
-            return Ok(None);
+        match &mut self.ring {
+            Ring::Split(ring) => ring.pop(chain, &self.ram, self.features),
+            Ring::Packed(ring) => ring.pop(chain, &self.ram, self.features),
         }
-        if self.taken == self.size {
-            return Err(Malformed::TooManyChains { size: self.size });
-        }
-        let place = usize::from(self.next_avail % self.size);
-        let head = self.avail.ring.atomic_u16(2 * place).expect("the place is inside the ring");
-        let head = u16::from_le(head.load(Ordering::Relaxed));
-        chain.read(head, &self.ram, self.descriptors, self.size, self.features)?;
-        self.next_avail = self.next_avail.wrapping_add(1);
-        self.taken += 1;
-        Ok(Some(Head(head)))
     }
 
     /// Whether the driver has made chains available that were not taken: for whoever looks instead of waiting for
     /// kicks. It costs one look at memory. The driver sends no kicks before [`Queue::arm`].
     pub fn has_more(&self) -> bool {
-        let index = u16::from_le(self.avail.index.load(Ordering::Relaxed));
-        index != self.next_avail && self.gate.is_open()
-    }
-
-    /// Reads the available index; returns whether there are new chains.
-    fn look(&mut self) -> Result<bool, Malformed> {
-        // Acquire: whatever the driver wrote before the index is visible from here on.
-        let index = u16::from_le(self.avail.index.load(Ordering::Acquire));
-        let new = index.wrapping_sub(self.next_avail);
-        if new > self.size {
-            return Err(Malformed::IndexJump { index, next: self.next_avail, size: self.size });
-        }
-        self.seen_avail = index;
-        Ok(new > 0)
+        let has_more = match &self.ring {
+            Ring::Split(ring) => ring.has_more(),
+            Ring::Packed(ring) => ring.has_more(),
+        };
+        has_more && self.gate.is_open()
     }
 
     /// Notes that a chain is done and that `written` bytes were written to its start. The driver sees it after
     /// [`Queue::publish`].
     #[expect(clippy::needless_pass_by_value, reason = "a head is given back once")]
     pub fn push_used(&mut self, head: Head, written: u32) {
-        let place = usize::from(self.next_used % self.size);
-        let word =
-            |offset| self.used.ring.atomic_u32(8 * place + offset).expect("the place is inside the ring");
-        word(0).store(u32::from(head.0).to_le(), Ordering::Relaxed);
-        word(4).store(written.to_le(), Ordering::Relaxed);
-        self.next_used = self.next_used.wrapping_add(1);
-        self.taken = self.taken.saturating_sub(1);
+        match &mut self.ring {
+            Ring::Split(ring) => ring.push_used(&head, written),
+            Ring::Packed(ring) => ring.push_used(&head, written),
+        }
     }
 
-    /// Shows the driver everything noted since the last time; returns whether it wants an interrupt for that
-    /// (2.7.7.2).
+    /// Shows the driver everything noted since the last time; returns whether it wants an interrupt for that.
     #[must_use = "the driver may be waiting for the interrupt"]
     pub fn publish(&mut self) -> bool {
-        if self.published == self.next_used || !self.gate.is_open() {
+        if !self.gate.is_open() {
             return false;
         }
-        let before = std::mem::replace(&mut self.published, self.next_used);
-        // Release: the elements are visible before the index is.
-        self.used.index.store(self.next_used.to_le(), Ordering::Release);
-        // The index must be visible before the driver's wish is read, or both sides could wait for each other.
-        fence(Ordering::SeqCst);
-        match self.avail.used_event {
-            Some(event) => passes(u16::from_le(event.load(Ordering::Relaxed)), before, self.next_used),
-            None => u16::from_le(self.avail.flags.load(Ordering::Relaxed)) & NO_INTERRUPT == 0,
+        match &mut self.ring {
+            Ring::Split(ring) => ring.publish(),
+            Ring::Packed(ring) => ring.publish(),
         }
     }
 
-    /// Tells the driver that the device looks by itself and wants no kicks (2.7.10).
+    /// Tells the driver that the device looks by itself and wants no kicks.
     pub fn disarm(&mut self) {
         if !self.gate.is_open() {
             return;
         }
-        match self.used.avail_event {
-            // The index that was asked for may be the next one still: then one that has passed takes its place.
-            // Otherwise it has passed by itself, and is left alone, for the driver reads it all the time.
-            Some(event) if u16::from_le(event.load(Ordering::Relaxed)) == self.next_avail => {
-                event.store(self.next_avail.wrapping_sub(1).to_le(), Ordering::Relaxed);
-            }
-            Some(_) => {}
-            None => self.used.flags.store(NO_NOTIFY.to_le(), Ordering::Relaxed),
+        match &mut self.ring {
+            Ring::Split(ring) => ring.disarm(),
+            Ring::Packed(ring) => ring.disarm(),
         }
     }
 
@@ -272,13 +197,10 @@ impl Queue {
             // Whoever opens the gate kicks.
             return Ok(false);
         }
-        match self.used.avail_event {
-            Some(event) => event.store(self.next_avail.to_le(), Ordering::Relaxed),
-            None => self.used.flags.store(0, Ordering::Relaxed),
+        match &mut self.ring {
+            Ring::Split(ring) => ring.arm(),
+            Ring::Packed(ring) => Ok(ring.arm()),
         }
-        // The wish must be visible before the index is read once more, or a chain could slip in between.
-        fence(Ordering::SeqCst);
-        self.look()
     }
 }
 
@@ -306,11 +228,10 @@ fn part(
 
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Queue")
-            .field("size", &self.size)
-            .field("next_avail", &self.next_avail)
-            .field("next_used", &self.next_used)
-            .field("taken", &self.taken)
-            .finish_non_exhaustive()
+        let kind = match &self.ring {
+            Ring::Split(_) => "split",
+            Ring::Packed(_) => "packed",
+        };
+        f.debug_struct("Queue").field("ring", &kind).field("size", &self.size()).finish_non_exhaustive()
     }
 }

@@ -1,3 +1,5 @@
+mod failing;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -37,7 +39,7 @@ impl VirtioDevice for Echo {
     }
 
     fn features(&self) -> Features {
-        Features::EVENT_IDX | Features::INDIRECT_DESC | Features(1)
+        Features::EVENT_IDX | Features::INDIRECT_DESC | Features::RING_PACKED | Features(1)
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -123,7 +125,11 @@ impl Echoed {
     }
 
     fn start(&self) -> Driver {
-        let features = Features::VERSION_1 | Features::EVENT_IDX | Features::RING_RESET;
+        self.start_with(Features::default())
+    }
+
+    fn start_with(&self, more: Features) -> Driver {
+        let features = Features::VERSION_1 | Features::EVENT_IDX | Features::RING_RESET | more;
         self.negotiate(features);
         let driver = self.queue(0, features);
         self.go();
@@ -278,6 +284,9 @@ fn a_single_queue_can_be_reset_and_used_again() {
     guest.hold.store(false, Ordering::SeqCst);
     assert!(until(|| (guest.read::<2>(COMMON + 58) == [0, 0]).then_some(())).is_some());
     assert_eq!(guest.read::<2>(COMMON + 28), [0, 0]);
+    assert_eq!(guest.read::<2>(COMMON + 24), [64, 0], "the longest size again");
+    assert_eq!(guest.read::<2>(COMMON + 26), [0xff, 0xff], "no vector");
+    assert_eq!(guest.read::<8>(COMMON + 32), [0; 8], "no place");
     let mut driver = guest.queue(0, Features::EVENT_IDX);
     assert_eq!(guest.read::<2>(COMMON + 28), [1, 0]);
     assert!(guest.echo(&mut driver));
@@ -285,10 +294,54 @@ fn a_single_queue_can_be_reset_and_used_again() {
 }
 
 #[test]
+fn a_queue_that_was_only_enabled_is_off_at_once_after_its_reset() {
+    let guest = Echoed::new();
+    let features = Features::VERSION_1 | Features::RING_RESET;
+    guest.negotiate(features);
+    guest.queue(0, features);
+    guest.write(COMMON + 58, 1u16.to_le_bytes());
+    assert_eq!((guest.read::<2>(COMMON + 58), guest.read::<2>(COMMON + 28)), ([0, 0], [0, 0]));
+    assert_eq!(guest.read::<8>(COMMON + 32), [0; 8]);
+}
+
+#[test]
+fn packed_queues_are_served_whatever_their_size_and_reset_one_by_one() {
+    let guest = Echoed::new();
+    let mut driver = guest.start_with(Features::RING_PACKED);
+    for size in [16u16, 7, 1, 64] {
+        for _ in 0..100 {
+            assert!(guest.echo(&mut driver));
+        }
+        guest.write(COMMON + 22, 0u16.to_le_bytes());
+        guest.write(COMMON + 58, 1u16.to_le_bytes());
+        assert!(until(|| (guest.read::<2>(COMMON + 58) == [0, 0]).then_some(())).is_some());
+        driver = guest.add_queue(0, Gpa(0x10000), size, Features::RING_PACKED | Features::EVENT_IDX);
+        assert_eq!(guest.read::<2>(COMMON + 24), size.to_le_bytes());
+    }
+    assert!(guest.echo(&mut driver));
+    assert_eq!((guest.status(), guest.reports().len()), (15, 0));
+    guest.write(COMMON + 24, 65u16.to_le_bytes());
+    assert_eq!(guest.read::<2>(COMMON + 24), [64, 0]);
+    guest.reset();
+    assert!(guest.echo(&mut guest.start()), "and split again, for who wants that");
+}
+
+#[test]
+fn nonsense_in_a_packed_queue_asks_for_a_reset_and_is_reported() {
+    let guest = Echoed::new();
+    let mut driver = guest.start_with(Features::RING_PACKED);
+    driver.packed().describe_ring(0, Piece { gpa: Gpa(0x8000), len: 0 }, 0, 0);
+    guest.kick(0);
+    assert!(until(|| (guest.status() == 15 | 64).then_some(())).is_some());
+    let report = &guest.reports()[0];
+    assert!(report.starts_with("virtio-echo e0: queue 0: the chain at 0 holds an empty buffer"), "{report}");
+}
+
+#[test]
 fn nonsense_in_a_queue_asks_for_a_reset_and_is_reported() {
     let guest = Echoed::new();
     let mut driver = guest.start();
-    driver.set_index(999);
+    driver.split().set_index(999);
     guest.write(NOTIFY, [0, 0]);
     assert!(until(|| (guest.status() == 15 | 64).then_some(())).is_some());
     let report = &guest.reports()[0];
@@ -382,142 +435,6 @@ fn without_bus_mastering_no_chain_is_taken_and_no_message_sent() {
     guest.config_write(4, &[2, 0]);
     guest.config_write(4, &[6, 0]);
     assert_eq!(guest.services.raised(config), 0);
-}
-
-/// A machine that fails at what its switches say.
-#[derive(Default)]
-struct Failing {
-    fake: ::pci::fake::FakeServices,
-    doorbells: AtomicBool,
-    vectors: AtomicBool,
-    messages: Arc<AtomicBool>,
-}
-
-struct FailingVector(Arc<dyn ::pci::Vector>, Arc<AtomicBool>);
-
-fn failure(what: String) -> ServiceError {
-    let device = Address::new(0, 3, 0).unwrap();
-    ServiceError { device, what, cause: std::io::Error::from_raw_os_error(5) }
-}
-
-impl ::pci::Vector for FailingVector {
-    fn eventfd(&self) -> &EventFd {
-        self.0.eventfd()
-    }
-
-    fn set(&self, message: Option<MsiMessage>) -> Result<(), ServiceError> {
-        if self.1.load(Ordering::SeqCst) { Err(failure("set a message".into())) } else { self.0.set(message) }
-    }
-
-    fn pending(&self) -> bool {
-        self.0.pending()
-    }
-}
-
-impl Services for Failing {
-    fn vector(&self, device: Address) -> Result<Arc<dyn ::pci::Vector>, ServiceError> {
-        if self.vectors.load(Ordering::SeqCst) {
-            return Err(failure("make a vector".into()));
-        }
-        Ok(Arc::new(FailingVector(self.fake.vector(device)?, self.messages.clone())))
-    }
-
-    fn line(&self, device: Address, pin: Pin) -> Arc<dyn ::pci::Line> {
-        self.fake.line(device, pin)
-    }
-
-    fn resampled_line(&self, device: Address, pin: Pin) -> Result<Arc<::pci::ResampledLine>, ServiceError> {
-        self.fake.resampled_line(device, pin)
-    }
-
-    fn remove_resampled_line(
-        &self,
-        _: Address,
-        _: Pin,
-        _: &::pci::ResampledLine,
-    ) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
-    fn add_doorbell(&self, device: Address, at: Gpa, width: u32, fd: &EventFd) -> Result<(), ServiceError> {
-        self.fake.add_doorbell(device, at, width, fd)
-    }
-
-    fn remove_doorbell(
-        &self,
-        device: Address,
-        at: Gpa,
-        width: u32,
-        fd: &EventFd,
-    ) -> Result<(), ServiceError> {
-        if self.doorbells.load(Ordering::SeqCst) {
-            return Err(failure(format!("remove the doorbell at {at}")));
-        }
-        self.fake.remove_doorbell(device, at, width, fd)
-    }
-
-    fn add_memory(&self, _: Address, _: &memory::DeviceMemory) -> Result<(), ServiceError> {
-        Err(failure("map memory".into()))
-    }
-
-    fn remove_memory(&self, _: Address, _: &memory::DeviceMemory) -> Result<(), ServiceError> {
-        Ok(())
-    }
-}
-
-fn on_a_failing_machine() -> (Arc<Failing>, VirtioPci) {
-    let services = Arc::new(Failing::default());
-    let windows = Windows {
-        memory32: GpaRange::new(Gpa(0xc000_0000), 0x2000_0000).unwrap(),
-        memory64: GpaRange::new(Gpa(BAR), 0x10_0000_0000),
-        ports: (0xc000, 0xffff),
-    };
-    let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
-    let echo =
-        Echo { hold: Arc::default(), resets: Arc::default(), change: Arc::default(), config: *b"abcdefgh" };
-    let address = Address::new(0, 3, 0).unwrap();
-    let report: Report = Arc::new(|_| ());
-    let function = VirtioPci::new(Box::new(echo), address, ram, services.clone(), &windows, report).unwrap();
-    (services, function)
-}
-
-#[test]
-fn doorbells_that_stay_are_all_named_and_tried_again() {
-    let (services, function) = on_a_failing_machine();
-    let at = |start| Some(DecodedAt::Memory(GpaRange::new(Gpa(start), 0x4000).unwrap()));
-    function.bar_moved(0, at(BAR)).unwrap();
-    services.doorbells.store(true, Ordering::SeqCst);
-    let error = function.bar_moved(0, None).unwrap_err().to_string();
-    for doorbell in [NOTIFY, NOTIFY + 4] {
-        assert!(error.contains(&format!("remove the doorbell at {}", Gpa(doorbell))), "{error}");
-    }
-    function.bar_moved(0, at(BAR)).unwrap();
-    assert_eq!(services.fake.doorbells().len(), 2, "those that stayed serve on where they are");
-    function.bar_moved(0, None).unwrap_err();
-    function.bar_moved(0, at(BAR + 0x10000)).unwrap();
-    assert_eq!(services.fake.doorbells().len(), 4);
-    services.doorbells.store(false, Ordering::SeqCst);
-    function.bar_moved(0, None).unwrap();
-    assert_eq!(services.fake.doorbells(), []);
-}
-
-#[test]
-fn a_reset_that_fails_in_part_says_why() {
-    let (services, function) = on_a_failing_machine();
-    let msix = capability::walk(|offset| {
-        let mut byte = [0];
-        function.read_config(offset, &mut byte);
-        byte[0]
-    })[0]
-        .1;
-    // Vector 1 has a message, which the machine will not take back.
-    function.write_config(msix + 2, &0x8000u16.to_le_bytes()).unwrap();
-    function.write_bar(2, 16, &0xfee0_0000u64.to_le_bytes()).unwrap();
-    function.write_bar(2, 28, &0u32.to_le_bytes()).unwrap();
-    services.messages.store(true, Ordering::SeqCst);
-    services.vectors.store(true, Ordering::SeqCst);
-    let error = function.reset().unwrap_err().to_string();
-    assert!(error.contains("set a message"), "{error}");
 }
 
 mod random {

@@ -1,0 +1,73 @@
+//! Whether writes last.
+
+use super::*;
+
+#[test]
+fn writes_last_when_the_driver_cannot_flush_or_wants_no_cache() {
+    // What RWF_DSYNC does cannot be seen here; that both ways work can.
+    let setup = Setup::new();
+    let mut queue = setup.start(Features::VERSION_1);
+    assert_eq!(queue.run(1, 0, &[piece(DATA, 4096)], &[]), (0, 1));
+    setup.guest.reset();
+    let mut queue = setup.start(ALL);
+    setup.guest.write(Guest::DEVICE + 32, [0]);
+    assert_eq!(queue.run(1, 0, &[piece(DATA, 4096)], &[]), (0, 1));
+}
+
+/// What a write and a range of zeroes become on the disk.
+fn becomes(queue: &mut Queued<'_>, ledger: &Ledger) -> Vec<Operation> {
+    queue.guest.ram.write_obj(Gpa(DATA), &[8u64, 8]).unwrap();
+    assert_eq!(queue.run(1, 0, &[piece(DATA, 4096)], &[]), (0, 1));
+    assert_eq!(queue.run(13, 0, &[piece(DATA, 16)], &[]), (0, 1));
+    ledger.take()
+}
+
+const ZEROES: Operation =
+    Operation::WriteZeroes(SectorRange { start: Sectors(8), count: Sectors(8) }, Unmap::Forbidden);
+
+fn write(durability: Durability) -> Operation {
+    Operation::Write { at: Sectors(0), durability }
+}
+
+fn cached() -> Vec<Operation> {
+    vec![write(Durability::Cached), ZEROES]
+}
+
+fn lasting() -> Vec<Operation> {
+    vec![write(Durability::Stable), ZEROES, Operation::Flush]
+}
+
+#[test]
+fn without_a_cache_writes_are_stable_and_zeroes_are_flushed_before_they_are_answered() {
+    let (guest, ledger) = watched(InitialCache::OfDisk);
+    let all = ALL | feature::WRITE_ZEROES;
+    let mut queue = start(&guest, all);
+    assert_eq!(becomes(&mut queue, &ledger), cached());
+    guest.write(Guest::DEVICE + 32, [0]);
+    assert_eq!(becomes(&mut queue, &ledger), lasting());
+    guest.write(Guest::DEVICE + 32, [1]);
+    assert_eq!(becomes(&mut queue, &ledger), cached());
+    guest.reset();
+    let mut queue = start(&guest, Features::VERSION_1 | feature::WRITE_ZEROES);
+    assert_eq!(becomes(&mut queue, &ledger), lasting(), "a driver that does not flush");
+}
+
+#[test]
+fn a_cache_is_off_from_the_start_when_asked_or_when_the_driver_does_not_flush() {
+    let (guest, ledger) = watched(InitialCache::Off);
+    let all = ALL | feature::WRITE_ZEROES;
+    for _ in 0..2 {
+        let mut queue = start(&guest, all);
+        assert_eq!(guest.read::<1>(Guest::DEVICE + 32), [0]);
+        assert_eq!(becomes(&mut queue, &ledger), lasting());
+        guest.write(Guest::DEVICE + 32, [1]);
+        assert_eq!(becomes(&mut queue, &ledger), cached(), "the driver may choose");
+        guest.reset();
+    }
+    let (guest, _) = watched(InitialCache::OfDisk);
+    start(&guest, all);
+    assert_eq!(guest.read::<1>(Guest::DEVICE + 32), [1]);
+    guest.reset();
+    start(&guest, Features::VERSION_1 | feature::CONFIG_WCE);
+    assert_eq!(guest.read::<1>(Guest::DEVICE + 32), [0], "without FLUSH");
+}
