@@ -83,6 +83,12 @@ impl Handle {
         }
     }
 
+    /// Whether a flush that failed tells the truth when it is tried again. Of what is in its page cache the kernel
+    /// tells once that it could not be written, and forgets it then.
+    pub(crate) fn flush_can_be_repeated(&self) -> bool {
+        self.copies != CopyPolicy::InPageCache
+    }
+
     /// The size of the device or file in bytes, now.
     pub(crate) fn bytes(&self) -> io::Result<u64> {
         facts::bytes(&self.file, self.kind)
@@ -115,6 +121,10 @@ impl Backend for KernelDisk {
 
     fn capacity(&self) -> io::Result<Sectors> {
         self.handle.capacity(self.geometry.logical_block)
+    }
+
+    fn flush_can_be_repeated(&self) -> bool {
+        self.handle.flush_can_be_repeated()
     }
 
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {
