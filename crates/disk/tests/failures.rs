@@ -54,7 +54,7 @@ impl Inside {
 }
 
 impl Behind {
-    fn from_now_on(&self, result: Result<(), DiskError>) {
+    fn everything_ends(&self, result: Result<(), DiskError>) {
         *self.at_once.lock().unwrap() = Some(result);
     }
 }
@@ -211,7 +211,7 @@ fn poll(queue: &mut DiskQueue) -> Vec<(u64, Result<(), DiskError>)> {
 fn a_write_without_space_waits_until_there_is_some_and_goes_well_then() {
     let bench = Bench::new(ErrorPolicy::default());
     let mut queue = bench.queue();
-    bench.behind.from_now_on(Err(DiskError::NoSpace));
+    bench.behind.everything_ends(Err(DiskError::NoSpace));
     queue.submit(bench.request(1, write(8))).unwrap();
     queue.submit(bench.request(2, write(16))).unwrap();
     assert_eq!(poll(&mut queue), []);
@@ -223,7 +223,7 @@ fn a_write_without_space_waits_until_there_is_some_and_goes_well_then() {
     bench.disk.failures().retry();
     assert_eq!(poll(&mut queue), []);
     assert_eq!((bench.told().len(), bench.waiting()), (1, 2));
-    bench.behind.from_now_on(Ok(()));
+    bench.behind.everything_ends(Ok(()));
     bench.disk.failures().retry();
     assert_eq!(bench.waiting(), 0);
     assert_eq!(poll(&mut queue), [(1, Ok(())), (2, Ok(()))]);
@@ -234,7 +234,7 @@ fn a_write_without_space_waits_until_there_is_some_and_goes_well_then() {
 #[test]
 fn a_queue_that_sleeps_is_woken_to_try_again() {
     let bench = Bench::new(OnError::Pause);
-    bench.behind.from_now_on(Err(DiskError::Media));
+    bench.behind.everything_ends(Err(DiskError::Media));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (mut queue, mut events) = (bench.queue(), Vec::new());
@@ -250,7 +250,7 @@ fn a_queue_that_sleeps_is_woken_to_try_again() {
         assert!(bench.disk.failures().settle(Instant::now() + Duration::from_secs(10)));
         // Whoever waited for that sees that it has failed again.
         assert_eq!((bench.waiting(), bench.told().len()), (1, 2));
-        bench.behind.from_now_on(Ok(()));
+        bench.behind.everything_ends(Ok(()));
         bench.disk.failures().retry();
     });
 }
@@ -259,7 +259,7 @@ fn a_queue_that_sleeps_is_woken_to_try_again() {
 fn what_is_held_ends_with_its_error_when_it_is_given_up_and_nothing_is_held_then() {
     let bench = Bench::new(OnError::Pause);
     let mut queue = bench.queue();
-    bench.behind.from_now_on(Err(DiskError::Gone));
+    bench.behind.everything_ends(Err(DiskError::Gone));
     queue.submit(bench.request(1, write(0))).unwrap();
     assert_eq!(poll(&mut queue), []);
     bench.disk.failures().give_up();
@@ -279,7 +279,7 @@ fn what_is_held_ends_with_its_error_when_it_is_given_up_and_nothing_is_held_then
 fn ignored_failures_are_told_and_counted_and_a_read_fails_all_the_same() {
     let bench = Bench::new(OnError::Ignore);
     let mut queue = bench.queue();
-    bench.behind.from_now_on(Err(DiskError::Media));
+    bench.behind.everything_ends(Err(DiskError::Media));
     for (tag, operation) in [(1, write(0)), (2, Operation::Flush), (3, read(0))] {
         queue.submit(bench.request(tag, operation)).unwrap();
     }
@@ -297,14 +297,14 @@ fn nothing_is_held_that_could_not_be_tried_again_truthfully_or_at_all() {
     let bench = Bench::new(OnError::Pause);
     bench.behind.deceptive.store(true, Ordering::SeqCst);
     let mut queue = bench.queue();
-    bench.behind.from_now_on(Err(DiskError::Media));
+    bench.behind.everything_ends(Err(DiskError::Media));
     queue.submit(bench.request(1, Operation::Flush)).unwrap();
     assert_eq!(poll(&mut queue), [(1, Err(DiskError::Media))], "the host has forgotten what it is for");
     // Nobody could wake this one.
     let mut unwatched = bench.disk.prepare_queue(1).unwrap().start().unwrap();
     unwatched.submit(bench.request(1, write(0))).unwrap();
     assert_eq!(poll(&mut unwatched), [(1, Err(DiskError::Media))]);
-    bench.behind.from_now_on(Err(DiskError::Unsupported));
+    bench.behind.everything_ends(Err(DiskError::Unsupported));
     queue.submit(bench.request(2, write(0))).unwrap();
     assert_eq!(poll(&mut queue), [(2, Err(DiskError::Unsupported))]);
     assert_eq!(bench.waiting(), 0);

@@ -68,6 +68,7 @@ struct State {
 }
 
 /// What a queue knows when one of its requests fails.
+#[derive(Clone, Copy)]
 pub(super) struct At {
     /// The call that the queue has answered last, if it holds anything.
     pub(super) answered: Option<u64>,
