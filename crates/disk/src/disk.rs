@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::backend::Backend;
 use crate::capacity::Capacity;
 use crate::counters::{Counters, QueueCounters};
-use crate::failure::{ErrorPolicy, Failures, FlushAgain, Guard, Owner, TellFailure};
+use crate::failure::{ErrorPolicy, Failures, FlushAgain, Guard, Owner, TellFailure, Waiting};
 use crate::geometry::{Geometry, Sectors};
 use crate::kernel::OpenError;
 use crate::opening;
@@ -46,6 +46,17 @@ pub struct Tally {
     queues: Arc<Mutex<Vec<Arc<QueueCounters>>>>,
 }
 
+/// A disk as it is at one moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reading {
+    /// What the disk is called in messages.
+    pub name: String,
+    /// What went through it since it was opened.
+    pub counters: Counters,
+    /// Requests that failed and wait to be tried again.
+    pub waiting: Option<Waiting>,
+}
+
 impl Tally {
     /// What the disk is called in messages.
     pub fn name(&self) -> &str {
@@ -58,6 +69,11 @@ impl Tally {
         let all = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().for_each(|queue| queue.add_to(&mut sum));
         sum
+    }
+
+    /// The disk once it has been closed: nothing waits.
+    pub fn read(&self) -> Reading {
+        Reading { name: self.name.to_string(), counters: self.counters(), waiting: None }
     }
 
     /// Counters that no queue uses any more go on counting for the next one, so that a guest that resets its
@@ -149,13 +165,19 @@ impl Disk {
     }
 
     /// The failures of its requests, and those requests that wait to be tried again.
-    pub fn failures(&self) -> &Failures {
+    pub fn failures(&self) -> &Arc<Failures> {
         &self.failures
     }
 
     /// What went through all queues of this disk since it was opened.
     pub fn counters(&self) -> Counters {
         self.tally.counters()
+    }
+
+    /// The disk as it is now.
+    pub fn read(&self) -> Reading {
+        let waiting = self.failures.waiting();
+        Reading { waiting, ..self.tally.read() }
     }
 
     /// Its counters, for whoever wants to read them after it has been closed.

@@ -61,7 +61,7 @@ mod threads;
 
 pub use backend::{Backend, Engine, Patience};
 pub use counters::{Bounced, Counters, QueueCounters};
-pub use disk::{Disk, QueueError, Tally};
+pub use disk::{Disk, QueueError, Reading, Tally};
 pub use failure::{Answer, ErrorPolicy, Failure, Failures, OnError, TellFailure, Waiting};
 pub use geometry::{Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes};
 pub use kernel::{Bounce, OpenError};
