@@ -33,7 +33,7 @@ mod slots;
 pub mod steps;
 mod vm;
 
-pub use disk::{Counters, Failure, Reading, Waiting};
+pub use disk::{Answer, Counters, Failure, Reading, Waiting};
 pub use error::StartError;
 pub use kvm::{Hypervisor, KvmError};
 pub use layout::{Layout, LayoutError};

@@ -97,7 +97,21 @@ impl Handle {
     /// The size of the device or file now, in whole blocks of `logical_block` bytes.
     pub(crate) fn capacity(&self, logical_block: u32) -> io::Result<Sectors> {
         let bytes = self.bytes()?;
+        if self.kind == Kind::BlockDevice && bytes == 0 {
+            // Gone, which is not another size.
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
         Ok(Sectors::in_bytes(bytes - bytes % u64::from(logical_block)))
+    }
+}
+
+impl Handle {
+    /// What an error really is. A device that was removed lives on without sectors as long as it is open, and the kernel
+    /// answers as if requests were behind its end: nothing to read, no space to write.
+    pub(crate) fn kind_of(&self, error: DiskError) -> DiskError {
+        let misleading = matches!(error, DiskError::OutOfRange | DiskError::NoSpace | DiskError::Media);
+        let gone = || self.kind == Kind::BlockDevice && !matches!(self.bytes(), Ok(1..));
+        if misleading && gone() { DiskError::Gone } else { error }
     }
 }
 

@@ -290,7 +290,7 @@ impl Slot {
         let (moved, total) = (result as u64, request.buffers.bytes());
         if moved == 0 {
             // Inside the disk when it was checked, and nothing there now: it has shrunk.
-            (self.failure, self.errno) = (Some(DiskError::OutOfRange), 0);
+            (self.failure, self.errno) = (Some(handle.kind_of(DiskError::OutOfRange)), 0);
             return self.ended();
         }
         self.settle(part, moved, counters);
@@ -327,7 +327,7 @@ impl Slot {
             self.way += 1;
             return Next::Step(part);
         }
-        self.failure = Some(DiskError::from_errno(errno));
+        self.failure = Some(handle.kind_of(DiskError::from_errno(errno)));
         self.errno = errno;
         self.ended()
     }
