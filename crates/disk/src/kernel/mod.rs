@@ -26,6 +26,7 @@ use crate::backend::{Backend, Engine};
 use crate::counters::{Bounced, QueueCounters};
 use crate::disk::QueueError;
 use crate::geometry::{Access, Geometry, Sectors, WriteCache};
+use crate::request::DiskError;
 
 /// Whether data is copied on its way between guest RAM and disk.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
