@@ -77,3 +77,86 @@ pub fn tell_due(disks: &[Arc<Disk>]) {
     let now = Instant::now();
     disks.iter().for_each(|disk| disk.failures().tell_due(now));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::events;
+    use disk::{Answer, DiskError, DiskOptions, Durability, Operation, Request, Sectors};
+    use memory::{Buffers, Gpa, GpaRange, Ram};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    const WHOLE: u64 = 1 << 20;
+
+    #[test]
+    fn a_request_that_fails_is_an_event_and_waits_until_it_goes_well_or_is_given_up() {
+        let file = std::env::temp_dir().join(format!("skep-failures-{}", std::process::id()));
+        let resize =
+            |bytes| std::fs::File::options().write(true).open(&file).unwrap().set_len(bytes).unwrap();
+        std::fs::write(&file, vec![7; WHOLE as usize]).unwrap();
+        let disks = [Arc::new(Disk::open(&DiskOptions::new(&file)).unwrap())];
+        let (sender, inbox) = events(Box::new(|_| {}));
+        watch(&disks[0], Some(config::OnError::Pause), &sender);
+        let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 4096).unwrap()]).unwrap());
+        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        let (prepared, bell) = (disks[0].prepare_queue(4).unwrap(), kick.try_clone().unwrap());
+        // What a device model does with one read after the other, and how they end.
+        let (asks, asked) = std::sync::mpsc::channel::<()>();
+        let (ends, ended) = std::sync::mpsc::channel();
+        let model = std::thread::spawn(move || {
+            let (mut queue, mut events) = (prepared.start().unwrap(), Vec::new());
+            queue.watch(&bell).unwrap();
+            while asked.recv().is_ok() {
+                let mut buffers = Buffers::new(ram.clone());
+                buffers.push(Gpa(0), 4096).unwrap();
+                let operation = Operation::Read { at: Sectors::in_bytes(WHOLE / 2) };
+                queue.submit(Request { tag: 1, operation, buffers }).unwrap();
+                while queue.under_way() > 0 {
+                    queue.wait(&mut events).unwrap();
+                }
+                for event in events.drain(..) {
+                    if let disk::Event::Done { result, .. } = event {
+                        ends.send(result).unwrap();
+                    }
+                }
+            }
+        });
+        let failure = || match inbox.next(Some(Instant::now() + Duration::from_secs(10))) {
+            Ok(Event::Disk(failure)) => failure,
+            other => panic!("{other:?}"),
+        };
+        resize(WHOLE / 2);
+        asks.send(()).unwrap();
+        let first = failure();
+        assert_eq!((first.answer, first.error), (Answer::Held, DiskError::OutOfRange));
+        assert_eq!(retry(&disks).unwrap().count, 1);
+        let why = why(&failure());
+        assert!(
+            why.contains("read of 4096 bytes at sector 1024 failed") && why.contains("`skep resume`"),
+            "{why}"
+        );
+        resize(WHOLE);
+        assert_eq!(retry(&disks), None);
+        assert_eq!(ended.recv().unwrap(), Ok(()));
+        resize(WHOLE / 2);
+        asks.send(()).unwrap();
+        failure();
+        give_up(&disks);
+        assert_eq!(ended.recv().unwrap(), Err(DiskError::OutOfRange));
+        drop(asks);
+        model.join().unwrap();
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn without_a_word_only_a_lack_of_space_pauses() {
+        let write = Operation::Write { at: Sectors(0), durability: Durability::Cached };
+        let answers = |on_error| {
+            [DiskError::NoSpace, DiskError::Media].map(|error| policy(on_error).answer(write, error))
+        };
+        assert_eq!(answers(None), [Answer::Held, Answer::Reported]);
+        assert_eq!(answers(Some(config::OnError::Report)), [Answer::Reported; 2]);
+        assert_eq!(answers(Some(config::OnError::Pause)), [Answer::Held; 2]);
+        assert_eq!(answers(Some(config::OnError::Ignore)), [Answer::Ignored; 2]);
+    }
+}

@@ -11,7 +11,9 @@ pub enum OnError {
     /// later.
     Pause,
     /// The guest is told that it went well, unless it reads: what it writes, discards or flushes is lost without its
-    /// knowledge. Reads fail, for there is nothing that could be given to the guest.
+    /// knowledge, and a later read brings what the disk still has. That is QEMU's `werror=ignore`. Reads fail, for there
+    /// is nothing that could be given to the guest; QEMU's `rerror=ignore`, which leaves it whatever its memory held, has
+    /// no counterpart.
     Ignore,
 }
 
