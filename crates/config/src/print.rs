@@ -86,6 +86,9 @@ impl Lines {
         if let Some(serial) = &disk.serial {
             self.text("serial", serial);
         }
+        if let Some(on_error) = disk.on_error {
+            self.text("on-error", on_error);
+        }
     }
 
     fn file(&mut self, file: &FileDisk) {

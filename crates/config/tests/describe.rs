@@ -2,7 +2,7 @@
 
 use config::{
     Bounce, Cmdline, Console, Disk, DiskModel, DiskSource, DmaBackEnd, File, FileDisk, Format, HostDomain,
-    HugePages, Key, OnFault, P2p, Poll, Vm, Wire, Writes,
+    HugePages, Key, OnError, OnFault, P2p, Poll, Vm, Wire, Writes,
 };
 
 fn describe(file: Option<&str>, flags: &[(Key, &str)]) -> Result<Vm, String> {
@@ -45,6 +45,7 @@ fn the_documented_example_reads_as_it_says() {
         model: DiskModel::VirtioBlk { queues: Some(2.try_into().unwrap()), packed: false, write_cache: true },
         writes: Writes::Refused,
         serial: Some("WD-1234".parse().unwrap()),
+        on_error: Some(OnError::Report),
     };
     assert_eq!(vm.disks[0], first);
     let logical = Some(512.try_into().unwrap());
@@ -90,7 +91,7 @@ fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
                 dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
                 console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\", domain = \"b\", on-fault = \"pause\" }]\n\
                 [[disk]]\npath = \"d\"\nmodel = \"virtio-blk\"\nreadonly = true\nqueues = 3\nserial = \"s\"\n\
-                [[disk]]\nnvme = \"03:00.0\"\nnamespace = 2\npoll = false\n";
+                [[disk]]\nnvme = \"03:00.0\"\nnamespace = 2\npoll = false\non-error = \"pause\"\n";
     let flags = [
         (Key::Name, "a"),
         (Key::Cpus, "2"),
@@ -102,7 +103,7 @@ fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
         (Key::Assign, "0000:01:00.0"),
         (Key::Assign, "address=02:00.0,domain=b,on-fault=pause"),
         (Key::Disk, "d,model=virtio-blk,readonly=on,queues=3,serial=s"),
-        (Key::Disk, "nvme=03:00.0,namespace=2,poll=off"),
+        (Key::Disk, "nvme=03:00.0,namespace=2,poll=off,on-error=pause"),
         (Key::Hugepages, "2M"),
         (Key::Node, "1"),
         (Key::Wire, "on"),
@@ -446,6 +447,9 @@ fn what_makes_no_sense_together_is_a_finding() {
             "\"qcow\" is not a format of disk images. Did you mean qcow2? Write raw or qcow2 or vmdk.",
         ),
         ("d,model=virtio", "Did you mean virtio-blk?"),
+        ("d,on-error=stop", "Write report or pause or ignore."),
+        ("d,on-error=ignore,readonly=on", "`on-error=ignore`"),
+        ("d,on-error=ignore,model=ahci-cd", "`on-error=ignore`"),
         ("d,snapshots=on", "unknown key `snapshots`. Did you mean `snapshot`?"),
     ] {
         let error = flag_findings(Key::Disk, text);
@@ -475,6 +479,7 @@ fn the_documented_example_shows_every_key_of_a_disk() {
         "readonly",
         "snapshot",
         "serial",
+        "on-error",
     ] {
         assert!(text.contains(&format!("\n{key} = ")), "{key}");
     }

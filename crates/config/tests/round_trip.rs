@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use config::{
     Assign, Backing, Boot, Bounce, Console, Cpus, Disk, DiskModel, DiskSize, DiskSource, Distinct, Dma,
-    DmaBackEnd, DomainName, File, FileDisk, Format, HostDomain, HugePages, Key, MemorySize, OnFault, P2p,
-    PciAddress, Poll, Vm, Wire, Writes,
+    DmaBackEnd, DomainName, File, FileDisk, Format, HostDomain, HugePages, Key, MemorySize, OnError, OnFault,
+    P2p, PciAddress, Poll, Vm, Wire, Writes,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -72,8 +72,8 @@ fn model() -> impl Strategy<Value = DiskModel> {
 /// Any disk, less what makes no sense together.
 fn disk() -> impl Strategy<Value = Disk> {
     let writes = prop::sample::select(vec![Writes::Kept, Writes::Refused, Writes::ThrownAway]);
-    (source(), model(), writes, option::of(parsed("[ -~]{1,20}"))).prop_map(
-        |(mut source, model, mut writes, serial)| {
+    (source(), model(), writes, option::of(parsed("[ -~]{1,20}")), option::of(word(OnError::NAMES))).prop_map(
+        |(mut source, model, mut writes, serial, on_error)| {
             if model == DiskModel::AhciCd {
                 writes = Writes::Refused;
             }
@@ -89,7 +89,8 @@ fn disk() -> impl Strategy<Value = Disk> {
                 _ if writes == Writes::ThrownAway => writes = Writes::Kept,
                 _ => {}
             }
-            Disk { source, model, writes, serial }
+            let on_error = on_error.filter(|it| (*it, writes) != (OnError::Ignore, Writes::Refused));
+            Disk { source, model, writes, serial, on_error }
         },
     )
 }

@@ -76,6 +76,9 @@ pub struct Info {
     pub version: String,
     /// What it does now.
     pub state: State,
+    /// Why its vCPUs stand still, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// The process that runs it.
     pub pid: u32,
     /// When the process began to run it: RFC 3339, UTC.
@@ -334,6 +337,9 @@ pub struct Event {
     /// More about a fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
+    /// More about a disk's error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskError>,
 }
 
 /// What sort of event it is.
@@ -344,6 +350,8 @@ pub enum EventKind {
     Life,
     /// DMA that failed, or a device's own alarm.
     Fault,
+    /// This host failed a request of a disk.
+    Disk,
     /// Something failed that the guest was not told of.
     Trouble,
 }
@@ -353,6 +361,7 @@ impl fmt::Display for EventKind {
         f.write_str(match self {
             EventKind::Life => "life",
             EventKind::Fault => "fault",
+            EventKind::Disk => "disk",
             EventKind::Trouble => "trouble",
         })
     }
@@ -386,6 +395,29 @@ pub struct Fault {
     pub count: Count,
 }
 
+/// A request of a disk that this host failed.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct DiskError {
+    /// The disk.
+    pub disk: String,
+    /// What was asked for: `read`, `write`, `flush`, `discard` or `write zeroes`.
+    pub operation: String,
+    /// Its first sector, in units of 512 bytes; a flush has none.
+    pub sector: Option<u64>,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// The kind of error, as the guest has it too: `media`, `no-space`, `gone`, `timed-out`, `read-only`, `out-of-range`,
+    /// `dma-blocked`, `unsupported` or `other`.
+    pub error: String,
+    /// The kernel's error number, where it was the kernel that failed it.
+    pub errno: Option<i32>,
+    /// What became of it: `reported` (the guest sees the error), `held` (it waits to be tried again) or `ignored` (the
+    /// guest is told that it went well).
+    pub answer: String,
+    /// How many more of the disk's requests failed since the event before about this disk; these have none of their own.
+    pub more: u64,
+}
+
 /// `GET /v1/stats`: what went through the VM's disks since it began.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Stats {
@@ -406,8 +438,17 @@ pub struct Disk {
     pub flushes: u64,
     /// Discards and zeroed ranges that succeeded.
     pub discards: u64,
-    /// Requests that failed or were refused.
+    /// Requests that failed or were refused, as the guest was told.
     pub errors: u64,
+    /// Requests that failed and of which the guest was told that they went well.
+    #[serde(default)]
+    pub ignored: u64,
+    /// Requests that failed and wait to be tried again.
+    #[serde(default)]
+    pub held: u64,
+    /// Which of these failed first, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_since: Option<String>,
     /// Bytes read.
     pub bytes_read: u64,
     /// Bytes written.

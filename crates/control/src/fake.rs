@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use disk::Counters;
+use disk::{Counters, Reading};
 use dma::fake::FakeIommu;
 use dma::{Domain, Kind, OwnMemory, P2pWish};
 use memory::{Gpa, GpaRange, MemoryMap, Ram};
@@ -61,6 +61,7 @@ impl Source for FakeVm {
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: *self.state.lock().expect("no code panics with this lock held"),
+            reason: None,
             pid: std::process::id(),
             since: "2026-11-22T20:30:55.000Z".to_owned(),
         }
@@ -78,9 +79,9 @@ impl Source for FakeVm {
         self.journal.clone()
     }
 
-    fn disks(&self) -> Vec<(String, Counters)> {
+    fn disks(&self) -> Vec<Reading> {
         let counters = Counters { reads: 7, bytes_read: 28672, bytes_direct: 28672, ..Counters::default() };
-        vec![("/dev/sda".to_owned(), counters)]
+        vec![Reading { name: "/dev/sda".to_owned(), counters, waiting: None }]
     }
 
     fn pause(&self) -> Result<State, Refused> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-use crate::api::{Count, Event, EventKind, Events, Fault};
+use crate::api::{Count, DiskError, Event, EventKind, Events, Fault};
 use crate::time::rfc3339;
 
 /// Events that are kept at most.
@@ -109,16 +109,21 @@ impl Journal {
 
     /// Records that something happened just now; returns its number.
     pub fn record(&self, kind: EventKind, text: &str) -> u64 {
-        self.add(kind, text, None)
+        self.add(kind, text, None, None)
     }
 
     /// Records DMA that failed, or that a burst of it has grown ([`crate::view::fault`]). What is told again is counted
     /// as what it has grown by.
     pub fn record_fault(&self, text: &str, fault: Fault) -> u64 {
-        self.add(EventKind::Fault, text, Some(fault))
+        self.add(EventKind::Fault, text, Some(fault), None)
     }
 
-    fn add(&self, kind: EventKind, text: &str, fault: Option<Fault>) -> u64 {
+    /// Records that this host failed a request of a disk ([`crate::view::disk_error`]).
+    pub fn record_disk(&self, text: &str, error: DiskError) -> u64 {
+        self.add(EventKind::Disk, text, None, Some(error))
+    }
+
+    fn add(&self, kind: EventKind, text: &str, fault: Option<Fault>, disk: Option<DiskError>) -> u64 {
         let mut state = self.state();
         state.latest += 1;
         if let Some(fault) = &fault {
@@ -128,7 +133,7 @@ impl Journal {
         if state.ring.len() == KEPT {
             state.ring.pop_front();
         }
-        state.ring.push_back(Event { number, time, kind, text: shortened(text), fault });
+        state.ring.push_back(Event { number, time, kind, text: shortened(text), fault, disk });
         self.news.notify_all();
         number
     }

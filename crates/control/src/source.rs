@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use disk::Counters;
+use disk::Reading;
 use dma::Domain;
 use memory::MemoryMap;
 
@@ -29,8 +29,8 @@ pub trait Source: Send + Sync {
     /// What happened to it.
     fn journal(&self) -> Arc<Journal>;
 
-    /// Its disks by name, with what went through them since it began.
-    fn disks(&self) -> Vec<(String, Counters)>;
+    /// Its disks, with what went through them since it began and what waits.
+    fn disks(&self) -> Vec<Reading>;
 
     /// Has the vCPUs stand still. Paused already, it does nothing.
     fn pause(&self) -> Result<State, Refused>;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use disk::Counters;
+use disk::{Answer, Failure, Operation, Reading};
 use dma::fault::{self, Direction, Place};
 use dma::{Domain, IovaRange, Kind, P2p, P2pWish, Target};
 use memory::{Audited, Contents, Difference, GpaRange, MemoryMap, Mirror, Ram};
@@ -146,18 +146,21 @@ pub fn fault(event: &fault::Event) -> api::Fault {
 }
 
 /// Disks by name, with their counters.
-pub fn stats(disks: &[(String, Counters)]) -> api::Stats {
-    api::Stats { disks: disks.iter().map(|(name, counters)| disk(name, counters)).collect() }
+pub fn stats(disks: &[Reading]) -> api::Stats {
+    api::Stats { disks: disks.iter().map(disk).collect() }
 }
 
-fn disk(name: &str, counters: &Counters) -> api::Disk {
+fn disk(Reading { name, counters, waiting }: &Reading) -> api::Disk {
     api::Disk {
-        name: name.to_owned(),
+        name: name.clone(),
         reads: counters.reads,
         writes: counters.writes,
         flushes: counters.flushes,
         discards: counters.discards,
         errors: counters.errors,
+        ignored: counters.ignored,
+        held: waiting.as_ref().map_or(0, |waiting| waiting.count),
+        held_since: waiting.as_ref().map(|waiting| waiting.first.what().to_string()),
         bytes_read: counters.bytes_read,
         bytes_written: counters.bytes_written,
         bytes_direct: counters.bytes_direct,
@@ -170,6 +173,33 @@ fn disk(name: &str, counters: &Counters) -> api::Disk {
             transport: counters.bytes_bounced_transport,
         },
         read_modify_writes: counters.read_modify_writes,
+    }
+}
+
+/// A request of a disk that failed: for [`crate::Journal::record_disk`], with the failure's own words as text.
+pub fn disk_error(failure: &Failure) -> api::DiskError {
+    let Failure { disk, operation, bytes, error, errno, answer, more } = failure;
+    let (sector, bytes) = match operation {
+        Operation::Read { at } | Operation::Write { at, .. } => (Some(at.0), *bytes),
+        Operation::Discard(range) | Operation::WriteZeroes(range, _) => {
+            (Some(range.start.0), range.count.bytes().unwrap_or(u64::MAX))
+        }
+        Operation::Flush => (None, 0),
+    };
+    let answer = match answer {
+        Answer::Reported => "reported",
+        Answer::Held => "held",
+        Answer::Ignored => "ignored",
+    };
+    api::DiskError {
+        disk: disk.to_string(),
+        operation: operation.name().to_owned(),
+        sector,
+        bytes,
+        error: error.kind().to_owned(),
+        errno: *errno,
+        answer: answer.to_owned(),
+        more: *more,
     }
 }
 
@@ -236,6 +266,26 @@ mod tests {
         let shown = fault(&fault::Event::single(seen, Some("guest".into()), Some(Place::Hole)));
         let wanted = r#"{"burst":0,"time":"1970-01-01T00:00:00.000Z","device":"0000:01:00.0","iova":"0x200000","pasid":null,"direction":"write","domain":"guest","place":"hole","reason":"PTE Write access is not set","source":"kernel log","count":{"known":1,"unattributed":0,"complete":false}}"#;
         assert_eq!(serde_json::to_string(&shown).unwrap(), wanted);
+    }
+
+    #[test]
+    fn a_disks_error_is_told_with_its_kind_and_place() {
+        let failure = Failure {
+            disk: "/dev/sda".into(),
+            operation: Operation::Read { at: disk::Sectors(8) },
+            bytes: 4096,
+            error: disk::DiskError::NoSpace,
+            errno: Some(28),
+            answer: Answer::Held,
+            more: 2,
+        };
+        let wanted = r#"{"disk":"/dev/sda","operation":"read","sector":8,"bytes":4096,"error":"no-space","errno":28,"answer":"held","more":2}"#;
+        assert_eq!(serde_json::to_string(&disk_error(&failure)).unwrap(), wanted);
+        let waiting = Some(disk::Waiting { count: 3, first: failure });
+        let shown =
+            stats(&[Reading { name: "/dev/sda".to_owned(), counters: disk::Counters::default(), waiting }]);
+        assert_eq!(shown.disks[0].held, 3);
+        assert!(shown.disks[0].held_since.as_ref().unwrap().contains("no space left"));
     }
 
     #[test]

@@ -215,7 +215,6 @@ fn after_a_failure_nothing_more_is_said_until_the_port_is_started_again() {
     port.recover();
     queue(&port, 0..9);
     port.wait(0x1ff).unwrap();
-    assert_eq!(guest.reports().len(), 1);
 }
 
 #[test]

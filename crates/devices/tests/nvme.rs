@@ -254,7 +254,7 @@ fn a_read_only_disk_refuses_changes_and_the_log_tells_of_it() {
     let (status, page) = log(&guest, &mut admin, log_page::ERROR, 16, false);
     assert_eq!((status, page[0], page[8], page[16]), (0, 1, 1, 7));
     assert_eq!(u16::from_le_bytes([page[12], page[13]]) >> 1 & 0x7ff, 0x182);
-    assert!(guest.reports()[0].contains("read-only"), "{:?}", guest.reports());
+    assert_eq!(guest.reports(), [""; 0], "a guest's own mistakes are no events");
 }
 
 #[test]
@@ -829,12 +829,6 @@ fn every_kind_of_error_of_the_disk_has_its_status() {
     assert_eq!((told.cid.get(), told.result.get()), (event, 0x0002_0001), "a lost disk is a warning");
     let (_, page) = log(&guest, &mut admin, log_page::HEALTH, 128, false);
     assert_eq!((page[0], page[160]), (4, 5));
-    assert_eq!(
-        guest.reports().len(),
-        1,
-        "one failure is told, the others are counted: {:?}",
-        guest.reports()
-    );
 }
 
 #[test]

@@ -27,6 +27,12 @@ pub trait Backend: Send + Sync {
         Poll::Off
     }
 
+    /// Whether a flush that failed may be tried again: not where the host may have dropped what it could not write, for
+    /// then the second one succeeds without it.
+    fn flush_can_be_repeated(&self) -> bool {
+        true
+    }
+
     /// A new engine for up to `depth` requests under way at once. It counts the bytes it moves in `counters`.
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError>;
 }
@@ -62,6 +68,12 @@ pub trait Engine {
     /// [`crate::DiskError::Cancelled`], the rest as it would have; each is reported as ever.
     fn cancel(&mut self) -> io::Result<()> {
         Ok(())
+    }
+
+    /// The kernel's error number behind the failure of the request with this tag, which the last call of
+    /// [`advance`](Engine::advance) has brought; `None` where it was not the kernel that failed it.
+    fn errno(&self, _tag: u64) -> Option<i32> {
+        None
     }
 
     /// Hands what was noted to the device and appends what has happened to `events`.

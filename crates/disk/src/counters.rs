@@ -50,8 +50,11 @@ pub struct Counters {
     pub bytes_bounced_transport: u64,
     /// Writes of less than a block of the disk, which read the block, change it and write it back.
     pub read_modify_writes: u64,
-    /// Requests that failed or were refused.
+    /// Requests that failed or were refused, as the guest was told.
     pub errors: u64,
+    /// Requests that failed and of which the guest was told that they went well ([`crate::OnError::Ignore`]); they count
+    /// among the writes, flushes and discards as well.
+    pub ignored: u64,
 }
 
 impl Counters {
@@ -95,7 +98,8 @@ queue_counters!(
     bytes_bounced_image_format,
     bytes_bounced_transport,
     read_modify_writes,
-    errors
+    errors,
+    ignored
 );
 
 /// There is one writer, so a plain load and store are enough and spare the bus lock.
@@ -129,6 +133,11 @@ impl QueueCounters {
     /// A request failed or was refused.
     pub fn error(&self) {
         add(&self.errors, 1);
+    }
+
+    /// A request failed that its user is told went well.
+    pub fn ignored(&self) {
+        add(&self.ignored, 1);
     }
 
     /// So many writes of less than a block read it first.

@@ -26,6 +26,7 @@ pub(crate) struct CrewedDisk {
     name: Arc<str>,
     geometry: Geometry,
     lane: Lane,
+    flush_can_be_repeated: bool,
     crew: Arc<Crew>,
     size: Box<dyn Fn() -> io::Result<Sectors> + Send + Sync>,
 }
@@ -38,23 +39,28 @@ impl CrewedDisk {
         files: Vec<Arc<Handle>>,
         work: Arc<dyn Work>,
     ) -> io::Result<CrewedDisk> {
+        let flush_can_be_repeated = files.iter().all(|file| file.flush_can_be_repeated());
         let lane = if ring_is_refused().is_some() { Lane::CrewOnly } else { Lane::Both(files) };
-        CrewedDisk::new(name, geometry, lane, work)
+        let disk = CrewedDisk::new(name, geometry, lane, work)?;
+        Ok(CrewedDisk { flush_can_be_repeated, ..disk })
     }
 
-    /// A disk that is all the crew's.
+    /// A device or file as it is, all of which is the crew's to do.
     pub(crate) fn without_ring(
         name: Arc<str>,
         geometry: Geometry,
-        work: Arc<dyn Work>,
+        file: Arc<Handle>,
     ) -> io::Result<CrewedDisk> {
-        CrewedDisk::new(name, geometry, Lane::CrewOnly, work)
+        let flush_can_be_repeated = file.flush_can_be_repeated();
+        let disk = CrewedDisk::new(name, geometry, Lane::CrewOnly, file)?;
+        Ok(CrewedDisk { flush_can_be_repeated, ..disk })
     }
 
     fn new(name: Arc<str>, geometry: Geometry, lane: Lane, work: Arc<dyn Work>) -> io::Result<CrewedDisk> {
         let capacity = geometry.capacity;
         let crew = Arc::new(Crew::new("disk", THREADS, work)?);
-        Ok(CrewedDisk { name, geometry, lane, crew, size: Box::new(move || Ok(capacity)) })
+        let size = Box::new(move || Ok(capacity));
+        Ok(CrewedDisk { name, geometry, lane, flush_can_be_repeated: false, crew, size })
     }
 
     /// The same, whose size is asked for like this.
@@ -83,6 +89,10 @@ impl Backend for CrewedDisk {
 
     fn capacity(&self) -> io::Result<Sectors> {
         (self.size)()
+    }
+
+    fn flush_can_be_repeated(&self) -> bool {
+        self.flush_can_be_repeated
     }
 
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {

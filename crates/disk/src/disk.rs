@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::backend::Backend;
 use crate::capacity::Capacity;
 use crate::counters::{Counters, QueueCounters};
+use crate::failure::{ErrorPolicy, Failures, FlushAgain, Guard, Owner, TellFailure, Waiting};
 use crate::geometry::{Geometry, Sectors};
 use crate::kernel::OpenError;
 use crate::opening;
@@ -35,6 +36,7 @@ pub struct Disk {
     capacity: Arc<Capacity>,
     remarks: Vec<String>,
     tally: Tally,
+    failures: Arc<Failures>,
 }
 
 /// What goes through a disk, to be read at any time, also when the disk has been closed.
@@ -42,6 +44,17 @@ pub struct Disk {
 pub struct Tally {
     name: Arc<str>,
     queues: Arc<Mutex<Vec<Arc<QueueCounters>>>>,
+}
+
+/// A disk as it is at one moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reading {
+    /// What the disk is called in messages.
+    pub name: String,
+    /// What went through it since it was opened.
+    pub counters: Counters,
+    /// Requests that failed and wait to be tried again.
+    pub waiting: Option<Waiting>,
 }
 
 impl Tally {
@@ -56,6 +69,11 @@ impl Tally {
         let all = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().for_each(|queue| queue.add_to(&mut sum));
         sum
+    }
+
+    /// The disk once it has been closed: nothing waits.
+    pub fn read(&self) -> Reading {
+        Reading { name: self.name.to_string(), counters: self.counters(), waiting: None }
     }
 
     /// Counters that no queue uses any more go on counting for the next one, so that a guest that resets its
@@ -84,7 +102,7 @@ impl Disk {
     pub fn new(name: impl Into<Arc<str>>, backend: Box<dyn Backend>) -> Disk {
         let capacity = Arc::new(Capacity::new(backend.geometry().capacity));
         let tally = Tally { name: name.into(), queues: Arc::default() };
-        Disk { backend, capacity, remarks: Vec::new(), tally }
+        Disk { backend, capacity, remarks: Vec::new(), tally, failures: Arc::default() }
     }
 
     /// What the disk is called in messages: its path.
@@ -122,7 +140,13 @@ impl Disk {
     /// A queue for up to `depth` requests at once, to be started on the thread that will use it.
     pub fn prepare_queue(&self, depth: u16) -> Result<PreparedQueue, QueueError> {
         let counters = self.tally.unused();
-        let engine = self.backend.engine(depth, counters.clone())?;
+        let mut engine = self.backend.engine(depth, counters.clone())?;
+        if self.failures.have_an_owner() {
+            let (disk, desk) = (self.tally.name.clone(), self.failures.clone());
+            let flush =
+                if self.backend.flush_can_be_repeated() { FlushAgain::Honest } else { FlushAgain::Deceptive };
+            engine = Box::new(Guard::new(engine, disk, desk, counters.clone(), flush));
+        }
         Ok(PreparedQueue {
             disk: self.tally.name.clone(),
             geometry: self.geometry().clone(),
@@ -134,9 +158,26 @@ impl Disk {
         })
     }
 
+    /// Says what is done when the host fails a request of queues that are prepared from now on, and who is told of it.
+    /// Before, an error is its guest's alone. Only the first call counts.
+    pub fn answer_failures(&self, policy: ErrorPolicy, tell: TellFailure) {
+        self.failures.set_owner(Owner { policy, tell });
+    }
+
+    /// The failures of its requests, and those requests that wait to be tried again.
+    pub fn failures(&self) -> &Arc<Failures> {
+        &self.failures
+    }
+
     /// What went through all queues of this disk since it was opened.
     pub fn counters(&self) -> Counters {
         self.tally.counters()
+    }
+
+    /// The disk as it is now.
+    pub fn read(&self) -> Reading {
+        let waiting = self.failures.waiting();
+        Reading { waiting, ..self.tally.read() }
     }
 
     /// Its counters, for whoever wants to read them after it has been closed.

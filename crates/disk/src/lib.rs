@@ -17,6 +17,8 @@
 //!   already given up, whatever the guest resets.
 //! - *Whole or an error.* A transfer that the host ends early is continued; success means every byte.
 //! - *Errors keep their kind* ([`DiskError`]), in terms that a guest understands.
+//!   What is done about them is the disk's own affair, not that of device models ([`OnError`]): they go to the guest,
+//!   or wait until somebody has mended what was wrong, and people are told.
 //! - *No copy is silent.* Data passes between guest RAM and disk without a copy. Where one cannot be avoided it
 //!   is counted with its reason ([`Counters`]).
 //! - *Sizes are live.* A disk that grows or shrinks on the host has its new size for every queue once somebody
@@ -34,7 +36,7 @@
 //! | servers by NBD | `nbd` | a socket that guest memory is sent to and filled from |
 //! | NVMe controllers | [`nvme`] | skep's own driver |
 //!
-//! `threads` is what those share that need threads beside the ring: a crew for each disk, and the engine that gives a
+//! `failure` lies between the queues and any of these. `threads` is what those share that need threads beside the ring: a crew for each disk, and the engine that gives a
 //! request to the ring or to the crew.
 
 mod backend;
@@ -43,6 +45,7 @@ mod counters;
 mod crewed;
 mod disk;
 mod emulation;
+mod failure;
 mod geometry;
 mod image;
 mod kernel;
@@ -58,12 +61,13 @@ mod threads;
 
 pub use backend::{Backend, Engine, Patience};
 pub use counters::{Bounced, Counters, QueueCounters};
-pub use disk::{Disk, QueueError, Tally};
+pub use disk::{Disk, QueueError, Reading, Tally};
+pub use failure::{Answer, ErrorPolicy, Failure, Failures, OnError, TellFailure, Waiting};
 pub use geometry::{Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes};
 pub use kernel::{Bounce, OpenError};
 pub use nbd::{BadNbdUrl, NbdError, NbdServer, NbdUrl};
 pub use options::{Allocation, Changes, Claim, DiskOptions, Format, Source, UnknownFormat};
 pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};
-pub use request::{DiskError, Durability, Failure, Operation, Request, Unmap};
+pub use request::{DiskError, Durability, Operation, Request, Unmap};
 pub use sizes::SizeWatch;
 pub use spin::Poll;

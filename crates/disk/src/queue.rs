@@ -181,7 +181,8 @@ impl DiskQueue {
         self.advance(Patience::Poll, events)
     }
 
-    /// Waits until nothing is under way, and appends what became of it to `events`. Wakes are among them.
+    /// Waits until nothing is under way, and appends what became of it to `events`. Wakes are among them. Requests that
+    /// are held ([`crate::Answer::Held`]) are under way until somebody has them tried again or gives them up.
     pub fn drain(&mut self, events: &mut Vec<Event>) -> Result<(), WaitError> {
         while self.under_way > 0 {
             self.wait(events)?;

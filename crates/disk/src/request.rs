@@ -157,22 +157,59 @@ impl DiskError {
             other => DiskError::Other(other),
         }
     }
-}
 
-/// A failed request as a sentence for people: which disk, what, why.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Failure<'a> {
-    /// The disk's name ([`crate::Disk::name`]).
-    pub disk: &'a str,
-    /// What was asked for.
-    pub operation: Operation,
-    /// What became of it.
-    pub error: DiskError,
-}
+    /// The kind in a word, for programs.
+    pub fn kind(self) -> &'static str {
+        match self {
+            DiskError::OutOfRange => "out-of-range",
+            DiskError::Unaligned => "unaligned",
+            DiskError::TooLong => "too-long",
+            DiskError::ReadOnly => "read-only",
+            DiskError::Media => "media",
+            DiskError::NoSpace => "no-space",
+            DiskError::Gone => "gone",
+            DiskError::TimedOut => "timed-out",
+            DiskError::DmaBlocked => "dma-blocked",
+            DiskError::Unsupported => "unsupported",
+            DiskError::Cancelled => "cancelled",
+            DiskError::QueueFull => "queue-full",
+            DiskError::Other(_) => "other",
+        }
+    }
 
-impl fmt::Display for Failure<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "disk {}: {} failed: {}", self.disk, self.operation, self.error)
+    /// What a person can do about it, in a sentence.
+    pub fn hint(self) -> &'static str {
+        match self {
+            DiskError::OutOfRange => {
+                "It has become smaller than the guest knows it: make it as large as it was."
+            }
+            DiskError::ReadOnly => {
+                "It takes no writes any more: see in the kernel's log (dmesg) whether its file system or device was \
+                 made read-only after an error."
+            }
+            DiskError::Media => {
+                "The kernel's log (dmesg) says more; look after the disk with smartctl or nvme smart-log."
+            }
+            DiskError::NoSpace => {
+                "Make room on the file system or pool that holds its data, or raise the quota there."
+            }
+            DiskError::Gone => {
+                "Look after its cable, controller or server. A disk that comes back under another name needs a new start \
+                 of the VM."
+            }
+            DiskError::TimedOut => {
+                "It hangs, or whatever leads to it is overloaded: the kernel's log (dmesg) says more."
+            }
+            DiskError::DmaBlocked => {
+                "`skep dma` shows what its controller may reach, `skep events` what it tried."
+            }
+            DiskError::Unsupported
+            | DiskError::Unaligned
+            | DiskError::TooLong
+            | DiskError::Cancelled
+            | DiskError::QueueFull => "Nothing needs to be done: the guest deals with it.",
+            DiskError::Other(_) => "The kernel's log (dmesg) may say more.",
+        }
     }
 }
 
@@ -290,12 +327,6 @@ mod tests {
         assert_eq!(check(&without, Operation::Discard(range(1)), 0), Err(DiskError::Unsupported));
         let zeroes = Operation::WriteZeroes(range(1), Unmap::Allowed);
         assert_eq!(check(&without, zeroes, 0), Err(DiskError::Unsupported));
-    }
-
-    #[test]
-    fn a_failure_names_disk_place_and_cause() {
-        let failure = Failure { disk: "/dev/sdb", operation: read(2048), error: DiskError::Media };
-        assert_eq!(failure.to_string(), "disk /dev/sdb: read at sector 2048 failed: the medium failed");
     }
 
     proptest! {

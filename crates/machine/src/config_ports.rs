@@ -93,6 +93,6 @@ mod tests {
         assert_eq!(read(4, 4), u32::MAX, "no function there");
         assert_eq!(inbox.waiting().len(), 0);
         ports.write(1, &[6]);
-        assert!(matches!(inbox.next(), Some(Event::Power(devices::PowerRequest::Reset))));
+        assert!(matches!(inbox.next(None), Ok(Event::Power(devices::PowerRequest::Reset))));
     }
 }

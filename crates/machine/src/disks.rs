@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use config::{DiskModel, DiskSource, FileDisk, Writes};
+use config::{DiskModel, DiskSource, FileDisk, OnError, Writes};
 use devices::ahci::{Ahci, AhciCd, AhciDisk, AhciPort, AtaText};
 use devices::{InitialCache, Namespace, Nvme, NvmeOptions, Rings, VirtioBlk, VirtioBlkOptions};
 use disk::{Allocation, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl, Sectors, SizeWatch, Source};
@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::error::{StartError, system};
 use crate::events::Events;
+use crate::failures;
 
 /// Ports of a SATA controller (AHCI 1.3.1, 3.1.1).
 const PORTS: usize = 32;
@@ -40,6 +41,7 @@ pub enum CheckedDisk {
 pub struct OpenDisk {
     disk: Arc<Disk>,
     model: Model,
+    on_error: Option<OnError>,
 }
 
 /// What the guest is to see, as far as it is made without a place on the bus.
@@ -132,7 +134,7 @@ impl OpenDisk {
                 Model::Ahci(AhciPort::Cd(AhciCd { serial, ..AhciCd::new(name, Some(opened.clone())) }))
             }
         };
-        Ok(OpenDisk { disk: opened, model })
+        Ok(OpenDisk { disk: opened, model, on_error: disk.on_error })
     }
 }
 
@@ -168,6 +170,8 @@ enum Controller {
 impl Disks {
     /// Makes controllers of disks and puts them on the bus, at the first addresses that are free.
     pub fn put_on(disks: Vec<OpenDisk>, place: Place<'_>) -> Result<Disks, StartError> {
+        // Before any of their queues is prepared.
+        disks.iter().for_each(|disk| failures::watch(&disk.disk, disk.on_error, place.events));
         let all: Vec<Arc<Disk>> = disks.iter().map(|disk| disk.disk.clone()).collect();
         let mut listeners = Vec::new();
         for controller in controllers(disks) {
@@ -191,7 +195,7 @@ impl Deref for Disks {
 /// SATA disks go to the last controller of theirs that has a port left.
 fn controllers(disks: Vec<OpenDisk>) -> Vec<Controller> {
     let mut controllers = Vec::new();
-    for OpenDisk { disk, model } in disks {
+    for OpenDisk { disk, model, .. } in disks {
         let port = match model {
             Model::VirtioBlk(device) => {
                 controllers.push(Controller::VirtioBlk(device));
@@ -317,7 +321,8 @@ mod tests {
 
     fn open(model: DiskModel) -> OpenDisk {
         let source = DiskSource::Ram("1M".parse().unwrap());
-        let disk = config::Disk { source, model, writes: Writes::Refused, serial: "s".parse().ok() };
+        let serial = "s".parse().ok();
+        let disk = config::Disk { source, model, writes: Writes::Refused, serial, on_error: None };
         match check(&disk, config::Cpus::default()).unwrap() {
             CheckedDisk::Open(open) => open,
             CheckedDisk::Driven(_) => panic!("memory needs no driver"),
@@ -362,7 +367,8 @@ mod tests {
     #[test]
     fn a_wrong_address_of_a_server_is_a_finding() {
         let source = DiskSource::Nbd("nbd+unix:///a".parse().unwrap());
-        let disk = config::Disk { source, model: DiskModel::default(), writes: Writes::Kept, serial: None };
+        let (model, writes) = (DiskModel::default(), Writes::Kept);
+        let disk = config::Disk { source, model, writes, serial: None, on_error: None };
         let error = check(&disk, config::Cpus::default()).err().unwrap().to_string();
         assert!(error.contains("nbd+unix needs socket=PATH"), "{error}");
     }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use devices::PowerRequest;
@@ -31,6 +31,8 @@ pub enum Event {
     Trouble(String),
     /// DMA failed.
     Fault(dma::fault::Event),
+    /// This host failed a request of a disk.
+    Disk(disk::Failure),
     /// Somebody presses the power button.
     PressPowerButton,
     /// Somebody wants the VM to stand still.
@@ -99,9 +101,16 @@ impl Events {
 }
 
 impl Inbox {
-    /// The next event. `None` when nobody can send any more.
-    pub fn next(&self) -> Option<Event> {
-        self.receiver.recv().ok().inspect(|event| self.taken(event))
+    /// The next event, if it comes by `deadline`. An error says whether it was too late, or nobody can send any more.
+    pub fn next(&self, deadline: Option<Instant>) -> Result<Event, RecvTimeoutError> {
+        let event = match deadline {
+            None => self.receiver.recv()?,
+            Some(deadline) => {
+                self.receiver.recv_timeout(deadline.saturating_duration_since(Instant::now()))?
+            }
+        };
+        self.taken(&event);
+        Ok(event)
     }
 
     /// Before the guest starts afresh: forgets what it asked for, and keeps for later what others want. Returns
@@ -113,9 +122,11 @@ impl Inbox {
                 Event::Power(_) | Event::Ended(_) => {}
                 Event::Stop => stop = true,
                 Event::Trouble(what) => self.tell(&what),
-                later @ (Event::Fault(_) | Event::PressPowerButton | Event::Pause(_) | Event::Resume) => {
-                    events.send(later);
-                }
+                later @ (Event::Fault(_)
+                | Event::Disk(_)
+                | Event::PressPowerButton
+                | Event::Pause(_)
+                | Event::Resume) => events.send(later),
             }
         }
         stop
@@ -129,6 +140,11 @@ impl Inbox {
     /// Tells of DMA that failed. It comes at a bounded rate already, and every count matters.
     pub fn fault(&self, event: dma::fault::Event) {
         (self.reporter())(&Notice::Fault(event));
+    }
+
+    /// Tells of a disk that failed. It comes at a bounded rate already.
+    pub fn disk(&self, failure: disk::Failure) {
+        (self.reporter())(&Notice::Disk(failure));
     }
 
     /// Tells a step in the VM's life.
@@ -147,6 +163,7 @@ impl Inbox {
             match event {
                 Event::Trouble(what) => self.tell(&what),
                 Event::Fault(fault) => self.fault(fault),
+                Event::Disk(failure) => self.disk(failure),
                 _ => {}
             }
         }
@@ -251,7 +268,7 @@ mod tests {
         events.send(Event::Stop);
         let mut waited = 0;
         loop {
-            match inbox.next().unwrap() {
+            match inbox.next(None).unwrap() {
                 Event::Trouble(what) => inbox.tell(&what),
                 Event::Stop => break,
                 other => panic!("{other:?}"),
@@ -284,7 +301,7 @@ mod tests {
         }
         assert_eq!(inbox.waiting().len(), 1);
         events.power(PowerRequest::Reset);
-        assert!(matches!(inbox.next(), Some(Event::Power(PowerRequest::Reset))));
+        assert!(matches!(inbox.next(None), Ok(Event::Power(PowerRequest::Reset))));
     }
 
     #[test]

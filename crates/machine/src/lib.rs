@@ -18,6 +18,7 @@ mod disks;
 mod driven;
 mod error;
 mod events;
+mod failures;
 mod faults;
 mod interrupts;
 mod kvm;
@@ -32,7 +33,7 @@ mod slots;
 pub mod steps;
 mod vm;
 
-pub use disk::Counters;
+pub use disk::{Answer, Counters, Failure, Reading, Waiting};
 pub use error::StartError;
 pub use kvm::{Hypervisor, KvmError};
 pub use layout::{Layout, LayoutError};

@@ -9,6 +9,8 @@ pub enum Notice {
     Life(Life),
     /// DMA failed, or memory could not be mapped for it.
     Fault(dma::fault::Event),
+    /// This host failed a request of a disk.
+    Disk(disk::Failure),
     /// Something failed that the guest was not told of, in a sentence or more.
     Trouble(String),
 }
@@ -35,6 +37,7 @@ impl fmt::Display for Notice {
         match self {
             Notice::Life(life) => life.fmt(f),
             Notice::Fault(event) => event.fmt(f),
+            Notice::Disk(failure) => failure.fmt(f),
             Notice::Trouble(what) => f.write_str(what),
         }
     }

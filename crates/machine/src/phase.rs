@@ -18,34 +18,79 @@ pub enum Phase {
 
 /// The phase of a VM, set by its owner and watched by anybody.
 pub(crate) struct Phases {
-    now: Mutex<Phase>,
+    now: Mutex<Now>,
     changed: Condvar,
+}
+
+/// The phase, and how it came to it.
+struct Now {
+    phase: Phase,
+    /// Why it stands still.
+    why: Option<String>,
+    /// How often it was set.
+    turn: u64,
 }
 
 impl Default for Phases {
     fn default() -> Phases {
-        Phases { now: Mutex::new(Phase::Starting), changed: Condvar::new() }
+        let now = Now { phase: Phase::Starting, why: None, turn: 0 };
+        Phases { now: Mutex::new(now), changed: Condvar::new() }
     }
 }
 
 impl Phases {
     pub fn now(&self) -> Phase {
-        *self.lock()
+        self.lock().phase
+    }
+
+    /// Why the VM stands still, if it does.
+    pub fn why(&self) -> Option<String> {
+        self.lock().why.clone()
     }
 
     pub fn set(&self, phase: Phase) {
-        *self.lock() = phase;
+        self.turn(phase, None);
+    }
+
+    /// The VM stands still, for this reason.
+    pub fn stand_still(&self, why: String) {
+        self.turn(Phase::Paused, Some(why));
+    }
+
+    fn turn(&self, phase: Phase, why: Option<String>) {
+        let mut now = self.lock();
+        *now = Now { phase, why, turn: now.turn + 1 };
         self.changed.notify_all();
     }
 
-    /// Waits until the phase is `wanted` or the end has come, but no longer than `patience`; the phase then.
-    pub fn wait_for(&self, wanted: Phase, patience: Duration) -> Phase {
-        let other = |now: &mut Phase| *now != wanted && *now != Phase::Ending;
+    /// Does `ask`, and waits until the phase is `wanted`, or was set to another, but no longer than `patience`; the phase
+    /// then.
+    pub fn after(&self, ask: impl FnOnce(), wanted: Phase, patience: Duration) -> Phase {
+        let before = self.lock().turn;
+        ask();
+        let other = |now: &mut Now| now.phase != wanted && now.turn == before && now.phase != Phase::Ending;
         let waited = self.changed.wait_timeout_while(self.lock(), patience, other);
-        *waited.expect("no code panics with this lock held").0
+        waited.expect("no code panics with this lock held").0.phase
     }
 
-    fn lock(&self) -> MutexGuard<'_, Phase> {
+    fn lock(&self) -> MutexGuard<'_, Now> {
         self.now.lock().expect("no code panics with this lock held")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_asks_learns_at_once_that_the_vm_stands_still_again_and_why() {
+        let phases = Phases::default();
+        phases.stand_still("no space".to_owned());
+        let long = Duration::from_secs(60);
+        let phase = phases.after(|| phases.stand_still("still no space".to_owned()), Phase::Running, long);
+        assert_eq!((phase, phases.why().as_deref()), (Phase::Paused, Some("still no space")));
+        assert_eq!(phases.after(|| phases.set(Phase::Running), Phase::Running, long), Phase::Running);
+        assert_eq!(phases.why(), None);
+        assert_eq!(phases.after(|| {}, Phase::Paused, Duration::from_millis(1)), Phase::Running);
     }
 }

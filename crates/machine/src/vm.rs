@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platfo
 use config::OnFault;
 use devices::{Power, PowerRequest, SerialPort};
 use disk::nvme::NvmeController;
-use disk::{Counters, Disk, Tally};
+use disk::{Answer, Disk, Failure, Failures, Reading, Tally};
 use dma::Domain;
 use dma::fault::{self, Watch};
 use host::Host;
@@ -28,6 +29,7 @@ use crate::cpus::{Cpus, End};
 use crate::disks::Disks;
 use crate::error::StartError;
 use crate::events::{Event, Events, Inbox};
+use crate::failures;
 use crate::faults::{self, Policies};
 use crate::notice::{Life, Reporter};
 use crate::phase::{Phase, Phases};
@@ -51,8 +53,8 @@ pub enum Outcome {
 pub struct Ended {
     /// How it ended.
     pub outcome: Outcome,
-    /// Its disks by name, with everything that was read and written, and what of it was copied on its way.
-    pub disks: Vec<(String, Counters)>,
+    /// Its disks, with everything that was read and written, and what of it was copied on its way.
+    pub disks: Vec<Reading>,
 }
 
 /// The way to a running VM from outside.
@@ -79,19 +81,23 @@ impl Control {
 
     /// Has the guest stand still; `why` is told to the VM's owner. Returns what the VM does then.
     pub fn pause(&self, why: impl Into<String>) -> Phase {
-        self.events.send(Event::Pause(why.into()));
-        self.phases.wait_for(Phase::Paused, PATIENCE)
+        self.phases.after(|| self.events.send(Event::Pause(why.into())), Phase::Paused, PATIENCE)
     }
 
-    /// Has the guest run on. Returns what the VM does then.
+    /// Has the guest run on, once the requests of disks that are held have been tried again; if they fail again, it
+    /// stands still. Returns what the VM does then.
     pub fn resume(&self) -> Phase {
-        self.events.send(Event::Resume);
-        self.phases.wait_for(Phase::Running, PATIENCE)
+        self.phases.after(|| self.events.send(Event::Resume), Phase::Running, PATIENCE)
     }
 
     /// What the VM does now.
     pub fn phase(&self) -> Phase {
         self.phases.now()
+    }
+
+    /// Why it stands still, if it does.
+    pub fn why_paused(&self) -> Option<String> {
+        self.phases.why()
     }
 
     /// Its DMA domains. Whoever keeps one keeps the VM's devices from being given back.
@@ -104,10 +110,9 @@ impl Control {
         self.map.upgrade()
     }
 
-    /// Its disks by name, with what went through them so far.
-    pub fn disks(&self) -> Vec<(String, Counters)> {
-        let disks = self.disks.iter().filter_map(Weak::upgrade);
-        disks.map(|disk| (disk.name().to_owned(), disk.counters())).collect()
+    /// Its disks, with what went through them so far and what waits.
+    pub fn disks(&self) -> Vec<Reading> {
+        self.disks.iter().filter_map(Weak::upgrade).map(|disk| disk.read()).collect()
     }
 
     /// Ends the VM now, whatever the guest does.
@@ -169,7 +174,7 @@ impl Stopped {
         let tallies: Vec<Tally> = self.vm.disks.iter().map(|disk| disk.tally().clone()).collect();
         let outcome = self.vm.dismantle(self.outcome);
         // Only now has every queue ended and counted its last request.
-        let disks = tallies.iter().map(|tally| (tally.name().to_owned(), tally.counters())).collect();
+        let disks = tallies.iter().map(Tally::read).collect();
         Ended { outcome, disks }
     }
 }
@@ -264,18 +269,25 @@ impl Vm {
     }
 
     fn enter(&self, life: Life) {
-        self.phases.set(match life {
-            Life::Paused(_) => Phase::Paused,
-            _ => Phase::Running,
-        });
+        match &life {
+            Life::Paused(why) => self.phases.stand_still(why.clone()),
+            _ => self.phases.set(Phase::Running),
+        }
         self.inbox.life(life);
     }
 
     /// Serves events until one of them is the end.
     fn attend(&mut self) -> Outcome {
         loop {
-            // The board holds a sender, so there is always another event.
-            let Some(event) = self.inbox.next() else { return Outcome::Stopped };
+            let event = match self.inbox.next(failures::due(&self.disks)) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => {
+                    failures::tell_due(&self.disks);
+                    continue;
+                }
+                // The board holds a sender, so there is always another event.
+                Err(RecvTimeoutError::Disconnected) => return Outcome::Stopped,
+            };
             match event {
                 Event::Power(PowerRequest::Off) => return Outcome::PoweredOff,
                 Event::Power(PowerRequest::Reset) => {
@@ -292,12 +304,8 @@ impl Vm {
                 Event::Trouble(what) => self.inbox.tell(&what),
                 Event::PressPowerButton => self.power.press_button(),
                 Event::Pause(why) => self.pause(why),
-                Event::Resume if self.phases.now() == Phase::Paused => {
-                    self.policies.runs_on(Instant::now());
-                    self.cpus.run();
-                    self.enter(Life::Resumed);
-                }
-                Event::Resume => {}
+                Event::Resume => self.resume(),
+                Event::Disk(failure) => self.disk_failed(failure),
                 Event::Fault(fault) => {
                     if let Err(outcome) = self.answer(&fault) {
                         return outcome;
@@ -309,13 +317,38 @@ impl Vm {
     }
 
     fn pause(&self, why: String) {
-        if self.phases.now() == Phase::Paused {
-            return;
+        if self.phases.now() != Phase::Paused {
+            self.stand_still(why);
         }
+    }
+
+    fn stand_still(&self, why: String) {
         self.console.hurry(true);
         self.cpus.hold();
         self.console.hurry(false);
         self.enter(Life::Paused(why));
+    }
+
+    /// The VM runs on, unless a request of a disk fails again for which it stood still.
+    fn resume(&mut self) {
+        if self.phases.now() != Phase::Paused || failures::retry(&self.disks).is_some() {
+            return;
+        }
+        self.policies.runs_on(Instant::now());
+        self.cpus.run();
+        self.enter(Life::Resumed);
+    }
+
+    /// Tells of a request that failed; if it is held, the VM stands still.
+    fn disk_failed(&mut self, failure: Failure) {
+        // What was held may have ended since, with a reset.
+        let stands_still = failure.answer == Answer::Held && failures::waiting(&self.disks).is_some();
+        let why = failures::why(&failure);
+        self.inbox.disk(failure);
+        if stands_still {
+            // Even a VM that is paused: that was for another reason, or somebody tried to have it run on.
+            self.stand_still(why);
+        }
     }
 
     /// Tells of a fault, and does what is to be done about it.
@@ -355,7 +388,9 @@ impl Vm {
         if self.inbox.forget_guest(&self.board.events) {
             return Err(Outcome::Stopped);
         }
+        failures::give_up(&self.disks);
         let errors = self.board.bus.reset();
+        failures::hold_again(&self.disks);
         if !errors.is_empty() {
             let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
             return Err(Outcome::Failed(all.join("\n")));
@@ -392,6 +427,8 @@ impl Vm {
             ..
         } = self;
         drop((alarms, cpus));
+        failures::give_up(&disks);
+        let failures: Vec<Arc<Failures>> = disks.iter().map(|disk| disk.failures().clone()).collect();
         let mut troubles = Vec::new();
         for device in &assigned {
             troubles.extend(device.shut_down().err().map(|error| error.to_string()));
@@ -409,6 +446,7 @@ impl Vm {
         drop((power, vm, map, boot, console));
         // Last of what could tell: until here devices may have done DMA.
         drop(faults);
+        failures.iter().for_each(|disk| disk.tell_rest());
         inbox.tell_rest();
         match (troubles.is_empty(), outcome) {
             (false, Outcome::PoweredOff | Outcome::Stopped) => Outcome::Failed(troubles.join("\n")),

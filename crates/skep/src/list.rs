@@ -8,7 +8,7 @@ use control::{Client, Folder};
 
 use crate::ask::{self, Failure};
 use crate::report;
-use crate::table::{Side, Table};
+use crate::table::{Side, Table, plain};
 
 /// What follows `skep list`.
 #[derive(Args)]
@@ -62,14 +62,22 @@ fn table(vms: &[Info]) -> String {
         let Info { name, state, pid, since, version, .. } = vm;
         table.row([name.clone(), state.to_string(), pid.to_string(), since.clone(), version.clone()]);
     }
-    table.to_string()
+    // Whole sentences find no place in a column.
+    let mut text = table.to_string();
+    for Info { name, reason, .. } in vms {
+        if let Some(reason) = reason {
+            text.push_str(&format!("{name} is paused: {}.\n", plain(reason)));
+        }
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use control::Server;
+    use control::api::State;
     use control::fake::FakeVm;
+    use control::{Server, Source};
     use std::sync::Arc;
 
     #[test]
@@ -90,6 +98,13 @@ mod tests {
         let pid = pid.to_string();
         assert_eq!(lines[1], ["db", "running", &pid, "2026-11-22T20:30:55.000Z", version]);
         assert_eq!((lines[2][0], lines.len()), ("web", 3));
+    }
+
+    #[test]
+    fn a_vm_that_stands_still_is_listed_with_the_reason() {
+        let info = FakeVm::new("web").info();
+        let paused = Info { state: State::Paused, reason: Some("disk a: no space".to_owned()), ..info };
+        assert!(table(&[paused]).ends_with("\nweb is paused: disk a: no space.\n"));
     }
 
     #[test]

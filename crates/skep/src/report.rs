@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use control::api::EventKind;
 use control::{Journal, view};
-use machine::{Life, Notice};
+use machine::{Answer, Life, Notice};
 
 /// Says an error. Each line of it is a line of its own, so several findings are several lines.
 pub fn error(error: impl Display) {
@@ -90,11 +90,15 @@ impl Troubles {
             match notice {
                 Notice::Life(_) => journal.record(EventKind::Life, &text),
                 Notice::Fault(event) => journal.record_fault(&text, view::fault(event)),
+                Notice::Disk(failure) => journal.record_disk(&text, view::disk_error(failure)),
                 Notice::Trouble(_) => journal.record(EventKind::Trouble, &text),
             };
+            // What is held makes the VM pause, which is said with the reason.
+            let said_by_the_pause = matches!(notice, Notice::Disk(failure) if failure.answer == Answer::Held);
             // That it was started is no news to who started it, nor is a reset to the guest's user; and how things
             // were made is for those who ask (`skep events`).
-            if !matches!(notice, Notice::Life(Life::Made(_) | Life::Started | Life::Restarted))
+            if !said_by_the_pause
+                && !matches!(notice, Notice::Life(Life::Made(_) | Life::Started | Life::Restarted))
                 && lines.try_send(text).is_err()
             {
                 dropped.fetch_add(1, Ordering::SeqCst);

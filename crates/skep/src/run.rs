@@ -64,7 +64,8 @@ struct Flags {
     cmdline: Option<String>,
     /// A disk for the guest: path=/dev/... (a block device or file), nvme=0000:03:00.0[,namespace=1]
     /// [,poll=off|adaptive|on] (on a controller that skep drives itself), nbd=nbd://HOST/EXPORT, or ram=SIZE;
-    /// and [,model=virtio-blk|nvme|ahci|ahci-cd][,readonly=on][,queues=N][,serial=...].
+    /// and [,model=virtio-blk|nvme|ahci|ahci-cd][,readonly=on][,queues=N][,serial=...]
+    /// [,on-error=report|pause|ignore].
     /// With virtio-blk also [,packed=on][,write-cache=off].
     /// With path also [,format=raw|qcow2|vmdk][,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
     /// [,force=on].

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use control::api::{Info, State, VERSION};
 use control::{Journal, Refused, Source, rfc3339};
 use dma::Domain;
-use machine::{Control, Counters, Phase};
+use machine::{Control, Phase, Reading};
 use memory::MemoryMap;
 
 /// A VM that runs in this process.
@@ -53,6 +53,7 @@ impl Source for Running {
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: self.state(),
+            reason: self.control.why_paused(),
             pid: std::process::id(),
             since: rfc3339(self.since),
         }
@@ -70,7 +71,7 @@ impl Source for Running {
         self.journal.clone()
     }
 
-    fn disks(&self) -> Vec<(String, Counters)> {
+    fn disks(&self) -> Vec<Reading> {
         self.control.disks()
     }
 
@@ -79,7 +80,11 @@ impl Source for Running {
     }
 
     fn resume(&self) -> Result<State, Refused> {
-        reached(Phase::Running, self.control.resume(), "run on")
+        let phase = self.control.resume();
+        match self.control.why_paused() {
+            Some(why) if phase == Phase::Paused => Err(Refused(format!("the VM stands still: {why}"))),
+            _ => reached(Phase::Running, phase, "run on"),
+        }
     }
 
     fn press_power_button(&self) -> Result<State, Refused> {

@@ -6,7 +6,7 @@ use clap::Args;
 use control::api::{Disk, Stats};
 
 use crate::ask::{self, Failure, Whom};
-use crate::table::{Side, Table, bytes};
+use crate::table::{Side, Table, bytes, plain};
 
 /// What follows `skep stats`.
 #[derive(Args)]
@@ -35,6 +35,8 @@ fn table(stats: &Stats) -> String {
         number("FLUSHES"),
         number("DISCARDS"),
         number("ERRORS"),
+        number("IGNORED"),
+        number("HELD"),
         number("READ"),
         number("WRITTEN"),
         number("DIRECT"),
@@ -48,13 +50,25 @@ fn table(stats: &Stats) -> String {
             disk.flushes.to_string(),
             disk.discards.to_string(),
             disk.errors.to_string(),
+            disk.ignored.to_string(),
+            disk.held.to_string(),
             bytes(disk.bytes_read),
             bytes(disk.bytes_written),
             bytes(disk.bytes_direct),
             copied(disk),
         ]);
     }
-    table.to_string()
+    let mut text = table.to_string();
+    for disk in &stats.disks {
+        if let Some(first) = &disk.held_since {
+            text.push_str(&format!(
+                "{} held, to be tried again by `skep resume`: {}.\n",
+                disk.held,
+                plain(first)
+            ));
+        }
+    }
+    text
 }
 
 /// How much was copied, and why.
@@ -88,12 +102,14 @@ mod tests {
             bytes_copied: Copied { alignment: 1024, page_cache: 512, ..Copied::default() },
             ..Disk::default()
         };
-        let quiet = Disk { name: "b".into(), ..Disk::default() };
+        let held_since = Some("disk b: flush failed: why".to_owned());
+        let quiet = Disk { name: "b".into(), held: 2, held_since, ..Disk::default() };
         let text = table(&Stats { disks: vec![disk, quiet] });
         let wanted = "\
-DISK      READS  WRITES  FLUSHES  DISCARDS  ERRORS   READ  WRITTEN   DIRECT  COPIED
-/dev/sda     12       0        0         0       0  3 MiB      0 B  2.9 MiB  1 KiB (alignment), 512 B (page cache)
-b             0       0        0         0       0    0 B      0 B      0 B  none
+DISK      READS  WRITES  FLUSHES  DISCARDS  ERRORS  IGNORED  HELD   READ  WRITTEN   DIRECT  COPIED
+/dev/sda     12       0        0         0       0        0     0  3 MiB      0 B  2.9 MiB  1 KiB (alignment), 512 B (page cache)
+b             0       0        0         0       0        0     2    0 B      0 B      0 B  none
+2 held, to be tried again by `skep resume`: disk b: flush failed: why.
 ";
         assert_eq!(text, wanted);
     }

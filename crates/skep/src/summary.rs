@@ -20,7 +20,7 @@ pub fn json(ended: &Ended) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use machine::Counters;
+    use machine::{Counters, Reading};
     use serde_json::Value;
 
     #[test]
@@ -31,7 +31,8 @@ mod tests {
             bytes_bounced_alignment: 4096,
             ..Counters::default()
         };
-        let ended = Ended { outcome: Outcome::PoweredOff, disks: vec![("/dev/sda".to_owned(), counters)] };
+        let disk = Reading { name: "/dev/sda".to_owned(), counters, waiting: None };
+        let ended = Ended { outcome: Outcome::PoweredOff, disks: vec![disk] };
         let report: Value = serde_json::from_str(&json(&ended)).unwrap();
         assert_eq!(report["outcome"], "powered-off");
         assert_eq!(report["disks"][0]["bytes_copied"]["alignment"], 4096);

@@ -3,7 +3,7 @@
 use super::key::DISK;
 use super::table::{Given, Keys};
 use crate::finding::{Finding, Place, Problem};
-use crate::model::{Bounce, Disk, DiskModel, DiskSource, FileDisk, Format, ModelName, Poll, Writes};
+use crate::model::{Bounce, Disk, DiskModel, DiskSource, FileDisk, Format, ModelName, OnError, Poll, Writes};
 use crate::source::Table;
 use crate::values::address::PciAddress;
 use crate::values::count::{LogicalBlock, Namespace, Queues};
@@ -21,7 +21,8 @@ pub(super) fn disk(table: &Table, findings: &mut Vec<Finding>) -> Option<Disk> {
     let model = model(&mut keys);
     let writes = writes(&mut keys, model);
     let serial = keys.get("serial").value();
-    let disk = Disk { source: source?, model: model?, writes, serial };
+    let on_error = keys.get("on-error").value();
+    let disk = Disk { source: source?, model: model?, writes, serial, on_error };
     contradictions(&disk, &mut keys);
     Some(disk)
 }
@@ -178,6 +179,10 @@ fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
         let place = keys.place_of(key).unwrap_or_else(|| keys.place());
         keys.found(&place, problem);
     };
+    if disk.on_error == Some(OnError::Ignore) && disk.writes == Writes::Refused {
+        let with = if disk.model == DiskModel::AhciCd { "model=ahci-cd" } else { "readonly=on" };
+        wrong("on-error", Problem::NotWith { key: "on-error=ignore", with });
+    }
     let DiskSource::File(file) = &disk.source else {
         if disk.writes == Writes::ThrownAway {
             wrong("snapshot", Problem::OnlyWith { key: "snapshot", with: "path" });

@@ -130,6 +130,7 @@ pub(super) const DISK: &[&str] = &[
     "readonly",
     "snapshot",
     "serial",
+    "on-error",
 ];
 /// The keys of an assigned device.
 pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault"];

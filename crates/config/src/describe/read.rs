@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use crate::model::{
-    Bounce, Console, DmaBackEnd, Format, HostDomain, HugePages, ModelName, OnFault, P2p, Poll, Wire,
+    Bounce, Console, DmaBackEnd, Format, HostDomain, HugePages, ModelName, OnError, OnFault, P2p, Poll, Wire,
 };
 use crate::source::Value;
 use crate::values::Invalid;
@@ -50,6 +50,7 @@ read_text! {
     DomainName: "text in quotes",
     DmaBackEnd: "text in quotes: auto, iommufd or type1",
     HostDomain: "text in quotes: shared or exclusive",
+    OnError: "text in quotes: report, pause or ignore",
     OnFault: "text in quotes: report, pause, reset or stop",
     HugePages: "text in quotes: 2M or 1G",
     Serial: "text in quotes",

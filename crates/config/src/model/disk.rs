@@ -17,6 +17,22 @@ pub struct Disk {
     pub writes: Writes,
     /// The serial number that the guest sees; `None` for that of the device.
     pub serial: Option<Serial>,
+    /// What is done when this host fails a request of the disk; `None` for a pause of the VM when there is no space left
+    /// behind the disk, and [`OnError::Report`] for anything else.
+    pub on_error: Option<OnError>,
+}
+
+words! {
+    /// What is done when this host fails a request of a disk. It is an event of the VM in every case.
+    pub enum OnError, "an answer to a disk's error" {
+        /// The guest sees an error of its kind.
+        Report = "report",
+        /// The VM is paused, and tries the request again when it is resumed.
+        Pause = "pause",
+        /// The guest is told that what it writes, flushes or discards went well, though it did not. Reads that fail are
+        /// errors all the same. A disk that is only read cannot have it.
+        Ignore = "ignore",
+    }
 }
 
 /// What becomes of the guest's writes: without a word they are kept, `readonly` refuses them, `snapshot` throws them

@@ -12,7 +12,7 @@ mod words;
 
 pub use assign::Assign;
 pub use console::Console;
-pub use disk::{Disk, DiskModel, ModelName, Writes};
+pub use disk::{Disk, DiskModel, ModelName, OnError, Writes};
 pub use distinct::{Distinct, Identified};
 pub use dma::{Dma, DmaBackEnd, HostDomain, OnFault, P2p};
 pub use ram::{Backing, HugePages, Wire};

@@ -14,7 +14,6 @@ mod command;
 mod device;
 #[cfg(any(test, feature = "driver"))]
 pub mod driver;
-mod failures;
 mod fis;
 mod hba;
 mod options;
@@ -82,7 +81,7 @@ impl Config {
 
 impl Ahci {
     /// A controller for `at` with as many ports as are given, 1 to 32, and what is behind them. `report` gets
-    /// sentences about failures of disks.
+    /// sentences about disks' queues that break.
     pub fn new(
         ports: Vec<AhciPort>,
         at: Address,

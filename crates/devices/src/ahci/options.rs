@@ -63,13 +63,7 @@ impl AhciDisk {
         };
         let queue = disk.prepare_queue(DEPTH)?;
         let device = HardDisk::new(&disk, names);
-        Ok(Pluggable {
-            name,
-            disk: disk.name().to_owned(),
-            device: Device::Disk(Box::new(device)),
-            queue: Some(queue),
-            tray: None,
-        })
+        Ok(Pluggable { name, device: Device::Disk(Box::new(device)), queue: Some(queue), tray: None })
     }
 }
 
@@ -100,12 +94,11 @@ impl AhciCd {
             firmware: self.firmware.unwrap_or_else(|| AtaText::from_lossy(FIRMWARE)),
         };
         let tray = Arc::new(Tray::default());
-        let disk = self.disc.as_ref().map_or_else(String::new, |disc| disc.name().to_owned());
         if let Some(disc) = self.disc {
             put(&tray, Some(disc), true)?;
         }
         let device = Device::Cd(CdDrive::new(names, tray.clone()));
-        Ok(Pluggable { name: self.name, disk, device, queue: None, tray: Some(tray) })
+        Ok(Pluggable { name: self.name, device, queue: None, tray: Some(tray) })
     }
 }
 

@@ -98,10 +98,6 @@ fn reset(shared: &Shared) {
     shared.events.reset();
     shared.interrupts.controller_reset();
     shared.write_cache.store(true, std::sync::atomic::Ordering::Relaxed);
-    let untold = lock(&shared.log).untold();
-    if untold > 0 {
-        shared.report(&format_args!("{untold} more requests failed"));
-    }
 }
 
 /// What a round of serving came to.

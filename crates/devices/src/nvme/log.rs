@@ -1,9 +1,9 @@
-//! What the controller remembers for its log pages (5.14.1), and what people are told of failures.
+//! What the controller remembers for its log pages (5.14.1).
 
 use std::collections::{BTreeSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use disk::{Counters, DiskError, Failure, Operation};
+use disk::{Counters, DiskError, Operation};
 
 use super::spec::{ErrorEntry, Health, PAGE, Status};
 
@@ -11,9 +11,6 @@ use super::spec::{ErrorEntry, Health, PAGE, Status};
 pub(super) const ERRORS: usize = 32;
 /// Most namespaces that the list of changed ones names.
 const MAX_CHANGED: usize = PAGE as usize / 4;
-
-/// One failure is told at once; those that follow within this time are counted.
-const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Critical warning: reliability is degraded.
 const DEGRADED: u8 = 1 << 2;
@@ -36,8 +33,6 @@ pub(super) struct Log {
     media_errors: u64,
     critical_warning: u8,
     changed: BTreeSet<u32>,
-    told: Option<Instant>,
-    untold: u64,
 }
 
 impl Log {
@@ -49,8 +44,6 @@ impl Log {
             media_errors: 0,
             critical_warning: 0,
             changed: BTreeSet::new(),
-            told: None,
-            untold: 0,
         }
     }
 
@@ -77,25 +70,6 @@ impl Log {
             self.critical_warning |= DEGRADED;
         }
         degraded
-    }
-
-    /// A sentence for people about a failure, unless there was one a moment ago.
-    pub(super) fn tell(&mut self, disk: &str, operation: Operation, error: DiskError) -> Option<String> {
-        if self.told.is_some_and(|told| told.elapsed() < INTERVAL) {
-            self.untold += 1;
-            return None;
-        }
-        self.told = Some(Instant::now());
-        let more = match std::mem::take(&mut self.untold) {
-            0 => String::new(),
-            untold => format!(" ({untold} more requests failed before)"),
-        };
-        Some(format!("{}{more}", Failure { disk, operation, error }))
-    }
-
-    /// How many failures were not told one by one.
-    pub(super) fn untold(&mut self) -> u64 {
-        std::mem::take(&mut self.untold)
     }
 
     /// The error log, newest first.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use disk::{DiskError, Operation};
+use disk::DiskError;
 use memory::Ram;
 use virtio::{Gate, Report};
 
@@ -69,16 +69,10 @@ impl Shared {
     }
 
     /// A command failed at the disk.
-    pub(super) fn failed(&self, failed: Failed, disk: &str, operation: Operation, error: DiskError) {
-        let (degraded, sentence) = {
-            let mut log = lock(&self.log);
-            (log.failed(failed, error), log.tell(disk, operation, error))
-        };
+    pub(super) fn failed(&self, failed: Failed, error: DiskError) {
+        let degraded = lock(&self.log).failed(failed, error);
         if degraded {
             self.events.raise(Event::Reliability);
-        }
-        if let Some(sentence) = sentence {
-            self.report(&sentence);
         }
     }
 }

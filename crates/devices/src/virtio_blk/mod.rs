@@ -5,7 +5,6 @@
 //! kernel in the system call in which it also waits for completions and kicks.
 
 mod config;
-mod failures;
 mod queue;
 mod request;
 

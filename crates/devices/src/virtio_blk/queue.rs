@@ -7,7 +7,6 @@ use disk::{Disk, DiskQueue, Durability, Event, Operation, PreparedQueue, WriteCa
 use memory::{Buffers, Gpa, OutsideRam};
 use virtio::{Chain, Head, Interrupt, Malformed, Queue, QueueSetup, Stop};
 
-use super::failures::Failures;
 use super::feature;
 use super::request::{Command, NoRequest, Request, SERIAL_LENGTH, Status};
 
@@ -44,7 +43,6 @@ pub(super) struct BlockQueue {
     events: Vec<Event>,
     serial: [u8; SERIAL_LENGTH],
     cache: Cache,
-    failures: Failures,
 }
 
 /// How a round of taking chains ended.
@@ -115,7 +113,6 @@ impl BlockQueue {
                 flush: features.contains(feature::FLUSH),
                 write_back,
             },
-            failures: Failures::of(disk.name()),
             disk: started,
             interrupt,
             queue,
@@ -123,7 +120,6 @@ impl BlockQueue {
         if let Err(why) = served.serve(stop) {
             served.interrupt.ask_for_reset(&why);
         }
-        served.failures.say_the_rest(&served.interrupt);
     }
 
     fn serve(&mut self, stop: &Stop) -> Result<(), Broken> {
@@ -218,10 +214,7 @@ impl BlockQueue {
             let (status, written) = match (result, operation) {
                 (Ok(()), Operation::Read { .. }) => (Status::Ok, buffers.bytes() + 1),
                 (Ok(()), _) => (Status::Ok, 1),
-                (Err(error), _) => {
-                    self.failures.note(operation, error, &self.interrupt);
-                    (error.into(), written_by_failed(operation))
-                }
+                (Err(error), _) => (error.into(), written_by_failed(operation)),
             };
             self.recycle(buffers);
             self.answer(slot, status, written)?;

@@ -114,21 +114,43 @@ fn what_the_disk_cannot_do_is_answered_with_its_status() {
 }
 
 #[test]
-fn a_failing_disk_is_reported_with_its_place_and_not_too_often() {
+fn a_disk_that_fails_is_an_error_for_the_guest_whose_telling_is_the_disks_affair() {
     let setup = Setup::new();
     let mut queue = setup.start(ALL);
     setup.file.set_len(SIZE / 2).unwrap();
     for _ in 0..5 {
         assert_eq!(queue.run(0, SIZE / 512 - 8, &[], &[piece(DATA, 4096)]), (1, 0));
     }
-    let reports = setup.guest.reports();
-    assert_eq!(reports.len(), 1, "{reports:?}");
-    assert!(
-        reports[0].starts_with("virtio-blk disk0: disk ")
-            && reports[0].contains("read at sector 16376 failed")
-    );
+    assert_eq!(setup.guest.reports(), [""; 0]);
+}
+
+#[test]
+fn a_guest_waits_for_a_held_request_or_resets_the_device_that_has_it() {
+    let setup = Setup::new();
+    let (told, failures) = std::sync::mpsc::channel();
+    let tell = move |failure| told.send(failure).unwrap();
+    setup.disk.answer_failures(OnError::Pause.into(), Box::new(tell));
+    let mut queue = setup.start(ALL);
+    setup.file.set_len(SIZE / 2).unwrap();
+    let last = SIZE / 512 - 8;
+    let (head, status) = queue.send(0, last, &[], &[piece(DATA, 4096)], Layout::Direct).unwrap();
+    queue.kick();
+    let failure = failures.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!((failure.operation, failure.bytes), (disk::Operation::Read { at: disk::Sectors(last) }, 4096));
+    // Others are not held up.
+    assert_eq!(queue.run(0, 0, &[], &[piece(DATA, 4096)]), (0, 4097));
+    setup.file.set_len(SIZE).unwrap();
+    setup.disk.failures().retry();
+    assert_eq!(queue.wait(), (head, 4097));
+    assert_eq!(setup.guest.ram.read_obj::<u8>(status).unwrap(), 0);
+    setup.file.set_len(SIZE / 2).unwrap();
+    queue.send(0, last, &[], &[piece(DATA, 4096)], Layout::Direct).unwrap();
+    queue.kick();
+    failures.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(setup.disk.failures().waiting().is_some());
     setup.guest.reset();
-    assert!(setup.guest.reports()[1].ends_with("4 more requests failed"));
+    assert!(setup.disk.failures().waiting().is_none(), "a reset drops what is held");
+    assert!(failures.try_recv().is_err());
 }
 
 #[test]

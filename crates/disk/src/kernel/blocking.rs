@@ -109,13 +109,13 @@ impl Handle {
                     return fill_with_zeroes(buffers, from + done, len - done, tally);
                 }
                 // Inside the disk when it was checked, and nothing there now: it has shrunk.
-                Ok(0) => return Err(DiskError::OutOfRange),
+                Ok(0) => return Err(self.kind_of(DiskError::OutOfRange)),
                 Ok(moved) => {
                     tally.moved(moved, bounced);
                     done += moved;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(kind_of(&error)),
+                Err(error) => return Err(self.kind_of(kind_of(&error))),
             }
         }
         Ok(())
@@ -139,14 +139,14 @@ impl Handle {
 
     /// Brings what was written to stable storage.
     pub(crate) fn flush(&self) -> Result<(), DiskError> {
-        self.file.sync_data().map_err(|error| kind_of(&error))
+        self.file.sync_data().map_err(|error| self.kind_of(kind_of(&error)))
     }
 
     /// Discards or zeroes a range, in the first way that the kernel knows for it.
     pub(crate) fn change_range(&self, operation: Operation, range: SectorRange) -> Result<(), DiskError> {
         let mut answer = Err(DiskError::Unsupported);
         for way in ways(operation, self.kind) {
-            answer = self.change_range_by(*way, range).map_err(|error| kind_of(&error));
+            answer = self.change_range_by(*way, range).map_err(|error| self.kind_of(kind_of(&error)));
             // A way that this kernel or disk does not know is answered with one of these.
             if !matches!(answer, Err(DiskError::Unsupported | DiskError::Other(libc::EINVAL))) {
                 break;

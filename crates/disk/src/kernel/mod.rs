@@ -26,6 +26,7 @@ use crate::backend::{Backend, Engine};
 use crate::counters::{Bounced, QueueCounters};
 use crate::disk::QueueError;
 use crate::geometry::{Access, Geometry, Sectors, WriteCache};
+use crate::request::DiskError;
 
 /// Whether data is copied on its way between guest RAM and disk.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -83,6 +84,12 @@ impl Handle {
         }
     }
 
+    /// Whether a flush that failed tells the truth when it is tried again. Of what is in its page cache the kernel
+    /// tells once that it could not be written, and forgets it then.
+    pub(crate) fn flush_can_be_repeated(&self) -> bool {
+        self.copies != CopyPolicy::InPageCache
+    }
+
     /// The size of the device or file in bytes, now.
     pub(crate) fn bytes(&self) -> io::Result<u64> {
         facts::bytes(&self.file, self.kind)
@@ -91,7 +98,21 @@ impl Handle {
     /// The size of the device or file now, in whole blocks of `logical_block` bytes.
     pub(crate) fn capacity(&self, logical_block: u32) -> io::Result<Sectors> {
         let bytes = self.bytes()?;
+        if self.kind == Kind::BlockDevice && bytes == 0 {
+            // Gone, which is not another size.
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
         Ok(Sectors::in_bytes(bytes - bytes % u64::from(logical_block)))
+    }
+}
+
+impl Handle {
+    /// What an error really is. A device that was removed lives on without sectors as long as it is open, and the kernel
+    /// answers as if requests were behind its end: nothing to read, no space to write.
+    pub(crate) fn kind_of(&self, error: DiskError) -> DiskError {
+        let misleading = matches!(error, DiskError::OutOfRange | DiskError::NoSpace | DiskError::Media);
+        let gone = || self.kind == Kind::BlockDevice && !matches!(self.bytes(), Ok(1..));
+        if misleading && gone() { DiskError::Gone } else { error }
     }
 }
 
@@ -115,6 +136,10 @@ impl Backend for KernelDisk {
 
     fn capacity(&self) -> io::Result<Sectors> {
         self.handle.capacity(self.geometry.logical_block)
+    }
+
+    fn flush_can_be_repeated(&self) -> bool {
+        self.handle.flush_can_be_repeated()
     }
 
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {

@@ -45,6 +45,8 @@ pub(crate) struct Ring {
     bell: Option<EventFd>,
     /// The kernel refused to take entries, which are lost; the ring cannot go on.
     lost: Option<io::Error>,
+    /// Numbers of the failures that were brought last, by tag.
+    errnos: Vec<(u64, i32)>,
 }
 
 impl Ring {
@@ -68,6 +70,7 @@ impl Ring {
             watched: None,
             bell: None,
             lost: None,
+            errnos: Vec::new(),
         })
     }
 
@@ -131,8 +134,10 @@ impl Ring {
                         Next::Wait => {}
                         Next::Done(result) => {
                             self.bounce_room += slot.lent();
+                            let errno = slot.errno();
                             if let Some(Request { tag, operation, buffers }) = slot.finish() {
                                 self.free.push(index);
+                                self.errnos.extend(errno.map(|errno| (tag, errno)));
                                 events.push(Event::Done { tag, operation, result, buffers });
                             }
                             self.begin_waiting();
@@ -243,11 +248,16 @@ impl Engine for Ring {
         Ok(())
     }
 
+    fn errno(&self, tag: u64) -> Option<i32> {
+        self.errnos.iter().find(|(other, _)| *other == tag).map(|(_, errno)| *errno)
+    }
+
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()> {
         if let Some(error) = &self.lost {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
         let before = events.len();
+        self.errnos.clear();
         self.reap(events);
         let waiting_for = usize::from(patience == Patience::Wait && events.len() == before);
         let (noted, unfinished) = {

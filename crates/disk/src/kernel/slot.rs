@@ -91,6 +91,8 @@ pub(super) struct Slot {
     /// Parts that the kernel has been asked for and has not answered.
     under_way: u16,
     failure: Option<DiskError>,
+    /// The kernel's number of that failure; 0 if it was not the kernel's.
+    errno: i32,
     /// Why this transfer is copied, if it is.
     bounced: Option<Bounced>,
     /// Lent to this request, and gone with it.
@@ -119,6 +121,7 @@ impl Slot {
         self.next = 0;
         self.way = 0;
         self.failure = None;
+        self.errno = 0;
         self.under_way = 0;
         let total = if transfer { request.buffers.bytes() } else { 0 };
         self.request = Some(request);
@@ -166,6 +169,11 @@ impl Slot {
     pub(super) fn parts_under_way(&self) -> std::ops::Range<u16> {
         let asked = self.request.is_some() && self.under_way > 0;
         0..if asked { self.parts.len() as u16 } else { 0 }
+    }
+
+    /// The kernel's number of the failure that the request has ended with.
+    pub(super) fn errno(&self) -> Option<i32> {
+        (self.errno != 0).then_some(self.errno)
     }
 
     pub(super) fn is_busy(&self) -> bool {
@@ -282,7 +290,7 @@ impl Slot {
         let (moved, total) = (result as u64, request.buffers.bytes());
         if moved == 0 {
             // Inside the disk when it was checked, and nothing there now: it has shrunk.
-            self.failure = Some(DiskError::OutOfRange);
+            (self.failure, self.errno) = (Some(handle.kind_of(DiskError::OutOfRange)), 0);
             return self.ended();
         }
         self.settle(part, moved, counters);
@@ -319,7 +327,8 @@ impl Slot {
             self.way += 1;
             return Next::Step(part);
         }
-        self.failure = Some(DiskError::from_errno(errno));
+        self.failure = Some(handle.kind_of(DiskError::from_errno(errno)));
+        self.errno = errno;
         self.ended()
     }
 }

@@ -143,6 +143,11 @@ impl Backend for NbdDisk {
         &self.geometry
     }
 
+    /// That a server lost what it had not flushed is told once, by the next flush.
+    fn flush_can_be_repeated(&self) -> bool {
+        false
+    }
+
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {
         let fua = self.export.flags & flag::FUA != 0;
         match NbdEngine::new(self.link(), fua, counters) {

@@ -49,6 +49,8 @@ pub(crate) struct Hybrid {
     noted: Vec<Request>,
     /// Requests that the crew has.
     with_crew: usize,
+    /// Numbers of the kernel for failures that were brought last, by tag.
+    errnos: Vec<(u64, i32)>,
 }
 
 impl Hybrid {
@@ -87,6 +89,7 @@ impl Hybrid {
             free: (0..depth).rev().collect(),
             noted: Vec::new(),
             with_crew: 0,
+            errnos: Vec::new(),
         }
     }
 
@@ -121,6 +124,7 @@ impl Hybrid {
                     if let Some(passed) = self.passed[usize::from(index)].take() {
                         self.free.push(index);
                         self.crew.work().ended(&passed.direct);
+                        self.errnos.extend(ring.errno(*tag).map(|errno| (passed.tag, errno)));
                         (*tag, *operation) = (passed.tag, passed.operation);
                     }
                 }
@@ -177,8 +181,13 @@ impl Engine for Hybrid {
         }
     }
 
+    fn errno(&self, tag: u64) -> Option<i32> {
+        self.errnos.iter().find(|(other, _)| *other == tag).map(|(_, errno)| *errno)
+    }
+
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()> {
         let before = events.len();
+        self.errnos.clear();
         self.hand_over();
         self.collect(events);
         // What is there already is no reason to sleep, but neither may it hide what the ring has to say. The bell

@@ -12,7 +12,6 @@ use crate::ahci::action::{Action, Change, Protocol};
 use crate::ahci::atapi::Handling;
 use crate::ahci::command::{Command, Unreadable};
 use crate::ahci::device::Device;
-use crate::ahci::failures::Failures;
 
 /// Command slots of a port.
 const SLOTS: usize = 32;
@@ -50,19 +49,12 @@ pub(super) struct PortEngine {
     /// Empty buffers, whose room is used again.
     spare: Vec<Buffers>,
     events: Vec<Event>,
-    failures: Failures,
 }
 
 impl PortEngine {
     /// Serves the port until it is asked to stop or the disk's queue breaks. Everything under way has ended when
     /// this returns.
-    pub fn run(
-        port: Arc<PortShared>,
-        device: Device,
-        prepared: Option<PreparedQueue>,
-        disk: &str,
-        stop: &Stop,
-    ) {
+    pub fn run(port: Arc<PortShared>, device: Device, prepared: Option<PreparedQueue>, stop: &Stop) {
         let mut engine = PortEngine {
             device,
             queue: None,
@@ -72,7 +64,6 @@ impl PortEngine {
             resets: 0,
             spare: Vec::new(),
             events: Vec::new(),
-            failures: Failures::of(disk),
             port,
         };
         let outcome = match prepared {
@@ -86,7 +77,6 @@ impl PortEngine {
             engine.port.hba().report(&format_args!("{why} The guest sees the device as unplugged."));
             engine.port.change(|state, ram| state.plug(None, ram));
         }
-        engine.failures.say_the_rest(engine.port.hba());
         engine.port.change(PortState::release_all);
     }
 
@@ -308,10 +298,7 @@ impl PortEngine {
             let bytes = buffers.bytes();
             self.recycle(buffers);
             match result {
-                Err(error) => {
-                    self.failures.note(operation, error, self.port.hba());
-                    self.fail(slot, &work.command, work.protocol, error);
-                }
+                Err(error) => self.fail(slot, &work.command, work.protocol, error),
                 Ok(()) if matches!(operation, Operation::Read { .. } | Operation::Write { .. }) => {
                     self.transferred(slot, &work.command, work.protocol, bytes);
                 }
@@ -393,7 +380,6 @@ impl PortEngine {
             }
             Some(Handling::Inserted(disc, prepared)) => {
                 self.queue = None;
-                self.failures = Failures::of(disc.name());
                 drive.insert(disc.geometry());
                 if let Err(why) = self.start(prepared) {
                     self.port.hba().report(&why);

@@ -92,8 +92,6 @@ impl PortShared {
 pub(super) struct Pluggable {
     /// For messages and the thread.
     pub name: String,
-    /// The disk behind it, for messages.
-    pub disk: String,
     pub device: Device,
     pub queue: Option<PreparedQueue>,
     /// Of a drive.
@@ -173,9 +171,9 @@ impl Port {
         if plugged.is_some() {
             return Err(PlugError::Occupied);
         }
-        let Pluggable { name, disk, device, queue, tray } = pluggable;
+        let Pluggable { name, device, queue, tray } = pluggable;
         let (shared, signature) = (self.shared.clone(), device.signature());
-        let body = move |stop| PortEngine::run(shared, device, queue, &disk, &stop);
+        let body = move |stop| PortEngine::run(shared, device, queue, &stop);
         // The device is there before its thread, which takes it away when it cannot go on.
         self.shared.change(|state, ram| state.plug(Some(signature), ram));
         match Worker::spawn(format!("ahci-{name}"), &self.shared.kick, body) {

@@ -228,13 +228,13 @@ impl Executor {
         }
     }
 
-    /// A failure goes into the log, and to people.
+    /// A failure goes into the log.
     fn note(&self, index: u16, operation: Operation, error: DiskError) -> Status {
         let status = log::status_of(error, operation);
         let slot = self.slots[usize::from(index)].as_ref();
         let (cid, lba) = slot.map_or((0, 0), |slot| (slot.cid, slot.lba));
         let failed = Failed { sq: self.to.sq, cid, status, lba, nsid: self.namespace.nsid };
-        self.shared.failed(failed, self.namespace.disk.name(), operation, error);
+        self.shared.failed(failed, error);
         status
     }
 

@@ -5,6 +5,7 @@ mod aio;
 mod bench;
 mod buffer;
 mod device;
+mod dm;
 mod pattern;
 mod talk;
 
@@ -18,6 +19,8 @@ usage:
                                              writes a pattern, BS bytes at once
   lab-io check    DEV OFFSET LEN BS SEED [scattered|whole]
                                              compares it; ends with 1 and the first offset that differs
+  lab-io dm       NAME TABLE                 a device of the device mapper, made or changed; the table's lines may be
+                                             separated by semicolons. Prints its path
   lab-io talk     SOCKET                     sends standard input to a Unix socket, and prints what comes back
 Sizes in bytes, or with K, M or G. LEN 0 means up to the end. The memory of fill and check is scattered pages, or one
 whole piece in a huge page (2 MiB; there must be one: /proc/sys/vm/nr_hugepages).";
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
             let pieces = pieces.first().copied().unwrap_or("scattered");
             if words[0] == "fill" { pattern::fill(stretch, pieces) } else { pattern::check(stretch, pieces) }
         }
+        ["dm", name, table] => dm::map(name, table),
         ["talk", socket] => talk::talk(socket),
         _ => {
             eprintln!("{USAGE}");
