@@ -34,6 +34,7 @@
 //! | servers by NBD | `nbd` | a socket that guest memory is sent to and filled from |
 //! | NVMe controllers | [`nvme`] | skep's own driver |
 //!
+//! `registered` is guest RAM that the kernel has pinned once for all queues, where that is wanted ([`BufferTable`]).
 //! `threads` is what those share that need threads beside the ring: a crew for each disk, and the engine that gives a
 //! request to the ring or to the crew.
 
@@ -51,6 +52,7 @@ pub mod nvme;
 mod opening;
 mod options;
 mod queue;
+mod registered;
 mod request;
 mod sizes;
 mod spin;
@@ -64,6 +66,7 @@ pub use kernel::{Bounce, OpenError};
 pub use nbd::{BadNbdUrl, NbdError, NbdServer, NbdUrl};
 pub use options::{Allocation, Changes, Claim, DiskOptions, Format, Source, UnknownFormat};
 pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};
+pub use registered::{BufferTable, BufferTableError};
 pub use request::{DiskError, Durability, Failure, Operation, Request, Unmap};
 pub use sizes::SizeWatch;
 pub use spin::Poll;

@@ -13,7 +13,7 @@ mod slot;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub(crate) use blocking::{PastEnd, Transfer, fill_with_zeroes, kind_of};
 pub use open::OpenError;
@@ -26,6 +26,7 @@ use crate::backend::{Backend, Engine};
 use crate::counters::{Bounced, QueueCounters};
 use crate::disk::QueueError;
 use crate::geometry::{Access, Geometry, Sectors, WriteCache};
+use crate::registered::BufferTable;
 
 /// Whether data is copied on its way between guest RAM and disk.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -100,11 +101,12 @@ pub(crate) struct KernelDisk {
     name: Arc<str>,
     handle: Arc<Handle>,
     geometry: Geometry,
+    buffers: OnceLock<Arc<BufferTable>>,
 }
 
 impl KernelDisk {
     pub(crate) fn new(name: Arc<str>, handle: Arc<Handle>, geometry: Geometry) -> KernelDisk {
-        KernelDisk { name, handle, geometry }
+        KernelDisk { name, handle, geometry, buffers: OnceLock::new() }
     }
 }
 
@@ -117,8 +119,12 @@ impl Backend for KernelDisk {
         self.handle.capacity(self.geometry.logical_block)
     }
 
+    fn use_buffers(&self, table: &Arc<BufferTable>) -> bool {
+        self.buffers.set(table.clone()).is_ok()
+    }
+
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {
-        match Ring::new(vec![self.handle.clone()], depth, counters) {
+        match Ring::new(vec![self.handle.clone()], depth, counters, self.buffers.get().cloned()) {
             Ok(ring) => Ok(Box::new(ring)),
             Err(cause) => Err(QueueError { disk: self.name.clone(), depth, hint: hint_after(&cause), cause }),
         }

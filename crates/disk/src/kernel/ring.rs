@@ -18,6 +18,7 @@ use crate::kernel::Handle;
 use crate::kernel::bounce::BOUNCE_SIZE;
 use crate::kernel::slot::{Next, Slot, Start};
 use crate::queue::Event;
+use crate::registered::{BufferTable, Follower};
 use crate::request::Request;
 
 /// Marks answers that belong to no slot.
@@ -26,6 +27,8 @@ const CANCEL: u64 = u64::MAX;
 const WATCH: u64 = u64::MAX - 1;
 /// ... and the one by which other threads of the back end call.
 const BELL: u64 = u64::MAX - 2;
+/// That by which the table of registered buffers calls.
+const BUFFERS: u64 = u64::MAX - 3;
 
 /// Bytes that the bounce buffers of one queue take together: a guest chooses how its memory lies, and must not
 /// thereby choose how much the host spends. Requests that find no room wait for others to end.
@@ -43,6 +46,9 @@ pub(crate) struct Ring {
     waiting: VecDeque<(u16, usize)>,
     watched: Option<EventFd>,
     bell: Option<EventFd>,
+    /// Where guest RAM is registered; the ring takes part in it from its start on.
+    buffers: Option<Arc<BufferTable>>,
+    registered: Option<Follower>,
     /// The kernel refused to take entries, which are lost; the ring cannot go on.
     lost: Option<io::Error>,
 }
@@ -52,9 +58,10 @@ impl Ring {
         handles: Vec<Arc<Handle>>,
         depth: u16,
         counters: Arc<QueueCounters>,
+        buffers: Option<Arc<BufferTable>>,
     ) -> io::Result<Ring> {
         // Room for one entry for each slot, beside one each for the watches and for cancelling; more are rare.
-        let ring = build(u32::from(depth) + 3)?;
+        let ring = build(u32::from(depth) + 4)?;
         let files: Vec<_> = handles.iter().map(|handle| handle.file.as_raw_fd()).collect();
         ring.submitter().register_files(&files)?;
         Ok(Ring {
@@ -67,6 +74,8 @@ impl Ring {
             waiting: VecDeque::new(),
             watched: None,
             bell: None,
+            buffers,
+            registered: None,
             lost: None,
         })
     }
@@ -95,7 +104,11 @@ impl Ring {
     }
 
     fn start_watching(&mut self, mark: u64) {
-        let eventfd = if mark == WATCH { &self.watched } else { &self.bell };
+        let eventfd = match mark {
+            WATCH => self.watched.as_ref(),
+            BELL => self.bell.as_ref(),
+            _ => self.registered.as_ref().map(Follower::bell),
+        };
         if let Some(eventfd) = eventfd {
             // Multishot: one answer for every write to the eventfd, which therefore nobody needs to read.
             let poll =
@@ -106,7 +119,7 @@ impl Ring {
 
     fn step(&mut self, index: u16, part: u16) {
         let slot = &mut self.slots[usize::from(index)];
-        if let Some(entry) = slot.step(part, &self.handles[slot.file()]) {
+        if let Some(entry) = slot.step(part, &self.handles[slot.file()], self.registered.as_ref()) {
             self.push(&entry.user_data(mark(index, part)));
         }
     }
@@ -117,7 +130,7 @@ impl Ring {
         while let Some(answer) = self.next_answer() {
             match answer.user_data() {
                 CANCEL => {}
-                watch @ (WATCH | BELL) => {
+                watch @ (WATCH | BELL | BUFFERS) => {
                     woken |= watch == WATCH;
                     if !cqueue::more(answer.flags()) {
                         self.start_watching(watch);
@@ -209,7 +222,7 @@ impl Ring {
         while self.slots.iter().any(Slot::is_busy) {
             self.enter(1)?;
             while let Some(answer) = self.next_answer() {
-                if answer.user_data() < BELL {
+                if answer.user_data() < BUFFERS {
                     let (index, part) = unmark(answer.user_data());
                     self.slots[usize::from(index)].abandon(part, answer.result(), &self.counters);
                 }
@@ -223,9 +236,14 @@ impl Engine for Ring {
     fn start(&mut self) -> io::Result<()> {
         match self.ring.submitter().register_enable_rings() {
             // A ring of an older kernel was never disabled.
-            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => Ok(()),
-            other => other,
+            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => {}
+            other => other?,
         }
+        if let Some(buffers) = &self.buffers {
+            self.registered = Some(Follower::of(buffers, &self.ring)?);
+            self.start_watching(BUFFERS);
+        }
+        Ok(())
     }
 
     fn watch(&mut self, eventfd: &EventFd) -> io::Result<()> {
@@ -246,6 +264,11 @@ impl Engine for Ring {
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()> {
         if let Some(error) = &self.lost {
             return Err(io::Error::new(error.kind(), error.to_string()));
+        }
+        if let Some(registered) = &mut self.registered
+            && registered.is_behind()
+        {
+            registered.follow(&self.ring);
         }
         let before = events.len();
         self.reap(events);
@@ -269,7 +292,10 @@ impl Ring {
             // The kernel may still write to these buffers, so they are never given back.
             std::mem::forget(std::mem::take(&mut self.slots));
         }
-        // The kernel tears rings down in its own time; the files, and the locks on them, are to be free now.
+        // The kernel tears rings down in its own time; the files, the locks on them and RAM are to be free now.
+        if let Some(registered) = self.registered.take() {
+            registered.leave(&self.ring);
+        }
         self.ring.submitter().unregister_files().unwrap_or_default();
     }
 }
@@ -328,7 +354,7 @@ mod tests {
 
     /// Submits as many long misaligned writes as the ring holds.
     fn full(disk: &Arc<Handle>, ram: &Arc<Ram>, depth: u16) -> Ring {
-        let mut ring = Ring::new(vec![disk.clone()], depth, Arc::default()).unwrap();
+        let mut ring = Ring::new(vec![disk.clone()], depth, Arc::default(), None).unwrap();
         ring.start().unwrap();
         for tag in 0..u64::from(depth) {
             let mut buffers = Buffers::new(ram.clone());
