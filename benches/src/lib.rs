@@ -7,7 +7,9 @@
 mod clock;
 mod guest;
 mod load;
+mod steps;
 
 pub use clock::Clock;
 pub use guest::{Memory, Rig, Way};
 pub use load::Load;
+pub use steps::{Stepped, Steps};
