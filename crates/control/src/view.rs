@@ -161,6 +161,7 @@ fn disk(name: &str, counters: &Counters) -> api::Disk {
         bytes_read: counters.bytes_read,
         bytes_written: counters.bytes_written,
         bytes_direct: counters.bytes_direct,
+        bytes_registered: counters.bytes_registered,
         bytes_copied: api::Copied {
             alignment: counters.bytes_bounced_alignment,
             asked: counters.bytes_bounced_asked,

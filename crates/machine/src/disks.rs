@@ -18,6 +18,7 @@ use pci::{Address, Bus, Function, PciError, Services};
 use virtio::{Report, VirtioPci};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::buffers::Choice;
 use crate::error::{StartError, system};
 use crate::events::Events;
 
@@ -40,6 +41,7 @@ pub enum CheckedDisk {
 pub struct OpenDisk {
     disk: Arc<Disk>,
     model: Model,
+    buffers: Choice,
 }
 
 /// What the guest is to see, as far as it is made without a place on the bus.
@@ -72,7 +74,7 @@ pub fn check(disk: &config::Disk, cpus: config::Cpus) -> Result<CheckedDisk, Sta
 }
 
 fn file_options(file: &FileDisk) -> DiskOptions {
-    let FileDisk { path, format, logical, preallocate, bounce, force } = file;
+    let FileDisk { path, format, logical, preallocate, bounce, force, buffers: _ } = file;
     DiskOptions {
         format: format.map(|format| match format {
             config::Format::Raw => Format::Raw,
@@ -126,7 +128,17 @@ impl OpenDisk {
                 Model::Ahci(AhciPort::Cd(AhciCd { serial, ..AhciCd::new(name, Some(opened.clone())) }))
             }
         };
-        Ok(OpenDisk { disk: opened, model })
+        Ok(OpenDisk { disk: opened, model, buffers: Choice::of(&disk.source) })
+    }
+
+    /// What holds its data.
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    /// Whether RAM is to be registered for it.
+    pub fn buffers(&self) -> Choice {
+        self.buffers
     }
 }
 
@@ -185,7 +197,7 @@ impl Deref for Disks {
 /// SATA disks go to the last controller of theirs that has a port left.
 fn controllers(disks: Vec<OpenDisk>) -> Vec<Controller> {
     let mut controllers = Vec::new();
-    for OpenDisk { disk, model } in disks {
+    for OpenDisk { disk, model, .. } in disks {
         let port = match model {
             Model::VirtioBlk(device) => {
                 controllers.push(Controller::VirtioBlk(device));

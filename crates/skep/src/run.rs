@@ -66,7 +66,7 @@ struct Flags {
     /// [,poll=off|adaptive|on] (on a controller that skep drives itself), nbd=nbd://HOST/EXPORT, or ram=SIZE;
     /// and [,model=virtio-blk|nvme|ahci|ahci-cd][,readonly=on][,queues=N][,serial=...].
     /// With path also [,format=raw|qcow2|vmdk][,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
-    /// [,force=on].
+    /// [,buffers=registered|plain][,force=on].
     /// A comma within a value is written twice. Any number of disks
     #[arg(long, value_name = "SPEC")]
     disk: Vec<String>,

@@ -3,7 +3,7 @@
 use super::key::DISK;
 use super::table::{Given, Keys};
 use crate::finding::{Finding, Place, Problem};
-use crate::model::{Bounce, Disk, DiskModel, DiskSource, FileDisk, Format, ModelName, Poll, Writes};
+use crate::model::{Bounce, Buffers, Disk, DiskModel, DiskSource, FileDisk, Format, ModelName, Poll, Writes};
 use crate::source::Table;
 use crate::values::address::PciAddress;
 use crate::values::count::{LogicalBlock, Namespace, Queues};
@@ -75,6 +75,7 @@ struct FileKeys {
     logical: Given<LogicalBlock>,
     preallocate: Given<bool>,
     bounce: Given<Bounce>,
+    buffers: Given<Buffers>,
     force: Given<bool>,
 }
 
@@ -85,16 +86,18 @@ impl FileKeys {
             logical: keys.get("logical"),
             preallocate: keys.get("preallocate"),
             bounce: keys.get("bounce"),
+            buffers: keys.get("buffers"),
             force: keys.get("force"),
         }
     }
 
-    fn places(&self) -> [(&'static str, Option<Place>); 5] {
+    fn places(&self) -> [(&'static str, Option<Place>); 6] {
         [
             ("format", self.format.place()),
             ("logical", self.logical.place()),
             ("preallocate", self.preallocate.place()),
             ("bounce", self.bounce.place()),
+            ("buffers", self.buffers.place()),
             ("force", self.force.place()),
         ]
     }
@@ -106,6 +109,7 @@ impl FileKeys {
             logical: self.logical.value(),
             preallocate: self.preallocate.value().unwrap_or_default(),
             bounce: self.bounce.value().unwrap_or_default(),
+            buffers: self.buffers.value(),
             force: self.force.value().unwrap_or_default(),
         }
     }
