@@ -48,7 +48,11 @@ impl Stepped {
             let stepped = unsafe { libc::ptrace(libc::PTRACE_SINGLESTEP, self.thread, 0, 0) };
             match (stepped, io::Error::last_os_error()) {
                 (0, _) => {}
-                (_, error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(steps),
+                // It was killed while it stood still. Its end is for us to see, or its process has none.
+                (_, error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                    while self.wait()?.is_some() {}
+                    return Ok(steps);
+                }
                 (_, error) => return Err(error).context("cannot step the thread"),
             }
             match self.wait()? {

@@ -16,7 +16,7 @@ const WAYS: [&str; 3] = ["plain", "registered", "bounce=always"];
 const LOADS: [(&str, &str, u64); 3] = [
     ("random-1", "4 KiB random at depth 1", 128),
     ("random-16", "4 KiB random at depth 16", 256),
-    ("sequential-4", "1 MiB sequential at depth 4", 4),
+    ("sequential-4", "1 MiB sequential at depth 4", 2),
 ];
 
 /// What one way costs under one load.

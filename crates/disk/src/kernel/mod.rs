@@ -48,9 +48,9 @@ pub(crate) enum Kind {
 /// Which memory the kernel takes for direct I/O.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Alignment {
-    /// Every piece starts at a multiple of this many bytes.
+    /// Every piece starts at a multiple of this many bytes, a power of two.
     pub(crate) address: u32,
-    /// Every piece is a multiple of this many bytes long.
+    /// Every piece is a multiple of this many bytes long, a power of two.
     pub(crate) length: u32,
 }
 
@@ -207,10 +207,9 @@ impl CopyPolicy {
 
 impl Alignment {
     fn allows(self, pieces: &[libc::iovec]) -> bool {
-        pieces.iter().all(|piece| {
-            (piece.iov_base as usize).is_multiple_of(self.address as usize)
-                && piece.iov_len.is_multiple_of(self.length as usize)
-        })
+        // Bits that must be 0: there is a division less for each piece.
+        let (address, length) = (self.address as usize - 1, self.length as usize - 1);
+        pieces.iter().all(|piece| piece.iov_base as usize & address == 0 && piece.iov_len & length == 0)
     }
 }
 

@@ -40,6 +40,8 @@ pub(crate) struct Ring {
     counters: Arc<QueueCounters>,
     slots: Vec<Slot>,
     free: Vec<u16>,
+    /// Answers just taken; empty in between.
+    answers: Vec<cqueue::Entry>,
     /// What is left of [`BOUNCE_ROOM`].
     bounce_room: usize,
     /// Slots that wait for a bounce buffer of so many bytes, the first first.
@@ -70,6 +72,7 @@ impl Ring {
             counters,
             slots: (0..depth).map(|_| Slot::default()).collect(),
             free: (0..depth).rev().collect(),
+            answers: Vec::new(),
             bounce_room: BOUNCE_ROOM,
             waiting: VecDeque::new(),
             watched: None,
@@ -124,10 +127,12 @@ impl Ring {
         }
     }
 
-    /// Takes all answers that are there. An answer for a slot is given to `done` when its request is.
+    /// Takes the answers that are there. An answer for a slot is given to `done` when its request is.
     fn reap(&mut self, events: &mut Vec<Event>) {
         let mut woken = false;
-        while let Some(answer) = self.next_answer() {
+        let mut answers = std::mem::take(&mut self.answers);
+        answers.extend(self.ring.completion());
+        for answer in answers.drain(..) {
             match answer.user_data() {
                 CANCEL => {}
                 watch @ (WATCH | BELL | BUFFERS) => {
@@ -148,12 +153,15 @@ impl Ring {
                                 self.free.push(index);
                                 events.push(Event::Done { tag, operation, result, buffers });
                             }
-                            self.begin_waiting();
+                            if !self.waiting.is_empty() {
+                                self.begin_waiting();
+                            }
                         }
                     }
                 }
             }
         }
+        self.answers = answers;
         if woken {
             events.push(Event::Wake);
         }

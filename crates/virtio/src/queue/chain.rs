@@ -1,7 +1,7 @@
 //! Descriptor chains: read once, checked, in types of our own.
 
 use memory::{Buffers, Gpa, GuestSlice, OutsideRam, Ram};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::features::Features;
 
@@ -19,9 +19,8 @@ const INDIRECT: u16 = 4;
 /// limits on segments, both of which are smaller.
 const MAX_INDIRECT: u64 = 1024;
 
-/// A descriptor as it lies in guest memory (2.7.5).
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
+/// A descriptor.
+#[derive(Clone, Copy)]
 struct Descriptor {
     address: u64,
     len: u32,
@@ -125,6 +124,10 @@ pub struct Chain {
     pieces: Vec<Piece>,
     /// How many of the pieces are for reading.
     readable: usize,
+    /// Bytes in them.
+    readable_bytes: u64,
+    /// Bytes in the others.
+    writable_bytes: u64,
 }
 
 impl Chain {
@@ -135,12 +138,12 @@ impl Chain {
 
     /// The bytes that the driver wrote for the device.
     pub fn readable(&self) -> Cursor<'_> {
-        Cursor::over(&self.pieces[..self.readable])
+        Cursor { pieces: &self.pieces[..self.readable], skip: 0, bytes: self.readable_bytes }
     }
 
     /// The room that the driver gave the device to write to.
     pub fn writable(&self) -> Cursor<'_> {
-        Cursor::over(&self.pieces[self.readable..])
+        Cursor { pieces: &self.pieces[self.readable..], skip: 0, bytes: self.writable_bytes }
     }
 
     /// Reads the chain at `head` of a table of `size` descriptors.
@@ -153,7 +156,7 @@ impl Chain {
         features: Features,
     ) -> Result<(), Malformed> {
         self.pieces.clear();
-        self.readable = 0;
+        (self.readable, self.readable_bytes, self.writable_bytes) = (0, 0, 0);
         let mut index = head;
         for _ in 0..size {
             let descriptor = descriptor(table, index, size, head)?;
@@ -212,28 +215,26 @@ impl Chain {
                 return Err(Malformed::ReadableAfterWritable { head });
             }
             self.readable += 1;
+            self.readable_bytes += len;
+        } else {
+            self.writable_bytes += len;
         }
         self.pieces.push(piece);
         Ok(())
     }
 }
 
-/// Reads a descriptor, once.
+/// Reads a descriptor (2.7.5), once: its address, then length, flags and successor in eight bytes.
 fn descriptor(table: GuestSlice<'_>, index: u16, size: u16, head: u16) -> Result<Descriptor, Malformed> {
-    // On eight bytes, so that the copy takes two steps.
-    #[repr(align(8))]
-    struct Aligned([u8; DESCRIPTOR_SIZE as usize]);
-    let offset = usize::from(index) * DESCRIPTOR_SIZE as usize;
-    let place = table.sub(offset, DESCRIPTOR_SIZE as usize).filter(|_| index < size);
-    let place = place.ok_or(Malformed::NoSuchDescriptor { head, index, size })?;
-    let mut copy = Aligned([0; DESCRIPTOR_SIZE as usize]);
-    place.read(&mut copy.0);
-    let raw: Descriptor = zerocopy::transmute!(copy.0);
+    let words = table.read_words::<2>(usize::from(index) * DESCRIPTOR_SIZE as usize);
+    let [address, rest] =
+        words.filter(|_| index < size).ok_or(Malformed::NoSuchDescriptor { head, index, size })?;
+    let rest = u64::from_le(rest);
     Ok(Descriptor {
-        address: u64::from_le(raw.address),
-        len: u32::from_le(raw.len),
-        flags: u16::from_le(raw.flags),
-        next: u16::from_le(raw.next),
+        address: u64::from_le(address),
+        len: rest as u32,
+        flags: (rest >> 32) as u16,
+        next: (rest >> 48) as u16,
     })
 }
 
@@ -248,10 +249,6 @@ pub struct Cursor<'chain> {
 }
 
 impl<'chain> Cursor<'chain> {
-    fn over(pieces: &'chain [Piece]) -> Cursor<'chain> {
-        Cursor { pieces, skip: 0, bytes: pieces.iter().map(|piece| u64::from(piece.len)).sum() }
-    }
-
     /// Bytes left.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -259,6 +256,15 @@ impl<'chain> Cursor<'chain> {
 
     /// Consumes and copies out a structure; `None` when fewer bytes are left.
     pub fn read<T: FromBytes + IntoBytes>(&mut self, ram: &Ram) -> Option<T> {
+        let len = size_of::<T>() as u64;
+        // Nearly always it lies in one piece.
+        if let Some(first) = self.pieces.first()
+            && len <= self.bytes.min(u64::from(first.len - self.skip))
+        {
+            let object = ram.read_obj(Gpa(first.gpa.0 + u64::from(self.skip))).ok();
+            self.take(len)?;
+            return object;
+        }
         let mut object = T::new_zeroed();
         self.read_bytes(ram, object.as_mut_bytes())?;
         Some(object)
