@@ -10,12 +10,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::build;
+use crate::{build, host_bench};
 
 const USAGE: &str = "\
 cargo xtask bench [--rounds N] [--only KIND] [--seconds S] [--kernel debian|lab|PATH]
   --rounds   how often each of skep and QEMU is booted for each kind of sample [10]
-  --only     one kind of sample: boot, virtio-blk, ahci, nvme, assigned, driver
+  --only     one kind of sample: boot, virtio-blk, ahci, nvme, assigned, driver; or host, which is none of QEMU but the
+             disk path on this very machine, without a VM
   --seconds  how long each load runs [1]
   --kernel   that of the emulated host and of its guests [debian]";
 
@@ -72,6 +73,14 @@ pub fn run() -> Result<()> {
         return Ok(());
     }
     let (kernel, plan) = arguments_of_lab(&arguments)?;
+    let words = format!("cargo xtask bench {}", arguments.join(" "));
+    if value(&plan, "--only") == Some("host") {
+        let number = |flag, usual| match value(&plan, flag) {
+            None => Ok(usual),
+            Some(text) => text.parse().with_context(|| format!("{flag} {text} is no number")),
+        };
+        return host_bench::run(words.trim(), number("--rounds", 10)?, number("--seconds", 1)?);
+    }
     build::run()?;
     let before = load();
     let results = measure(&kernel, &plan)?;
@@ -79,10 +88,9 @@ pub fn run() -> Result<()> {
         BARS.iter().filter_map(|(metric, bar)| Row::of(metric, bar, results.get(*metric)?)).collect();
     ensure!(!rows.is_empty(), "nothing was measured");
     let table = table(&rows);
-    let words = format!("cargo xtask bench {}", arguments.join(" "));
     let title = format!("`{}`, {}, load {before} before and {} after", words.trim(), today()?, load());
     println!("\n{title}\n\n{table}");
-    keep(&title, &table, &results)?;
+    keep(&title, &table, &report(&results))?;
     let missed: Vec<&str> = rows.iter().filter(|row| !row.met).map(|row| row.metric).collect();
     if missed.is_empty() {
         return Ok(());
@@ -103,6 +111,11 @@ fn arguments_of_lab(arguments: &[String]) -> Result<(String, Vec<String>)> {
         }
     }
     Ok((kernel, plan))
+}
+
+/// What follows a flag.
+fn value<'a>(plan: &'a [String], flag: &str) -> Option<&'a str> {
+    plan.chunks(2).find(|pair| pair[0] == flag).map(|pair| pair[1].as_str())
 }
 
 /// Runs `lab-bench` in the emulated host, which sees this machine's QEMU.
@@ -198,7 +211,7 @@ impl Summary {
 }
 
 /// The value below which this part of the values lies, between neighbours in proportion.
-fn quantile(values: &[f64], part: f64) -> Option<f64> {
+pub fn quantile(values: &[f64], part: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = part * sorted.len().checked_sub(1)? as f64;
@@ -227,6 +240,11 @@ fn table(rows: &[Row]) -> String {
             back_end.filter(|_| row.skep.exits_per_io.is_some()).unwrap_or_default().to_owned(),
         ]);
     }
+    format(&lines.into_iter().map(Vec::from).collect::<Vec<_>>())
+}
+
+/// A table in Markdown, of which the first line is the head.
+pub fn format(lines: &[Vec<String>]) -> String {
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
     let mut text = String::new();
@@ -242,17 +260,26 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
-/// Leaves all samples in `target/bench.json` and adds the table to the record.
-fn keep(title: &str, table: &str, results: &Results) -> Result<()> {
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
-    let samples: BTreeMap<_, BTreeMap<_, _>> = results
+/// Samples by metric and monitor.
+fn report(results: &Results) -> Value {
+    let of = |samples: &Samples| json!({"values": samples.values, "exits_per_io": samples.exits_per_io});
+    let monitors = |monitors: &BTreeMap<String, Samples>| -> Value {
+        monitors
+            .iter()
+            .map(|(name, samples)| (name.clone(), of(samples)))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    };
+    results
         .iter()
-        .map(|(metric, monitors)| {
-            let of =
-                |samples: &Samples| json!({"values": samples.values, "exits_per_io": samples.exits_per_io});
-            (metric, monitors.iter().map(|(name, samples)| (name, of(samples))).collect())
-        })
-        .collect();
+        .map(|(metric, all)| (metric.clone(), monitors(all)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+/// Leaves all samples in `target/bench.json` and adds the table to the record.
+pub fn keep(title: &str, table: &str, samples: &Value) -> Result<()> {
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
     let report = json!({"run": title, "samples": samples});
     let json = format!("{target}/bench.json");
     fs::write(&json, format!("{report:#}\n")).with_context(|| format!("cannot write {json}"))?;
@@ -263,12 +290,12 @@ fn keep(title: &str, table: &str, results: &Results) -> Result<()> {
 }
 
 /// The machine's load of the last minute.
-fn load() -> String {
+pub fn load() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().next().unwrap_or("unknown").to_owned()
 }
 
-fn today() -> Result<String> {
+pub fn today() -> Result<String> {
     let output =
         Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]).output().context("cannot run date")?;
     Ok(String::from_utf8(output.stdout).context("date's answer is no text")?.trim().to_owned())

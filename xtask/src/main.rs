@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod demo;
 mod fuzz;
+mod host_bench;
 mod lab_kernel;
 mod setup;
 mod test;
@@ -19,7 +20,7 @@ const CHORES: &str = "\
   setup       what the lab needs: QEMU, busybox, Debian's kernel in the cache
   lab-kernel  the lab's own kernel with iommufd, from Debian's kernel source
   demo        a guest with an assigned device and a physical disk, in an emulated host
-  bench       skep beside QEMU in the emulated host, against the bars";
+  bench       skep beside QEMU in the emulated host, against the bars; --only host: the disk path without a VM";
 
 fn main() -> ExitCode {
     match run() {

@@ -92,7 +92,7 @@ impl Lines {
     }
 
     fn file(&mut self, file: &FileDisk) {
-        let FileDisk { path, format, logical, preallocate, bounce, force } = file;
+        let FileDisk { path, format, logical, preallocate, bounce, buffers, force } = file;
         self.text("path", path);
         if let Some(format) = format {
             self.text("format", format);
@@ -104,6 +104,9 @@ impl Lines {
             self.bare("preallocate", true);
         }
         self.text("bounce", bounce);
+        if let Some(buffers) = buffers {
+            self.text("buffers", buffers);
+        }
         self.bare("force", force);
     }
 

@@ -1,8 +1,8 @@
 //! What a file and flags mean together, and what is said about their errors.
 
 use config::{
-    Bounce, Cmdline, Console, Disk, DiskModel, DiskSource, DmaBackEnd, File, FileDisk, Format, HostDomain,
-    HugePages, Key, OnError, OnFault, P2p, Poll, Vm, Wire, Writes,
+    Bounce, Buffers, Cmdline, Console, Disk, DiskModel, DiskSource, DmaBackEnd, File, FileDisk, Format,
+    HostDomain, HugePages, Key, OnError, OnFault, P2p, Poll, Vm, Wire, Writes,
 };
 
 fn describe(file: Option<&str>, flags: &[(Key, &str)]) -> Result<Vm, String> {
@@ -49,7 +49,8 @@ fn the_documented_example_reads_as_it_says() {
     };
     assert_eq!(vm.disks[0], first);
     let logical = Some(512.try_into().unwrap());
-    let second = FileDisk { logical, ..FileDisk::new("/dev/sda".parse().unwrap()) };
+    let buffers = Some(Buffers::Plain);
+    let second = FileDisk { logical, buffers, ..FileDisk::new("/dev/sda".parse().unwrap()) };
     assert_eq!(vm.disks[1].source, DiskSource::File(second));
     assert_eq!(vm.disks[1].writes, Writes::Kept);
     assert_eq!(vm.disks[4].source, nvme("0000:03:00.0", 1, Poll::Adaptive));
@@ -401,12 +402,13 @@ fn what_becomes_of_writes_is_said_by_readonly_snapshot_or_the_drive() {
 #[test]
 fn a_disk_is_a_file_with_its_choices_or_a_server_or_memory() {
     let DiskSource::File(file) =
-        disk("d,format=raw,logical=512,preallocate=on,bounce=always,force=on").source
+        disk("d,format=raw,logical=512,preallocate=on,bounce=always,buffers=plain,force=on").source
     else {
         panic!("a path is a file");
     };
     let block = file.logical.map(config::LogicalBlock::bytes);
     assert_eq!((file.format, block, file.bounce), (Some(Format::Raw), Some(512), Bounce::Always));
+    assert_eq!(file.buffers, Some(Buffers::Plain));
     assert!(file.preallocate && file.force);
     let server = "nbd://host:1/a";
     assert_eq!(disk(&format!("nbd={server}")).source, DiskSource::Nbd(server.parse().unwrap()));
@@ -435,6 +437,7 @@ fn what_makes_no_sense_together_is_a_finding() {
         ("d,readonly=on,preallocate=on", "`preallocate` means nothing with `readonly=on`."),
         ("nvme=03:00.0,format=raw", "`format` means something only with `path`."),
         ("nbd=nbd://h,force=on", "`force` means something only with `path`."),
+        ("ram=1G,buffers=plain", "`buffers` means something only with `path`."),
         ("ram=1G,bounce=always", "`bounce` means something only with `path`."),
         ("ram=1G,snapshot=on", "`snapshot` means something only with `path`."),
         ("ram=1G,poll=on", "`poll` means something only with `nvme`."),
@@ -469,6 +472,7 @@ fn the_documented_example_shows_every_key_of_a_disk() {
         "logical",
         "preallocate",
         "bounce",
+        "buffers",
         "force",
         "namespace",
         "poll",

@@ -5,9 +5,9 @@ use std::hint::black_box;
 use std::str::FromStr;
 
 use config::{
-    Assign, Backing, Boot, Bounce, Console, Cpus, Disk, DiskModel, DiskSize, DiskSource, Distinct, Dma,
-    DmaBackEnd, DomainName, File, FileDisk, Format, HostDomain, HugePages, Key, MemorySize, OnError, OnFault,
-    P2p, PciAddress, Poll, Vm, Wire, Writes,
+    Assign, Backing, Boot, Bounce, Buffers, Console, Cpus, Disk, DiskModel, DiskSize, DiskSource, Distinct,
+    Dma, DmaBackEnd, DomainName, File, FileDisk, Format, HostDomain, HugePages, Key, MemorySize, OnError,
+    OnFault, P2p, PciAddress, Poll, Vm, Wire, Writes,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -35,10 +35,11 @@ fn address() -> impl Strategy<Value = PciAddress> {
 
 fn file() -> impl Strategy<Value = FileDisk> {
     let format = option::of(word(Format::NAMES));
-    (path(), format, any::<bool>(), any::<bool>(), word(Bounce::NAMES), any::<bool>()).prop_map(
-        |(path, format, small, preallocate, bounce, force)| {
+    let buffers = option::of(word(Buffers::NAMES));
+    (path(), format, any::<bool>(), any::<bool>(), word(Bounce::NAMES), buffers, any::<bool>()).prop_map(
+        |(path, format, small, preallocate, bounce, buffers, force)| {
             let logical = small.then(|| 512.try_into().unwrap());
-            FileDisk { path, format, logical, preallocate, bounce, force }
+            FileDisk { path, format, logical, preallocate, bounce, buffers, force }
         },
     )
 }

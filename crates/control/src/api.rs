@@ -455,6 +455,9 @@ pub struct Disk {
     pub bytes_written: u64,
     /// Bytes that went between guest RAM and disk without a copy.
     pub bytes_direct: u64,
+    /// Those of them that went by memory that the kernel has registered, and so pinned once (`buffers=registered`).
+    #[serde(default)]
+    pub bytes_registered: u64,
     /// Bytes that were copied on their way, by reason.
     pub bytes_copied: Copied,
     /// Writes of less than a block, for which the block was read first.

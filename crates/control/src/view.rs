@@ -164,6 +164,7 @@ fn disk(Reading { name, counters, waiting }: &Reading) -> api::Disk {
         bytes_read: counters.bytes_read,
         bytes_written: counters.bytes_written,
         bytes_direct: counters.bytes_direct,
+        bytes_registered: counters.bytes_registered,
         bytes_copied: api::Copied {
             alignment: counters.bytes_bounced_alignment,
             asked: counters.bytes_bounced_asked,

@@ -9,6 +9,7 @@ use crate::counters::QueueCounters;
 use crate::disk::QueueError;
 use crate::geometry::{Geometry, Sectors};
 use crate::queue::Event;
+use crate::registered::BufferTable;
 use crate::request::Request;
 use crate::spin::Poll;
 
@@ -31,6 +32,12 @@ pub trait Backend: Send + Sync {
     /// then the second one succeeds without it.
     fn flush_can_be_repeated(&self) -> bool {
         true
+    }
+
+    /// Has engines that are made from now on use registered buffers. Whether it does: a back end without rings of
+    /// io_uring does not.
+    fn use_buffers(&self, _table: &Arc<BufferTable>) -> bool {
+        false
     }
 
     /// A new engine for up to `depth` requests under way at once. It counts the bytes it moves in `counters`.

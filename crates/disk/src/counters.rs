@@ -36,6 +36,8 @@ pub struct Counters {
     pub bytes_written: u64,
     /// Bytes that went between guest RAM and disk without a copy.
     pub bytes_direct: u64,
+    /// Those of them that went by registered buffers ([`crate::BufferTable`]).
+    pub bytes_registered: u64,
     /// Bytes copied because of the alignment of guest memory.
     pub bytes_bounced_alignment: u64,
     /// Bytes copied because the user asked for it.
@@ -91,6 +93,7 @@ queue_counters!(
     bytes_read,
     bytes_written,
     bytes_direct,
+    bytes_registered,
     bytes_bounced_alignment,
     bytes_bounced_asked,
     bytes_bounced_page_cache,
@@ -143,6 +146,11 @@ impl QueueCounters {
     /// So many writes of less than a block read it first.
     pub fn read_modify_write(&self, times: u64) {
         add(&self.read_modify_writes, times);
+    }
+
+    /// `bytes` of those that went without a copy did so by a registered buffer.
+    pub fn registered(&self, bytes: u64) {
+        add(&self.bytes_registered, bytes);
     }
 
     /// `bytes` went without a copy, or with one for the given reason.

@@ -1,13 +1,14 @@
 //! Disks whose requests go to a ring or to threads, whichever can do them.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::backend::{Backend, Engine};
 use crate::counters::QueueCounters;
 use crate::disk::QueueError;
 use crate::geometry::{Geometry, Sectors};
 use crate::kernel::{Handle, Ring, hint_after, ring_is_refused};
+use crate::registered::BufferTable;
 use crate::threads::{Crew, Hybrid, Work};
 
 /// Threads of one disk.
@@ -29,6 +30,7 @@ pub(crate) struct CrewedDisk {
     flush_can_be_repeated: bool,
     crew: Arc<Crew>,
     size: Box<dyn Fn() -> io::Result<Sectors> + Send + Sync>,
+    buffers: OnceLock<Arc<BufferTable>>,
 }
 
 impl CrewedDisk {
@@ -60,7 +62,8 @@ impl CrewedDisk {
         let capacity = geometry.capacity;
         let crew = Arc::new(Crew::new("disk", THREADS, work)?);
         let size = Box::new(move || Ok(capacity));
-        Ok(CrewedDisk { name, geometry, lane, flush_can_be_repeated: false, crew, size })
+        let buffers = OnceLock::new();
+        Ok(CrewedDisk { name, geometry, lane, flush_can_be_repeated: false, crew, size, buffers })
     }
 
     /// The same, whose size is asked for like this.
@@ -74,7 +77,7 @@ impl CrewedDisk {
     fn make(&self, depth: u16, counters: Arc<QueueCounters>) -> io::Result<Hybrid> {
         match &self.lane {
             Lane::Both(files) => {
-                let ring = Ring::new(files.clone(), depth, counters.clone())?;
+                let ring = Ring::new(files.clone(), depth, counters.clone(), self.buffers.get().cloned())?;
                 Hybrid::with_ring(ring, depth, self.crew.clone(), counters)
             }
             Lane::CrewOnly => Hybrid::without_ring(self.crew.clone(), counters),
@@ -93,6 +96,10 @@ impl Backend for CrewedDisk {
 
     fn flush_can_be_repeated(&self) -> bool {
         self.flush_can_be_repeated
+    }
+
+    fn use_buffers(&self, table: &Arc<BufferTable>) -> bool {
+        matches!(self.lane, Lane::Both(_)) && self.buffers.set(table.clone()).is_ok()
     }
 
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {

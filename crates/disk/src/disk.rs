@@ -14,6 +14,7 @@ use crate::kernel::OpenError;
 use crate::opening;
 use crate::options::DiskOptions;
 use crate::queue::PreparedQueue;
+use crate::registered::BufferTable;
 
 /// Why a queue could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +136,12 @@ impl Disk {
     /// What the disk is.
     pub fn geometry(&self) -> &Geometry {
         self.backend.geometry()
+    }
+
+    /// Has queues that are prepared from now on pass guest RAM to the kernel as registered buffers, as far as it is in
+    /// the table. Returns whether they do: only disks behind io_uring can, and once.
+    pub fn use_buffers(&self, table: &Arc<BufferTable>) -> bool {
+        self.backend.use_buffers(table)
     }
 
     /// A queue for up to `depth` requests at once, to be started on the thread that will use it.

@@ -36,7 +36,9 @@
 //! | servers by NBD | `nbd` | a socket that guest memory is sent to and filled from |
 //! | NVMe controllers | [`nvme`] | skep's own driver |
 //!
-//! `failure` lies between the queues and any of these. `threads` is what those share that need threads beside the ring: a crew for each disk, and the engine that gives a
+//! `failure` lies between the queues and any of these. `registered` is guest RAM that the kernel has pinned once for all
+//! queues, where that is wanted ([`BufferTable`]). `threads` is what those share that need threads beside the ring: a crew
+//! for each disk, and the engine that gives a
 //! request to the ring or to the crew.
 
 mod backend;
@@ -54,6 +56,7 @@ pub mod nvme;
 mod opening;
 mod options;
 mod queue;
+mod registered;
 mod request;
 mod sizes;
 mod spin;
@@ -68,6 +71,7 @@ pub use kernel::{Bounce, OpenError};
 pub use nbd::{BadNbdUrl, NbdError, NbdServer, NbdUrl};
 pub use options::{Allocation, Changes, Claim, DiskOptions, Format, Source, UnknownFormat};
 pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};
+pub use registered::{BufferTable, BufferTableError};
 pub use request::{DiskError, Durability, Operation, Request, Unmap};
 pub use sizes::SizeWatch;
 pub use spin::Poll;

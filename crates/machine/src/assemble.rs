@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::alarms::AlarmWatch;
 use crate::assigned::Claimed;
 use crate::board::Board;
+use crate::buffers;
 use crate::check::Checked;
 use crate::chips::Chips;
 use crate::config_ports::ConfigPorts;
@@ -102,6 +103,7 @@ pub fn assemble(
     let drivers = drivers.map(|(claimed, witness)| Drivers { claimed, witness, events: &sender });
     let Driven { disks, controllers } = driven::open(disks, drivers.as_ref(), config.cpus)?;
     disks::remarks(&disks).for_each(|remark| (inbox.reporter())(&Notice::Trouble(remark.clone())));
+    buffers::register(&disks, &map, ram::stays(&config.backing, claimed.is_some()), inbox.reporter())?;
     let disks = Disks::put_on(disks, Place { bus: &bus, ram: &ram, services: &services, events: &sender })?;
 
     steps.begin("console")?;

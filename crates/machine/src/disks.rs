@@ -18,6 +18,7 @@ use pci::{Address, Bus, Function, PciError, Services};
 use virtio::{Report, VirtioPci};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::buffers::Choice;
 use crate::error::{StartError, system};
 use crate::events::Events;
 use crate::failures;
@@ -42,6 +43,7 @@ pub struct OpenDisk {
     disk: Arc<Disk>,
     model: Model,
     on_error: Option<OnError>,
+    buffers: Choice,
 }
 
 /// What the guest is to see, as far as it is made without a place on the bus.
@@ -74,7 +76,7 @@ pub fn check(disk: &config::Disk, cpus: config::Cpus) -> Result<CheckedDisk, Sta
 }
 
 fn file_options(file: &FileDisk) -> DiskOptions {
-    let FileDisk { path, format, logical, preallocate, bounce, force } = file;
+    let FileDisk { path, format, logical, preallocate, bounce, force, buffers: _ } = file;
     DiskOptions {
         format: format.map(|format| match format {
             config::Format::Raw => Format::Raw,
@@ -134,7 +136,18 @@ impl OpenDisk {
                 Model::Ahci(AhciPort::Cd(AhciCd { serial, ..AhciCd::new(name, Some(opened.clone())) }))
             }
         };
-        Ok(OpenDisk { disk: opened, model, on_error: disk.on_error })
+        let buffers = Choice::of(&disk.source);
+        Ok(OpenDisk { disk: opened, model, on_error: disk.on_error, buffers })
+    }
+
+    /// What holds its data.
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    /// Whether RAM is to be registered for it.
+    pub fn buffers(&self) -> Choice {
+        self.buffers
     }
 }
 

@@ -45,6 +45,15 @@ pub enum StartError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] OpenError),
+    /// RAM that disks reach as registered buffers.
+    #[error(transparent)]
+    Buffers(#[from] disk::BufferTableError),
+    /// A disk without a ring.
+    #[error(
+        "disk {0}: it is not driven by io_uring here, so guest RAM cannot be registered for it. Allow io_uring (sysctl \
+         kernel.io_uring_disabled, or the container's seccomp profile), or leave buffers=registered away."
+    )]
+    NoRing(String),
     /// What the guest is to see of a disk.
     #[error(transparent)]
     DiskModel(#[from] VirtioBlkError),

@@ -7,6 +7,7 @@ mod alarms;
 mod assemble;
 mod assigned;
 mod board;
+mod buffers;
 mod check;
 mod chips;
 mod config_ports;

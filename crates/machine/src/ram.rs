@@ -44,6 +44,11 @@ pub fn locks(backing: &Backing) -> bool {
     backing.wire == Wire::On && !placement(backing).pages.are_huge()
 }
 
+/// Whether all of RAM will be present for the VM's life. `pinned` as for [`make`].
+pub fn stays(backing: &Backing, pinned: bool) -> bool {
+    pinned || backing.wire == Wire::On
+}
+
 /// Makes RAM at these places, present as far as it must be. `pinned` says whether all of it will be mapped for
 /// devices.
 pub fn make(

@@ -3,7 +3,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU16, AtomicU32};
 
 /// A piece of guest RAM. Its bytes may change at any moment: copy them once, then check the copy.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +59,23 @@ impl<'ram> GuestSlice<'ram> {
         len
     }
 
+    /// Copies `N` times eight bytes from `offset` on, as numbers of this machine; `None` when they do not all lie in
+    /// this slice. Where they are aligned to eight, each of them is read in one step.
+    pub fn read_words<const N: usize>(self, offset: usize) -> Option<[u64; N]> {
+        let place = self.sub(offset, 8 * N)?.start.as_ptr().cast::<u64>();
+        let mut words = [0; N];
+        if place.is_aligned() {
+            for (index, word) in words.iter_mut().enumerate() {
+                // SAFETY: in bounds, as all of them are, and aligned.
+                *word = unsafe { place.add(index).read_volatile() };
+            }
+        } else {
+            // SAFETY: as many bytes are valid at both ends; `words` is ours alone.
+            unsafe { volatile_copy(place.cast(), words.as_mut_ptr().cast(), 8 * N) };
+        }
+        Some(words)
+    }
+
     /// Copies from `bytes` as much as both hold; returns how much.
     pub fn write(self, bytes: &[u8]) -> usize {
         let len = self.len.min(bytes.len());
@@ -96,16 +113,6 @@ impl<'ram> GuestSlice<'ram> {
         Some(unsafe { place.as_ref() })
     }
 
-    /// The 64 bits at `offset` as an atomic, or `None` when they are outside or not aligned.
-    pub fn atomic_u64(self, offset: usize) -> Option<&'ram AtomicU64> {
-        let place = self.sub(offset, 8)?.start.cast::<AtomicU64>();
-        if !place.is_aligned() {
-            return None;
-        }
-        // SAFETY: as in `atomic_u16`.
-        Some(unsafe { place.as_ref() })
-    }
-
     /// Fills the slice from a reader by way of a bounded buffer; `next` gets the buffer and how many bytes
     /// are done. [`io::ErrorKind::UnexpectedEof`] when it ends too soon.
     pub(crate) fn fill_from(
@@ -130,25 +137,41 @@ impl<'ram> GuestSlice<'ram> {
 }
 
 /// Copies with accesses that the compiler may neither split, merge nor repeat: eight bytes at a time where
-/// both sides are aligned alike, else one by one.
+/// both sides are aligned alike, else two or one.
 ///
 /// # Safety
 /// `from` and `to` must be valid for `len` bytes and not overlap.
+#[inline]
 unsafe fn volatile_copy(from: *const u8, to: *mut u8, len: usize) {
-    let mut done = 0;
     let alike = (from as usize) % 8 == (to as usize) % 8;
+    let head = if alike { from.align_offset(8).min(len) } else { len };
+    let words = (len - head) / 8;
+    let tail = head + 8 * words;
+    // SAFETY: the three parts follow each other and end at `len`, for which the caller vouches; behind `head` both
+    // sides are aligned to 8, as they are aligned alike.
+    unsafe {
+        volatile_copy_small(from, to, head);
+        let (source, target) = (from.add(head).cast::<u64>(), to.add(head).cast::<u64>());
+        for word in 0..words {
+            target.add(word).write_volatile(source.add(word).read_volatile());
+        }
+        volatile_copy_small(from.add(tail), to.add(tail), len - tail);
+    }
+}
+
+/// The same by two bytes and single ones.
+///
+/// # Safety
+/// As for [`volatile_copy`].
+#[inline]
+unsafe fn volatile_copy_small(from: *const u8, to: *mut u8, len: usize) {
+    let mut done = 0;
     while done < len {
         // SAFETY: `done` plus the width read and written never exceeds `len`, for which the caller vouches;
-        // the wide access is made only where both pointers are aligned to 8.
+        // the wide access is made only where both pointers are aligned to 2.
         unsafe {
             let (source, target) = (from.add(done), to.add(done));
-            if alike && (source as usize).is_multiple_of(8) && len - done >= 8 {
-                target.cast::<u64>().write_volatile(source.cast::<u64>().read_volatile());
-                done += 8;
-            } else if done + 2 <= len
-                && (source as usize).is_multiple_of(2)
-                && (target as usize).is_multiple_of(2)
-            {
+            if done + 2 <= len && (source as usize | target as usize).is_multiple_of(2) {
                 target.cast::<u16>().write_volatile(source.cast::<u16>().read_volatile());
                 done += 2;
             } else {
@@ -181,6 +204,21 @@ mod tests {
     }
 
     #[test]
+    fn words_are_read_aligned_or_not_but_never_from_outside() {
+        let ram = Ram::new(&[GpaRange::new(Gpa(0), 4096).unwrap()]).unwrap();
+        let bytes: Vec<u8> = (0..=255).collect();
+        ram.write(Gpa(0), &bytes).unwrap();
+        let slice = ram.slice(Gpa(0), 4096).unwrap();
+        for offset in 0..16 {
+            let wanted: [u64; 2] =
+                [0, 8].map(|at| u64::from_ne_bytes(bytes[offset + at..offset + at + 8].try_into().unwrap()));
+            assert_eq!(slice.read_words::<2>(offset), Some(wanted));
+        }
+        assert_eq!(slice.read_words::<2>(4081), None);
+        assert_eq!(slice.read_words::<2>(usize::MAX), None);
+    }
+
+    #[test]
     fn atomics_are_given_only_where_they_are_aligned_and_inside() {
         let ram = Ram::new(&[GpaRange::new(Gpa(0), 4096).unwrap()]).unwrap();
         let slice = ram.slice(Gpa(0), 4096).unwrap();
@@ -188,8 +226,5 @@ mod tests {
         assert!(slice.atomic_u16(4095).is_none());
         assert!(slice.atomic_u16(1).is_none());
         assert!(slice.atomic_u32(4094).is_none());
-        assert!(slice.atomic_u64(4088).is_some());
-        assert!(slice.atomic_u64(4092).is_none());
-        assert!(slice.atomic_u64(4096).is_none());
     }
 }

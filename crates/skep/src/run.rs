@@ -68,7 +68,7 @@ struct Flags {
     /// [,on-error=report|pause|ignore].
     /// With virtio-blk also [,packed=on][,write-cache=off].
     /// With path also [,format=raw|qcow2|vmdk][,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
-    /// [,force=on].
+    /// [,buffers=registered|plain][,force=on].
     /// A comma within a value is written twice. Any number of disks
     #[arg(long, value_name = "SPEC")]
     disk: Vec<String>,

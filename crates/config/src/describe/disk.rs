@@ -3,7 +3,9 @@
 use super::key::DISK;
 use super::table::{Given, Keys};
 use crate::finding::{Finding, Place, Problem};
-use crate::model::{Bounce, Disk, DiskModel, DiskSource, FileDisk, Format, ModelName, OnError, Poll, Writes};
+use crate::model::{
+    Bounce, Buffers, Disk, DiskModel, DiskSource, FileDisk, Format, ModelName, OnError, Poll, Writes,
+};
 use crate::source::Table;
 use crate::values::address::PciAddress;
 use crate::values::count::{LogicalBlock, Namespace, Queues};
@@ -76,6 +78,7 @@ struct FileKeys {
     logical: Given<LogicalBlock>,
     preallocate: Given<bool>,
     bounce: Given<Bounce>,
+    buffers: Given<Buffers>,
     force: Given<bool>,
 }
 
@@ -86,16 +89,18 @@ impl FileKeys {
             logical: keys.get("logical"),
             preallocate: keys.get("preallocate"),
             bounce: keys.get("bounce"),
+            buffers: keys.get("buffers"),
             force: keys.get("force"),
         }
     }
 
-    fn places(&self) -> [(&'static str, Option<Place>); 5] {
+    fn places(&self) -> [(&'static str, Option<Place>); 6] {
         [
             ("format", self.format.place()),
             ("logical", self.logical.place()),
             ("preallocate", self.preallocate.place()),
             ("bounce", self.bounce.place()),
+            ("buffers", self.buffers.place()),
             ("force", self.force.place()),
         ]
     }
@@ -107,6 +112,7 @@ impl FileKeys {
             logical: self.logical.value(),
             preallocate: self.preallocate.value().unwrap_or_default(),
             bounce: self.bounce.value().unwrap_or_default(),
+            buffers: self.buffers.value(),
             force: self.force.value().unwrap_or_default(),
         }
     }

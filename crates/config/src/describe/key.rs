@@ -120,6 +120,7 @@ pub(super) const DISK: &[&str] = &[
     "logical",
     "preallocate",
     "bounce",
+    "buffers",
     "force",
     "namespace",
     "poll",

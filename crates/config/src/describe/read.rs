@@ -3,7 +3,8 @@
 use std::str::FromStr;
 
 use crate::model::{
-    Bounce, Console, DmaBackEnd, Format, HostDomain, HugePages, ModelName, OnError, OnFault, P2p, Poll, Wire,
+    Bounce, Buffers, Console, DmaBackEnd, Format, HostDomain, HugePages, ModelName, OnError, OnFault, P2p,
+    Poll, Wire,
 };
 use crate::source::Value;
 use crate::values::Invalid;
@@ -46,6 +47,7 @@ read_text! {
     ModelName: "text in quotes",
     Format: "text in quotes: raw, qcow2 or vmdk",
     Bounce: "text in quotes: needed or always",
+    Buffers: "text in quotes: registered or plain",
     NbdAddress: "text in quotes, \"nbd://host/export\"",
     DomainName: "text in quotes",
     DmaBackEnd: "text in quotes: auto, iommufd or type1",

@@ -46,6 +46,9 @@ pub struct FileDisk {
     pub preallocate: bool,
     /// When data is copied on its way.
     pub bounce: Bounce,
+    /// How the kernel gets at guest RAM for it; `None` is registered where all of RAM is present anyway (it is wired, or
+    /// devices reach it), and plain otherwise.
+    pub buffers: Option<Buffers>,
     /// Whether it is taken although somebody else uses it.
     pub force: bool,
 }
@@ -59,6 +62,7 @@ impl FileDisk {
             logical: None,
             preallocate: false,
             bounce: Bounce::default(),
+            buffers: None,
             force: false,
         }
     }
@@ -85,6 +89,16 @@ words! {
         Needed = "needed",
         /// Always: to compare, or to rule direct I/O out as the cause of a fault.
         Always = "always",
+    }
+}
+
+words! {
+    /// How the kernel gets at guest RAM for a disk.
+    pub enum Buffers, "a choice for buffers" {
+        /// Pinned once, for the VM's life, which makes all of RAM present.
+        Registered = "registered",
+        /// Looked up and pinned for each request.
+        Plain = "plain",
     }
 }
 

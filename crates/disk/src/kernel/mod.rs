@@ -13,7 +13,7 @@ mod slot;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub(crate) use blocking::{PastEnd, Transfer, fill_with_zeroes, kind_of};
 pub use open::OpenError;
@@ -26,6 +26,7 @@ use crate::backend::{Backend, Engine};
 use crate::counters::{Bounced, QueueCounters};
 use crate::disk::QueueError;
 use crate::geometry::{Access, Geometry, Sectors, WriteCache};
+use crate::registered::BufferTable;
 use crate::request::DiskError;
 
 /// Whether data is copied on its way between guest RAM and disk.
@@ -48,9 +49,9 @@ pub(crate) enum Kind {
 /// Which memory the kernel takes for direct I/O.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Alignment {
-    /// Every piece starts at a multiple of this many bytes.
+    /// Every piece starts at a multiple of this many bytes, a power of two.
     pub(crate) address: u32,
-    /// Every piece is a multiple of this many bytes long.
+    /// Every piece is a multiple of this many bytes long, a power of two.
     pub(crate) length: u32,
 }
 
@@ -121,11 +122,12 @@ pub(crate) struct KernelDisk {
     name: Arc<str>,
     handle: Arc<Handle>,
     geometry: Geometry,
+    buffers: OnceLock<Arc<BufferTable>>,
 }
 
 impl KernelDisk {
     pub(crate) fn new(name: Arc<str>, handle: Arc<Handle>, geometry: Geometry) -> KernelDisk {
-        KernelDisk { name, handle, geometry }
+        KernelDisk { name, handle, geometry, buffers: OnceLock::new() }
     }
 }
 
@@ -142,8 +144,12 @@ impl Backend for KernelDisk {
         self.handle.flush_can_be_repeated()
     }
 
+    fn use_buffers(&self, table: &Arc<BufferTable>) -> bool {
+        self.buffers.set(table.clone()).is_ok()
+    }
+
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {
-        match Ring::new(vec![self.handle.clone()], depth, counters) {
+        match Ring::new(vec![self.handle.clone()], depth, counters, self.buffers.get().cloned()) {
             Ok(ring) => Ok(Box::new(ring)),
             Err(cause) => Err(QueueError { disk: self.name.clone(), depth, hint: hint_after(&cause), cause }),
         }
@@ -226,10 +232,9 @@ impl CopyPolicy {
 
 impl Alignment {
     fn allows(self, pieces: &[libc::iovec]) -> bool {
-        pieces.iter().all(|piece| {
-            (piece.iov_base as usize).is_multiple_of(self.address as usize)
-                && piece.iov_len.is_multiple_of(self.length as usize)
-        })
+        // Bits that must be 0: there is a division less for each piece.
+        let (address, length) = (self.address as usize - 1, self.length as usize - 1);
+        pieces.iter().all(|piece| piece.iov_base as usize & address == 0 && piece.iov_len & length == 0)
     }
 }
 

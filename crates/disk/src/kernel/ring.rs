@@ -18,6 +18,7 @@ use crate::kernel::Handle;
 use crate::kernel::bounce::BOUNCE_SIZE;
 use crate::kernel::slot::{Next, Slot, Start};
 use crate::queue::Event;
+use crate::registered::{BufferTable, Follower};
 use crate::request::Request;
 
 /// Marks answers that belong to no slot.
@@ -26,6 +27,8 @@ const CANCEL: u64 = u64::MAX;
 const WATCH: u64 = u64::MAX - 1;
 /// ... and the one by which other threads of the back end call.
 const BELL: u64 = u64::MAX - 2;
+/// That by which the table of registered buffers calls.
+const BUFFERS: u64 = u64::MAX - 3;
 
 /// Bytes that the bounce buffers of one queue take together: a guest chooses how its memory lies, and must not
 /// thereby choose how much the host spends. Requests that find no room wait for others to end.
@@ -37,12 +40,17 @@ pub(crate) struct Ring {
     counters: Arc<QueueCounters>,
     slots: Vec<Slot>,
     free: Vec<u16>,
+    /// Answers just taken; empty in between.
+    answers: Vec<cqueue::Entry>,
     /// What is left of [`BOUNCE_ROOM`].
     bounce_room: usize,
     /// Slots that wait for a bounce buffer of so many bytes, the first first.
     waiting: VecDeque<(u16, usize)>,
     watched: Option<EventFd>,
     bell: Option<EventFd>,
+    /// Where guest RAM is registered; the ring takes part in it from its start on.
+    buffers: Option<Arc<BufferTable>>,
+    registered: Option<Follower>,
     /// The kernel refused to take entries, which are lost; the ring cannot go on.
     lost: Option<io::Error>,
     /// Numbers of the failures that were brought last, by tag.
@@ -54,9 +62,10 @@ impl Ring {
         handles: Vec<Arc<Handle>>,
         depth: u16,
         counters: Arc<QueueCounters>,
+        buffers: Option<Arc<BufferTable>>,
     ) -> io::Result<Ring> {
         // Room for one entry for each slot, beside one each for the watches and for cancelling; more are rare.
-        let ring = build(u32::from(depth) + 3)?;
+        let ring = build(u32::from(depth) + 4)?;
         let files: Vec<_> = handles.iter().map(|handle| handle.file.as_raw_fd()).collect();
         ring.submitter().register_files(&files)?;
         Ok(Ring {
@@ -65,10 +74,13 @@ impl Ring {
             counters,
             slots: (0..depth).map(|_| Slot::default()).collect(),
             free: (0..depth).rev().collect(),
+            answers: Vec::new(),
             bounce_room: BOUNCE_ROOM,
             waiting: VecDeque::new(),
             watched: None,
             bell: None,
+            buffers,
+            registered: None,
             lost: None,
             errnos: Vec::new(),
         })
@@ -98,7 +110,11 @@ impl Ring {
     }
 
     fn start_watching(&mut self, mark: u64) {
-        let eventfd = if mark == WATCH { &self.watched } else { &self.bell };
+        let eventfd = match mark {
+            WATCH => self.watched.as_ref(),
+            BELL => self.bell.as_ref(),
+            _ => self.registered.as_ref().map(Follower::bell),
+        };
         if let Some(eventfd) = eventfd {
             // Multishot: one answer for every write to the eventfd, which therefore nobody needs to read.
             let poll =
@@ -109,18 +125,20 @@ impl Ring {
 
     fn step(&mut self, index: u16, part: u16) {
         let slot = &mut self.slots[usize::from(index)];
-        if let Some(entry) = slot.step(part, &self.handles[slot.file()]) {
+        if let Some(entry) = slot.step(part, &self.handles[slot.file()], self.registered.as_ref()) {
             self.push(&entry.user_data(mark(index, part)));
         }
     }
 
-    /// Takes all answers that are there. An answer for a slot is given to `done` when its request is.
+    /// Takes the answers that are there. An answer for a slot is given to `done` when its request is.
     fn reap(&mut self, events: &mut Vec<Event>) {
         let mut woken = false;
-        while let Some(answer) = self.next_answer() {
+        let mut answers = std::mem::take(&mut self.answers);
+        answers.extend(self.ring.completion());
+        for answer in answers.drain(..) {
             match answer.user_data() {
                 CANCEL => {}
-                watch @ (WATCH | BELL) => {
+                watch @ (WATCH | BELL | BUFFERS) => {
                     woken |= watch == WATCH;
                     if !cqueue::more(answer.flags()) {
                         self.start_watching(watch);
@@ -140,12 +158,15 @@ impl Ring {
                                 self.errnos.extend(errno.map(|errno| (tag, errno)));
                                 events.push(Event::Done { tag, operation, result, buffers });
                             }
-                            self.begin_waiting();
+                            if !self.waiting.is_empty() {
+                                self.begin_waiting();
+                            }
                         }
                     }
                 }
             }
         }
+        self.answers = answers;
         if woken {
             events.push(Event::Wake);
         }
@@ -214,7 +235,7 @@ impl Ring {
         while self.slots.iter().any(Slot::is_busy) {
             self.enter(1)?;
             while let Some(answer) = self.next_answer() {
-                if answer.user_data() < BELL {
+                if answer.user_data() < BUFFERS {
                     let (index, part) = unmark(answer.user_data());
                     self.slots[usize::from(index)].abandon(part, answer.result(), &self.counters);
                 }
@@ -228,9 +249,14 @@ impl Engine for Ring {
     fn start(&mut self) -> io::Result<()> {
         match self.ring.submitter().register_enable_rings() {
             // A ring of an older kernel was never disabled.
-            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => Ok(()),
-            other => other,
+            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => {}
+            other => other?,
         }
+        if let Some(buffers) = &self.buffers {
+            self.registered = Some(Follower::of(buffers, &self.ring)?);
+            self.start_watching(BUFFERS);
+        }
+        Ok(())
     }
 
     fn watch(&mut self, eventfd: &EventFd) -> io::Result<()> {
@@ -256,6 +282,11 @@ impl Engine for Ring {
         if let Some(error) = &self.lost {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
+        if let Some(registered) = &mut self.registered
+            && registered.is_behind()
+        {
+            registered.follow(&self.ring);
+        }
         let before = events.len();
         self.errnos.clear();
         self.reap(events);
@@ -279,7 +310,10 @@ impl Ring {
             // The kernel may still write to these buffers, so they are never given back.
             std::mem::forget(std::mem::take(&mut self.slots));
         }
-        // The kernel tears rings down in its own time; the files, and the locks on them, are to be free now.
+        // The kernel tears rings down in its own time; the files, the locks on them and RAM are to be free now.
+        if let Some(registered) = self.registered.take() {
+            registered.leave(&self.ring);
+        }
         self.ring.submitter().unregister_files().unwrap_or_default();
     }
 }
@@ -338,7 +372,7 @@ mod tests {
 
     /// Submits as many long misaligned writes as the ring holds.
     fn full(disk: &Arc<Handle>, ram: &Arc<Ram>, depth: u16) -> Ring {
-        let mut ring = Ring::new(vec![disk.clone()], depth, Arc::default()).unwrap();
+        let mut ring = Ring::new(vec![disk.clone()], depth, Arc::default(), None).unwrap();
         ring.start().unwrap();
         for tag in 0..u64::from(depth) {
             let mut buffers = Buffers::new(ram.clone());

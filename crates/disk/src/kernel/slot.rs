@@ -7,6 +7,7 @@ use crate::counters::{Bounced, QueueCounters};
 use crate::geometry::{SectorRange, Sectors};
 use crate::kernel::bounce::BounceBuffer;
 use crate::kernel::{Handle, Kind};
+use crate::registered::Follower;
 use crate::request::{DiskError, Durability, Operation, Request, Unmap};
 
 /// The kernel moves no more than this at once (MAX_RW_COUNT).
@@ -70,6 +71,8 @@ struct Part {
     /// The pieces still to do, where they are not simply all of the request's.
     pieces: Vec<libc::iovec>,
     retries: u8,
+    /// The kernel was last asked with a registered buffer.
+    registered: bool,
 }
 
 /// How a request begins.
@@ -210,17 +213,27 @@ impl Slot {
             _ => return,
         }
         counters.moved(moved, self.bounced);
+        if part.registered {
+            counters.registered(moved);
+        }
         part.done += moved;
     }
 
     /// The next thing to ask of the kernel for a part. What the entry points to lies in this slot and must stay
     /// until the answer; `None` without a request.
-    pub(super) fn step(&mut self, part: u16, handle: &Handle) -> Option<squeue::Entry> {
+    pub(super) fn step(
+        &mut self,
+        part: u16,
+        handle: &Handle,
+        registered: Option<&Follower>,
+    ) -> Option<squeue::Entry> {
         let request = self.request.as_ref()?;
         let file = types::Fixed(u32::from(self.file));
         Some(match request.operation {
-            Operation::Read { at } => self.transfer(file, part, at, None),
-            Operation::Write { at, durability } => self.transfer(file, part, at, Some(durability)),
+            Operation::Read { at } => self.transfer(file, part, at, None, registered),
+            Operation::Write { at, durability } => {
+                self.transfer(file, part, at, Some(durability), registered)
+            }
             Operation::Flush => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
             Operation::Discard(range) | Operation::WriteZeroes(range, _) => {
                 change_range(file, ways(request.operation, handle.kind)[self.way], range)
@@ -234,6 +247,7 @@ impl Slot {
         part: u16,
         at: Sectors,
         write: Option<Durability>,
+        registered: Option<&Follower>,
     ) -> squeue::Entry {
         let buffers = &self.request.as_ref().expect("step() found a request").buffers;
         let part = &mut self.parts[usize::from(part)];
@@ -244,11 +258,13 @@ impl Slot {
             Some(Durability::Stable) => libc::RWF_DSYNC,
             _ => 0,
         };
+        part.registered = false;
         if let Some(bounce) = &mut self.bounce {
             if write.is_some() {
                 buffers.read_at(from, &mut bounce.bytes_mut()[..len]);
             }
-            return entry(file, bounce.start(), len, offset, write.is_some(), flags);
+            let piece = [libc::iovec { iov_base: bounce.start().cast(), iov_len: len }];
+            return Transfer { file, offset, write: write.is_some(), flags }.entry(&piece, None);
         }
         let pieces = if from == 0 && part.end == buffers.bytes() {
             buffers.iovecs()
@@ -256,15 +272,10 @@ impl Slot {
             cut(buffers.iovecs(), from, part.end, &mut part.pieces);
             &part.pieces
         };
-        if let [piece] = pieces {
-            return entry(file, piece.iov_base.cast(), piece.iov_len, offset, write.is_some(), flags);
-        }
-        let (start, count) = (pieces.as_ptr(), pieces.len().min(MOST_PIECES) as u32);
-        if write.is_some() {
-            opcode::Writev::new(file, start, count).offset(offset).rw_flags(flags).build()
-        } else {
-            opcode::Readv::new(file, start, count).offset(offset).rw_flags(flags).build()
-        }
+        let pieces = &pieces[..pieces.len().min(MOST_PIECES)];
+        let place = registered.and_then(|registered| registered.find(pieces));
+        part.registered = place.is_some();
+        Transfer { file, offset, write: write.is_some(), flags }.entry(pieces, place)
     }
 
     /// Whether this transfer goes through the bounce buffer.
@@ -333,18 +344,41 @@ impl Slot {
     }
 }
 
-fn entry(
+/// What the kernel is asked for with every form of a transfer.
+#[derive(Clone, Copy)]
+struct Transfer {
     file: types::Fixed,
-    start: *mut u8,
-    len: usize,
+    /// First byte in the file.
     offset: u64,
     write: bool,
     flags: i32,
-) -> squeue::Entry {
-    if write {
-        opcode::Write::new(file, start, len as u32).offset(offset).rw_flags(flags).build()
-    } else {
-        opcode::Read::new(file, start, len as u32).offset(offset).rw_flags(flags).build()
+}
+
+impl Transfer {
+    /// Moves these pieces, which lie in the registered buffer at `place` if there is one.
+    fn entry(self, pieces: &[libc::iovec], place: Option<u16>) -> squeue::Entry {
+        let Transfer { file, offset, write, flags } = self;
+        macro_rules! ask {
+            ($Operation:ident, $($argument:expr),*) => {
+                opcode::$Operation::new(file, $($argument),*).offset(offset).rw_flags(flags).build()
+            };
+        }
+        if let [piece] = pieces {
+            let (start, len) = (piece.iov_base.cast::<u8>(), piece.iov_len as u32);
+            return match (write, place) {
+                (true, Some(place)) => ask!(WriteFixed, start, len, place),
+                (true, None) => ask!(Write, start, len),
+                (false, Some(place)) => ask!(ReadFixed, start, len, place),
+                (false, None) => ask!(Read, start, len),
+            };
+        }
+        let (start, count) = (pieces.as_ptr(), pieces.len() as u32);
+        match (write, place) {
+            (true, Some(place)) => ask!(WritevFixed, start, count, place),
+            (true, None) => ask!(Writev, start, count),
+            (false, Some(place)) => ask!(ReadvFixed, start, count, place),
+            (false, None) => ask!(Readv, start, count),
+        }
     }
 }
 

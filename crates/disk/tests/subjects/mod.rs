@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use disk::nvme::model::{self, Model};
 use disk::nvme::{NvmeController, NvmeOptions};
-use disk::{Access, Disk, DiskOptions, Format, Sectors, Source};
+use disk::{Access, BufferTable, Disk, DiskOptions, Format, Sectors, Source};
 use dma::Kind;
 use dma::fake::FakeIommu;
 use imago::qcow2::Qcow2;
@@ -30,6 +30,8 @@ pub struct Subject {
     pub direct: bool,
     /// Whether misaligned memory is bounced, as direct I/O demands.
     pub bounces: bool,
+    /// Whether RAM is registered for it, where the kernel can.
+    registered: bool,
     /// What must live as long.
     _held: Vec<Box<dyn Any>>,
 }
@@ -47,13 +49,22 @@ impl Subject {
     }
 
     fn made(name: &'static str, how: How) -> Subject {
-        Subject { name, how, direct: true, bounces: true, _held: Vec::new() }
+        Subject { name, how, direct: true, bounces: true, registered: false, _held: Vec::new() }
     }
 
     /// Opens it, for the use with this RAM.
     pub fn open(&self, ram: &Arc<Ram>, access: Access) -> Disk {
         match &self.how {
-            How::Options(options) => Disk::open(&DiskOptions { access, ..options.clone() }).unwrap(),
+            How::Options(options) => {
+                let disk = Disk::open(&DiskOptions { access, ..options.clone() }).unwrap();
+                if self.registered
+                    && let Ok(table) = BufferTable::new().map(Arc::new)
+                {
+                    MemoryMap::new(ram.clone()).attach(table.clone()).unwrap();
+                    assert!(disk.use_buffers(&table));
+                }
+                disk
+            }
             How::Nvme(block) => {
                 let iommu = FakeIommu::new();
                 let domain = iommu.domain("host", Kind::Host);
@@ -85,6 +96,10 @@ impl Subject {
 
     fn copied(self) -> Subject {
         Subject { direct: false, bounces: false, ..self }
+    }
+
+    fn registered(self) -> Subject {
+        Subject { registered: true, ..self }
     }
 
     fn holding(mut self, held: impl Any) -> Subject {
@@ -197,6 +212,12 @@ pub fn over_every_disk(test: impl Fn(&Subject) + Sync) {
         test(&subject);
     };
     run(Subject::new("raw file", DiskOptions::new(image(folder.path())).format(Format::Raw)));
+    let registered = Subject::new("raw file, RAM registered", DiskOptions::new(image(folder.path())));
+    run(registered.registered());
+    if let Some(device) = Loop::over(&image(folder.path()), 4096) {
+        let options = DiskOptions::new(&device.0);
+        run(Subject::new("loop device of 4096, RAM registered", options).registered().holding(device));
+    }
     for (name, block) in [("loop device of 512", 512), ("loop device of 4096", 4096)] {
         if let Some(device) = Loop::over(&image(folder.path()), block) {
             run(Subject::new(name, DiskOptions::new(&device.0)).holding(device));
@@ -209,6 +230,9 @@ pub fn over_every_disk(test: impl Fn(&Subject) + Sync) {
     run(Subject::new("memory", DiskOptions::over(Source::Memory(Sectors(SIZE / 512)))).copied());
     qcow2(&at("disk.qcow2"), None);
     run(Subject::new("qcow2", DiskOptions::new(at("disk.qcow2")).format(Format::Qcow2)));
+    qcow2(&at("registered.qcow2"), None);
+    let options = DiskOptions::new(at("registered.qcow2")).format(Format::Qcow2);
+    run(Subject::new("qcow2, RAM registered", options).registered());
     qcow2(&at("top.qcow2"), Some((&image(folder.path()), Format::Raw)));
     run(Subject::new("qcow2 on raw", DiskOptions::new(at("top.qcow2")).format(Format::Qcow2)));
     run(Subject::new("snapshot", DiskOptions::new(image(folder.path())).throw_away()).copied());

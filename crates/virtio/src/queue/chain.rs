@@ -1,9 +1,6 @@
 //! Descriptor chains: read once, checked, in types of our own.
 
-use std::sync::atomic::Ordering;
-
 use memory::{Gpa, GuestSlice, Ram};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::cursor::Cursor;
 use crate::features::Features;
@@ -22,15 +19,13 @@ const INDIRECT: u16 = 4;
 /// limits on segments, both of which are smaller.
 const MAX_INDIRECT: u64 = 1024;
 
-/// A descriptor as it lies in guest memory: of a split queue with its flags and the next one's index (2.7.5), of a
-/// packed one with the buffer's number and its flags (2.8.13).
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
+/// A descriptor as it lies in guest memory: its address, then 32 bits of length and two numbers of 16 bits. Those of a
+/// split queue are its flags and the next one's index (2.7.5), those of a packed one the buffer's number and its flags
+/// (2.8.13).
+#[derive(Clone, Copy)]
 struct RawDescriptor {
     address: u64,
-    len: u32,
-    third: u16,
-    fourth: u16,
+    rest: u64,
 }
 
 /// A descriptor, read.
@@ -45,15 +40,13 @@ struct Descriptor {
 
 impl RawDescriptor {
     fn of_split(self) -> Descriptor {
-        let RawDescriptor { address, len, third, fourth } = self;
-        let (flags, link) = (u16::from_le(third), u16::from_le(fourth));
-        Descriptor { address: u64::from_le(address), len: u32::from_le(len), flags, link }
+        let RawDescriptor { address, rest } = self;
+        Descriptor { address, len: rest as u32, flags: (rest >> 32) as u16, link: (rest >> 48) as u16 }
     }
 
     fn of_packed(self) -> Descriptor {
-        let RawDescriptor { address, len, third, fourth } = self;
-        let (link, flags) = (u16::from_le(third), u16::from_le(fourth));
-        Descriptor { address: u64::from_le(address), len: u32::from_le(len), flags, link }
+        let RawDescriptor { address, rest } = self;
+        Descriptor { address, len: rest as u32, flags: (rest >> 48) as u16, link: (rest >> 32) as u16 }
     }
 }
 
@@ -161,6 +154,10 @@ pub struct Chain {
     pieces: Vec<Piece>,
     /// How many of the pieces are for reading.
     readable: usize,
+    /// Bytes in them.
+    readable_bytes: u64,
+    /// Bytes in the others.
+    writable_bytes: u64,
 }
 
 impl Chain {
@@ -171,12 +168,12 @@ impl Chain {
 
     /// The bytes that the driver wrote for the device.
     pub fn readable(&self) -> Cursor<'_> {
-        Cursor::over(&self.pieces[..self.readable])
+        Cursor::over(&self.pieces[..self.readable], self.readable_bytes)
     }
 
     /// The room that the driver gave the device to write to.
     pub fn writable(&self) -> Cursor<'_> {
-        Cursor::over(&self.pieces[self.readable..])
+        Cursor::over(&self.pieces[self.readable..], self.writable_bytes)
     }
 
     /// Reads the chain at `head` of a table of `size` descriptors.
@@ -273,7 +270,7 @@ impl Chain {
 
     fn clear(&mut self) {
         self.pieces.clear();
-        self.readable = 0;
+        (self.readable, self.readable_bytes, self.writable_bytes) = (0, 0, 0);
     }
 
     fn push(&mut self, head: u16, ram: &Ram, descriptor: Descriptor) -> Result<(), Malformed> {
@@ -288,6 +285,9 @@ impl Chain {
                 return Err(Malformed::ReadableAfterWritable { head });
             }
             self.readable += 1;
+            self.readable_bytes += len;
+        } else {
+            self.writable_bytes += len;
         }
         self.pieces.push(piece);
         Ok(())
@@ -314,16 +314,9 @@ fn indirect(
 }
 
 /// Reads a descriptor, once.
-
 fn descriptor(table: GuestSlice<'_>, index: u16, size: u16, head: u16) -> Result<RawDescriptor, Malformed> {
-    let offset = usize::from(index) * DESCRIPTOR_SIZE as usize;
-    let place = table.sub(offset, DESCRIPTOR_SIZE as usize).filter(|_| index < size);
-    let place = place.ok_or(Malformed::NoSuchDescriptor { head, index, size })?;
-    // Indirect tables may lie anywhere, though drivers align them.
-    if let (Some(first), Some(second)) = (place.atomic_u64(0), place.atomic_u64(8)) {
-        return Ok(zerocopy::transmute!([first.load(Ordering::Relaxed), second.load(Ordering::Relaxed)]));
-    }
-    let mut copy = [0; DESCRIPTOR_SIZE as usize];
-    place.read(&mut copy);
-    Ok(zerocopy::transmute!(copy))
+    let words = table.read_words::<2>(usize::from(index) * DESCRIPTOR_SIZE as usize);
+    let words = words.filter(|_| index < size).ok_or(Malformed::NoSuchDescriptor { head, index, size })?;
+    let [address, rest] = words.map(u64::from_le);
+    Ok(RawDescriptor { address, rest })
 }

@@ -16,8 +16,9 @@ pub struct Cursor<'chain> {
 }
 
 impl<'chain> Cursor<'chain> {
-    pub(super) fn over(pieces: &'chain [Piece]) -> Cursor<'chain> {
-        Cursor { pieces, skip: 0, bytes: pieces.iter().map(|piece| u64::from(piece.len)).sum() }
+    /// All of these pieces, which have so many bytes.
+    pub(super) fn over(pieces: &'chain [Piece], bytes: u64) -> Cursor<'chain> {
+        Cursor { pieces, skip: 0, bytes }
     }
 
     /// Bytes left.
@@ -27,6 +28,15 @@ impl<'chain> Cursor<'chain> {
 
     /// Consumes and copies out a structure; `None` when fewer bytes are left.
     pub fn read<T: FromBytes + IntoBytes>(&mut self, ram: &Ram) -> Option<T> {
+        let len = size_of::<T>() as u64;
+        // Nearly always it lies in one piece.
+        if let Some(first) = self.pieces.first()
+            && len <= self.bytes.min(u64::from(first.len - self.skip))
+        {
+            let object = ram.read_obj(Gpa(first.gpa.0 + u64::from(self.skip))).ok();
+            self.take(len)?;
+            return object;
+        }
         let mut object = T::new_zeroed();
         self.read_bytes(ram, object.as_mut_bytes())?;
         Some(object)

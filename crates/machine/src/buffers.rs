@@ -1,0 +1,157 @@
+//! Guest RAM registered with io_uring, for the disks that are to have it so.
+//!
+//! Registering pins all of RAM. Where it is present for ever anyway, because it is wired or devices reach it, that costs
+//! nothing that was not spent already, and so it is done unless a disk is not to have it; other RAM the host may use
+//! until the guest touches it, and so it is done only when it is asked for.
+
+use std::sync::Arc;
+
+use config::{Buffers, DiskSource};
+use disk::{BufferTable, Disk};
+use memory::MemoryMap;
+
+use crate::disks::OpenDisk;
+use crate::error::StartError;
+use crate::notice::{Life, Notice, Reporter};
+
+/// Whether a disk's queues get RAM as registered buffers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Choice {
+    /// The description says so.
+    Asked,
+    /// If RAM is present for ever anyway.
+    WhereRamStays,
+    /// Not at all.
+    Never,
+}
+
+impl Choice {
+    /// What a disk's description chooses.
+    pub fn of(source: &DiskSource) -> Choice {
+        let buffers = match source {
+            DiskSource::File(file) => file.buffers,
+            DiskSource::Ram(_) => None,
+            // Neither has a ring.
+            DiskSource::Nvme { .. } | DiskSource::Nbd(_) => Some(Buffers::Plain),
+        };
+        match buffers {
+            Some(Buffers::Registered) => Choice::Asked,
+            Some(Buffers::Plain) => Choice::Never,
+            None => Choice::WhereRamStays,
+        }
+    }
+}
+
+/// Registers RAM for the disks that want it, and says what came of it. `stays` tells whether all of RAM is present for
+/// the VM's life anyway. A failure is one only if a disk asked for it.
+pub fn register(
+    disks: &[OpenDisk],
+    map: &MemoryMap,
+    stays: bool,
+    report: &Reporter,
+) -> Result<(), StartError> {
+    let users: Vec<&OpenDisk> = disks.iter().filter(|disk| wants(disk.buffers(), stays)).collect();
+    if users.is_empty() {
+        return Ok(());
+    }
+    let asked = users.iter().any(|disk| disk.buffers() == Choice::Asked);
+    let table = match table(map) {
+        Ok(table) => table,
+        Err(error) if asked => return Err(error),
+        Err(error) => {
+            let said = format!("disks reach the guest's RAM as ordinary memory: {error}");
+            report(&Notice::Life(Life::Made(said)));
+            return Ok(());
+        }
+    };
+    let (with, without): (Vec<&OpenDisk>, Vec<&OpenDisk>) =
+        users.into_iter().partition(|disk| disk.disk().use_buffers(&table));
+    if let Some(disk) = without.iter().find(|disk| disk.buffers() == Choice::Asked) {
+        return Err(StartError::NoRing(disk.disk().name().to_owned()));
+    }
+    if with.is_empty() {
+        // Nobody has use for it.
+        let mirror: Arc<dyn memory::Mirror> = table;
+        return Ok(map.detach(&mirror)?);
+    }
+    let names: Vec<&str> = with.iter().map(|disk| Disk::name(disk.disk())).collect();
+    let said = format!(
+        "{} MiB of the guest's RAM are pinned as registered buffers of {}",
+        table.bytes() >> 20,
+        names.join(", ")
+    );
+    report(&Notice::Life(Life::Made(said)));
+    Ok(())
+}
+
+fn wants(choice: Choice, stays: bool) -> bool {
+    match choice {
+        Choice::Asked => true,
+        Choice::WhereRamStays => stays,
+        Choice::Never => false,
+    }
+}
+
+/// A table that mirrors the map.
+fn table(map: &MemoryMap) -> Result<Arc<BufferTable>, StartError> {
+    let table = Arc::new(BufferTable::new()?);
+    map.attach(table.clone())?;
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memory::{Ram, ram_ranges};
+    use std::sync::Mutex;
+
+    fn open(buffers: Option<Buffers>, folder: &std::path::Path) -> OpenDisk {
+        let path = folder.join(format!("{buffers:?}"));
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let path = path.to_str().unwrap().parse().unwrap();
+        let file = config::FileDisk { buffers, ..config::FileDisk::new(path) };
+        let disk = config::Disk {
+            source: DiskSource::File(file),
+            model: config::DiskModel::default(),
+            writes: config::Writes::Kept,
+            serial: None,
+            on_error: None,
+        };
+        match crate::disks::check(&disk, config::Cpus::default()).unwrap() {
+            crate::disks::CheckedDisk::Open(open) => open,
+            crate::disks::CheckedDisk::Driven(_) => panic!("a file needs no driver"),
+        }
+    }
+
+    /// What is said, and which mirrors there are.
+    fn registered(disks: &[OpenDisk], stays: bool) -> (Vec<String>, usize) {
+        let map = MemoryMap::new(Arc::new(Ram::new(&ram_ranges(4 << 20)).unwrap()));
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = told.clone();
+        let report: Reporter = Box::new(move |notice| sink.lock().unwrap().push(notice.to_string()));
+        register(disks, &map, stays, &report).unwrap();
+        let audits = map.audit();
+        assert!(audits.iter().all(|(_, audit)| audit.is_ok()), "{audits:?}");
+        let told = told.lock().unwrap().clone();
+        (told, audits.len())
+    }
+
+    #[test]
+    fn ram_is_registered_where_it_is_asked_for_or_stays_and_a_sentence_says_for_whom() {
+        if BufferTable::new().is_err() {
+            return;
+        }
+        let folder = std::env::temp_dir().join(format!("skep-buffers-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let one = |buffers| vec![open(buffers, &folder)];
+        assert_eq!(registered(&one(None), false), (vec![], 0));
+        assert_eq!(registered(&one(Some(Buffers::Plain)), true), (vec![], 0));
+        for (buffers, stays) in [(None, true), (Some(Buffers::Registered), false)] {
+            let (said, mirrors) = registered(&one(buffers), stays);
+            assert_eq!(mirrors, 1);
+            assert!(said[0].starts_with("4 MiB of the guest's RAM are pinned"), "{said:?}");
+            assert!(said[0].contains(folder.to_str().unwrap()), "{said:?}");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
