@@ -58,7 +58,7 @@ enum Command {
     Stats(stats::Arguments),
     /// Have a VM's vCPUs stand still
     Pause(state::Pause),
-    /// Have a paused VM's vCPUs go on
+    /// Have a paused VM's vCPUs go on, once what its disks failed at was tried again
     Resume(state::Resume),
     /// Press a VM's power button, or end it now
     Stop(state::Stop),

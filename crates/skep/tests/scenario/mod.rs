@@ -24,6 +24,23 @@ const FAULTS: [&str; 4] =
 /// ... and a kernel that was hurt.
 const HURT: [&str; 4] = ["BUG:", "Oops", "WARNING: CPU", "Call Trace"];
 
+/// An empty image of 64 MiB in version 2 of the format: header, table of reference counts, one block of them, and the
+/// first level of the table of clusters, in a cluster of 64 KiB each.
+pub const EMPTY_QCOW2: &str = r"
+    image() {
+        truncate -s 256K $1
+        put() { printf $2 | dd of=$IMAGE bs=1 seek=$1 conv=notrunc 2> /dev/null; }
+        IMAGE=$1
+        put 0 '\121\106\111\373\0\0\0\2'
+        put 20 '\0\0\0\020'
+        put 24 '\0\0\0\0\4\0\0\0'
+        put 36 '\0\0\0\1\0\0\0\0\0\3\0\0'
+        put 48 '\0\0\0\0\0\1\0\0\0\0\0\1'
+        put 65536 '\0\0\0\0\0\2\0\0'
+        put 131072 '\0\1\0\1\0\1\0\1'
+    }
+";
+
 /// An emulated host in which something is to happen.
 pub struct Scenario(Builder);
 
