@@ -127,7 +127,9 @@ fn four_disks_as(model: &str, scale: u32) -> Seen {
         seen.expect(&format!("guest: files on {disk}"));
         seen.expect(&format!("host: files on {disk}"));
     }
-    for wrong in ["guest: log ", "guest: fsck ", "guest: sums ", "host: fsck ", "host: sums ", "guest: no fstrim "] {
+    for wrong in
+        ["guest: log ", "guest: fsck ", "guest: sums ", "host: fsck ", "host: sums ", "guest: no fstrim "]
+    {
         assert_eq!(seen.after(wrong), Vec::<&str>::new(), "{wrong}\n{seen}");
     }
     for report in reports(&seen) {

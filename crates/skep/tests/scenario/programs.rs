@@ -49,7 +49,9 @@ fn find(name: &str) -> PathBuf {
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .map(|folder| folder.join(name))
         .find(|candidate| candidate.is_file())
-        .unwrap_or_else(|| panic!("there is no {name} here, which guests are to run. Get it with: cargo xtask setup tests"))
+        .unwrap_or_else(|| {
+            panic!("there is no {name} here, which guests are to run. Get it with: cargo xtask setup tests")
+        })
 }
 
 /// The libraries that a program is loaded with, and their loader, as `ldd` lists them.
