@@ -98,7 +98,8 @@ fn four_disks_as(model: &str, scale: u32) -> Seen {
         .patience(Duration::from_secs(600 * u64::from(scale)))
         .memory(lab::Size::mib(1792))
         .disk(&format!("ahci:{disk}M,serial=BLOCK"))
-        .disk(&format!("ahci:{files}M,serial=FILES"))
+        // QEMU's AHCI loses commands now and then when two of its ports are busy.
+        .disk(&format!("virtio:{files}M,serial=FILES"))
         .disk(&format!("nvme:{disk}M,serial=DRIVEN"))
         .run(&format!(
             "SCALE={scale}
@@ -112,7 +113,8 @@ fn four_disks_as(model: &str, scale: u32) -> Seen {
                 fio_on check buffered
                 {FILES} {LOG}'
             {SAME_FILES}
-            umount /host/mnt"
+            umount /host/mnt
+            dmesg | grep -E 'failed command|nvme.* timeout' | sed 's/^/host: log /'"
         ));
     seen.ended_with(&[0, 0]);
     for pattern in ALIGNED.split(' ') {
@@ -127,9 +129,16 @@ fn four_disks_as(model: &str, scale: u32) -> Seen {
         seen.expect(&format!("guest: files on {disk}"));
         seen.expect(&format!("host: files on {disk}"));
     }
-    for wrong in
-        ["guest: log ", "guest: fsck ", "guest: sums ", "host: fsck ", "host: sums ", "guest: no fstrim "]
-    {
+    // The host's own trouble comes first, for what that does to guests is not skep's.
+    for wrong in [
+        "host: log ",
+        "guest: log ",
+        "guest: fsck ",
+        "guest: sums ",
+        "host: fsck ",
+        "host: sums ",
+        "guest: no fstrim ",
+    ] {
         assert_eq!(seen.after(wrong), Vec::<&str>::new(), "{wrong}\n{seen}");
     }
     for report in reports(&seen) {
