@@ -1,18 +1,18 @@
 # fio, in the host and in its guests: patterns, each on its own part of a disk, on all of $DISKS at once, which are
-# NAME=PATH each. The parts of a disk of 64 MiB times $SCALE do not overlap.
+# NAME=PATH each. The parts of a disk of 32 MiB times $SCALE do not overlap.
 
 # The options of a pattern.
 pattern() {
     MIB=$((1048576 * SCALE))
     part() { echo --offset=$(($1 * MIB + ${3:-0})) --size=$(($2 * MIB)); }
     case $1 in
-        sequential) echo --rw=write --bs=128k --iodepth=8 $(part 0 12) ;;
-        random) echo --rw=randwrite --bs=4k --iodepth=16 $(part 12 4) ;;
-        deep) echo --rw=randrw --bs=4k --iodepth=32 --fsync=64 $(part 16 4) ;;
-        trims) echo --rw=randtrimwrite --bs=16k $(part 20 4) ;;
-        sizes) echo --rw=randwrite --bssplit=512/30:1k/20:4k/20:16k/20:64k/10 --iodepth=8 $(part 24 4) ;;
-        misaligned) echo --rw=randwrite --bs=3584 --iodepth=8 $(part 32 2 512) ;;
-        buffered) echo --rw=write --bsrange=500-70000 --bs_unaligned --direct=0 --end_fsync=1 $(part 40 8 1000) ;;
+        sequential) echo --rw=write --bs=128k --iodepth=8 $(part 0 8) ;;
+        random) echo --rw=randwrite --bs=4k --iodepth=16 $(part 8 2) ;;
+        deep) echo --rw=randrw --bs=4k --iodepth=32 --fsync=64 $(part 10 2) ;;
+        trims) echo --rw=randtrimwrite --bs=16k $(part 12 2) ;;
+        sizes) echo --rw=randwrite --bssplit=512/30:1k/20:4k/20:16k/20:64k/10 --iodepth=8 $(part 16 2) ;;
+        misaligned) echo --rw=randwrite --bs=3584 --iodepth=8 $(part 20 1 512) ;;
+        buffered) echo --rw=write --bsrange=500-70000 --bs_unaligned --direct=0 --end_fsync=1 $(part 24 4 1000) ;;
     esac
 }
 
