@@ -320,8 +320,12 @@ fn burst(commands: u64, tracing: bool) {
     println!(
         "{commands} commands, {interrupts} interrupts, {known} faults known, {unattributed} unattributed"
     );
-    assert_eq!(interrupts, commands, "{seen}");
-    assert_eq!(known + unattributed, commands, "{told:#?}\n{seen}");
+    // A fault that meets an unread one of the same requester may be one with it (VT-d specification, primary fault logging):
+    // then nobody on the host can know of it, and every count says that it is a least.
+    assert!(interrupts <= commands && interrupts >= commands - commands / 50, "{seen}");
+    assert_eq!(known + unattributed, interrupts, "{told:#?}\n{seen}");
+    let mut events = seen.after("host: said at ").into_iter().filter(|line| line.contains(" could not "));
+    assert!(events.all(|line| line.contains("at least")), "{seen}");
     assert!(if tracing { unattributed == 0 } else { known >= 3 }, "{told:#?}\n{seen}");
 }
 

@@ -1,4 +1,5 @@
-//! Reads in a guest: from a physical disk by virtio-blk, and from an assigned NVMe controller.
+//! Reads in a guest: from a physical disk behind each model of a controller, from an NVMe controller that the
+//! monitor drives, and from an assigned one.
 
 use std::io;
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use crate::Sample;
 use crate::guest::Guest;
 use crate::host::{self, Bound};
-use crate::vmm::{Hardware, Vmm};
+use crate::vmm::{Hardware, Model, Vmm};
 
 /// How long a guest may take for one step.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -17,12 +18,9 @@ const TIMES: u32 = 2;
 /// A load: its name, and what `lab-io` is told before and after the disk.
 type Load = (&'static str, &'static str, &'static str);
 
-const RANDOM_AND_SEQUENTIAL: &[Load] =
-    &[("4 KiB random, IOPS", "randread", "4K 16"), ("1 MiB seq, MB/s", "seqread", "1M 4")];
-const RANDOM_AT_TWO_DEPTHS: &[Load] = &[
-    ("4 KiB random at depth 1, IOPS", "randread", "4K 1"),
-    ("4 KiB random at depth 16, IOPS", "randread", "4K 16"),
-];
+const ALONE: Load = ("4 KiB random at depth 1, IOPS", "randread", "4K 1");
+const DEEP: Load = ("4 KiB random at depth 16, IOPS", "randread", "4K 16");
+const SEQUENTIAL: Load = ("1 MiB seq, MB/s", "seqread", "1M 4");
 
 /// Something that the guest reads from: how the metric begins, the guest's name for it, and how it is read.
 struct Target {
@@ -33,11 +31,11 @@ struct Target {
 
 impl Hardware<'_> {
     fn targets(&self) -> Vec<Target> {
-        let disk = Target { name: "disk", device: "/dev/vda", loads: RANDOM_AND_SEQUENTIAL };
-        let nvme = Target { name: "nvme", device: "/dev/nvme0n1", loads: RANDOM_AND_SEQUENTIAL };
-        let driver = Target { name: "driver", device: "/dev/vda", loads: RANDOM_AT_TWO_DEPTHS };
-        let there = [(disk, self.disk), (nvme, self.assigned), (driver, self.driven)];
-        there.into_iter().filter(|(_, device)| device.is_some()).map(|(target, _)| target).collect()
+        let disk = self.disk.map(|(_, model)| (model.name(), model.device(), &[ALONE, DEEP, SEQUENTIAL][..]));
+        let assigned = self.assigned.map(|_| ("assigned", "/dev/nvme0n1", &[DEEP, SEQUENTIAL][..]));
+        let driven = self.driven.map(|_| ("driver", "/dev/vda", &[ALONE, DEEP][..]));
+        let there = [disk, assigned, driven].into_iter().flatten();
+        there.map(|(name, device, loads)| Target { name, device, loads }).collect()
     }
 }
 
@@ -50,7 +48,7 @@ pub fn measure(vmm: Vmm, hardware: &Hardware<'_>, seconds: f64) -> io::Result<Ve
     let mut guest = Guest::start(vmm.command(hardware, &format!("lab.run={script}")))?;
     let mut samples = Vec::new();
     guest.wait_for("MARK ready", PATIENCE)?;
-    if hardware.disk.is_some() {
+    if matches!(hardware.disk, Some((_, Model::VirtioBlk))) {
         samples.push(Sample::new("memory beside RAM, KiB", host::resident_beside_ram(guest.id())? as f64));
     }
     for _ in 0..TIMES {

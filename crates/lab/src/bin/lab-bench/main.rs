@@ -14,24 +14,34 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use vmm::{Hardware, Vmm};
+use vmm::{Hardware, Model, Vmm};
 
 /// The host's disk that a guest reads through the host's kernel.
 const DISK: &str = "/dev/sda";
 
 const USAGE: &str = "\
-usage: lab-bench [--rounds N] [--only boot|disk|nvme|driver] [--seconds S]
+usage: lab-bench [--rounds N] [--only KIND] [--seconds S]
   --rounds   how often each monitor is booted for each kind of sample [10]
-  --only     one kind of sample
+  --only     one kind of sample: boot, virtio-blk, ahci, nvme, assigned, driver
   --seconds  how long each load runs [1]";
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// From the start to the guest's init.
+    Boot,
+    /// Reads from a disk of the host behind a model.
+    Disk(Model),
+    /// Reads from an assigned NVMe controller.
+    Assigned,
+    /// Reads from an NVMe controller that the monitor drives.
+    Driver,
+}
 
 /// What is measured, and how often.
 struct Plan {
     rounds: u32,
-    boot: bool,
-    disk: bool,
-    nvme: bool,
-    driver: bool,
+    kinds: Vec<Kind>,
     seconds: f64,
 }
 
@@ -50,18 +60,48 @@ fn main() -> ExitCode {
     }
 }
 
+impl Kind {
+    fn all() -> impl Iterator<Item = Kind> {
+        [Kind::Boot].into_iter().chain(Model::ALL.map(Kind::Disk)).chain([Kind::Assigned, Kind::Driver])
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Boot => "boot",
+            Kind::Disk(model) => model.name(),
+            Kind::Assigned => "assigned",
+            Kind::Driver => "driver",
+        }
+    }
+
+    /// Those that are compared. How QEMU reaches the host's disks is nothing to a controller that it drives or
+    /// assigns, or to a guest without a disk.
+    fn monitors(self) -> &'static [Vmm] {
+        if matches!(self, Kind::Disk(_)) { &Vmm::ALL } else { &Vmm::ALL[..2] }
+    }
+
+    fn monitor_name(self, vmm: Vmm) -> &'static str {
+        if matches!(self, Kind::Disk(_)) { vmm.name() } else { vmm.family() }
+    }
+
+    fn measure(self, vmm: Vmm, seconds: f64) -> io::Result<Vec<Sample>> {
+        let nvme = if matches!(self, Kind::Assigned | Kind::Driver) { Some(host::nvme()?) } else { None };
+        let (assigned, driven) = if self == Kind::Assigned { (nvme, None) } else { (None, nvme) };
+        let disk = if let Kind::Disk(model) = self { Some((DISK, model)) } else { None };
+        let hardware = Hardware { disk, assigned: assigned.as_deref(), driven: driven.as_deref() };
+        if self == Kind::Boot { boot::measure(vmm) } else { loads::measure(vmm, &hardware, seconds) }
+    }
+}
+
 impl Plan {
     fn read(arguments: &[String]) -> Option<Plan> {
-        let mut plan = Plan { rounds: 10, boot: true, disk: true, nvme: true, driver: true, seconds: 1.0 };
+        let mut plan = Plan { rounds: 10, kinds: Kind::all().collect(), seconds: 1.0 };
         for pair in arguments.chunks(2) {
             let [flag, value] = pair else { return None };
-            match (flag.as_str(), value.as_str()) {
-                ("--rounds", value) => plan.rounds = value.parse().ok()?,
-                ("--seconds", value) => plan.seconds = value.parse().ok()?,
-                ("--only", only @ ("boot" | "disk" | "nvme" | "driver")) => {
-                    (plan.boot, plan.disk) = (only == "boot", only == "disk");
-                    (plan.nvme, plan.driver) = (only == "nvme", only == "driver");
-                }
+            match flag.as_str() {
+                "--rounds" => plan.rounds = value.parse().ok()?,
+                "--seconds" => plan.seconds = value.parse().ok()?,
+                "--only" => plan.kinds = vec![Kind::all().find(|kind| kind.name() == value)?],
                 _ => return None,
             }
         }
@@ -70,34 +110,19 @@ impl Plan {
 }
 
 fn run(plan: &Plan) -> io::Result<()> {
-    let nvme = if plan.nvme || plan.driver { Some(host::nvme()?) } else { None };
-    let nvme = nvme.as_deref();
-    let loads =
-        Hardware { disk: plan.disk.then_some(DISK), assigned: nvme.filter(|_| plan.nvme), driven: None };
-    let driver = Hardware { driven: nvme, ..Hardware::default() };
     let start = Instant::now();
     // The first start of a program reads it from its disk, which is not what is measured.
-    if plan.boot {
-        for vmm in Vmm::FOR_BOOT {
-            boot::measure(vmm)?;
+    if plan.kinds.contains(&Kind::Boot) {
+        for vmm in Kind::Boot.monitors() {
+            boot::measure(*vmm)?;
         }
     }
     let mut failed = 0;
     for round in 1..=plan.rounds {
         eprintln!("round {round} of {}, {:.0} s", plan.rounds, start.elapsed().as_secs_f64());
-        if plan.boot {
-            for vmm in rotated(&Vmm::FOR_BOOT, round) {
-                failed += samples(boot::measure(vmm), vmm, round);
-            }
-        }
-        if plan.disk || plan.nvme {
-            for vmm in rotated(&Vmm::FOR_LOADS, round) {
-                failed += samples(loads::measure(vmm, &loads, plan.seconds), vmm, round);
-            }
-        }
-        if plan.driver {
-            for vmm in rotated(&Vmm::FOR_DRIVERS, round) {
-                failed += samples(loads::measure(vmm, &driver, plan.seconds), vmm, round);
+        for kind in &plan.kinds {
+            for vmm in rotated(kind.monitors(), round) {
+                failed += samples(kind.measure(vmm, plan.seconds), kind.monitor_name(vmm), round);
             }
         }
     }
@@ -109,14 +134,14 @@ fn run(plan: &Plan) -> io::Result<()> {
 
 /// Passes on what was measured, or says why nothing was; how many guests failed. An emulated CPU loses a guest
 /// now and then, whoever runs it, and the other rounds are as good without it.
-fn samples(measured: io::Result<Vec<Sample>>, vmm: Vmm, round: u32) -> u32 {
+fn samples(measured: io::Result<Vec<Sample>>, vmm: &str, round: u32) -> u32 {
     match measured {
         Ok(samples) => {
             samples.iter().for_each(|sample| tell(sample, vmm, round));
             0
         }
         Err(error) => {
-            eprintln!("lab-bench: {} in round {round}: {error}", vmm.name());
+            eprintln!("lab-bench: {vmm} in round {round}: {error}");
             1
         }
     }
@@ -142,12 +167,10 @@ impl Sample {
     }
 }
 
-fn tell(sample: &Sample, vmm: Vmm, round: u32) {
+fn tell(sample: &Sample, vmm: &str, round: u32) {
     let line = serde_json::json!({
         "metric": sample.metric,
-        // How QEMU reaches the host's disks is nothing to a controller that it drives or assigns: there it is one
-        // and the same monitor.
-        "vmm": if sample.metric.starts_with("disk") { vmm.name() } else { vmm.family() },
+        "vmm": vmm,
         "round": round,
         "value": sample.value,
         "exits_per_io": sample.exits_per_io,

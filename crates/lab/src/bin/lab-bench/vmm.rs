@@ -29,12 +29,55 @@ pub enum Vmm {
 /// What the guest has.
 #[derive(Default)]
 pub struct Hardware<'a> {
-    /// The host's disk for a virtio block device.
-    pub disk: Option<&'a str>,
+    /// The host's disk, and how the guest sees it.
+    pub disk: Option<(&'a str, Model)>,
     /// A host PCI function to assign.
     pub assigned: Option<&'a str>,
     /// A host NVMe controller that the monitor drives itself, for a virtio block device.
     pub driven: Option<&'a str>,
+}
+
+/// What a guest finds its disk behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Model {
+    /// virtio-blk on PCI.
+    VirtioBlk,
+    /// A SATA disk on an AHCI controller; QEMU's is that of the ICH9.
+    Ahci,
+    /// An NVMe controller.
+    Nvme,
+}
+
+impl Model {
+    /// All of them.
+    pub const ALL: [Model; 3] = [Model::VirtioBlk, Model::Ahci, Model::Nvme];
+
+    /// Its name, for skep and in the results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Model::VirtioBlk => "virtio-blk",
+            Model::Ahci => "ahci",
+            Model::Nvme => "nvme",
+        }
+    }
+
+    /// What a Linux guest calls the only disk of this kind.
+    pub fn device(self) -> &'static str {
+        match self {
+            Model::VirtioBlk => "/dev/vda",
+            Model::Ahci => "/dev/sda",
+            Model::Nvme => "/dev/nvme0n1",
+        }
+    }
+
+    /// QEMU's device; its board with PCI Express has an AHCI controller.
+    fn of_qemu(self) -> &'static str {
+        match self {
+            Model::VirtioBlk => "virtio-blk-pci,drive=d0,num-queues=1",
+            Model::Ahci => "ide-hd,drive=d0,bus=ide.0",
+            Model::Nvme => "nvme,drive=d0,serial=bench",
+        }
+    }
 }
 
 impl Hardware<'_> {
@@ -44,12 +87,8 @@ impl Hardware<'_> {
 }
 
 impl Vmm {
-    /// Those whose boot is compared; without a disk there is one QEMU.
-    pub const FOR_BOOT: [Vmm; 2] = [Vmm::Skep, Vmm::QemuNative];
-    /// Those whose I/O is compared.
-    pub const FOR_LOADS: [Vmm; 3] = [Vmm::Skep, Vmm::QemuNative, Vmm::QemuUring];
-    /// Those whose own NVMe drivers are compared.
-    pub const FOR_DRIVERS: [Vmm; 2] = [Vmm::Skep, Vmm::QemuNative];
+    /// All of them: skep, and QEMU in each way.
+    pub const ALL: [Vmm; 3] = [Vmm::Skep, Vmm::QemuNative, Vmm::QemuUring];
 
     /// Its name in the results.
     pub fn name(self) -> &'static str {
@@ -99,8 +138,8 @@ fn skep(hardware: &Hardware<'_>, line: &str) -> Command {
         initrd(hardware),
     ]);
     command.args(["--cmdline", line]);
-    if let Some(disk) = hardware.disk {
-        command.args(["--disk", &format!("path={disk},readonly=on")]);
+    if let Some((disk, model)) = hardware.disk {
+        command.args(["--disk", &format!("path={disk},model={}", model.name())]);
     }
     if let Some(device) = hardware.driven {
         command.args(["--disk", &format!("nvme={device},namespace=1,readonly=on")]);
@@ -117,10 +156,10 @@ fn qemu(hardware: &Hardware<'_>, line: &str, aio: &str) -> Command {
     command.args(["-M", if plain { "pc" } else { "q35" }, "-accel", "kvm", "-cpu", "host", "-smp", "1"]);
     command.args(["-m", &format!("{MEMORY}M"), "-nodefaults", "-vga", "none", "-nographic", "-no-reboot"]);
     command.args(["-serial", "stdio", "-kernel", KERNEL, "-initrd", initrd(hardware), "-append", line]);
-    if let Some(disk) = hardware.disk {
-        let file = "driver=host_device,node-name=d0,read-only=on,cache.direct=on";
+    if let Some((disk, model)) = hardware.disk {
+        let file = "driver=host_device,node-name=d0,cache.direct=on";
         command.args(["-blockdev", &format!("{file},filename={disk},aio={aio}")]);
-        command.args(["-device", "virtio-blk-pci,drive=d0,num-queues=1"]);
+        command.args(["-device", model.of_qemu()]);
     }
     if let Some(device) = hardware.driven {
         let driver = format!("driver=nvme,node-name=d1,read-only=on,device={device},namespace=1");
