@@ -17,7 +17,8 @@ const CHORES: &str = "\
   build       the static programs in target/dist
   test        every test there is, and what they need
   fuzz        hostile input for queues, BARs, kernels …: [TARGET] [--seconds N]
-  setup       what the lab needs: QEMU, busybox, Debian's kernel in the cache
+  setup       what the lab needs: QEMU, busybox, Debian's kernel in the cache; with the word tests, also
+              what the tests' guests run: fio, nvme-cli and others
   lab-kernel  the lab's own kernel with iommufd, from Debian's kernel source
   demo        a guest with an assigned device and a physical disk, in an emulated host
   bench       skep beside QEMU in the emulated host, against the bars; --only host: the disk path without a VM";
@@ -37,6 +38,7 @@ fn run() -> Result<()> {
         Some("build") => build::run(),
         Some("test") => test::run(),
         Some("fuzz") => fuzz::run(std::env::args().skip(2)),
+        Some("setup") if std::env::args().any(|word| word == "tests") => setup::tests(),
         Some("setup") => setup::lab(),
         Some("lab-kernel") => lab_kernel::run(),
         Some("bench") => bench::run(),

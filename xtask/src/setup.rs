@@ -23,6 +23,23 @@ const LAB: [Package; 2] = [package("qemu-system-x86", "qemu-system-x86_64"), pac
 /// Its shell. The plain busybox goes by the same name, and does not do.
 const BUSYBOX: Package = package("busybox-static", "busybox-static");
 
+/// What guests of the tests run to try their disks, and what their host looks at the disks with afterwards.
+const IN_GUESTS: [Package; 7] = [
+    package("fio", "fio"),
+    package("nvme-cli", "nvme"),
+    package("smartmontools", "smartctl"),
+    package("hdparm", "hdparm"),
+    package("e2fsprogs", "mkfs.ext4"),
+    package("util-linux", "lsblk"),
+    package("qemu-utils", "qemu-img"),
+];
+
+/// Gets what the tests need: the lab, and the programs that its guests run.
+pub fn tests() -> Result<()> {
+    lab()?;
+    install(&IN_GUESTS)
+}
+
 /// Gets what the lab needs: QEMU, busybox, Debian's kernel in the cache (unpacked there, not installed).
 pub fn lab() -> Result<()> {
     let mut wanted = LAB.to_vec();

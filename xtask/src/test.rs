@@ -9,7 +9,7 @@ use crate::{build, fuzz};
 
 /// Formatting, lints, tests from unit to lab, documentation.
 pub fn run() -> Result<()> {
-    setup::lab()?;
+    setup::tests()?;
     nextest()?;
     cargo("the formatting", &["fmt", "--all", "--check"]).context("mend it with: cargo fmt --all")?;
     cargo("the lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;

@@ -10,7 +10,7 @@ use crate::crewed::CrewedDisk;
 use crate::emulation::Emulation;
 use crate::geometry::{Access, Sectors};
 use crate::image;
-use crate::kernel::{self, FileOptions, KernelDisk, OpenError, Opened, ring_is_refused};
+use crate::kernel::{self, DiscardsByThreads, FileOptions, KernelDisk, OpenError, Opened, ring_is_refused};
 use crate::nbd::NbdDisk;
 use crate::options::{Allocation, Changes, DiskOptions, Format, Source};
 
@@ -65,21 +65,28 @@ fn open_path(path: &Path, options: &DiskOptions) -> Result<Found, OpenError> {
     }
 }
 
-/// A device or raw file, by io_uring or, where that is forbidden, by threads.
+/// A device or raw file, by io_uring or, where that is forbidden or cannot do it all, by threads.
 fn as_it_is(opened: Opened, options: &DiskOptions) -> Result<Found, OpenError> {
     let Opened { handle, geometry, mut remarks } = opened;
     let name: Arc<str> = options.source.to_string().into();
+    let failed = |cause| failed(options, cause);
+    let (file, block) = (handle.clone(), geometry.logical_block);
+    let size = move || file.capacity(block);
     let backend: Box<dyn Backend> = match ring_is_refused() {
-        None => Box::new(KernelDisk::new(name, handle, geometry)),
+        None => match DiscardsByThreads::where_needed(&handle, &geometry).map_err(failed)? {
+            None => Box::new(KernelDisk::new(name, handle, geometry)),
+            Some(work) => {
+                let disk = CrewedDisk::with_ring(name, geometry, vec![handle], Arc::new(work));
+                Box::new(disk.map_err(failed)?.sized_by(size))
+            }
+        },
         Some(cause) => {
             remarks.push(format!(
                 "disk {name}: io_uring cannot be used ({cause}); threads do its work. {}",
                 kernel::hint_after(&cause)
             ));
-            let (file, block) = (handle.clone(), geometry.logical_block);
             let disk = CrewedDisk::without_ring(name, geometry, handle);
-            let disk = disk.map_err(|cause| failed(options, cause))?;
-            Box::new(disk.sized_by(move || file.capacity(block)))
+            Box::new(disk.map_err(failed)?.sized_by(size))
         }
     };
     Ok(Found { backend, remarks })

@@ -100,31 +100,41 @@ fn a_file_that_looks_like_an_image_is_refused_until_its_format_is_given() {
     assert!(seen.after("host: said ").concat().contains("format=qcow2"), "{seen}");
 }
 
+/// Controllers with a word for it tell their driver; a SATA disk has to be looked at anew.
 #[test]
-fn a_running_guest_sees_a_disk_grow_as_virtio_blk_and_as_nvme() {
+fn a_running_guest_sees_disks_of_all_models_grow() {
     let seen = Scenario::new().run(
         "
-        truncate -s 64M /tmp/a.img
-        truncate -s 64M /tmp/b.img
+        for name in a b c; do truncate -s 64M /tmp/$name.img; done
         touch /tmp/seen
-        (until grep -q before /tmp/seen; do sleep 1; done; truncate -s 96M /tmp/a.img /tmp/b.img) &
+        (until grep -q before /tmp/seen; do sleep 1; done; truncate -s 96M /tmp/a.img /tmp/b.img /tmp/c.img) &
         guest '
             wait_for 60 test -b /dev/nvme0n1
-            say before $(cat /sys/block/vda/size /sys/block/nvme0n1/size)
+            wait_for 60 test -b /dev/sda
+            say before $(cat /sys/block/vda/size /sys/block/nvme0n1/size /sys/block/sda/size)
             grown() { [ $(cat /sys/block/$1/size) = 196608 ]; }
             wait_for 60 grown vda
             wait_for 60 grown nvme0n1
+            again() {
+                echo 1 > /sys/block/sda/device/delete
+                for host in /sys/class/scsi_host/*/scan; do echo - - - > $host; done
+                wait_for 20 test -b /dev/sda
+                grown sda
+            }
+            wait_for 60 again
             patterns fill /dev/vda 1
-            lab-io fill /dev/nvme0n1 80M 2M 64K 2 scattered > /dev/null
-            say sum $(dd if=/dev/nvme0n1 bs=1M skip=80 count=2 2> /dev/null | sha256sum)
-            say after $(cat /sys/block/vda/size /sys/block/nvme0n1/size)
-        ' --disk /tmp/a.img --disk /tmp/b.img,model=nvme | tee /tmp/seen
-        say sum $(dd if=/tmp/b.img bs=1M skip=80 count=2 2> /dev/null | sha256sum)
+            for disk in nvme0n1 sda; do
+                lab-io fill /dev/$disk 80M 2M 64K 2 scattered > /dev/null
+                say sum $(dd if=/dev/$disk bs=1M skip=80 count=2 2> /dev/null | sha256sum)
+            done
+            say after $(cat /sys/block/vda/size /sys/block/nvme0n1/size /sys/block/sda/size)
+        ' --disk /tmp/a.img --disk /tmp/b.img,model=nvme --disk /tmp/c.img,model=ahci | tee /tmp/seen
+        for file in b c; do say sum $(dd if=/tmp/$file.img bs=1M skip=80 count=2 2> /dev/null | sha256sum); done
         say zeroes $(dd if=/dev/zero bs=1M count=2 2> /dev/null | sha256sum)",
     );
     seen.ended_with(&[0]);
-    seen.expect("guest: before 131072 131072");
-    seen.expect("guest: after 196608 196608");
+    seen.expect("guest: before 131072 131072 131072");
+    seen.expect("guest: after 196608 196608 196608");
     assert_eq!(seen.after("guest: sum "), seen.after("host: sum "), "{seen}");
-    assert_ne!(seen.after("host: sum "), seen.after("host: zeroes "), "{seen}");
+    assert!(!seen.after("host: sum ").contains(&seen.after("host: zeroes ")[0]), "{seen}");
 }

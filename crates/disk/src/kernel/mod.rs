@@ -2,6 +2,7 @@
 
 mod blocking;
 mod bounce;
+mod discards;
 mod facts;
 mod holders;
 mod open;
@@ -16,6 +17,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::{Arc, OnceLock};
 
 pub(crate) use blocking::{PastEnd, Transfer, fill_with_zeroes, kind_of};
+pub(crate) use discards::DiscardsByThreads;
 pub use open::OpenError;
 pub(crate) use open::{FileOptions, Opened, open};
 pub(crate) use ring::Ring;

@@ -22,22 +22,20 @@ const PATIENCE: u8 = 32;
 const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | KEEP;
-/// Kernels before the discard command take this (FALLOC_FL_NO_HIDE_STALE) for "discard, whatever it reads as".
-const STALE: i32 = PUNCH | 0x04;
 
 /// A way to discard or to zero a range. Kernels and disks differ; the ways are tried in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Way {
     /// `fallocate` with this mode.
     Fallocate(i32),
-    /// The block layer's own io_uring command (Linux 6.12).
+    /// The block layer's own io_uring command (Linux 6.12), or the ioctl of the same meaning.
     DiscardCommand,
 }
 
 pub(super) fn ways(operation: Operation, kind: Kind) -> &'static [Way] {
     use Way::{DiscardCommand, Fallocate};
     match (operation, kind) {
-        (Operation::Discard(_), Kind::BlockDevice) => &[DiscardCommand, Fallocate(STALE)],
+        (Operation::Discard(_), Kind::BlockDevice) => &[DiscardCommand],
         (Operation::Discard(_), Kind::File) => &[Fallocate(PUNCH)],
         (Operation::WriteZeroes(_, Unmap::Allowed), _) => &[Fallocate(PUNCH), Fallocate(ZERO)],
         (Operation::WriteZeroes(_, Unmap::Forbidden), Kind::BlockDevice) => &[Fallocate(ZERO)],
@@ -382,7 +380,8 @@ impl Transfer {
     }
 }
 
-fn change_range(file: types::Fixed, way: Way, range: SectorRange) -> squeue::Entry {
+/// The kernel is to discard or zero a range in this way.
+pub(super) fn change_range(file: types::Fixed, way: Way, range: SectorRange) -> squeue::Entry {
     let (offset, len) = (range.start.0 * 512, range.count.0 * 512);
     match way {
         Way::Fallocate(mode) => opcode::Fallocate::new(file, len).offset(offset).mode(mode).build(),

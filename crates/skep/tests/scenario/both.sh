@@ -5,6 +5,15 @@ sums() {
     for disk in "$@"; do say "sum $disk $(sha256sum < /dev/$disk | cut -d ' ' -f 1)"; done
 }
 
+# The disk with a serial number: its name in /dev.
+disk_of() {
+    for disk in /sys/block/*; do
+        for serial in $disk/serial $disk/device/serial $disk/device/vpd_pg80; do
+            [ ! -r $serial ] || case $(tr -cd '[:alnum:]' < $serial) in *$1) echo ${disk##*/};; esac
+        done
+    done
+}
+
 # patterns fill|check DEVICE SEED: 16 MiB from 1 MiB on, in requests of 4 KiB to 1 MiB, in single pieces and in
 # many. The host, whose memory is not the matter, compares in scattered pages.
 patterns() {

@@ -8,6 +8,7 @@ start() {
     { echo 'set -e; say() { echo "guest: $*"; }'; both; echo "$1"; } > /tmp/script
     shift
     lab-initrd /tmp/script /tmp/initrd
+    [ ! -f /share/programs.cpio ] || cat /share/programs.cpio >> /tmp/initrd
     skep run --memory ${MEMORY:-256M} --kernel ${KERNEL:-/lab/guest/vmlinux} --initrd /tmp/initrd \
         --cmdline "$GUEST" "$@" < /dev/null
 }
@@ -32,14 +33,9 @@ of_class() {
     done
 }
 
-# The disk with a serial number: its name in /dev.
-disk_of() {
-    for disk in /sys/block/*; do
-        for serial in $disk/device/serial $disk/device/vpd_pg80; do
-            [ ! -r $serial ] || case $(tr -cd '[:alnum:]' < $serial) in *$1) echo ${disk##*/};; esac
-        done
-    done
-}
+# Programs of the outer machine, whose / the host has at /host.
+outer() { chroot /host "$@"; }
+fio() { outer fio "$@"; }
 
 # The PCI function that a disk hangs on.
 function_of() { readlink -f /sys/block/$1 | grep -o '[0-9a-f:]*\.[0-7]/\(ata\|nvme\)' | cut -d / -f 1; }

@@ -1,10 +1,11 @@
 //! Scenarios: a story as a shell script in an emulated host, and what must have been seen at its end.
 //!
-//! The functions that scripts share, in the host and in its guests, are in `host.sh` and `both.sh`.
+//! The functions that scripts share, in the host and in its guests, are in `host.sh`, `both.sh` and `fio.sh`.
 
 // Each file of scenarios is a program of its own and uses its part of this.
 #![allow(dead_code)]
 
+mod programs;
 pub mod tiny;
 
 use std::fmt;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use lab::{Builder, Iommu, Kernel, Lab, Outcome, Size};
 
 const HOST: &str = include_str!("host.sh");
-const BOTH: &str = include_str!("both.sh");
+const BOTH: &str = concat!(include_str!("both.sh"), include_str!("fio.sh"));
 
 /// The line after which the host shows its log, which shows that it was looked at.
 const LOG: &str = "host: its log";
@@ -95,6 +96,11 @@ impl Scenario {
     /// With so many huge pages of 2 MiB, beside its RAM.
     pub fn hugepages(self, pages: u32) -> Scenario {
         Scenario(self.0.hugepages(pages))
+    }
+
+    /// With Debian's programs in the guests (fio, nvme and more), and this machine's `/` at `/host`.
+    pub fn programs(self) -> Scenario {
+        Scenario(self.0.share(programs::folder()).host_root(true))
     }
 
     /// With one more disk, and without the usual devices.

@@ -22,7 +22,7 @@ impl HardDisk {
     /// The 512 bytes.
     pub(super) fn identify(&self) -> Vec<u8> {
         let geometry = &self.geometry;
-        let blocks = blocks(geometry);
+        let blocks = self.blocks();
         let mut words = [0u16; 256];
         let mut set = |first: usize, values: &[u16]| words[first..][..values.len()].copy_from_slice(values);
         set(0, &[0x0040]);
@@ -88,11 +88,6 @@ impl HardDisk {
         }
         set(106, &[sizes]);
     }
-}
-
-/// The disk's size in logical blocks.
-pub(super) fn blocks(geometry: &Geometry) -> u64 {
-    geometry.capacity.0 / u64::from(geometry.logical_block / 512)
 }
 
 /// Sets the last byte so that the sum of all is 0.

@@ -1,6 +1,6 @@
 //! General purpose logs (ACS-3, A.1): the directory, what became of queued commands, and identify data.
 
-use super::identify::{blocks, set_checksum};
+use super::identify::set_checksum;
 use super::{Action, CommandFis, HardDisk, Protocol, Taskfile};
 
 /// Log addresses.
@@ -76,7 +76,7 @@ impl HardDisk {
                 // Capacity (A.11.4): in blocks, block sizes and alignment, size of a block in words.
                 let identify = self.identify();
                 let word = |n: usize| u64::from(identify[2 * n]) | u64::from(identify[2 * n + 1]) << 8;
-                quadwords[1] = VALID | blocks(&self.geometry);
+                quadwords[1] = VALID | self.blocks();
                 let sizes = word(106);
                 quadwords[2] = VALID
                     | (sizes >> 13 & 1) << 62
@@ -85,7 +85,7 @@ impl HardDisk {
                     | (sizes & 0xf) << 16
                     | word(209) & 0x3fff;
                 quadwords[3] = VALID | u64::from(self.geometry.logical_block / 2);
-                quadwords[4] = VALID | blocks(&self.geometry);
+                quadwords[4] = VALID | self.blocks();
                 bytes(&quadwords)
             }
             // Supported capabilities (A.11.5), of which there is only what identify data says already.

@@ -7,6 +7,7 @@ mod logs;
 mod smart;
 mod trim;
 
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use disk::{Disk, DiskError, Durability, Geometry, Operation, Sectors, Tally, WriteCache};
@@ -108,6 +109,8 @@ impl Settings {
 /// A disk as ATA shows it.
 pub(super) struct HardDisk {
     geometry: Geometry,
+    /// For its size, which may change; it does not keep the disk open.
+    disk: Weak<Disk>,
     names: Names,
     settings: Settings,
     /// The control register holds the device in reset.
@@ -120,10 +123,11 @@ pub(super) struct HardDisk {
 }
 
 impl HardDisk {
-    pub fn new(disk: &Disk, names: Names) -> HardDisk {
+    pub fn new(disk: &Arc<Disk>, names: Names) -> HardDisk {
         let geometry = disk.geometry();
         HardDisk {
             geometry: geometry.clone(),
+            disk: Arc::downgrade(disk),
             names,
             settings: Settings::of(geometry),
             held_in_reset: false,
@@ -132,6 +136,16 @@ impl HardDisk {
             since: Instant::now(),
             tally: disk.tally().clone(),
         }
+    }
+
+    /// The disk's size now, in sectors.
+    fn capacity(&self) -> Sectors {
+        self.disk.upgrade().map_or(self.geometry.capacity, |disk| disk.capacity())
+    }
+
+    /// The same in logical blocks.
+    fn blocks(&self) -> u64 {
+        self.capacity().0 / (u64::from(self.geometry.logical_block) / Sectors::SIZE)
     }
 
     /// Everything that a driver has set is as after power-on.
@@ -250,7 +264,7 @@ impl HardDisk {
     fn verify(&self, fis: &CommandFis) -> Result<Action, Taskfile> {
         let (at, bytes) = self.place(fis)?;
         let end = at.0.saturating_add(bytes / Sectors::SIZE);
-        if end > self.geometry.capacity.0 {
+        if end > self.capacity().0 {
             return Err(fis.echo(status::FAILED, error::NOT_FOUND));
         }
         Ok(Action::Done(Taskfile::good()))

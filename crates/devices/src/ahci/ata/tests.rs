@@ -1,12 +1,16 @@
 use super::*;
 use disk::{Access, AfterDiscard, Backend, Discard, Engine, QueueCounters, QueueError, SectorRange};
 
-/// A disk that is only looked at.
+/// A disk that is only looked at. It is twice as large when it is looked at again.
 struct Described(Geometry);
 
 impl Backend for Described {
     fn geometry(&self) -> &Geometry {
         &self.0
+    }
+
+    fn capacity(&self) -> std::io::Result<Sectors> {
+        Ok(Sectors(2 * self.0.capacity.0))
     }
 
     fn engine(
@@ -39,12 +43,20 @@ pub fn geometry(logical_block: u32, physical_block: u32) -> Geometry {
 }
 
 pub fn disk(geometry: &Geometry) -> HardDisk {
+    over(&described(geometry))
+}
+
+fn described(geometry: &Geometry) -> Arc<Disk> {
+    Arc::new(Disk::new("a disk", Box::new(Described(geometry.clone()))))
+}
+
+fn over(disk: &Arc<Disk>) -> HardDisk {
     let names = Names {
         serial: AtaSerial::new("S-1").unwrap(),
         firmware: AtaFirmware::new("F").unwrap(),
         model: AtaModel::new("a disk").unwrap(),
     };
-    HardDisk::new(&Disk::new("a disk", Box::new(Described(geometry.clone()))), names)
+    HardDisk::new(disk, names)
 }
 
 pub fn fis(command: u8) -> CommandFis {
@@ -164,4 +176,14 @@ fn trims_are_checked_before_anything_is_discarded() {
     assert_eq!(pieces(&entry(0, 1024)), long);
     let behind = disk.trim(&entry((1 << 17) - 1, 2)).unwrap_err();
     assert_eq!(behind, error::NOT_FOUND);
+}
+
+#[test]
+fn a_disk_that_has_grown_is_identified_with_its_new_size() {
+    let described = described(&geometry(512, 512));
+    let disk = over(&described);
+    let blocks = || u32::from_le_bytes(disk.identify()[200..204].try_into().unwrap());
+    assert_eq!(blocks(), 1 << 20);
+    described.look_again().unwrap();
+    assert_eq!(blocks(), 1 << 21);
 }

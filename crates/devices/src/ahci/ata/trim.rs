@@ -2,7 +2,7 @@
 
 use disk::{Access, SectorRange, Sectors};
 
-use super::identify::{MOST_TRIM_BLOCKS, blocks};
+use super::identify::MOST_TRIM_BLOCKS;
 use super::{Action, Change, CommandFis, HardDisk, Taskfile, error};
 
 /// The features register's bit for TRIM.
@@ -24,7 +24,7 @@ impl HardDisk {
     /// The ranges in `data`, checked, the last first; or the bits of the error register. Ranges that follow each
     /// other become one, for drivers have only 16 bits for the length of each.
     pub fn trim(&self, data: &[u8]) -> Result<Vec<Change>, u8> {
-        let end = blocks(&self.geometry);
+        let end = self.blocks();
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for entry in data.chunks_exact(ENTRY) {
             let entry = entry.iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
