@@ -1,5 +1,7 @@
 //! A guest's AHCI driver, for tests of the model. Its methods panic when the machine does not do as it should.
 
+mod drive;
+
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -9,6 +11,7 @@ use pci::fake::FakeServices;
 use pci::{Address, Bus, Windows};
 
 use super::{Ahci, AhciPort};
+pub use drive::{Answer, Drive};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
