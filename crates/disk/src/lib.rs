@@ -57,6 +57,7 @@ mod spin;
 mod threads;
 
 pub use backend::{Backend, Engine, Patience};
+pub use capacity::Size;
 pub use counters::{Bounced, Counters, QueueCounters};
 pub use disk::{Disk, QueueError, Tally};
 pub use geometry::{Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes};

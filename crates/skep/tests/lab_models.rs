@@ -3,7 +3,7 @@
 
 mod scenario;
 
-use scenario::Scenario;
+use scenario::{EMPTY_QCOW2, Scenario};
 
 #[test]
 fn a_guest_and_its_host_share_a_sata_disk_and_a_disc_is_read_in_a_drive() {
@@ -63,23 +63,6 @@ fn a_guest_and_its_host_share_an_nvme_disk_whoever_drives_the_real_one() {
         assert_eq!(ok, checks, "checks of the {who}\n{seen}");
     }
 }
-
-/// An empty image of 64 MiB in version 2 of the format: header, table of reference counts, one block of them, and the
-/// first level of the table of clusters, in a cluster of 64 KiB each.
-const EMPTY_QCOW2: &str = r"
-    image() {
-        truncate -s 256K $1
-        put() { printf $2 | dd of=$IMAGE bs=1 seek=$1 conv=notrunc 2> /dev/null; }
-        IMAGE=$1
-        put 0 '\121\106\111\373\0\0\0\2'
-        put 20 '\0\0\0\020'
-        put 24 '\0\0\0\0\4\0\0\0'
-        put 36 '\0\0\0\1\0\0\0\0\0\3\0\0'
-        put 48 '\0\0\0\0\0\1\0\0\0\0\0\1'
-        put 65536 '\0\0\0\0\0\2\0\0'
-        put 131072 '\0\1\0\1\0\1\0\1'
-    }
-";
 
 #[test]
 fn a_guest_keeps_what_it_wrote_into_a_qcow2_image_unless_changes_are_thrown_away() {

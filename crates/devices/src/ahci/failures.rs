@@ -21,6 +21,11 @@ impl Failures {
         Failures { disk: disk.to_owned(), told: None, untold: 0 }
     }
 
+    /// The disk's name.
+    pub fn disk(&self) -> &str {
+        &self.disk
+    }
+
     /// A request failed.
     pub fn note(&mut self, operation: Operation, error: DiskError, hba: &Hba) {
         if self.told.is_some_and(|told| told.elapsed() < INTERVAL) {

@@ -10,10 +10,27 @@ pub mod tiny;
 use std::fmt;
 use std::time::Duration;
 
-use lab::{Builder, Iommu, Kernel, Lab, Outcome, Size};
+use lab::{Builder, Iommu, Kernel, Lab, LabError, Outcome, Size};
 
 const HOST: &str = include_str!("host.sh");
 const BOTH: &str = include_str!("both.sh");
+
+/// An empty image of 64 MiB in version 2 of the format: header, table of reference counts, one block of them, and the
+/// first level of the table of clusters, in a cluster of 64 KiB each.
+pub const EMPTY_QCOW2: &str = r"
+    image() {
+        truncate -s 256K $1
+        put() { printf $2 | dd of=$IMAGE bs=1 seek=$1 conv=notrunc 2> /dev/null; }
+        IMAGE=$1
+        put 0 '\121\106\111\373\0\0\0\2'
+        put 20 '\0\0\0\020'
+        put 24 '\0\0\0\0\4\0\0\0'
+        put 36 '\0\0\0\1\0\0\0\0\0\3\0\0'
+        put 48 '\0\0\0\0\0\1\0\0\0\0\0\1'
+        put 65536 '\0\0\0\0\0\2\0\0'
+        put 131072 '\0\1\0\1\0\1\0\1'
+    }
+";
 
 /// The line after which the host shows its log, which shows that it was looked at.
 const LOG: &str = "host: its log";
@@ -100,11 +117,24 @@ impl Scenario {
         seen
     }
 
+    /// Runs the script in the host until it resets the host, as if its power had been cut. Returns the lines that came
+    /// out before.
+    pub fn run_until_reset(self, script: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        let outcome = self.0.build().run(&["sh", "-c", &whole(script)], |line| {
+            println!("{}", line.text);
+            lines.push(line.text.trim_end().to_owned());
+        });
+        match outcome {
+            Err(LabError::Died { .. }) => lines,
+            Err(error) => panic!("{error}"),
+            Ok(outcome) => panic!("the host was not reset\n{}", Seen(outcome)),
+        }
+    }
+
     /// The same, where DMA is to be blocked.
     pub fn run_into_faults(self, script: &str) -> Seen {
-        let whole = format!(
-            "{HOST}\n{BOTH}\nboth() {{ cat <<'END-OF-BOTH'\n{BOTH}\nEND-OF-BOTH\n}}\nscenario() {{\n{script}\n}}\nplay\n"
-        );
+        let whole = whole(script);
         let mut story = true;
         let outcome = self.0.build().run(&["sh", "-c", &whole], |line| {
             story &= line.text != LOG;
@@ -117,6 +147,13 @@ impl Scenario {
         seen.log_is_without(&HURT);
         seen
     }
+}
+
+/// The script with all that it uses.
+fn whole(script: &str) -> String {
+    format!(
+        "{HOST}\n{BOTH}\nboth() {{ cat <<'END-OF-BOTH'\n{BOTH}\nEND-OF-BOTH\n}}\nscenario() {{\n{script}\n}}\nplay\n"
+    )
 }
 
 /// What was seen of a scenario.
