@@ -85,7 +85,8 @@ impl Engine for SlowEngine {
 /// As a queue that waits for its requests when it goes.
 impl Drop for SlowEngine {
     fn drop(&mut self) {
-        while self.orders.hold.load(Ordering::SeqCst) && !self.requests.is_empty() {
+        let broken = || self.orders.broken.load(Ordering::SeqCst);
+        while self.orders.hold.load(Ordering::SeqCst) && !broken() && !self.requests.is_empty() {
             std::thread::sleep(Duration::from_millis(1));
         }
     }

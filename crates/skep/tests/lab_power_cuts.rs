@@ -79,7 +79,7 @@ fn what_a_guest_flushed_is_there_when_skep_is_killed_and_disks_lose_their_caches
             wait_for 10 test -S /tmp/$1.sock
         }}
         for name in NBDV NBDA NBDN; do served $name; done
-        served LIAR 20
+        served LIAR 0
         write 1 'RAW IMAGE DEVICE NBDV NBDA NBDN LIAR' \\
             --disk /tmp/raw,model=ahci,serial=RAW \\
             --disk path=/tmp/image,format=qcow2,serial=IMAGE \\
