@@ -239,8 +239,7 @@ impl Executor {
             self.recycle(buffers);
         }
         match outcome {
-            Ok(None) if wanted => self.finish(index, Status::ABORT_REQUESTED),
-            Err(DiskError::Cancelled) if wanted => self.finish(index, Status::ABORT_REQUESTED),
+            Ok(None) | Err(DiskError::Cancelled) if wanted => self.finish(index, Status::ABORT_REQUESTED),
             Ok(None) => self.step(index),
             Ok(Some(status)) => self.finish(index, status),
             Err(error) => {

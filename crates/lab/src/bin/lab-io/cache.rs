@@ -92,7 +92,7 @@ impl Cache {
     fn write(&mut self, at: u64, bytes: &[u8], lasting: bool) -> io::Result<()> {
         for (sector, data) in (at / SECTOR as u64..).zip(bytes.chunks_exact(SECTOR)) {
             self.random = mix(self.random);
-            if lasting || self.random % 8 == 0 {
+            if lasting || self.random.is_multiple_of(8) {
                 self.medium.write_all_at(data, sector * SECTOR as u64)?;
                 self.sectors.remove(&sector);
             } else {

@@ -24,7 +24,7 @@ impl CachedDisk {
     fn write(&mut self, at: usize, bytes: &[u8]) {
         for (sector, data) in (at / SECTOR..).zip(bytes.chunks_exact(SECTOR)) {
             self.random = mix(self.random);
-            if self.random % 4 == 0 {
+            if self.random.is_multiple_of(4) {
                 self.medium[sector * SECTOR..][..SECTOR].copy_from_slice(data);
                 self.cache.remove(&sector);
             } else {
