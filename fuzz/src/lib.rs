@@ -6,11 +6,13 @@
 
 pub mod ahci;
 pub mod assign_config;
+pub mod atapi;
 pub mod bar_moves;
 mod board;
 pub mod config_space;
 pub mod control_request;
 pub mod fault_line;
+pub mod image_headers;
 pub mod kernel_image;
 pub mod nvme;
 pub mod nvme_data;
@@ -24,7 +26,7 @@ pub mod vm_toml;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("virtio_queue", virtio_queue::run),
     ("virtio_blk", virtio_blk::run),
     ("config_space", config_space::run),
@@ -38,4 +40,6 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("control_request", control_request::run),
     ("nvme_driver", nvme_driver::run),
     ("fault_line", fault_line::run),
+    ("atapi", atapi::run),
+    ("image_headers", image_headers::run),
 ];

@@ -82,6 +82,16 @@ fn lines_of_the_kernels_log_are_read_or_passed_over() {
 }
 
 #[test]
+fn hostile_packets_are_refused() {
+    replay("atapi");
+}
+
+#[test]
+fn lying_images_are_refused_or_end_their_requests() {
+    replay("image_headers");
+}
+
+#[test]
 fn every_target_has_its_seeds_replayed() {
     let mut folders: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds"))
         .expect("there are seeds")

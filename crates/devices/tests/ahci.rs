@@ -324,6 +324,64 @@ fn trims_discard_and_wrong_ones_discard_nothing() {
 }
 
 #[test]
+fn queued_trims_discard_beside_other_queued_commands_and_their_failures_are_in_the_log() {
+    let setup = Setup::new();
+    let port = setup.start();
+    let data = setup.fill(DATA, 0x8000, 1);
+    let blocks = setup.backing.blocks(0x1000);
+    port.run(Ata::at(WRITE_DMA_EXT, 0, (8 * blocks) as u16), &[(DATA, 0x8000)]).unwrap();
+    let trim = |slot: u8, first: u64| {
+        let at = DATA + 0x1_0000 + 512 * u64::from(slot);
+        setup.guest.ram.zero(Gpa(at), 512).unwrap();
+        setup.guest.ram.write_obj(Gpa(at), &(first | blocks << 48)).unwrap();
+        let ata = Ata { auxiliary: 1, ..Ata::queued(0x64, 0, 1, slot) };
+        port.issue_queued(slot, ata, &[(at, 512)]);
+    };
+    trim(3, blocks);
+    port.issue_queued(
+        4,
+        Ata::queued(READ_QUEUED, 7 * blocks, blocks as u16, 4),
+        &[(DATA + 0x2_0000, 0x1000)],
+    );
+    trim(5, 2 * blocks);
+    port.wait(0b11_1000).unwrap();
+    port.write(reg::IS, u32::MAX);
+    let after = setup.backing.on_disk(0, 0x8000);
+    assert!(after[0x1000..0x3000].iter().all(|byte| *byte == 0));
+    assert!(after[..0x1000] == data[..0x1000] && after[0x3000..] == data[0x3000..]);
+    trim(6, setup.backing.blocks(SIZE));
+    let failed = port.wait(1 << 6).unwrap_err();
+    assert_eq!((failed.status & 1, failed.error), (1, 0x10));
+    port.recover();
+    port.run(Ata::at(0x2f, 0x10, 1), &[(DATA, 512)]).unwrap();
+    assert_eq!(setup.guest.ram.read_obj::<u8>(Gpa(DATA)).unwrap(), 6, "the log names the command");
+    // Another subcommand, and one without the bit that says what to do.
+    for (count, auxiliary) in [(0x100, 1), (0, 0)] {
+        let ata = Ata { auxiliary, ..Ata::queued(0x64, 0, 1, 0) };
+        port.issue_queued(0, Ata { count, ..ata }, &[(DATA, 512)]);
+        assert_eq!(port.wait(1).unwrap_err().error, 4);
+        port.recover();
+    }
+}
+
+#[test]
+fn a_disk_that_has_grown_is_identified_as_large_as_it_is_now() {
+    let setup = Setup::new();
+    let port = setup.start();
+    let sectors = || {
+        port.run(Ata::new(0xec), &[(DATA, 512)]).unwrap();
+        setup.guest.ram.read_obj::<u64>(Gpa(DATA + 200)).unwrap()
+    };
+    assert_eq!(sectors(), setup.backing.blocks(SIZE));
+    setup.backing.file.set_len(2 * SIZE).unwrap();
+    setup.backing.disk.look_again().unwrap();
+    assert_eq!(sectors(), setup.backing.blocks(2 * SIZE));
+    let last =
+        Ata::at(WRITE_DMA_EXT, setup.backing.blocks(2 * SIZE - 0x1000), setup.backing.blocks(0x1000) as u16);
+    assert_eq!(port.run(last, &[(DATA, 0x1000)]), Ok(0x1000));
+}
+
+#[test]
 fn a_read_only_disk_refuses_writes_and_trims() {
     let setup = Setup::over(Backing::new(DiskOptions::read_only));
     let port = setup.start();

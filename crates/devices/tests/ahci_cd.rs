@@ -131,7 +131,9 @@ fn discs_come_and_go_by_the_guest_and_by_the_host() {
     ahci.eject_disc(1, false).unwrap();
     event([3, 1]);
     assert!(ahci.insert_disc(0, first, false).unwrap_err().to_string().contains("no CD drive on port 0"));
-    assert!(guest.reports().is_empty());
+    let reports = guest.reports();
+    assert!(reports.iter().all(|report| report.contains("the guest has ejected")), "{reports:?}");
+    assert_eq!(reports.len(), 1, "{reports:?}");
 }
 
 #[test]

@@ -82,6 +82,16 @@ impl Engine for SlowEngine {
     }
 }
 
+/// As a queue that waits for its requests when it goes.
+impl Drop for SlowEngine {
+    fn drop(&mut self) {
+        let broken = || self.orders.broken.load(Ordering::SeqCst);
+        while self.orders.hold.load(Ordering::SeqCst) && !broken() && !self.requests.is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// A guest with two such disks.
 fn guest(write_cache: WriteCache) -> (Guest, [Arc<Orders>; 2]) {
     let geometry = Geometry {
@@ -287,4 +297,26 @@ fn writes_are_as_durable_as_their_command_and_the_cache_say() {
         let flushes = orders.seen.lock().unwrap().iter().filter(|op| **op == Operation::Flush).count();
         assert_eq!(flushes, usize::from(cache == WriteCache::WriteBack));
     }
+}
+
+#[test]
+fn a_disk_that_does_not_answer_holds_up_neither_its_unplugging_nor_the_end() {
+    let (guest, [orders, _]) = guest(WriteCache::WriteBack);
+    let port = start(&guest, 0);
+    orders.hold.store(true, Ordering::SeqCst);
+    queue(&port, 0..1);
+    until("the command", || orders.under_way.load(Ordering::SeqCst) == 1);
+    let begin = std::time::Instant::now();
+    let why = guest.ahci.unplug(0).unwrap_err().to_string();
+    assert!(begin.elapsed() < Duration::from_secs(10) && why.contains("port 0 does not end"), "{why}");
+    assert_eq!(port.read(reg::SSTS), 0, "the guest sees no device");
+    let disk = || {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        AhciDisk::new("other", Arc::new(Disk::open(&disk::DiskOptions::new(file.path())).unwrap()))
+    };
+    assert!(guest.ahci.plug_disk(0, disk()).unwrap_err().to_string().contains("does not end"));
+    orders.hold.store(false, Ordering::SeqCst);
+    until("the thread's end", || guest.ahci.plug_disk(0, disk()).is_ok());
+    assert_eq!(port.read(reg::SSTS), 0x133);
 }

@@ -912,3 +912,24 @@ fn a_disk_that_is_looked_at_needs_no_doorbells_and_stops_when_told() {
         }
     }
 }
+
+#[test]
+fn a_command_of_many_steps_is_aborted_between_them_and_one_that_has_ended_is_not() {
+    let (guest, seen) = scripted(|_| Ok(()), Duration::from_millis(5), |_| {});
+    let mut admin = guest.enable();
+    let mut queue = guest.create_pair(&mut admin, 1, 8, None).unwrap();
+    // Thousands of steps.
+    let long = guest.submit(&mut queue, io(spec::io::WRITE_ZEROES, 1, 0, 1 << 16, [0, 0]));
+    while seen.lock().unwrap().len() < 3 {
+        std::thread::yield_now();
+    }
+    let abort = |cid: u16| 1 | u32::from(cid) << 16;
+    assert_eq!(guest.admin(&mut admin, admin::ABORT, abort(long), 0), (0, 0), "it is aborted");
+    let completion = guest.wait(&mut queue);
+    assert_eq!((completion.cid.get(), completion.status.get() >> 1 & 0x7ff), (long, 0x07));
+    assert!(seen.lock().unwrap().len() < 1000);
+    let short = guest.submit(&mut queue, io(spec::io::READ, 1, 0, 1, [Guest::DATA.0, 0]));
+    assert_eq!(guest.wait(&mut queue).cid.get(), short);
+    assert_eq!(guest.admin(&mut admin, admin::ABORT, abort(short), 0), (0, 1), "it has ended");
+    assert_eq!(guest.admin(&mut admin, admin::ABORT, 7, 0), (0, 1), "there is no such queue");
+}

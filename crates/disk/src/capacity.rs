@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -40,6 +40,27 @@ impl Capacity {
         let ours = eventfd.try_clone()?;
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).push(ours);
         Ok(eventfd)
+    }
+}
+
+/// A disk's size as it is now.
+#[derive(Clone)]
+pub struct Size(Arc<Capacity>);
+
+impl Size {
+    pub(crate) fn of(capacity: Arc<Capacity>) -> Size {
+        Size(capacity)
+    }
+
+    /// As it was last learned.
+    pub fn now(&self) -> Sectors {
+        self.0.get()
+    }
+}
+
+impl std::fmt::Debug for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Size").field(&self.now()).finish()
     }
 }
 

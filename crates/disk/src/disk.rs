@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::backend::Backend;
-use crate::capacity::Capacity;
+use crate::capacity::{Capacity, Size};
 use crate::counters::{Counters, QueueCounters};
 use crate::failure::{ErrorPolicy, Failures, FlushAgain, Guard, Owner, TellFailure, Waiting};
 use crate::geometry::{Geometry, Sectors};
@@ -120,6 +120,11 @@ impl Disk {
     /// The disk's size as it was last learned; all queues check requests against it.
     pub fn capacity(&self) -> Sectors {
         self.capacity.get()
+    }
+
+    /// The disk's size, to be looked at at any time. It does not keep the disk open.
+    pub fn size(&self) -> Size {
+        Size::of(self.capacity.clone())
     }
 
     /// Asks for the disk's size, as after a notice of the host that it has changed. A new one holds for all queues

@@ -63,6 +63,7 @@ mod spin;
 mod threads;
 
 pub use backend::{Backend, Engine, Patience};
+pub use capacity::Size;
 pub use counters::{Bounced, Counters, QueueCounters};
 pub use disk::{Disk, QueueError, Reading, Tally};
 pub use failure::{Answer, ErrorPolicy, Failure, Failures, OnError, TellFailure, Waiting};

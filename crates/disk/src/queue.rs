@@ -108,6 +108,11 @@ pub struct DiskQueue {
 }
 
 impl DiskQueue {
+    /// The disk's name.
+    pub fn disk(&self) -> &str {
+        &self.disk
+    }
+
     /// Wakes this queue with [`Event::Wake`] whenever `eventfd` is written. The eventfd is
     /// never read, so it may have any number of watchers.
     pub fn watch(&mut self, eventfd: &EventFd) -> Result<(), WaitError> {

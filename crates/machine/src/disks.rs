@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use config::{DiskModel, DiskSource, FileDisk, OnError, Writes};
 use devices::ahci::{Ahci, AhciCd, AhciDisk, AhciPort, AtaText};
 use devices::{InitialCache, Namespace, Nvme, NvmeOptions, Rings, VirtioBlk, VirtioBlkOptions};
-use disk::{Allocation, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl, Sectors, SizeWatch, Source};
+use disk::{Allocation, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl, Sectors, Size, SizeWatch, Source};
 use memory::Ram;
 use pci::{Address, Bus, Function, PciError, Services};
 use virtio::{Report, VirtioPci};
@@ -233,8 +233,8 @@ fn controllers(disks: Vec<OpenDisk>) -> Vec<Controller> {
 }
 
 impl Controller {
-    /// Puts it on the bus. Returns who is to be told when its disk has another size.
-    fn put_on(self, place: Place<'_>) -> Result<Option<Listener>, StartError> {
+    /// Puts it on the bus. Returns who is to be told when one of its disks has another size.
+    fn put_on(self, place: Place<'_>) -> Result<Vec<Listener>, StartError> {
         let Place { bus, ram, services, events } = place;
         let at = bus.free_address()?;
         let (ram, services, windows) = (ram.clone(), services.clone(), bus.windows());
@@ -245,21 +245,41 @@ impl Controller {
                 let (disk, notice) = (device.disk().clone(), device.size_notice());
                 let function = VirtioPci::new(device, at, ram, services, windows, report);
                 add(bus, at, Arc::new(function.map_err(PciError::from)?))?;
-                Listener::new(&disk, move || notice.send()).map(Some)
+                Ok(vec![Listener::new(&disk, move || notice.send())?])
             }
             Controller::Nvme(options, disk) => {
                 let namespace = vec![Namespace::new(disk.clone())];
                 let nvme = Arc::new(Nvme::new(namespace, &options, at, ram, services, windows, report)?);
                 add(bus, at, nvme.clone())?;
-                Listener::new(&disk, move || nvme.namespace_changed(1)).map(Some)
+                Ok(vec![Listener::new(&disk, move || nvme.namespace_changed(1))?])
             }
             Controller::Ahci(ports) => {
+                let people = ports.iter().filter_map(|port| match port {
+                    AhciPort::Disk(AhciDisk { disk, .. }) => Some(tell_people(disk, place.events.clone())),
+                    AhciPort::Cd(_) | AhciPort::Empty => None,
+                });
+                let people = people.collect::<Result<Vec<Listener>, StartError>>()?;
                 add(bus, at, Arc::new(Ahci::new(ports, at, ram, services, windows, report)?))?;
-                // ATA has no word for another size; drivers see it when they identify the disk again.
-                Ok(None)
+                Ok(people)
             }
         }
     }
+}
+
+/// ATA has no word for another size, so people are told what to do about it. To unplug the disk for a moment would
+/// tell the driver, but not those in the guest who have mounted it.
+fn tell_people(disk: &Disk, events: Events) -> Result<Listener, StartError> {
+    let (name, size) = (disk.name().to_owned(), disk.size());
+    Listener::new(disk, move || events.trouble(resized_on_sata(&name, &size)))
+}
+
+fn resized_on_sata(name: &str, size: &Size) -> String {
+    let mib = size.now().0 >> 11;
+    format!(
+        "disk {name} has {mib} MiB now. SATA has no word for this: the guest learns of it when it finds the disk anew \
+         (Linux, with nothing of it mounted: echo 1 > /sys/block/sdX/device/delete, then echo '- - -' > \
+         /sys/class/scsi_host/hostN/scan), or at its next start."
+    )
 }
 
 fn add(bus: &Bus, at: Address, function: Arc<dyn Function>) -> Result<(), StartError> {
@@ -374,6 +394,22 @@ mod tests {
         told.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
         drop(teller);
         assert!(told.recv().is_err(), "the thread took its listener along");
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn of_a_sata_disk_that_grows_people_are_told() {
+        let file = std::env::temp_dir().join(format!("skep-sata-grown-{}", std::process::id()));
+        std::fs::write(&file, vec![0; 1 << 20]).unwrap();
+        let disk = Disk::open(&DiskOptions::new(&file)).unwrap();
+        let (events, inbox) = crate::events::events(Box::new(|_| {}));
+        let listener = tell_people(&disk, events).unwrap();
+        std::fs::write(&file, vec![0; 2 << 20]).unwrap();
+        disk.look_again().unwrap();
+        assert!(listener.resized.read().is_ok());
+        (listener.tell)();
+        let Some(crate::events::Event::Trouble(what)) = inbox.next() else { panic!("nothing was told") };
+        assert!(what.contains("has 2 MiB now"), "{what}");
         std::fs::remove_file(&file).unwrap();
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -105,6 +106,22 @@ impl Worker {
         self.stop.0.store(true, Ordering::Release);
         // The only failure is a counter at its limit, which wakes the thread as well.
         self.kick.write(1).ok();
+    }
+
+    /// Asks the thread to end and waits so long for it at most; whether it has ended.
+    pub fn ends_within(&self, patience: Duration) -> bool {
+        self.stop();
+        let begin = Instant::now();
+        while !self.has_ended() && begin.elapsed() < patience {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.has_ended()
+    }
+
+    /// Nobody waits for the thread any more, which has been asked to end and holds what it uses until it does.
+    pub fn leave(mut self) {
+        self.stop();
+        self.thread = None;
     }
 
     /// Whether the thread has ended.

@@ -34,7 +34,7 @@ pub(super) enum Action {
     /// Data between disk and guest.
     Transfer { operation: Operation, bytes: u64, protocol: Protocol },
     /// Data from the guest that says which ranges to discard.
-    Trim { bytes: u64 },
+    Trim { bytes: u64, protocol: Protocol },
     /// Operations without data, one after the other; the last comes first.
     Series(Vec<Change>),
 }

@@ -44,12 +44,21 @@ impl Device {
     }
 
     /// What a disk is to discard, as the driver's data says.
-    pub fn trim(&self, command: &Command, data: &[u8]) -> Result<Vec<Change>, Taskfile> {
-        let refused = |error| command.fis.echo(Taskfile::aborted().status, error);
-        match self {
-            Device::Disk(disk) => disk.trim(data).map_err(refused),
-            Device::Cd(_) => Err(Taskfile::aborted()),
-        }
+    pub fn trim(
+        &mut self,
+        command: &Command,
+        data: &[u8],
+        protocol: Protocol,
+        slot: u8,
+    ) -> Result<Vec<Change>, Fault> {
+        let Device::Disk(disk) = self else {
+            return Err(Fault { taskfile: Taskfile::aborted(), serror: 0 });
+        };
+        disk.trim(data).map_err(|error| {
+            let taskfile = command.fis.echo(Taskfile::aborted().status, error);
+            disk.note(taskfile, protocol, slot);
+            Fault { taskfile, serror: 0 }
+        })
     }
 
     /// The next thing to do of `rest`, whose last comes first.

@@ -1,5 +1,7 @@
 //! A guest's AHCI driver, for tests of the model. Its methods panic when the machine does not do as it should.
 
+mod drive;
+
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -9,6 +11,7 @@ use pci::fake::FakeServices;
 use pci::{Address, Bus, Windows};
 
 use super::{Ahci, AhciPort};
+pub use drive::{Answer, Drive};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -170,6 +173,8 @@ pub struct Ata {
     pub count: u16,
     /// Device; the bit for LBA is set by itself.
     pub device: u8,
+    /// Of queued commands that carry others.
+    pub auxiliary: u32,
 }
 
 impl Ata {
@@ -192,7 +197,8 @@ impl Ata {
         let [l0, l1, l2, l3, l4, l5, ..] = self.lba.to_le_bytes();
         let ([f0, f1], [c0, c1]) = (self.features.to_le_bytes(), self.count.to_le_bytes());
         let device = self.device | 0x40;
-        [0x27, 0x80, self.command, f0, l0, l1, l2, device, l3, l4, l5, f1, c0, c1, 0, 0, 0, 0, 0, 0]
+        let [a0, a1, a2, a3] = self.auxiliary.to_le_bytes();
+        [0x27, 0x80, self.command, f0, l0, l1, l2, device, l3, l4, l5, f1, c0, c1, 0, 0, a0, a1, a2, a3]
     }
 }
 

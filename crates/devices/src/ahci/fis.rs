@@ -131,6 +131,8 @@ pub(super) struct CommandFis {
     pub device: u8,
     pub count: u16,
     pub control: u8,
+    /// What queued commands that carry others say about them.
+    pub auxiliary: u32,
 }
 
 impl CommandFis {
@@ -147,6 +149,7 @@ impl CommandFis {
             device: raw[7],
             count: u16::from_le_bytes([raw[12], raw[13]]),
             control: raw[15],
+            auxiliary: u32::from_le_bytes([raw[16], raw[17], raw[18], raw[19]]),
         })
     }
 

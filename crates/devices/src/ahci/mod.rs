@@ -22,6 +22,7 @@ mod registers;
 mod text;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use ::disk::Disk;
 use memory::{DeviceMemory, Ram};
@@ -33,7 +34,7 @@ use virtio::Report;
 
 use hba::Hba;
 pub use options::{AhciCd, AhciDisk, AhciError, AhciPort};
-use port::{PlugError, Pluggable, Port};
+use port::{PlugError, Pluggable, Port, Unplugged};
 use registers::{ABAR_SIZE, host, port as port_register};
 pub use text::{AtaFirmware, AtaModel, AtaSerial, AtaText, AtaTextError};
 
@@ -42,6 +43,8 @@ const ABAR: usize = 5;
 /// Where drivers of an ICH9 find the capabilities and the register that enables ports.
 const MSI_AT: u16 = 0x80;
 const PORT_CONTROL: u16 = 0x92;
+/// How long disks may take to end what is under way when the machine is reset.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of the MSI capability behind its header.
 const MSI_BODY: usize = 12;
 /// Intel 82801IR/IO/IH (ICH9R/DO/DH), 6 ports, AHCI mode. It may have more ports here.
@@ -133,10 +136,15 @@ impl Ahci {
         plug(self.port(port)?, port, drive.prepare(self.at, port)?)
     }
 
-    /// Takes away what is on a port, whether or not the guest uses it; the guest is told. Waits for what is
-    /// under way.
+    /// Takes away what is on a port, whether or not the guest uses it; the guest is told. Waits some seconds for
+    /// what is under way. A disk that does not answer in that time ([`AhciError::Leaving`]) is gone for the guest,
+    /// and the port is free when it has answered.
     pub fn unplug(&self, port: u8) -> Result<(), AhciError> {
-        if self.port(port)?.unplug() { Ok(()) } else { Err(AhciError::Missing { port, what: "device" }) }
+        match self.port(port)?.unplug() {
+            Unplugged::Gone => Ok(()),
+            Unplugged::Leaving => Err(AhciError::Leaving { port }),
+            Unplugged::Missing => Err(AhciError::Missing { port, what: "device" }),
+        }
     }
 
     /// Puts another disc into a drive, in the place of what is there. When the guest has locked the tray it is
@@ -208,6 +216,7 @@ impl Ahci {
 fn plug(port: &Port, index: u8, pluggable: Pluggable) -> Result<(), AhciError> {
     port.plug(pluggable).map_err(|why| match why {
         PlugError::Occupied => AhciError::Occupied { port: index },
+        PlugError::Leaving => AhciError::Leaving { port: index },
         PlugError::Thread(cause) => AhciError::Start { port: index, cause },
     })
 }
@@ -290,7 +299,20 @@ impl Function for Ahci {
 
     fn reset(&self) -> Result<(), PciError> {
         self.hba.set_bus_master(false);
-        self.ports.iter().for_each(Port::power_on);
+        self.ports.iter().for_each(Port::reset);
+        let until = Instant::now() + PATIENCE;
+        let hung = self.ports.iter().position(|port| {
+            // All of them have begun to reset before the first is waited for.
+            !port.power_on(until.saturating_duration_since(Instant::now()))
+        });
+        if let Some(port) = hung {
+            let what = format!(
+                "port {port}: the disk has not ended in {} s what was under way, which could still write into the RAM \
+                 of a guest that starts anew. See the host's log for the disk.",
+                PATIENCE.as_secs()
+            );
+            return Err(PciError::Function { function: self.name().to_owned(), what });
+        }
         self.hba.reset();
         let config = &mut *self.config();
         let outcome = config.msi.reset();

@@ -157,6 +157,14 @@ pub enum AhciError {
         /// The port.
         port: u8,
     },
+    /// The device is gone for the guest, and its disk has not let go.
+    #[error(
+        "ahci: the disk on port {port} does not end what is under way. The guest sees no device there; the port is free when the disk answers. See the host's log for the disk."
+    )]
+    Leaving {
+        /// The port.
+        port: u8,
+    },
     /// There is nothing to take away or to put a disc into.
     #[error("ahci: there is no {what} on port {port}. Choose another port.")]
     Missing {

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use memory::{Buffers, Gpa};
 use zerocopy::IntoBytes;
 
+use super::abort::Wish;
 use super::completion::{Answer, CompletionQueue};
-use super::controller::{Live, MAX_EVENT_REQUESTS};
+use super::controller::{Live, MAX_ABORTS, MAX_EVENT_REQUESTS};
 use super::data;
 use super::doorbells::Shadow;
 use super::identify;
@@ -54,7 +55,11 @@ impl Live {
             admin::DELETE_CQ => self.delete_cq(command),
             admin::CREATE_CQ => self.create_cq(command),
             admin::IDENTIFY => self.identify(command),
-            admin::ABORT => self.abort(command),
+            admin::ABORT => match self.abort(command) {
+                Ok(Some(result)) => Ok(result),
+                Ok(None) => return None,
+                Err(status) => Err(status),
+            },
             admin::SET_FEATURES => self.set_features(command),
             admin::GET_FEATURES => self.get_features(command),
             admin::ASYNC_EVENT => {
@@ -223,18 +228,23 @@ impl Live {
         }
     }
 
-    /// Only asynchronous event requests can be taken back: a disk is not asked to forget what it does. The answer
-    /// says so, as it may (5.1).
-    fn abort(&mut self, command: &Command) -> Outcome {
+    /// Takes back asynchronous event requests, and asks queues for other commands: `None` when a queue answers.
+    fn abort(&mut self, command: &Command) -> Result<Option<u32>, Status> {
         let (sq, cid) = (command.cdw10.get() as u16, (command.cdw10.get() >> 16) as u16);
         if sq == 0
             && let Some(at) = self.event_requests.iter().position(|waiting| *waiting == cid)
         {
             self.event_requests.remove(at);
             self.answer_first(Answer { cid, status: Status::ABORT_REQUESTED, result: 0 });
-            return Ok(0);
+            return Ok(Some(0));
         }
-        Ok(1)
+        let Some(queue) = self.queues.get(&sq) else { return Ok(Some(1)) };
+        if self.aborts == MAX_ABORTS {
+            return Err(Status::ABORT_LIMIT);
+        }
+        self.aborts += 1;
+        queue.abort(Wish { cid, abort: command.cid.get() });
+        Ok(None)
     }
 
     /// Doorbell buffer config (5.8).

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use disk::{Event as Done, Operation, Request};
 use memory::Buffers;
 
+use super::abort::Fulfilled;
 use super::admin::Features;
 use super::completion::{Answer, Around, CompletionQueue};
 use super::io::IoQueue;
@@ -18,6 +19,8 @@ use super::spec::Status;
 
 /// Asynchronous event requests that may wait at once (AERL, 0's based: 3).
 pub(super) const MAX_EVENT_REQUESTS: usize = 4;
+/// Abort commands that may wait for queues at once (ACL, 0's based: 3).
+pub(super) const MAX_ABORTS: usize = 4;
 
 /// Serves the controller until the device goes.
 pub(super) fn run(shared: &Arc<Shared>) {
@@ -95,6 +98,8 @@ fn reset(shared: &Shared) {
         shared.doorbells.close_cq(id);
     }
     lock(&shared.completion_queues).clear();
+    // No queue is left that could answer.
+    lock(&shared.fulfilled).clear();
     shared.events.reset();
     shared.interrupts.controller_reset();
     shared.write_cache.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -120,6 +125,8 @@ pub(super) struct Live {
     pub(super) features: Features,
     /// Asynchronous event requests that wait for an event.
     pub(super) event_requests: Vec<u16>,
+    /// Abort commands that wait for queues.
+    pub(super) aborts: usize,
     /// The driver has ended its work; no command is taken any more.
     shut: bool,
 }
@@ -157,6 +164,7 @@ impl Live {
             queues: BTreeMap::new(),
             features: Features::default(),
             event_requests: Vec::new(),
+            aborts: 0,
             shut: false,
         })
     }
@@ -172,6 +180,7 @@ impl Live {
     }
 
     fn serve(&mut self) -> Round {
+        self.answer_aborts();
         self.post();
         if self.shut {
             return Round::Empty(None);
@@ -199,6 +208,15 @@ impl Live {
     /// Answers a command before the one that is being executed.
     pub(super) fn answer_first(&mut self, answer: Answer) {
         self.answers.push_back(answer);
+    }
+
+    /// Answers the abort commands that queues are done with: dword 0 says whether the command was not aborted.
+    fn answer_aborts(&mut self) {
+        for Fulfilled { abort, aborted } in std::mem::take(&mut *lock(&self.shared.fulfilled)) {
+            self.aborts -= 1;
+            let result = u32::from(!aborted);
+            self.answers.push_back(Answer { cid: abort, status: Status::SUCCESS, result });
+        }
     }
 
     fn post(&mut self) {

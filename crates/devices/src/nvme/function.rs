@@ -97,7 +97,7 @@ impl Nvme {
 
 impl Function for Nvme {
     fn name(&self) -> &str {
-        &self.shared.name
+        self.shared.reports.name()
     }
 
     fn read_config(&self, offset: u16, data: &mut [u8]) {

@@ -14,6 +14,7 @@
 //! - *Bus mastering* switched off shuts a gate: no command is taken, no completion posted, no interrupt sent.
 //!   Commands already under way are not called back; only a reset waits for them.
 
+mod abort;
 mod admin;
 mod bell;
 mod completion;
@@ -30,6 +31,7 @@ mod io;
 mod log;
 mod namespace;
 mod registers;
+mod reports;
 mod ring;
 mod shared;
 pub mod spec;
@@ -51,6 +53,7 @@ use log::Log;
 use namespace::Attached;
 pub use namespace::Namespace;
 use registers::Registers;
+use reports::Reports;
 use shared::{Shared, lock};
 use wires::Wires;
 
@@ -216,10 +219,9 @@ impl Nvme {
         gate.set(false);
         let shared = Arc::new(Shared {
             identity: identify::controller(&identity, namespaces.len() as u32, caches, deallocates),
-            name: name.clone(),
+            reports: Reports::new(&name, report),
             short: short.clone(),
             ram,
-            report,
             gate,
             bell,
             registers: Registers::default(),
@@ -230,6 +232,7 @@ impl Nvme {
             namespaces,
             write_cache: AtomicBool::new(true),
             completion_queues: Mutex::default(),
+            fulfilled: Mutex::default(),
             log: Mutex::new(Log::new()),
             copied: AtomicU64::new(0),
         });

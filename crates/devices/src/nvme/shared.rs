@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use disk::DiskError;
 use memory::Ram;
-use virtio::{Gate, Report};
+use virtio::Gate;
 
+use super::abort::Fulfilled;
 use super::bell::Bell;
 use super::completion::CompletionQueue;
 use super::doorbells::Doorbells;
@@ -17,16 +18,16 @@ use super::interrupts::Interrupts;
 use super::log::{Failed, Log};
 use super::namespace::Attached;
 use super::registers::Registers;
+use super::reports::Reports;
 use super::spec::IdentifyController;
 use super::wires::Wires;
 
 pub(crate) struct Shared {
-    /// "nvme disk0", for people.
-    pub(super) name: String,
+    /// What people are told.
+    pub(super) reports: Reports,
     /// "disk0", for threads.
     pub(super) short: String,
     pub(super) ram: Arc<Ram>,
-    pub(super) report: Report,
     /// Bus mastering.
     pub(super) gate: Gate,
     /// The controller's thread.
@@ -43,6 +44,8 @@ pub(crate) struct Shared {
     pub(super) write_cache: AtomicBool,
     /// All completion queues, the admin queue among them.
     pub(super) completion_queues: Mutex<BTreeMap<u16, Arc<CompletionQueue>>>,
+    /// Answers to abort commands, which the controller's thread gives.
+    pub(super) fulfilled: Mutex<Vec<Fulfilled>>,
     pub(super) log: Mutex<Log>,
     /// Bytes that went through scratch memory.
     pub(super) copied: AtomicU64,
@@ -59,7 +62,13 @@ impl Shared {
 
     /// Tells people something about the device.
     pub(super) fn report(&self, what: &dyn fmt::Display) {
-        (self.report)(format!("{}: {what}", self.name));
+        self.reports.tell(what);
+    }
+
+    /// A queue's thread has done what an abort command asked for, or could not.
+    pub(super) fn fulfilled(&self, abort: u16, aborted: bool) {
+        lock(&self.fulfilled).push(Fulfilled { abort, aborted });
+        self.bell.ring();
     }
 
     /// The controller cannot go on: the driver is told, and so are people.

@@ -143,6 +143,7 @@ impl Status {
     pub const CQ_INVALID: Status = Status(0x100).final_();
     pub const QUEUE_ID: Status = Status(0x101).final_();
     pub const QUEUE_SIZE: Status = Status(0x102).final_();
+    pub const ABORT_LIMIT: Status = Status(0x103).final_();
     pub const ASYNC_EVENT_LIMIT: Status = Status(0x105).final_();
     pub const INTERRUPT_VECTOR: Status = Status(0x108).final_();
     pub const LOG_PAGE: Status = Status(0x109).final_();

@@ -5,6 +5,7 @@
 //! reads and writes there; for the rest the disk's threads ask the library, and remember what they learn.
 
 mod chain;
+mod counts;
 mod extents;
 mod layer;
 mod overlay;

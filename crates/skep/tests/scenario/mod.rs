@@ -11,7 +11,7 @@ pub mod tiny;
 use std::fmt;
 use std::time::Duration;
 
-use lab::{Builder, Iommu, Kernel, Lab, Outcome, Size};
+use lab::{Builder, Iommu, Kernel, Lab, LabError, Outcome, Size};
 
 const HOST: &str = include_str!("host.sh");
 const BOTH: &str = concat!(include_str!("both.sh"), include_str!("fio.sh"));
@@ -123,11 +123,24 @@ impl Scenario {
         seen
     }
 
+    /// Runs the script in the host until it resets the host, as if its power had been cut. Returns the lines that came
+    /// out before.
+    pub fn run_until_reset(self, script: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        let outcome = self.0.build().run(&["sh", "-c", &whole(script)], |line| {
+            println!("{}", line.text);
+            lines.push(line.text.trim_end().to_owned());
+        });
+        match outcome {
+            Err(LabError::Died { .. }) => lines,
+            Err(error) => panic!("{error}"),
+            Ok(outcome) => panic!("the host was not reset\n{}", Seen(outcome)),
+        }
+    }
+
     /// The same, where DMA is to be blocked.
     pub fn run_into_faults(self, script: &str) -> Seen {
-        let whole = format!(
-            "{HOST}\n{BOTH}\nboth() {{ cat <<'END-OF-BOTH'\n{BOTH}\nEND-OF-BOTH\n}}\nscenario() {{\n{script}\n}}\nplay\n"
-        );
+        let whole = whole(script);
         let mut story = true;
         let outcome = self.0.build().run(&["sh", "-c", &whole], |line| {
             story &= line.text != LOG;
@@ -140,6 +153,13 @@ impl Scenario {
         seen.log_is_without(&HURT);
         seen
     }
+}
+
+/// The script with all that it uses.
+fn whole(script: &str) -> String {
+    format!(
+        "{HOST}\n{BOTH}\nboth() {{ cat <<'END-OF-BOTH'\n{BOTH}\nEND-OF-BOTH\n}}\nscenario() {{\n{script}\n}}\nplay\n"
+    )
 }
 
 /// What was seen of a scenario.

@@ -15,6 +15,8 @@ const LOOK_AHEAD: u16 = 1 << 6;
 const FEATURES_83: u16 = 1 << 14 | 1 << 13 | 1 << 12 | 1 << 10;
 /// Word 84: WRITE DMA FUA EXT, general purpose logs, SMART error log. Bit 14 is always set.
 const FEATURES_84: u16 = 1 << 14 | 1 << 6 | 1 << 5 | 1;
+/// Word 77: SEND and RECEIVE FPDMA QUEUED.
+const SEND_AND_RECEIVE: u16 = 1 << 6;
 /// Word 119: READ LOG DMA EXT. Bit 14 is always set.
 const FEATURES_119: u16 = 1 << 14 | 1 << 3;
 
@@ -34,14 +36,16 @@ impl HardDisk {
         let short = blocks.min(0x0fff_ffff);
         set(60, &[short as u16, (short >> 16) as u16]);
         set(63, &[0x0007, 0x0003, 120, 120, 120, 120]);
+        let mut queued = 3 << 1;
         if let (Some(discard), Access::ReadWrite) = (&geometry.discard, geometry.access) {
+            queued |= SEND_AND_RECEIVE;
             let zeroes = discard.after == AfterDiscard::Zeroes;
             set(69, &[if zeroes { 1 << 14 | 1 << 5 } else { 0 }]);
             set(105, &[MOST_TRIM_BLOCKS]);
             set(169, &[1]);
         }
-        // 32 queued commands; 1.5, 3 and 6 Gb/s and NCQ; 6 Gb/s now.
-        set(75, &[31, 1 << 8 | 0b1110, 3 << 1]);
+        // 32 queued commands; 1.5, 3 and 6 Gb/s and NCQ; 6 Gb/s now, and commands within queued ones.
+        set(75, &[31, 1 << 8 | 0b1110, queued]);
         set(80, &[0x07f0]);
         let cached = geometry.write_cache == WriteCache::WriteBack;
         let when = |condition: bool, bits: u16| if condition { bits } else { 0 };

@@ -1,4 +1,5 @@
-//! General purpose logs (ACS-3, A.1): the directory, what became of queued commands, and identify data.
+//! General purpose logs (ACS-3, A.1): the directory, what became of queued commands and which of them there are, and
+//! identify data.
 
 use super::identify::set_checksum;
 use super::{Action, CommandFis, HardDisk, Protocol, Taskfile};
@@ -6,6 +7,7 @@ use super::{Action, CommandFis, HardDisk, Protocol, Taskfile};
 /// Log addresses.
 const DIRECTORY: u8 = 0x00;
 const QUEUED_ERROR: u8 = 0x10;
+const SEND_AND_RECEIVE: u8 = 0x13;
 const IDENTIFY: u8 = 0x30;
 /// Pages of the identify data log.
 const IDENTIFY_PAGES: u16 = 4;
@@ -27,6 +29,7 @@ impl HardDisk {
         let first = (fis.lba >> 8 & 0xff | fis.lba >> 24 & 0xff00) as u16;
         let pages = match log {
             DIRECTORY | QUEUED_ERROR => 1,
+            SEND_AND_RECEIVE if self.trims() => 1,
             IDENTIFY => IDENTIFY_PAGES,
             _ => 0,
         };
@@ -35,8 +38,9 @@ impl HardDisk {
         let mut data = Vec::with_capacity(usize::from(fis.count) * PAGE);
         for page in first..end {
             data.extend(match log {
-                DIRECTORY => directory(),
+                DIRECTORY => self.directory(),
                 QUEUED_ERROR => self.queued_error_page(),
+                SEND_AND_RECEIVE => send_and_receive(),
                 _ => self.identify_page(page),
             });
         }
@@ -92,14 +96,25 @@ impl HardDisk {
             _ => bytes(&quadwords),
         }
     }
+
+    /// How many pages each log has; the log's address is the index.
+    fn directory(&self) -> Vec<u8> {
+        let send = u16::from(self.trims());
+        let mut page = vec![0; PAGE];
+        for (log, pages) in
+            [(DIRECTORY, 1), (QUEUED_ERROR, 1), (SEND_AND_RECEIVE, send), (IDENTIFY, IDENTIFY_PAGES)]
+        {
+            page[2 * usize::from(log)..][..2].copy_from_slice(&pages.to_le_bytes());
+        }
+        page
+    }
 }
 
-/// How many pages each log has; the log's address is the index.
-fn directory() -> Vec<u8> {
+/// Which commands SEND FPDMA QUEUED carries (A.16): DATA SET MANAGEMENT, and of it TRIM.
+fn send_and_receive() -> Vec<u8> {
     let mut page = vec![0; PAGE];
-    for (log, pages) in [(DIRECTORY, 1), (QUEUED_ERROR, 1), (IDENTIFY, IDENTIFY_PAGES)] {
-        page[2 * usize::from(log)..][..2].copy_from_slice(&pages.to_le_bytes());
-    }
+    page[0] = 1;
+    page[4] = 1;
     page
 }
 
@@ -131,5 +146,21 @@ mod tests {
         assert_eq!(read(0, 0, 0), None);
         assert_eq!(read(0x42, 0, 1), None);
         assert_eq!(read(0x10, 0, 1).unwrap()[0], 0x80);
+    }
+
+    #[test]
+    fn queued_trims_are_announced_where_there_are_trims() {
+        let trims = geometry(512, 4096);
+        for (geometry, there) in [(disk::Geometry { discard: None, ..trims.clone() }, false), (trims, true)] {
+            let mut disk = disk(&geometry);
+            let mut read = |log: u64| disk.execute(&CommandFis { lba: log, count: 1, ..fis(0x2f) }, 0);
+            let Action::Send(directory, _) = read(0) else { panic!("there is always a directory") };
+            assert_eq!(directory[2 * 0x13], u8::from(there));
+            match read(0x13) {
+                Action::Send(page, _) => assert!(there && page[0] == 1 && page[4] == 1),
+                _ => assert!(!there),
+            }
+            assert_eq!(disk.identify()[2 * 77] & 1 << 6 != 0, there);
+        }
     }
 }

@@ -7,10 +7,10 @@ mod logs;
 mod smart;
 mod trim;
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Instant;
 
-use disk::{Disk, DiskError, Durability, Geometry, Operation, Sectors, Tally, WriteCache};
+use disk::{Disk, DiskError, Durability, Geometry, Operation, Sectors, Size, Tally, WriteCache};
 
 use super::action::{Action, Change, Protocol};
 use super::fis::{CommandFis, Signature, Taskfile};
@@ -39,6 +39,7 @@ mod command {
     pub const READ_LOG_DMA_EXT: u8 = 0x47;
     pub const READ_FPDMA_QUEUED: u8 = 0x60;
     pub const WRITE_FPDMA_QUEUED: u8 = 0x61;
+    pub const SEND_FPDMA_QUEUED: u8 = 0x64;
     pub const EXECUTE_DEVICE_DIAGNOSTIC: u8 = 0x90;
     pub const INITIALIZE_PARAMETERS: u8 = 0x91;
     pub const SMART: u8 = 0xb0;
@@ -109,8 +110,8 @@ impl Settings {
 /// A disk as ATA shows it.
 pub(super) struct HardDisk {
     geometry: Geometry,
-    /// For its size, which may change; it does not keep the disk open.
-    disk: Weak<Disk>,
+    /// It may change, unlike what the geometry says of it.
+    size: Size,
     names: Names,
     settings: Settings,
     /// The control register holds the device in reset.
@@ -127,7 +128,7 @@ impl HardDisk {
         let geometry = disk.geometry();
         HardDisk {
             geometry: geometry.clone(),
-            disk: Arc::downgrade(disk),
+            size: disk.size(),
             names,
             settings: Settings::of(geometry),
             held_in_reset: false,
@@ -136,16 +137,6 @@ impl HardDisk {
             since: Instant::now(),
             tally: disk.tally().clone(),
         }
-    }
-
-    /// The disk's size now, in sectors.
-    fn capacity(&self) -> Sectors {
-        self.disk.upgrade().map_or(self.geometry.capacity, |disk| disk.capacity())
-    }
-
-    /// The same in logical blocks.
-    fn blocks(&self) -> u64 {
-        self.capacity().0 / (u64::from(self.geometry.logical_block) / Sectors::SIZE)
     }
 
     /// Everything that a driver has set is as after power-on.
@@ -157,7 +148,8 @@ impl HardDisk {
 
     /// Whether the command is one of those that may be under way together.
     pub fn is_queued(fis: &CommandFis) -> bool {
-        fis.is_command && matches!(fis.command, command::READ_FPDMA_QUEUED | command::WRITE_FPDMA_QUEUED)
+        use command::{READ_FPDMA_QUEUED, SEND_FPDMA_QUEUED, WRITE_FPDMA_QUEUED};
+        fis.is_command && matches!(fis.command, READ_FPDMA_QUEUED | WRITE_FPDMA_QUEUED | SEND_FPDMA_QUEUED)
     }
 
     /// Decodes a command, and answers it unless it needs the disk.
@@ -186,6 +178,7 @@ impl HardDisk {
         let good = Ok(Action::Done(Taskfile::good()));
         match fis.command {
             READ_FPDMA_QUEUED | WRITE_FPDMA_QUEUED => self.queued(fis, slot),
+            SEND_FPDMA_QUEUED => self.begin_queued_trim(fis, slot),
             READ_DMA | READ_DMA_EXT => self.read(fis, Dma),
             READ_SECTORS | READ_SECTORS_EXT => self.read(fis, Pio),
             READ_MULTIPLE | READ_MULTIPLE_EXT => self.multiple().and_then(|()| self.read(fis, Pio)),
@@ -264,7 +257,7 @@ impl HardDisk {
     fn verify(&self, fis: &CommandFis) -> Result<Action, Taskfile> {
         let (at, bytes) = self.place(fis)?;
         let end = at.0.saturating_add(bytes / Sectors::SIZE);
-        if end > self.capacity().0 {
+        if end > self.size.now().0 {
             return Err(fis.echo(status::FAILED, error::NOT_FOUND));
         }
         Ok(Action::Done(Taskfile::good()))
@@ -319,6 +312,11 @@ impl HardDisk {
         Ok(Action::Transfer { operation, bytes, protocol: Protocol::Queued })
     }
 
+    /// The disk's size in logical blocks, as it is now.
+    fn blocks(&self) -> u64 {
+        self.size.now().0 / (u64::from(self.geometry.logical_block) / Sectors::SIZE)
+    }
+
     /// Logical blocks as sectors and bytes.
     fn sectors(&self, lba: u64, count: u64) -> Option<(Sectors, u64)> {
         let block = u64::from(self.geometry.logical_block);
@@ -353,10 +351,15 @@ impl HardDisk {
             self.media_errors += 1;
         }
         let fault = Fault::of(why, fis);
-        if protocol == Protocol::Queued {
-            self.queued_error = Some(QueuedError { tag: slot, taskfile: fault.taskfile });
-        }
+        self.note(fault.taskfile, protocol, slot);
         fault
+    }
+
+    /// A command has failed with these registers; a queued command's go into the log.
+    pub fn note(&mut self, taskfile: Taskfile, protocol: Protocol, slot: u8) {
+        if protocol == Protocol::Queued {
+            self.queued_error = Some(QueuedError { tag: slot, taskfile });
+        }
     }
 }
 

@@ -60,7 +60,16 @@ fn over(disk: &Arc<Disk>) -> HardDisk {
 }
 
 pub fn fis(command: u8) -> CommandFis {
-    CommandFis { is_command: true, command, features: 0, lba: 0, device: LBA, count: 0, control: 0 }
+    CommandFis {
+        is_command: true,
+        command,
+        features: 0,
+        lba: 0,
+        device: LBA,
+        count: 0,
+        control: 0,
+        auxiliary: 0,
+    }
 }
 
 fn read(at: u64) -> Operation {

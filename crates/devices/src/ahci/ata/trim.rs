@@ -1,24 +1,44 @@
-//! DATA SET MANAGEMENT: TRIM (ACS-3, 7.5).
+//! DATA SET MANAGEMENT: TRIM (ACS-3, 7.5), by itself and queued (SEND FPDMA QUEUED, 7.47).
 
 use disk::{Access, SectorRange, Sectors};
 
 use super::identify::MOST_TRIM_BLOCKS;
-use super::{Action, Change, CommandFis, HardDisk, Taskfile, error};
+use super::{Action, Change, CommandFis, HardDisk, Protocol, Taskfile, error};
 
 /// The features register's bit for TRIM.
 const TRIM: u16 = 1;
+/// The same in the auxiliary field of a queued command, whose upper half of the count says that it is one of these.
+const QUEUED_TRIM: u32 = 1;
+const DATA_SET_MANAGEMENT: u16 = 0;
 const BLOCK: u64 = 512;
 const ENTRY: usize = 8;
 
 impl HardDisk {
     /// Whether there is anything to trim, and how many bytes say what.
     pub(super) fn begin_trim(&self, fis: &CommandFis) -> Result<Action, Taskfile> {
-        let possible = self.geometry.discard.is_some() && self.geometry.access == Access::ReadWrite;
-        let known = fis.features & 0xff == TRIM && (1..=MOST_TRIM_BLOCKS).contains(&fis.count);
-        if !possible || !known {
+        self.trim_of(fis.features & 0xff == TRIM, fis.count, Protocol::Dma)
+    }
+
+    /// The same of a queued command: the blocks of ranges are counted where others have features, and the tag is
+    /// where they have the count.
+    pub(super) fn begin_queued_trim(&self, fis: &CommandFis, slot: u8) -> Result<Action, Taskfile> {
+        if fis.count >> 3 & 0x1f != u16::from(slot) {
             return Err(Taskfile::aborted());
         }
-        Ok(Action::Trim { bytes: u64::from(fis.count) * BLOCK })
+        let known = fis.count >> 8 & 0x1f == DATA_SET_MANAGEMENT && fis.auxiliary & QUEUED_TRIM != 0;
+        self.trim_of(known, fis.features, Protocol::Queued)
+    }
+
+    fn trim_of(&self, known: bool, blocks: u16, protocol: Protocol) -> Result<Action, Taskfile> {
+        if !self.trims() || !known || !(1..=MOST_TRIM_BLOCKS).contains(&blocks) {
+            return Err(Taskfile::aborted());
+        }
+        Ok(Action::Trim { bytes: u64::from(blocks) * BLOCK, protocol })
+    }
+
+    /// Whether there can be anything to trim.
+    pub(super) fn trims(&self) -> bool {
+        self.geometry.discard.is_some() && self.geometry.access == Access::ReadWrite
     }
 
     /// The ranges in `data`, checked, the last first; or the bits of the error register. Ranges that follow each

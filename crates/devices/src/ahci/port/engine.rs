@@ -2,6 +2,8 @@
 //! and the disk. One queue of the disk is its own.
 
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use disk::{DiskError, DiskQueue, Event, Operation, PreparedQueue, Request, WaitError};
 use memory::Buffers;
@@ -9,6 +11,7 @@ use virtio::Stop;
 
 use super::{Ending, PortShared, PortState, Taken};
 use crate::ahci::action::{Action, Change, Protocol};
+use crate::ahci::ata::Fault;
 use crate::ahci::atapi::Handling;
 use crate::ahci::command::{Command, Unreadable};
 use crate::ahci::device::Device;
@@ -17,6 +20,11 @@ use crate::ahci::device::Device;
 const SLOTS: usize = 32;
 /// Buffers of more pieces than this are not kept for the next command.
 const KEPT_PIECES: usize = 256;
+
+/// How long the disk may take to end what is under way when its device goes, until it is asked to give it up.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often to look whether it has.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A command that the disk works on.
 struct UnderWay {
@@ -71,6 +79,7 @@ impl PortEngine {
             Some(prepared) => engine.start(prepared),
         };
         let outcome = outcome.and_then(|()| engine.serve(stop));
+        engine.let_end();
         // Waits for everything under way.
         engine.queue = None;
         if let Err(why) = outcome {
@@ -101,6 +110,20 @@ impl PortEngine {
             }
             self.finish();
             self.tell();
+        }
+    }
+
+    /// Gives the disk time to end what is under way, and then asks it to give that up.
+    fn let_end(&mut self) {
+        let Some(queue) = &mut self.queue else { return };
+        let begin = Instant::now();
+        while queue.under_way() > 0 {
+            // A queue that is broken is waited for as well as can be.
+            if begin.elapsed() >= GRACE || queue.poll(&mut self.events).is_err() {
+                queue.cancel().ok();
+                return;
+            }
+            thread::sleep(LOOK);
         }
     }
 
@@ -203,7 +226,7 @@ impl PortEngine {
             Action::Transfer { operation, bytes, protocol } => {
                 self.transfer(slot, command, operation, bytes, protocol);
             }
-            Action::Trim { bytes } => self.trim(slot, command, bytes),
+            Action::Trim { bytes, protocol } => self.trim(slot, command, bytes, protocol),
             Action::Series(rest) => self.go_on(slot, UnderWay { command, protocol: Protocol::Dma, rest }),
         }
     }
@@ -241,23 +264,28 @@ impl PortEngine {
     }
 
     /// Data from the guest that says what to discard.
-    fn trim(&mut self, slot: u8, command: Command, bytes: u64) {
+    fn trim(&mut self, slot: u8, command: Command, bytes: u64, protocol: Protocol) {
         let buffers = match self.gather(&command, bytes) {
             Ok(buffers) => buffers,
             Err(why) => return self.refuse(slot, why),
         };
+        if protocol == Protocol::Queued {
+            self.port.change(|state, ram| state.accept(slot, ram));
+        }
         let mut data = vec![0; buffers.bytes() as usize];
         buffers.read(&mut data);
         self.recycle(buffers);
         if (data.len() as u64) < bytes {
             self.port.change(|state, _| state.note_overflow(slot));
-            return self.fail(slot, &command, Protocol::Dma, DiskError::Unaligned);
+            return self.fail(slot, &command, protocol, DiskError::Unaligned);
         }
-        match self.device.trim(&command, &data) {
-            Err(taskfile) => self.end(slot, Ending::Registers(taskfile)),
+        match self.device.trim(&command, &data, protocol, slot) {
+            Err(fault) => self.fault(slot, fault, protocol),
             Ok(rest) => {
-                self.note_transferred(slot, &command, bytes);
-                self.go_on(slot, UnderWay { command, protocol: Protocol::Dma, rest });
+                if protocol != Protocol::Queued {
+                    self.note_transferred(slot, &command, bytes);
+                }
+                self.go_on(slot, UnderWay { command, protocol, rest });
             }
         }
     }
@@ -265,6 +293,7 @@ impl PortEngine {
     /// Begins what comes next of a command without data, or ends it.
     fn go_on(&mut self, slot: u8, mut work: UnderWay) {
         match self.device.next_change(&mut work.rest) {
+            None if work.protocol == Protocol::Queued => self.ended |= 1 << slot,
             None => self.end(slot, Ending::Registers(self.device.good())),
             Some(operation) => {
                 let buffers = self.buffers();
@@ -346,6 +375,10 @@ impl PortEngine {
 
     fn fail(&mut self, slot: u8, command: &Command, protocol: Protocol, why: DiskError) {
         let fault = self.device.failed(why, command, protocol, slot);
+        self.fault(slot, fault, protocol);
+    }
+
+    fn fault(&mut self, slot: u8, fault: Fault, protocol: Protocol) {
         if protocol == Protocol::Queued {
             // Those that have ended before count as ended.
             self.tell();
@@ -399,8 +432,10 @@ impl PortEngine {
     fn drop_an_ejected_disc(&mut self) {
         if let Device::Cd(drive) = &self.device
             && !drive.has_disc()
+            && let Some(queue) = self.queue.take()
         {
-            self.queue = None;
+            let (port, disc) = (self.port.index, queue.disk());
+            self.port.hba().report(&format_args!("port {port}: the guest has ejected {disc}"));
         }
     }
 

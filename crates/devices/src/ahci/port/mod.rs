@@ -6,6 +6,7 @@ mod state;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use disk::PreparedQueue;
 use memory::Ram;
@@ -18,6 +19,9 @@ use super::hba::Hba;
 use super::registers::port as reg;
 use engine::PortEngine;
 pub(super) use state::{Ending, PortState, Taken};
+
+/// How long a disk may take to end what is under way when its device goes.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What vCPUs and a port's thread share.
 pub(super) struct PortShared {
@@ -98,25 +102,42 @@ pub(super) struct Pluggable {
     pub tray: Option<Arc<Tray>>,
 }
 
-/// A device that is plugged in.
-struct Plugged {
-    tray: Option<Arc<Tray>>,
-    /// Stops the thread when dropped.
-    _worker: Worker,
+/// What is behind a port.
+enum Seat {
+    Empty,
+    Taken {
+        worker: Worker,
+        tray: Option<Arc<Tray>>,
+    },
+    /// For the guest the device is gone; its thread waits for its disk.
+    Leaving(Worker),
 }
 
 /// Why nothing was plugged in.
 pub(super) enum PlugError {
     /// There is a device already.
     Occupied,
+    /// The device before has not let go.
+    Leaving,
     /// No thread could be started.
     Thread(io::Error),
+}
+
+/// What became of a device that was to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Unplugged {
+    /// It is gone.
+    Gone,
+    /// It is gone for the guest, but its disk does not answer.
+    Leaving,
+    /// There was none.
+    Missing,
 }
 
 /// A port of the controller.
 pub(super) struct Port {
     shared: Arc<PortShared>,
-    plugged: Mutex<Option<Plugged>>,
+    seat: Mutex<Seat>,
 }
 
 impl Port {
@@ -126,7 +147,7 @@ impl Port {
         let asleep = AtomicBool::new(false);
         let shared = Arc::new(PortShared { index, hba, state, idle, kick, asleep });
         shared.change(|_, _| {});
-        Ok(Port { shared, plugged: Mutex::default() })
+        Ok(Port { shared, seat: Mutex::new(Seat::Empty) })
     }
 
     /// A vCPU writes a register.
@@ -149,15 +170,20 @@ impl Port {
         self.shared.kick();
     }
 
-    /// Brings the port into the state after power-on, with nothing under way.
-    pub fn power_on(&self) {
+    /// Brings the port into the state after power-on, with nothing under way. False when the disk has not ended what
+    /// is under way in so long: then the port is still in its reset.
+    #[must_use]
+    pub fn power_on(&self, patience: Duration) -> bool {
         self.reset();
-        let mut state = self.shared.state();
-        while !state.is_idle() {
-            state = self.shared.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        let state = self.shared.state();
+        let waited = self.shared.idle.wait_timeout_while(state, patience, |state| !state.is_idle());
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let idle = state.is_idle();
         drop(state);
-        self.shared.change(|state, _| state.power_on());
+        if idle {
+            self.shared.change(|state, _| state.power_on());
+        }
+        idle
     }
 
     /// The thread looks again at what there is to do.
@@ -167,9 +193,11 @@ impl Port {
 
     /// Plugs a device in.
     pub fn plug(&self, pluggable: Pluggable) -> Result<(), PlugError> {
-        let mut plugged = self.plugged();
-        if plugged.is_some() {
-            return Err(PlugError::Occupied);
+        let mut seat = self.seat();
+        match &*seat {
+            Seat::Taken { .. } => return Err(PlugError::Occupied),
+            Seat::Leaving(worker) if !worker.has_ended() => return Err(PlugError::Leaving),
+            Seat::Leaving(_) | Seat::Empty => {}
         }
         let Pluggable { name, device, queue, tray } = pluggable;
         let (shared, signature) = (self.shared.clone(), device.signature());
@@ -178,7 +206,7 @@ impl Port {
         self.shared.change(|state, ram| state.plug(Some(signature), ram));
         match Worker::spawn(format!("ahci-{name}"), &self.shared.kick, body) {
             Ok(worker) => {
-                *plugged = Some(Plugged { tray, _worker: worker });
+                *seat = Seat::Taken { worker, tray };
                 Ok(())
             }
             Err(why) => {
@@ -188,27 +216,78 @@ impl Port {
         }
     }
 
-    /// Takes the device away, and waits for what is under way. Returns whether there was one.
-    pub fn unplug(&self) -> bool {
-        let mut plugged = self.plugged();
-        if plugged.is_some() {
-            self.shared.change(|state, ram| state.plug(None, ram));
+    /// Takes the device away, and waits for what is under way, but not for ever.
+    pub fn unplug(&self) -> Unplugged {
+        let mut seat = self.seat();
+        let worker = match std::mem::replace(&mut *seat, Seat::Empty) {
+            Seat::Empty => return Unplugged::Missing,
+            Seat::Taken { worker, .. } => {
+                self.shared.change(|state, ram| state.plug(None, ram));
+                worker
+            }
+            Seat::Leaving(worker) => worker,
+        };
+        if worker.ends_within(PATIENCE) {
+            return Unplugged::Gone;
         }
-        plugged.take().is_some()
+        *seat = Seat::Leaving(worker);
+        Unplugged::Leaving
     }
 
     /// The tray, if there is a drive.
     pub fn tray(&self) -> Option<Arc<Tray>> {
-        self.plugged().as_ref()?.tray.clone()
+        match &*self.seat() {
+            Seat::Taken { tray, .. } => tray.clone(),
+            Seat::Empty | Seat::Leaving(_) => None,
+        }
     }
 
-    fn plugged(&self) -> MutexGuard<'_, Option<Plugged>> {
-        self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
+    fn seat(&self) -> MutexGuard<'_, Seat> {
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Port {
+    /// A thread whose disk does not answer is left behind, with its share in RAM and disk.
     fn drop(&mut self) {
-        self.unplug();
+        if self.unplug() != Unplugged::Leaving {
+            return;
+        }
+        let PortShared { hba, index, .. } = &*self.shared;
+        hba.report(&format_args!(
+            "port {index}: the disk does not end what is under way. Its thread is left behind; see the host's log."
+        ));
+        if let Seat::Leaving(worker) = std::mem::replace(&mut *self.seat(), Seat::Empty) {
+            worker.leave();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ahci::registers::host;
+    use memory::{Gpa, GpaRange};
+    use pci::fake::FakeServices;
+    use pci::{Address, Pin, Services};
+
+    #[test]
+    fn a_reset_does_not_wait_for_ever_for_a_command() {
+        let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 0x10000).unwrap()]).unwrap());
+        let at = Address::new(0, 3, 0).unwrap();
+        let line = Arc::new(FakeServices::default()).line(at, Pin::A);
+        let hba = Arc::new(Hba::new("ahci".into(), 1, ram, line, Arc::new(|_| {})).unwrap());
+        let resetting = |hba: &Hba| hba.shown().load(host::GHC) & host::GHC_RESET != 0;
+        hba.set_bus_master(true);
+        let port = Port::new(0, hba.clone()).unwrap();
+        port.shared.change(|state, ram| state.plug(Some(crate::ahci::fis::Signature::Ata), ram));
+        for (register, value) in [(reg::CMD, reg::CMD_START), (reg::CI, 1)] {
+            port.write(register, value);
+        }
+        let taken = port.shared.take().unwrap();
+        assert!(!port.power_on(Duration::from_millis(20)));
+        assert!(resetting(&hba));
+        port.shared.change(|state, ram| state.complete(taken.slot, Ending::Silent, 0, ram));
+        assert!(port.power_on(Duration::from_millis(20)) && !resetting(&hba));
     }
 }

@@ -29,6 +29,8 @@ struct Slot {
     cid: u16,
     lba: u64,
     job: Job,
+    /// The abort command that wants it back.
+    wanted: Option<u16>,
 }
 
 /// Nothing on the way of reads and writes allocates or locks a lock that others hold: commands under way have
@@ -145,7 +147,7 @@ impl Executor {
                 Durability::Cached
             },
         };
-        let slot = |job| Slot { cid, lba: command.lba(), job };
+        let slot = |job| Slot { cid, lba: command.lba(), job, wanted: None };
         match planner.plan(command, buffers) {
             Ok(Plan::Request(operation, buffers)) => {
                 let index = self.take_slot(slot(Job::Once));
@@ -166,6 +168,24 @@ impl Executor {
                 self.recycle(buffers);
                 self.answer(cid, status);
             }
+        }
+    }
+
+    /// Ends a command early if it can be done, and answers the abort command: at once if there is nothing to be done,
+    /// else when the command has ended.
+    pub(super) fn abort(&mut self, cid: u16, abort: u16) {
+        let of =
+            |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.cid == cid && slot.wanted.is_none());
+        let Some(index) = self.slots.iter().position(of) else { return self.shared.fulfilled(abort, false) };
+        let alone = self.disk.under_way() == 1;
+        let waits = self.comparing.iter().skip(1).any(|waiting| usize::from(*waiting) == index);
+        let Some(slot) = &mut self.slots[index] else { return };
+        if !waits && matches!(slot.job, Job::Once) && (!alone || self.disk.cancel().is_err()) {
+            return self.shared.fulfilled(abort, false);
+        }
+        slot.wanted = Some(abort);
+        if waits {
+            self.finish(index as u16, Status::ABORT_REQUESTED);
         }
     }
 
@@ -213,12 +233,13 @@ impl Executor {
         buffers: Buffers,
     ) {
         let slot = self.slots[usize::from(index)].as_mut().expect("the disk returns each tag once");
-        let once = matches!(slot.job, Job::Once);
+        let (once, wanted) = (matches!(slot.job, Job::Once), slot.wanted.is_some());
         let outcome = slot.job.answered(operation, result, &buffers, &mut self.copied);
         if once {
             self.recycle(buffers);
         }
         match outcome {
+            Ok(None) | Err(DiskError::Cancelled) if wanted => self.finish(index, Status::ABORT_REQUESTED),
             Ok(None) => self.step(index),
             Ok(Some(status)) => self.finish(index, status),
             Err(error) => {
@@ -242,10 +263,16 @@ impl Executor {
         let Some(slot) = self.slots[usize::from(index)].take() else { return };
         self.free.push(index);
         self.answer(slot.cid, status);
+        if let Some(abort) = slot.wanted {
+            // The command's own completion comes first, if there is room for it.
+            self.post();
+            self.shared.fulfilled(abort, status == Status::ABORT_REQUESTED);
+        }
         if let Job::Compare { guest, .. } = slot.job {
             self.recycle(guest);
-            self.comparing.pop_front();
-            if let Some(next) = self.comparing.front().copied() {
+            let first = self.comparing.front() == Some(&index);
+            self.comparing.retain(|waiting| *waiting != index);
+            if first && let Some(next) = self.comparing.front().copied() {
                 self.step(next);
             }
         }

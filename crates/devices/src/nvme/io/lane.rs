@@ -79,6 +79,15 @@ impl Lane {
         true
     }
 
+    /// Takes back a command that the lane has not begun; whether there was one.
+    pub(super) fn take_back(&self, cid: u16) -> bool {
+        let mut inbox = self.between.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(at) = inbox.iter().position(|command| command.cid.get() == cid) else { return false };
+        inbox.remove(at);
+        self.between.load.fetch_sub(1, Ordering::SeqCst);
+        true
+    }
+
     /// Wakes the lane if it has something to post that it could not.
     pub(super) fn pass_on(&self) {
         if self.between.stuck.load(Ordering::SeqCst) && self.between.stuck.swap(false, Ordering::SeqCst) {

@@ -10,6 +10,7 @@ use disk::{PreparedQueue, QueueError, WaitError};
 
 use super::executor::{Answers, Executor};
 use super::lane::Lane;
+use crate::nvme::abort::{Wish, Wishes};
 use crate::nvme::bell::Bell;
 use crate::nvme::completion::CompletionQueue;
 use crate::nvme::ring::SubmissionQueue;
@@ -55,6 +56,7 @@ pub(crate) struct Setup {
 pub(crate) struct IoQueue {
     completions: u16,
     stop: Arc<Stop>,
+    wishes: Arc<Wishes>,
     bell: Bell,
     thread: Option<JoinHandle<()>>,
 }
@@ -69,18 +71,26 @@ impl IoQueue {
         let (stop, bell) = (Arc::<Stop>::default(), shared.doorbells.bell(id).another()?);
         let served = completions.id();
         let to = Answers { sq: id, head: Arc::new(AtomicU16::new(0)), queue: completions };
-        let (theirs, shared) = (stop.clone(), shared.clone());
+        let wishes = Arc::<Wishes>::default();
+        let (theirs, asked, shared) = (stop.clone(), wishes.clone(), shared.clone());
         let thread = thread::Builder::new().name(format!("nvme-{}-{id}", shared.short)).spawn(move || {
-            if let Err(why) = Served::run(&shared, queue, prepared, depth, &to, &theirs) {
+            let parts = Parts { queue, prepared, depth };
+            if let Err(why) = Served::run(&shared, parts, &to, &theirs, &asked) {
                 shared.fatal(&why);
             }
         })?;
-        Ok(IoQueue { completions: served, stop, bell, thread: Some(thread) })
+        Ok(IoQueue { completions: served, stop, wishes, bell, thread: Some(thread) })
     }
 
     /// The completion queue that it reports to.
     pub(crate) fn completions(&self) -> u16 {
         self.completions
+    }
+
+    /// Asks for a command's early end. The queue's thread answers the controller's.
+    pub(crate) fn abort(&self, wish: Wish) {
+        self.wishes.leave(wish);
+        self.bell.ring();
     }
 
     /// Asks the threads to end without waiting; what is under way is not answered.
@@ -124,6 +134,13 @@ enum Round {
     NoRoom,
 }
 
+/// What a queue is made of on its thread.
+struct Parts {
+    queue: SubmissionQueue,
+    prepared: PreparedQueue,
+    depth: u16,
+}
+
 /// The queue on its thread.
 struct Served<'a> {
     shared: &'a Arc<Shared>,
@@ -131,6 +148,7 @@ struct Served<'a> {
     depth: u16,
     to: &'a Answers,
     stop: &'a Arc<Stop>,
+    wishes: &'a Wishes,
     /// For the first namespace.
     executor: Executor,
     /// For others, by their number.
@@ -142,27 +160,28 @@ struct Served<'a> {
 impl Served<'_> {
     fn run(
         shared: &Arc<Shared>,
-        queue: SubmissionQueue,
-        prepared: PreparedQueue,
-        depth: u16,
+        Parts { queue, prepared, depth }: Parts,
         to: &Answers,
         stop: &Arc<Stop>,
+        wishes: &Wishes,
     ) -> Result<(), WaitError> {
         let first = shared.namespaces[0].clone();
         let wake = shared.doorbells.bell(to.sq).eventfd();
         let executor = Executor::start(shared.clone(), first, prepared, depth, to.clone(), wake)?;
         let lanes = BTreeMap::new();
-        let mut served = Served { shared, queue, depth, to, stop, executor, lanes, held: None };
+        let mut served = Served { shared, queue, depth, to, stop, wishes, executor, lanes, held: None };
         let outcome = served.serve();
         if outcome.is_err() {
             stop.0.store(Stop::ABANDON, Ordering::SeqCst);
         }
+        served.grant();
         // Lanes end with `served`, each as `stop` says.
         outcome
     }
 
     fn serve(&mut self) -> Result<(), WaitError> {
         loop {
+            self.grant();
             let stopping = self.stop.finishes();
             let round = if stopping { Round::NoRoom } else { self.take_a_round() };
             self.executor.post();
@@ -174,6 +193,21 @@ impl Served<'_> {
             self.executor.reap();
             self.executor.post();
             self.lanes.values().for_each(Lane::pass_on);
+        }
+    }
+
+    /// Ends the commands that are wanted back, as far as that can be done. Those that wait here end at once; for the
+    /// others it depends on their next step.
+    fn grant(&mut self) {
+        for Wish { cid, abort } in self.wishes.take() {
+            let held = self.held.take_if(|held| held.cid.get() == cid).is_some();
+            if held || self.lanes.values().any(|lane| lane.take_back(cid)) {
+                self.executor.answer(cid, Status::ABORT_REQUESTED);
+                self.executor.post();
+                self.shared.fulfilled(abort, true);
+            } else {
+                self.executor.abort(cid, abort);
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Linux native AIO by raw system calls: enough of it to keep several reads in flight.
+//! Linux native AIO by raw system calls: enough of it to keep several reads or writes in flight.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -21,8 +21,9 @@ struct Iocb {
     eventfd: u32,
 }
 
-/// `IOCB_CMD_PREAD`.
+/// `IOCB_CMD_PREAD` and `IOCB_CMD_PWRITE`.
 const PREAD: u16 = 0;
+const PWRITE: u16 = 1;
 
 /// `struct io_event` of the same file.
 #[repr(C)]
@@ -34,7 +35,7 @@ struct IoEvent {
     result2: i64,
 }
 
-/// A queue of reads.
+/// A queue of reads and writes.
 pub struct Queue {
     context: libc::c_ulong,
     fd: RawFd,
@@ -43,7 +44,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// A queue for `depth` reads at once from this open file.
+    /// A queue for `depth` transfers at once with this open file.
     pub fn new(fd: RawFd, depth: usize) -> io::Result<Queue> {
         let mut context: libc::c_ulong = 0;
         // SAFETY: io_setup writes the context's number, which lives through the call.
@@ -69,10 +70,39 @@ impl Queue {
         length: usize,
         offset: u64,
     ) -> io::Result<()> {
+        // SAFETY: the caller's promise is ours.
+        unsafe { self.submit(slot, PREAD, buffer, length, offset) }
+    }
+
+    /// Starts a write out of slot `slot`, whose buffer is `buffer`.
+    ///
+    /// # Safety
+    /// The buffer has `length` bytes, and stays mapped and unchanged until the slot's write is reaped.
+    pub unsafe fn write(
+        &mut self,
+        slot: usize,
+        buffer: *mut u8,
+        length: usize,
+        offset: u64,
+    ) -> io::Result<()> {
+        // SAFETY: the caller's promise is ours.
+        unsafe { self.submit(slot, PWRITE, buffer, length, offset) }
+    }
+
+    /// # Safety
+    /// As for [`Queue::read`] and [`Queue::write`].
+    unsafe fn submit(
+        &mut self,
+        slot: usize,
+        opcode: u16,
+        buffer: *mut u8,
+        length: usize,
+        offset: u64,
+    ) -> io::Result<()> {
         let control = &mut self.control[slot];
         *control = Iocb {
             data: slot as u64,
-            opcode: PREAD,
+            opcode,
             fd: self.fd.cast_unsigned(),
             buffer: buffer as u64,
             length: length as u64,
@@ -86,7 +116,7 @@ impl Queue {
         if n == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Waits for at least one read to end; their slots and how many bytes they read.
+    /// Waits for at least one transfer to end; their slots and how many bytes they moved.
     pub fn reap(&mut self) -> io::Result<Vec<(usize, io::Result<usize>)>> {
         let most = self.events.len();
         // SAFETY: the kernel writes at most `most` events to a vector of that length.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 /// An open disk.
 pub struct Device {
@@ -26,9 +26,30 @@ impl Device {
         Ok(Device { file, path: path.to_owned(), size })
     }
 
+    /// Opens a disk, or a file, for reading: by O_DIRECT where its file system knows that.
+    pub fn open_anyhow(path: &str) -> Result<Device, String> {
+        let open = || {
+            let mut file = File::open(path)?;
+            let size = file.seek(SeekFrom::End(0))?;
+            Ok::<_, io::Error>(Device { file, path: path.to_owned(), size })
+        };
+        Device::open(path, false).or_else(|_| open().map_err(|error| format!("cannot open {path}: {error}")))
+    }
+
     /// Its descriptor.
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    /// Reads from a place; the memory is whole pages.
+    pub fn read_at(&self, bytes: &mut [u8], at: u64) -> Result<(), String> {
+        let read = self.file.read_exact_at(bytes, at);
+        read.map_err(|error| format!("cannot read {} at {at}: {error}", self.path))
+    }
+
+    /// Waits until the data that was written lasts.
+    pub fn flush_data(&self) -> Result<(), String> {
+        self.file.sync_data().map_err(|error| format!("cannot flush {}: {error}", self.path))
     }
 
     /// Waits until all that was written lasts.

@@ -4,12 +4,16 @@
 mod aio;
 mod bench;
 mod buffer;
+mod cache;
 mod device;
 mod dm;
+mod order;
 mod pattern;
 mod talk;
 
 use std::process::ExitCode;
+
+use lab::order::mix;
 
 const USAGE: &str = "\
 usage:
@@ -21,6 +25,11 @@ usage:
                                              compares it; ends with 1 and the first offset that differs
   lab-io dm       NAME TABLE                 a device of the device mapper, made or changed; the table's lines may be
                                              separated by semicolons. Prints its path
+  lab-io write    DEV RUN SECONDS            writes records in order, flushes every few, and says how far it has flushed
+  lab-io ordered  DEV RUN FLUSHED            looks whether all is there that was flushed up to record FLUSHED, and more
+                                             if the disk shows so; ends with 1 and the first sector that is wrong
+  lab-io cache    SOCKET FILE [FLUSHES]      an NBD server: a disk over a file, with a cache that is lost when the
+                                             server is killed; after so many flushes it only pretends to flush
   lab-io talk     SOCKET                     sends standard input to a Unix socket, and prints what comes back
 Sizes in bytes, or with K, M or G. LEN 0 means up to the end. The memory of fill and check is scattered pages, or one
 whole piece in a huge page (2 MiB; there must be one: /proc/sys/vm/nr_hugepages).";
@@ -38,6 +47,10 @@ fn main() -> ExitCode {
             if words[0] == "fill" { pattern::fill(stretch, pieces) } else { pattern::check(stretch, pieces) }
         }
         ["dm", name, table] => dm::map(name, table),
+        ["write", device, run, seconds] => order::write(device, run, seconds),
+        ["ordered", device, run, flushed] => order::check(device, run, flushed),
+        ["cache", socket, file] => cache::serve(socket, file, None),
+        ["cache", socket, file, flushes] => cache::serve(socket, file, Some(flushes)),
         ["talk", socket] => talk::talk(socket),
         _ => {
             eprintln!("{USAGE}");
@@ -66,12 +79,4 @@ fn size(text: &str) -> Result<u64, String> {
 /// A plain number.
 fn number<T: std::str::FromStr>(what: &str, text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("{what} {text:?} is not a number that fits"))
-}
-
-/// splitmix64: a well mixed number from a number.
-fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
