@@ -314,7 +314,6 @@ fn indirect(
 }
 
 /// Reads a descriptor, once.
-
 fn descriptor(table: GuestSlice<'_>, index: u16, size: u16, head: u16) -> Result<RawDescriptor, Malformed> {
     let offset = usize::from(index) * DESCRIPTOR_SIZE as usize;
     let place = table.sub(offset, DESCRIPTOR_SIZE as usize).filter(|_| index < size);
