@@ -408,7 +408,7 @@ mod tests {
         disk.look_again().unwrap();
         assert!(listener.resized.read().is_ok());
         (listener.tell)();
-        let Some(crate::events::Event::Trouble(what)) = inbox.next() else { panic!("nothing was told") };
+        let Ok(crate::events::Event::Trouble(what)) = inbox.next(None) else { panic!("nothing was told") };
         assert!(what.contains("has 2 MiB now"), "{what}");
         std::fs::remove_file(&file).unwrap();
     }

@@ -172,6 +172,8 @@ impl PortEngine {
             // What has ended is told before anything begins that is not queued.
             if !queued {
                 self.tell();
+                // A command that came after a disc was changed finds it changed.
+                self.look_at_the_tray();
             }
             self.begin(taken, command, queued);
         }
