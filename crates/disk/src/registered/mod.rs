@@ -64,7 +64,7 @@ pub enum BufferTableError {
     /// There is more RAM than a table has places for.
     #[error(
         "guest RAM is more than skep registers with io_uring: {} GiB. Leave it unregistered (buffers=plain), or give the VM less (--memory).",
-        u64::from(table::PLACES) * table::LONGEST_BUFFER as u64 >> 30
+        (u64::from(table::PLACES) * table::LONGEST_BUFFER as u64) >> 30
     )]
     Full,
     /// A queue still uses RAM that is to go.

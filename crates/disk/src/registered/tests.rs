@@ -144,7 +144,7 @@ fn ram_that_is_longer_than_a_buffer_may_be_is_cut_and_a_request_across_the_cut_i
     assert_eq!(cut.find(start + (1 << 30) - 0x1000, 0x2000), None);
     assert_eq!(cut.find(start - 1, 1), None);
     assert_eq!(cut.find(start + (1 << 30) + MIB as usize, 1), None);
-    assert_eq!(cut.differences(&[long.clone()]), [""; 0]);
+    assert_eq!(cut.differences(std::slice::from_ref(&long)), [""; 0]);
     assert_eq!(cut.differences(&[]).len(), 2);
     assert_eq!(Table::default().differences(&[long]).len(), 1);
 }
