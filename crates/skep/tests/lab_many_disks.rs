@@ -50,7 +50,8 @@ fn eight_disks_of_each_model_keep_their_own_contents_in_one_guest() {
         let mut host = seen.after(&format!("host: {when} "));
         let mut guest = seen.after(&format!("guest: {when} "));
         assert_eq!(guest.len(), 24, "{seen}");
-        (host.sort_unstable(), guest.sort_unstable());
+        host.sort_unstable();
+        guest.sort_unstable();
         assert_eq!(host, guest, "{seen}");
         let sums: std::collections::BTreeSet<_> = guest.iter().map(|line| line.rsplit(' ').next()).collect();
         assert_eq!(sums.len(), 24, "no two disks hold the same\n{seen}");
