@@ -8,6 +8,8 @@ use scenario::Scenario;
 fn a_guest_trims_by_queued_commands_and_finds_a_disk_that_has_grown() {
     let seen = Scenario::quick().run(
         "
+        # The lab kernel would make a disk of its own the first.
+        GUEST=\"$GUEST scsi_debug.add_host=0\"
         truncate -s 64M /tmp/a.img
         touch /tmp/seen
         (until grep -q before /tmp/seen; do sleep 0.2; done; truncate -s 96M /tmp/a.img) &
