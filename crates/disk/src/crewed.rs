@@ -9,6 +9,7 @@ use crate::disk::QueueError;
 use crate::geometry::{Geometry, Sectors};
 use crate::kernel::{Handle, Ring, hint_after, ring_is_refused};
 use crate::registered::BufferTable;
+use crate::spin::Poll;
 use crate::threads::{Crew, Hybrid, Work};
 
 /// Threads of one disk.
@@ -30,6 +31,7 @@ pub(crate) struct CrewedDisk {
     flush_can_be_repeated: bool,
     crew: Arc<Crew>,
     size: Box<dyn Fn() -> io::Result<Sectors> + Send + Sync>,
+    poll: Poll,
     buffers: OnceLock<Arc<BufferTable>>,
 }
 
@@ -63,7 +65,21 @@ impl CrewedDisk {
         let crew = Arc::new(Crew::new("disk", THREADS, work)?);
         let size = Box::new(move || Ok(capacity));
         let buffers = OnceLock::new();
-        Ok(CrewedDisk { name, geometry, lane, flush_can_be_repeated: false, crew, size, buffers })
+        Ok(CrewedDisk {
+            name,
+            geometry,
+            lane,
+            flush_can_be_repeated: false,
+            crew,
+            size,
+            poll: Poll::Off,
+            buffers,
+        })
+    }
+
+    /// The same, whose queues look for what comes before they sleep: for a disk whose requests nearly all go to the ring.
+    pub(crate) fn polling(self, poll: Poll) -> CrewedDisk {
+        CrewedDisk { poll, ..self }
     }
 
     /// The same, whose size is asked for like this.
@@ -92,6 +108,10 @@ impl Backend for CrewedDisk {
 
     fn capacity(&self) -> io::Result<Sectors> {
         (self.size)()
+    }
+
+    fn poll(&self) -> Poll {
+        self.poll
     }
 
     fn flush_can_be_repeated(&self) -> bool {

@@ -74,10 +74,10 @@ fn as_it_is(opened: Opened, options: &DiskOptions) -> Result<Found, OpenError> {
     let size = move || file.capacity(block);
     let backend: Box<dyn Backend> = match ring_is_refused() {
         None => match DiscardsByThreads::where_needed(&handle, &geometry).map_err(failed)? {
-            None => Box::new(KernelDisk::new(name, handle, geometry)),
+            None => Box::new(KernelDisk::new(name, handle, geometry, options.poll)),
             Some(work) => {
                 let disk = CrewedDisk::with_ring(name, geometry, vec![handle], Arc::new(work));
-                Box::new(disk.map_err(failed)?.sized_by(size))
+                Box::new(disk.map_err(failed)?.sized_by(size).polling(options.poll))
             }
         },
         Some(cause) => {

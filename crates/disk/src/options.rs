@@ -7,6 +7,7 @@ use std::str::FromStr;
 use crate::geometry::{Access, Sectors};
 use crate::kernel::Bounce;
 use crate::nbd::NbdUrl;
+use crate::spin::Poll;
 
 /// Where a disk's data is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -124,6 +125,8 @@ pub struct DiskOptions {
     pub allocation: Allocation,
     /// What to do when it is in use.
     pub claim: Claim,
+    /// Whether its queues look for what comes before they sleep, where looking enters no kernel: behind io_uring.
+    pub poll: Poll,
     /// Bytes of the blocks that the guest is to see, where these are smaller than the disk's; `None` for the
     /// disk's own. Whatever is not whole blocks of the disk is copied.
     pub logical_block: Option<u32>,
@@ -145,6 +148,7 @@ impl DiskOptions {
             bounce: Bounce::default(),
             allocation: Allocation::default(),
             claim: Claim::default(),
+            poll: Poll::Adaptive,
             logical_block: None,
         }
     }

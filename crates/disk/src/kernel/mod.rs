@@ -30,6 +30,7 @@ use crate::disk::QueueError;
 use crate::geometry::{Access, Geometry, Sectors, WriteCache};
 use crate::registered::BufferTable;
 use crate::request::DiskError;
+use crate::spin::Poll;
 
 /// Whether data is copied on its way between guest RAM and disk.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -124,12 +125,13 @@ pub(crate) struct KernelDisk {
     name: Arc<str>,
     handle: Arc<Handle>,
     geometry: Geometry,
+    poll: Poll,
     buffers: OnceLock<Arc<BufferTable>>,
 }
 
 impl KernelDisk {
-    pub(crate) fn new(name: Arc<str>, handle: Arc<Handle>, geometry: Geometry) -> KernelDisk {
-        KernelDisk { name, handle, geometry, buffers: OnceLock::new() }
+    pub(crate) fn new(name: Arc<str>, handle: Arc<Handle>, geometry: Geometry, poll: Poll) -> KernelDisk {
+        KernelDisk { name, handle, geometry, poll, buffers: OnceLock::new() }
     }
 }
 
@@ -140,6 +142,10 @@ impl Backend for KernelDisk {
 
     fn capacity(&self) -> io::Result<Sectors> {
         self.handle.capacity(self.geometry.logical_block)
+    }
+
+    fn poll(&self) -> Poll {
+        self.poll
     }
 
     fn flush_can_be_repeated(&self) -> bool {

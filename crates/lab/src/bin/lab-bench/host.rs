@@ -25,6 +25,16 @@ pub fn nvme() -> io::Result<String> {
     found.into_iter().next().ok_or_else(|| io::Error::other("this host has no NVMe controller"))
 }
 
+/// The disk on the host's SATA controller. (A kernel for labs may have emulated SCSI disks as well, and their order is
+/// chance.)
+pub fn sata() -> io::Result<String> {
+    let disks = fs::read_dir("/sys/block")?.flatten();
+    let is_ata = |vendor: io::Result<String>| vendor.is_ok_and(|vendor| vendor.trim() == "ATA");
+    let mut found = disks.filter(|disk| is_ata(fs::read_to_string(disk.path().join("device/vendor"))));
+    let disk = found.next().ok_or_else(|| io::Error::other("this host has no SATA disk"))?;
+    Ok(format!("/dev/{}", disk.file_name().to_string_lossy()))
+}
+
 /// A device bound to vfio-pci; dropped, it goes back to its own driver. (The emulated NVMe controller loses its
 /// interrupts when it is used twice without.)
 pub struct Bound<'a>(&'a str);

@@ -76,6 +76,7 @@ pub fn measure(vmm: Vmm, hardware: &Hardware<'_>, seconds: f64) -> io::Result<Ve
 fn script(targets: &[Target], seconds: f64) -> String {
     let mut script =
         String::from("w() { echo MARK begin; lab-io $*; sleep 0.1; echo MARK end; sleep 0.1; }\n");
+    script += "for disk in /sys/block/sd*; do case $(cat $disk/device/vendor) in ATA*) SATA=/dev/${disk##*/};; esac; done\n";
     script += "echo MARK ready; sleep 0.5\n";
     for time in 0..TIMES {
         for Target { device, loads, .. } in targets {

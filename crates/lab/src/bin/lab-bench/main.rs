@@ -16,9 +16,6 @@ use std::time::Instant;
 
 use vmm::{Hardware, Model, Vmm};
 
-/// The host's disk that a guest reads through the host's kernel.
-const DISK: &str = "/dev/sda";
-
 const USAGE: &str = "\
 usage: lab-bench [--rounds N] [--only KIND] [--seconds S]
   --rounds   how often each monitor is booted for each kind of sample [10]
@@ -87,7 +84,8 @@ impl Kind {
     fn measure(self, vmm: Vmm, seconds: f64) -> io::Result<Vec<Sample>> {
         let nvme = if matches!(self, Kind::Assigned | Kind::Driver) { Some(host::nvme()?) } else { None };
         let (assigned, driven) = if self == Kind::Assigned { (nvme, None) } else { (None, nvme) };
-        let disk = if let Kind::Disk(model) = self { Some((DISK, model)) } else { None };
+        let sata = host::sata()?;
+        let disk = if let Kind::Disk(model) = self { Some((&*sata, model)) } else { None };
         let hardware = Hardware { disk, assigned: assigned.as_deref(), driven: driven.as_deref() };
         if self == Kind::Boot { boot::measure(vmm) } else { loads::measure(vmm, &hardware, seconds) }
     }

@@ -61,11 +61,11 @@ impl Model {
         }
     }
 
-    /// What a Linux guest calls the only disk of this kind.
+    /// What a Linux guest's shell calls the only disk of this kind; `SATA` is set to that.
     pub fn device(self) -> &'static str {
         match self {
             Model::VirtioBlk => "/dev/vda",
-            Model::Ahci => "/dev/sda",
+            Model::Ahci => "$SATA",
             Model::Nvme => "/dev/nvme0n1",
         }
     }
