@@ -261,7 +261,7 @@ impl Vm {
             phases: self.phases.clone(),
             domains: domains.iter().map(Arc::downgrade).collect(),
             map: Arc::downgrade(&self.map),
-            disks: self.disks.from_outside(),
+            disks: self.disks.outside(),
         }
     }
 

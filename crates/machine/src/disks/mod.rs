@@ -246,7 +246,7 @@ impl Disks {
     }
 
     /// The way to them from outside.
-    pub fn from_outside(&self) -> DisksOutside {
+    pub fn outside(&self) -> DisksOutside {
         let all = self.all.iter().map(|slot| match slot {
             Slot::Disk(disk) => SlotOutside::Disk(Arc::downgrade(disk)),
             Slot::Drive(drive) => SlotOutside::Drive(Arc::downgrade(drive)),
