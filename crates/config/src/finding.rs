@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::model::ModelName;
 use crate::values::Invalid;
 use crate::values::address::PciAddress;
+use crate::values::name::ControllerName;
 
 /// Everything that is wrong with a description, in the order of its sources. Never empty.
 ///
@@ -198,6 +200,50 @@ pub enum Problem {
         address: PciAddress,
         /// Where it is assigned.
         assigned: Place,
+    },
+    /// Disks of different models that are to share a controller.
+    #[error(
+        "controller {controller} is of model={other}, as the first of its disks says, given {}; this disk is of \
+         model={model}. Give them the same model, or this one another controller.",
+        first.in_words()
+    )]
+    OtherModel {
+        /// The controller.
+        controller: ControllerName,
+        /// The model of this disk.
+        model: ModelName,
+        /// The model of the controller's first disk.
+        other: ModelName,
+        /// Where that one is given.
+        first: Place,
+    },
+    /// More disks than a controller has room for.
+    #[error(
+        "controller {controller} has {most} disks already, and no room for more. Give this one another controller."
+    )]
+    ControllerFull {
+        /// The controller.
+        controller: ControllerName,
+        /// So many disks it may have.
+        most: usize,
+    },
+    /// Something that an NVMe controller has once, and of which its disks say different things.
+    #[error(
+        "NVMe controller {controller} has one `{key}` for all its disks: this one says {value:?}, and the disk given {} \
+         says {other:?}. Say it for one of them, or the same for all.",
+        first.in_words()
+    )]
+    OneForAll {
+        /// The controller.
+        controller: ControllerName,
+        /// What it is.
+        key: &'static str,
+        /// What this disk says.
+        value: String,
+        /// What another one says.
+        other: String,
+        /// Where that one is given.
+        first: Place,
     },
     /// The host domain that loses the guest's RAM, without a word that this is meant.
     #[error(

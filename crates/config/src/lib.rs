@@ -36,9 +36,9 @@ pub use model::{
 };
 pub use values::address::PciAddress;
 pub use values::count::{Cpus, LogicalBlock, Namespace, NodeId, Queues};
-pub use values::name::{DomainName, VmName};
+pub use values::name::{ControllerName, DomainName, VmName};
 pub use values::nbd::NbdAddress;
 pub use values::path::{HostPath, SocketPath};
 pub use values::size::{ByteSize, DiskSize, MemorySize};
-pub use values::text::{Cmdline, Serial};
+pub use values::text::{Cmdline, Firmware, Product, Serial};
 pub use values::{Invalid, Repeated};

@@ -71,6 +71,9 @@ impl Lines {
             DiskSource::Ram(size) => self.text("ram", size),
         }
         self.text("model", disk.model.name());
+        if let Some(controller) = &disk.controller {
+            self.text("controller", controller);
+        }
         if let Some(queues) = disk.model.queues() {
             self.bare("queues", queues);
         }
@@ -85,6 +88,12 @@ impl Lines {
         }
         if let Some(serial) = &disk.serial {
             self.text("serial", serial);
+        }
+        if let Some(product) = &disk.product {
+            self.text("product", product);
+        }
+        if let Some(firmware) = &disk.firmware {
+            self.text("firmware", firmware);
         }
         if let Some(on_error) = disk.on_error {
             self.text("on-error", on_error);

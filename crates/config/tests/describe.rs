@@ -41,11 +41,11 @@ fn the_documented_example_reads_as_it_says() {
     assert_eq!(vm.console, Console::Stdio);
     assert_eq!(vm.assigned[0].address.to_string(), "0000:01:00.0");
     let first = Disk {
-        source: path("/dev/disk/by-id/ata-WD-1234"),
         model: DiskModel::VirtioBlk { queues: Some(2.try_into().unwrap()), packed: false, write_cache: true },
         writes: Writes::Refused,
         serial: Some("WD-1234".parse().unwrap()),
         on_error: Some(OnError::Report),
+        ..Disk::new(path("/dev/disk/by-id/ata-WD-1234"))
     };
     assert_eq!(vm.disks[0], first);
     let logical = Some(512.try_into().unwrap());
@@ -53,7 +53,7 @@ fn the_documented_example_reads_as_it_says() {
     let second = FileDisk { logical, buffers, ..FileDisk::new("/dev/sda".parse().unwrap()) };
     assert_eq!(vm.disks[1].source, DiskSource::File(second));
     assert_eq!(vm.disks[1].writes, Writes::Kept);
-    assert_eq!(vm.disks[4].source, nvme("0000:03:00.0", 1, Poll::Adaptive));
+    assert_eq!(vm.disks[5].source, nvme("0000:03:00.0", 1, Poll::Adaptive));
     assert_eq!((vm.backing.hugepages, vm.backing.wire), (Some(HugePages::Of2M), Wire::Auto));
     assert_eq!(vm.backing.node.unwrap().get(), 0);
     assert_eq!((vm.dma.back_end, vm.dma.host_domain), (DmaBackEnd::Auto, HostDomain::Shared));
@@ -453,6 +453,15 @@ fn what_makes_no_sense_together_is_a_finding() {
         ("d,on-error=stop", "Write report or pause or ignore."),
         ("d,on-error=ignore,readonly=on", "`on-error=ignore`"),
         ("d,on-error=ignore,model=ahci-cd", "`on-error=ignore`"),
+        ("d,controller=a", "`controller` means nothing with `model=virtio-blk`."),
+        ("d,product=a", "`product` means nothing with `model=virtio-blk`."),
+        ("d,firmware=a", "`firmware` means nothing with `model=virtio-blk`."),
+        (
+            "d,model=nvme,firmware=123456789",
+            "\"123456789\" cannot be a disk's `firmware`. Write 1 to 8 printable",
+        ),
+        ("d,model=ahci,product=", "cannot be a disk's `product`. Write 1 to 40 printable"),
+        ("d,model=nvme,controller=a b", "\"a b\" is not the name of a disk controller."),
         ("d,snapshots=on", "unknown key `snapshots`. Did you mean `snapshot`?"),
     ] {
         let error = flag_findings(Key::Disk, text);
@@ -477,6 +486,9 @@ fn the_documented_example_shows_every_key_of_a_disk() {
         "namespace",
         "poll",
         "model",
+        "controller",
+        "product",
+        "firmware",
         "queues",
         "packed",
         "write-cache",

@@ -91,9 +91,27 @@ fn disk() -> impl Strategy<Value = Disk> {
                 _ => {}
             }
             let on_error = on_error.filter(|it| (*it, writes) != (OnError::Ignore, Writes::Refused));
-            Disk { source, model, writes, serial, on_error }
+            Disk { model, writes, serial, on_error, ..Disk::new(source) }
         },
     )
+}
+
+/// The disk on a controller, where it can be on one: of those of its model, with the texts of that model.
+fn shown() -> impl Strategy<Value = Disk> {
+    let texts = (option::of(parsed("[ -~]{1,40}")), option::of(parsed("[ -~]{1,8}")));
+    (disk(), any::<bool>(), texts).prop_map(|(disk, shares, (product, firmware))| match disk.model {
+        DiskModel::VirtioBlk { .. } => disk,
+        DiskModel::Ahci | DiskModel::AhciCd => {
+            let controller = shares.then(|| "sata".parse().unwrap());
+            Disk { controller, product, firmware, ..disk }
+        }
+        // What is of an NVMe controller would have to be the same for all its disks.
+        DiskModel::Nvme { .. } if shares => {
+            let model = DiskModel::Nvme { queues: None };
+            Disk { controller: Some("nvme".parse().unwrap()), model, serial: None, ..disk }
+        }
+        DiskModel::Nvme { .. } => Disk { product, firmware, ..disk },
+    })
 }
 
 fn assign() -> impl Strategy<Value = Assign> {
@@ -131,7 +149,7 @@ fn vm() -> impl Strategy<Value = Vm> {
     ];
     let boot = (path(), option::of(path()), parsed("(?s).{0,60}"))
         .prop_map(|(kernel, initrd, cmdline)| Boot { kernel, initrd, cmdline });
-    let disks = prop::collection::vec(disk(), 0..4);
+    let disks = prop::collection::vec(shown(), 0..4);
     let assigned = prop::collection::vec(assign(), 0..4);
     let lists = (disks, assigned).prop_filter_map("repeated", |(disks, assigned)| {
         let both = |disk: &Disk| match &disk.source {

@@ -421,8 +421,47 @@ pub struct DiskError {
 /// `GET /v1/stats`: what went through the VM's disks since it began.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Stats {
-    /// Its disks.
+    /// Its disks, and the discs that are in its CD drives.
     pub disks: Vec<Disk>,
+    /// Its CD drives.
+    #[serde(default)]
+    pub drives: Vec<Drive>,
+}
+
+/// A CD drive.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Drive {
+    /// Its name: `cd0` for the first that the VM's description has, and so on.
+    pub name: String,
+    /// What is in it, a disk of these statistics by name; none if it is empty.
+    pub disc: Option<String>,
+    /// What was taken out just now and is still open, for a request of the guest is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<String>,
+}
+
+/// The body of `POST /v1/insert`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Insert {
+    /// The drive: its name, or what is in it.
+    pub drive: String,
+    /// What is to be in it: the absolute path of a file or block device.
+    pub disc: String,
+    /// Take what is there even if the guest has locked the tray.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The body of `POST /v1/eject`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Eject {
+    /// The drive: its name, or what is in it.
+    pub drive: String,
+    /// Take what is there even if the guest has locked the tray.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// A disk's counters.

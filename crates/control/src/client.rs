@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use config::VmName;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::{Dma, Done, Events, Failed, Info, Memory, Stats};
+use crate::api::{Dma, Done, Drive, Eject, Events, Failed, Info, Insert, Memory, Stats};
 use crate::folder::Folder;
 use crate::http;
 use crate::unix;
@@ -139,7 +140,7 @@ impl Client {
     pub fn memory_fds(&mut self) -> Result<(Memory, Vec<OwnedFd>), ClientError> {
         let what = "GET /v1/memory/fds";
         let mut fds = Vec::new();
-        let memory: Memory = self.ask(what, PATIENCE, &mut fds)?;
+        let memory: Memory = self.ask(what, b"", PATIENCE, &mut fds)?;
         if memory.segments.len() == fds.len() {
             return Ok((memory, fds));
         }
@@ -150,7 +151,8 @@ impl Client {
     /// Events after this number; if there are none, the first that come within `wait` (seconds count).
     pub fn events(&mut self, after: u64, wait: Duration) -> Result<Events, ClientError> {
         let seconds = wait.as_secs();
-        self.ask(&format!("GET /v1/events?after={after}&wait={seconds}"), wait + PATIENCE, &mut Vec::new())
+        let what = format!("GET /v1/events?after={after}&wait={seconds}");
+        self.ask(&what, b"", wait + PATIENCE, &mut Vec::new())
     }
 
     /// What went through its disks.
@@ -168,6 +170,16 @@ impl Client {
         self.post("/v1/resume")
     }
 
+    /// Puts a disc into one of its CD drives.
+    pub fn insert(&mut self, insert: &Insert) -> Result<Drive, ClientError> {
+        self.post_with("/v1/insert", insert)
+    }
+
+    /// Takes out what is in one of its CD drives.
+    pub fn eject(&mut self, eject: &Eject) -> Result<Drive, ClientError> {
+        self.post_with("/v1/eject", eject)
+    }
+
     /// Presses its power button.
     pub fn press_power_button(&mut self) -> Result<Done, ClientError> {
         self.post("/v1/power")
@@ -179,21 +191,31 @@ impl Client {
     }
 
     fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
-        self.ask(&format!("GET {path}"), PATIENCE, &mut Vec::new())
+        self.ask(&format!("GET {path}"), b"", PATIENCE, &mut Vec::new())
     }
 
     fn post<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
-        self.ask(&format!("POST {path}"), PATIENCE, &mut Vec::new())
+        self.ask(&format!("POST {path}"), b"", PATIENCE, &mut Vec::new())
+    }
+
+    fn post_with<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).expect("types of the API are JSON by construction");
+        self.ask(&format!("POST {path}"), &body, PATIENCE, &mut Vec::new())
     }
 
     /// Asks, and reads the whole answer.
     fn ask<T: DeserializeOwned>(
         &mut self,
         what: &str,
+        body: &[u8],
         patience: Duration,
         fds: &mut Vec<OwnedFd>,
     ) -> Result<T, ClientError> {
-        let (status, body) = self.exchange(what, patience, fds)?;
+        let (status, body) = self.exchange(what, body, patience, fds)?;
         let strange = |why: serde_json::Error| ClientError::Strange {
             name: self.name.clone(),
             what: what.to_owned(),
@@ -209,12 +231,14 @@ impl Client {
     fn exchange(
         &mut self,
         what: &str,
+        body: &[u8],
         patience: Duration,
         fds: &mut Vec<OwnedFd>,
     ) -> Result<(u16, Vec<u8>), ClientError> {
         let until = Instant::now() + patience;
         // An error in sending may be the end of a peer that said why before: its answer is looked for all the same.
-        let sent = self.stream.write_all(format!("{what} HTTP/1.1\r\nHost: vm\r\n\r\n").as_bytes());
+        let head = format!("{what} HTTP/1.1\r\nHost: vm\r\nContent-Length: {}\r\n\r\n", body.len());
+        let sent = self.stream.write_all(&[head.as_bytes(), body].concat());
         let (mut bytes, mut buffer) = (Vec::new(), [0; 16 << 10]);
         loop {
             let head = http::parse_answer(&bytes).map_err(|bad| self.strange(what, bad.to_string()))?;

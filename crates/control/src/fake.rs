@@ -7,11 +7,12 @@ use dma::fake::FakeIommu;
 use dma::{Domain, Kind, OwnMemory, P2pWish};
 use memory::{Gpa, GpaRange, MemoryMap, Ram};
 
-use crate::api::{EventKind, Info, State, VERSION};
+use crate::api::{Drive, Eject, EventKind, Info, Insert, State, VERSION};
 use crate::journal::Journal;
 use crate::source::{Refused, Source};
 
-/// 1 MiB of RAM at 0 and 512 KiB at 2 MiB; a guest and a host domain, and a driver's queues in the latter; a disk.
+/// 1 MiB of RAM at 0 and 512 KiB at 2 MiB; a guest and a host domain, and a driver's queues in the latter; a disk,
+/// and a CD drive whose tray is locked while a disc is in it.
 pub struct FakeVm {
     name: String,
     map: Arc<MemoryMap>,
@@ -19,6 +20,7 @@ pub struct FakeVm {
     _queues: OwnMemory,
     journal: Arc<Journal>,
     state: Mutex<State>,
+    disc: Mutex<Option<String>>,
 }
 
 impl FakeVm {
@@ -40,7 +42,23 @@ impl FakeVm {
             _queues: queues,
             journal: Arc::new(Journal::new()),
             state: Mutex::new(State::Running),
+            disc: Mutex::new(Some("/images/a.iso".to_owned())),
         }
+    }
+
+    /// Its drive, whose tray the guest has locked while a disc is in it.
+    fn change_disc(&self, drive: &str, force: bool, disc: Option<&str>) -> Result<Drive, Refused> {
+        let mut now = self.disc.lock().expect("no code panics with this lock held");
+        if drive != "cd0" && now.as_deref() != Some(drive) {
+            return Err(Refused(format!("there is no CD drive {drive}. There is: cd0")));
+        }
+        if now.is_some() && !force {
+            return Err(Refused(
+                "the guest has locked the tray. Take the disc by force (--force)".to_owned(),
+            ));
+        }
+        *now = disc.map(str::to_owned);
+        Ok(Drive { name: "cd0".to_owned(), disc: now.clone(), leaving: None })
     }
 
     fn become_state(&self, state: State, text: &str) -> Result<State, Refused> {
@@ -82,6 +100,19 @@ impl Source for FakeVm {
     fn disks(&self) -> Vec<Reading> {
         let counters = Counters { reads: 7, bytes_read: 28672, bytes_direct: 28672, ..Counters::default() };
         vec![Reading { name: "/dev/sda".to_owned(), counters, waiting: None }]
+    }
+
+    fn drives(&self) -> Vec<Drive> {
+        let disc = self.disc.lock().expect("no code panics with this lock held").clone();
+        vec![Drive { name: "cd0".to_owned(), disc, leaving: None }]
+    }
+
+    fn insert(&self, insert: &Insert) -> Result<Drive, Refused> {
+        self.change_disc(&insert.drive, insert.force, Some(&insert.disc))
+    }
+
+    fn eject(&self, eject: &Eject) -> Result<Drive, Refused> {
+        self.change_disc(&eject.drive, eject.force, None)
     }
 
     fn pause(&self) -> Result<State, Refused> {

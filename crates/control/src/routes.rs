@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use memory::{MemoryMap, Ram};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::api::{Done, Events, Failed, State};
+use crate::api::{Done, Drive, Events, Failed, State, Stats};
 use crate::http::{Method, Request};
 use crate::source::{Refused, Source};
 use crate::unix::MAX_FDS;
@@ -41,7 +42,7 @@ impl Reply {
 }
 
 /// The paths there are, with the one method of each.
-const PATHS: [(&str, Method); 10] = [
+const PATHS: [(&str, Method); 12] = [
     ("/v1", Method::Get),
     ("/v1/dma", Method::Get),
     ("/v1/memory", Method::Get),
@@ -50,6 +51,8 @@ const PATHS: [(&str, Method); 10] = [
     ("/v1/stats", Method::Get),
     ("/v1/pause", Method::Post),
     ("/v1/resume", Method::Post),
+    ("/v1/insert", Method::Post),
+    ("/v1/eject", Method::Post),
     ("/v1/power", Method::Post),
     ("/v1/stop", Method::Post),
 ];
@@ -72,7 +75,8 @@ pub(crate) fn answer(source: &dyn Source, request: &Request, is_gone: impl Fn() 
         let reply = Reply::error(405, format!("{path} can {what}. Use the method {allow}"));
         return Some(Reply { allow: Some(allow), ..reply });
     }
-    if !matches!(request.body.trim_ascii(), b"" | b"{}") {
+    let has_a_body = matches!(path, "/v1/insert" | "/v1/eject");
+    if !has_a_body && !matches!(request.body.trim_ascii(), b"" | b"{}") {
         return Some(Reply::error(400, format!("{path} takes no body. Send none, or {{}}")));
     }
     let query = match Query::of(request) {
@@ -89,12 +93,35 @@ pub(crate) fn answer(source: &dyn Source, request: &Request, is_gone: impl Fn() 
         "/v1/memory" => with_map(source, |map| Reply::json(200, &view::memory(map))),
         "/v1/memory/fds" => with_map(source, fds),
         "/v1/events" => Reply::json(200, &events(source, query, is_gone)?),
-        "/v1/stats" => Reply::json(200, &view::stats(&source.disks())),
+        "/v1/stats" => {
+            let (disks, drives) = (view::disks(&source.disks()), source.drives());
+            Reply::json(200, &Stats { disks, drives })
+        }
+        "/v1/insert" => with_body(request, |insert| source.insert(&insert)),
+        "/v1/eject" => with_body(request, |eject| source.eject(&eject)),
         "/v1/pause" => done(200, source.pause()),
         "/v1/resume" => done(200, source.resume()),
         "/v1/power" => done(202, source.press_power_button()),
         _ => done(202, source.stop()),
     })
+}
+
+/// Changes a drive as the body says.
+fn with_body<T: DeserializeOwned>(
+    request: &Request,
+    change: impl FnOnce(T) -> Result<Drive, Refused>,
+) -> Reply {
+    match serde_json::from_slice(&request.body).map(change) {
+        Ok(Ok(drive)) => Reply::json(200, &drive),
+        Ok(Err(Refused(why))) => Reply::error(409, why),
+        Err(wrong) => {
+            let like = "{\"drive\":\"cd0\",\"force\":false}, and for /v1/insert \"disc\":\"/a/path\"";
+            Reply::error(
+                400,
+                format!("{} cannot take this body: {wrong}. Send JSON like {like}", request.path),
+            )
+        }
+    }
 }
 
 fn done(status: u16, result: Result<State, Refused>) -> Reply {

@@ -6,7 +6,7 @@ use disk::Reading;
 use dma::Domain;
 use memory::MemoryMap;
 
-use crate::api::{Info, State};
+use crate::api::{Drive, Eject, Info, Insert, State};
 use crate::journal::Journal;
 
 /// A VM that did not do what it was asked: why, in a sentence with a hint.
@@ -31,6 +31,16 @@ pub trait Source: Send + Sync {
 
     /// Its disks, with what went through them since it began and what waits.
     fn disks(&self) -> Vec<Reading>;
+
+    /// Its CD drives, with what is in them.
+    fn drives(&self) -> Vec<Drive>;
+
+    /// Puts a disc into a CD drive, in the place of what is there. It opens a file first, and returns when the one that
+    /// was there is closed, or after some seconds.
+    fn insert(&self, insert: &Insert) -> Result<Drive, Refused>;
+
+    /// Takes out what is in a CD drive, in the same way. Nothing, if it is empty.
+    fn eject(&self, eject: &Eject) -> Result<Drive, Refused>;
 
     /// Has the vCPUs stand still. Paused already, it does nothing.
     fn pause(&self) -> Result<State, Refused>;

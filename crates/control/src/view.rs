@@ -146,8 +146,8 @@ pub fn fault(event: &fault::Event) -> api::Fault {
 }
 
 /// Disks by name, with their counters.
-pub fn stats(disks: &[Reading]) -> api::Stats {
-    api::Stats { disks: disks.iter().map(disk).collect() }
+pub fn disks(disks: &[Reading]) -> Vec<api::Disk> {
+    disks.iter().map(disk).collect()
 }
 
 fn disk(Reading { name, counters, waiting }: &Reading) -> api::Disk {
@@ -284,9 +284,9 @@ mod tests {
         assert_eq!(serde_json::to_string(&disk_error(&failure)).unwrap(), wanted);
         let waiting = Some(disk::Waiting { count: 3, first: failure });
         let shown =
-            stats(&[Reading { name: "/dev/sda".to_owned(), counters: disk::Counters::default(), waiting }]);
-        assert_eq!(shown.disks[0].held, 3);
-        assert!(shown.disks[0].held_since.as_ref().unwrap().contains("no space left"));
+            disks(&[Reading { name: "/dev/sda".to_owned(), counters: disk::Counters::default(), waiting }]);
+        assert_eq!(shown[0].held, 3);
+        assert!(shown[0].held_since.as_ref().unwrap().contains("no space left"));
     }
 
     #[test]

@@ -72,6 +72,12 @@ impl Tally {
         sum
     }
 
+    /// Whether a queue of the disk still counts: one that was prepared and has not been dropped.
+    pub fn in_use(&self) -> bool {
+        let all = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().any(|counters| Arc::strong_count(counters) > 1)
+    }
+
     /// The disk once it has been closed: nothing waits.
     pub fn read(&self) -> Reading {
         Reading { name: self.name.to_string(), counters: self.counters(), waiting: None }

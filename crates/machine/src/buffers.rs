@@ -110,13 +110,7 @@ mod tests {
         std::fs::write(&path, vec![0; 1 << 20]).unwrap();
         let path = path.to_str().unwrap().parse().unwrap();
         let file = config::FileDisk { buffers, ..config::FileDisk::new(path) };
-        let disk = config::Disk {
-            source: DiskSource::File(file),
-            model: config::DiskModel::default(),
-            writes: config::Writes::Kept,
-            serial: None,
-            on_error: None,
-        };
+        let disk = config::Disk::new(DiskSource::File(file));
         match crate::disks::check(&disk, config::Cpus::default()).unwrap() {
             crate::disks::CheckedDisk::Open(open) => open,
             crate::disks::CheckedDisk::Driven(_) => panic!("a file needs no driver"),

@@ -48,8 +48,10 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
         hypervisor.check_cpus(count)?;
         Ok(hypervisor)
     }));
-    let disks: Vec<CheckedDisk> =
-        config.disks.iter().filter_map(|disk| findings.keep(disks::check(disk, config.cpus))).collect();
+    let disks: Vec<CheckedDisk> = disks::settled(&config.disks)
+        .iter()
+        .filter_map(|disk| findings.keep(disks::check(disk, config.cpus)))
+        .collect();
     let host = Host::here();
     let (plans, wrong) = plan::domains(config);
     findings.0.extend(wrong);

@@ -39,6 +39,8 @@ pub enum Event {
     Pause(String),
     /// Somebody wants it to run on.
     Resume,
+    /// Somebody changed the disc in a drive, in a sentence.
+    DiscChanged(String),
     /// Somebody wants the VM to end now.
     Stop,
 }
@@ -126,6 +128,7 @@ impl Inbox {
                 | Event::Disk(_)
                 | Event::PressPowerButton
                 | Event::Pause(_)
+                | Event::DiscChanged(_)
                 | Event::Resume) => events.send(later),
             }
         }
@@ -164,6 +167,7 @@ impl Inbox {
                 Event::Trouble(what) => self.tell(&what),
                 Event::Fault(fault) => self.fault(fault),
                 Event::Disk(failure) => self.disk(failure),
+                Event::DiscChanged(what) => self.life(Life::DiscChanged(what)),
                 _ => {}
             }
         }

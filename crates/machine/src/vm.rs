@@ -1,6 +1,7 @@
 //! The life of a VM.
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Weak};
@@ -11,7 +12,7 @@ use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platfo
 use config::OnFault;
 use devices::{Power, PowerRequest, SerialPort};
 use disk::nvme::NvmeController;
-use disk::{Answer, Disk, Failure, Failures, Reading, Tally};
+use disk::{Answer, Failure, Failures, Reading, Tally};
 use dma::Domain;
 use dma::fault::{self, Watch};
 use host::Host;
@@ -26,7 +27,7 @@ use crate::check::{check, give_back_leftovers};
 use crate::chips::Chips;
 use crate::console::Console;
 use crate::cpus::{Cpus, End};
-use crate::disks::Disks;
+use crate::disks::{Disks, DisksOutside, DriveError, DriveReading, TrayLock};
 use crate::error::StartError;
 use crate::events::{Event, Events, Inbox};
 use crate::failures;
@@ -67,7 +68,7 @@ pub struct Control {
     phases: Arc<Phases>,
     domains: Vec<Weak<Domain>>,
     map: Weak<MemoryMap>,
-    disks: Vec<Weak<Disk>>,
+    disks: DisksOutside,
 }
 
 /// How long a VM may take to stand still, or to run on, before whoever asked is told that it has not yet.
@@ -112,7 +113,23 @@ impl Control {
 
     /// Its disks, with what went through them so far and what waits.
     pub fn disks(&self) -> Vec<Reading> {
-        self.disks.iter().filter_map(Weak::upgrade).map(|disk| disk.read()).collect()
+        self.disks.read()
+    }
+
+    /// Its CD drives, with what is in them.
+    pub fn drives(&self) -> Vec<DriveReading> {
+        self.disks.drives()
+    }
+
+    /// Puts a file or device of this host into the CD drive that is called so, or has a disc called so in it, in the
+    /// place of what is there. Returns when that is closed, or after some seconds.
+    pub fn insert_disc(&self, drive: &str, path: &Path, tray: TrayLock) -> Result<DriveReading, DriveError> {
+        self.disks.drive(drive)?.insert(path, tray)
+    }
+
+    /// Takes out what is in a CD drive, in the same way. Nothing, if it is empty.
+    pub fn eject_disc(&self, drive: &str, tray: TrayLock) -> Result<DriveReading, DriveError> {
+        self.disks.drive(drive)?.eject(tray)
     }
 
     /// Ends the VM now, whatever the guest does.
@@ -171,7 +188,7 @@ impl Stopped {
     /// Takes the VM apart and gives its devices back.
     pub fn dismantle(self) -> Ended {
         // Not the disks themselves: they go while their devices are given back.
-        let tallies: Vec<Tally> = self.vm.disks.iter().map(|disk| disk.tally().clone()).collect();
+        let tallies = self.vm.disks.tallies();
         let outcome = self.vm.dismantle(self.outcome);
         // Only now has every queue ended and counted its last request.
         let disks = tallies.iter().map(Tally::read).collect();
@@ -244,7 +261,7 @@ impl Vm {
             phases: self.phases.clone(),
             domains: domains.iter().map(Arc::downgrade).collect(),
             map: Arc::downgrade(&self.map),
-            disks: self.disks.iter().map(Arc::downgrade).collect(),
+            disks: self.disks.outside(),
         }
     }
 
@@ -279,10 +296,10 @@ impl Vm {
     /// Serves events until one of them is the end.
     fn attend(&mut self) -> Outcome {
         loop {
-            let event = match self.inbox.next(failures::due(&self.disks)) {
+            let event = match self.inbox.next(failures::due(&self.disks.now())) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => {
-                    failures::tell_due(&self.disks);
+                    failures::tell_due(&self.disks.now());
                     continue;
                 }
                 // The board holds a sender, so there is always another event.
@@ -305,6 +322,7 @@ impl Vm {
                 Event::PressPowerButton => self.power.press_button(),
                 Event::Pause(why) => self.pause(why),
                 Event::Resume => self.resume(),
+                Event::DiscChanged(what) => self.inbox.life(Life::DiscChanged(what)),
                 Event::Disk(failure) => self.disk_failed(failure),
                 Event::Fault(fault) => {
                     if let Err(outcome) = self.answer(&fault) {
@@ -331,7 +349,7 @@ impl Vm {
 
     /// The VM runs on, unless a request of a disk fails again for which it stood still.
     fn resume(&mut self) {
-        if self.phases.now() != Phase::Paused || failures::retry(&self.disks).is_some() {
+        if self.phases.now() != Phase::Paused || failures::retry(&self.disks.now()).is_some() {
             return;
         }
         self.policies.runs_on(Instant::now());
@@ -342,7 +360,7 @@ impl Vm {
     /// Tells of a request that failed; if it is held, the VM stands still.
     fn disk_failed(&mut self, failure: Failure) {
         // What was held may have ended since, with a reset.
-        let stands_still = failure.answer == Answer::Held && failures::waiting(&self.disks).is_some();
+        let stands_still = failure.answer == Answer::Held && failures::waiting(&self.disks.now()).is_some();
         let why = failures::why(&failure);
         self.inbox.disk(failure);
         if stands_still {
@@ -388,9 +406,9 @@ impl Vm {
         if self.inbox.forget_guest(&self.board.events) {
             return Err(Outcome::Stopped);
         }
-        failures::give_up(&self.disks);
+        failures::give_up(&self.disks.now());
         let errors = self.board.bus.reset();
-        failures::hold_again(&self.disks);
+        failures::hold_again(&self.disks.now());
         if !errors.is_empty() {
             let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
             return Err(Outcome::Failed(all.join("\n")));
@@ -427,14 +445,15 @@ impl Vm {
             ..
         } = self;
         drop((alarms, cpus));
-        failures::give_up(&disks);
-        let failures: Vec<Arc<Failures>> = disks.iter().map(|disk| disk.failures().clone()).collect();
+        let now = disks.now();
+        failures::give_up(&now);
+        let failures: Vec<Arc<Failures>> = now.iter().map(|disk| disk.failures().clone()).collect();
         let mut troubles = Vec::new();
         for device in &assigned {
             troubles.extend(device.shut_down().err().map(|error| error.to_string()));
         }
         // The last holders of functions, and so of queues and of device files, go here.
-        drop((assigned, board, disks));
+        drop((assigned, board, disks, now));
         // With no queue left; nothing of theirs may stay open when they are given back.
         for controller in controllers {
             troubles.extend(controller.shut_down().err().map(|error| error.to_string()));

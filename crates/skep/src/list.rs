@@ -3,11 +3,13 @@
 use std::io::Write;
 
 use clap::Args;
-use control::api::Info;
-use control::{Client, Folder};
+use control::api::{Drive, Info};
+use control::{Client, ClientError, Folder};
+use serde::Serialize;
 
 use crate::ask::{self, Failure};
 use crate::report;
+use crate::stats;
 use crate::table::{Side, Table, plain};
 
 /// What follows `skep list`.
@@ -34,12 +36,33 @@ pub fn run(arguments: &Arguments, output: &mut impl Write) -> Result<(), Failure
     Ok(output.write_all(text.as_bytes())?)
 }
 
+/// A VM that runs.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    info: Info,
+    /// Its CD drives. It has none any more while it is being taken apart.
+    drives: Vec<Drive>,
+}
+
+impl Listed {
+    fn of(client: &mut Client) -> Result<Listed, ClientError> {
+        let info = client.info()?;
+        let drives = match client.stats() {
+            Ok(stats) => stats.drives,
+            Err(ClientError::Refused { .. }) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        Ok(Listed { info, drives })
+    }
+}
+
 /// What each VM says about itself. Sockets that killed VMs left are passed over; what else is in the way is said.
-fn vms(folder: &Folder) -> Result<Vec<Info>, Failure> {
+fn vms(folder: &Folder) -> Result<Vec<Listed>, Failure> {
     let mut vms = Vec::new();
     for name in folder.names()? {
-        match Client::connect(folder, &name).and_then(|mut client| client.info()) {
-            Ok(info) => vms.push(info),
+        match Client::connect(folder, &name).and_then(|mut client| Listed::of(&mut client)) {
+            Ok(vm) => vms.push(vm),
             Err(error) if error.is_gone() => {}
             Err(error) => report::error(error),
         }
@@ -47,7 +70,7 @@ fn vms(folder: &Folder) -> Result<Vec<Info>, Failure> {
     Ok(vms)
 }
 
-fn table(vms: &[Info]) -> String {
+fn table(vms: &[Listed]) -> String {
     if vms.is_empty() {
         return "No VM runs.\n".to_owned();
     }
@@ -59,14 +82,17 @@ fn table(vms: &[Info]) -> String {
         ("SKEP", Side::Left),
     ]);
     for vm in vms {
-        let Info { name, state, pid, since, version, .. } = vm;
+        let Info { name, state, pid, since, version, .. } = &vm.info;
         table.row([name.clone(), state.to_string(), pid.to_string(), since.clone(), version.clone()]);
     }
     // Whole sentences find no place in a column.
     let mut text = table.to_string();
-    for Info { name, reason, .. } in vms {
+    for Listed { info: Info { name, reason, .. }, drives } in vms {
         if let Some(reason) = reason {
             text.push_str(&format!("{name} is paused: {}.\n", plain(reason)));
+        }
+        for line in stats::drives(drives).lines() {
+            text.push_str(&format!("{name}: {line}\n"));
         }
     }
     text
@@ -97,14 +123,17 @@ mod tests {
         assert_eq!(lines[0], ["NAME", "STATE", "PROCESS", "SINCE", "SKEP"]);
         let pid = pid.to_string();
         assert_eq!(lines[1], ["db", "running", &pid, "2026-11-22T20:30:55.000Z", version]);
-        assert_eq!((lines[2][0], lines.len()), ("web", 3));
+        assert_eq!((lines[2][0], lines.len()), ("web", 5));
+        assert!(text.ends_with("\nweb: CD drive cd0 holds /images/a.iso.\n"), "{text}");
     }
 
     #[test]
     fn a_vm_that_stands_still_is_listed_with_the_reason() {
         let info = FakeVm::new("web").info();
-        let paused = Info { state: State::Paused, reason: Some("disk a: no space".to_owned()), ..info };
-        assert!(table(&[paused]).ends_with("\nweb is paused: disk a: no space.\n"));
+        let info = Info { state: State::Paused, reason: Some("disk a: no space".to_owned()), ..info };
+        assert!(
+            table(&[Listed { info, drives: Vec::new() }]).ends_with("\nweb is paused: disk a: no space.\n")
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use exit::Exit;
 
 mod ask;
+mod cd;
 mod console;
 mod disks;
 mod dma;
@@ -56,6 +57,8 @@ enum Command {
     Events(events::Arguments),
     /// Show what went through a VM's disks
     Stats(stats::Arguments),
+    /// Change the disc in a VM's CD drive
+    Cd(cd::Arguments),
     /// Have a VM's vCPUs stand still
     Pause(state::Pause),
     /// Have a paused VM's vCPUs go on, once what its disks failed at was tried again
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
         Command::Memory(arguments) => ask::finish(memory::run(&arguments, &mut stdout())),
         Command::Events(arguments) => ask::finish(events::run(&arguments, &mut stdout())),
         Command::Stats(arguments) => ask::finish(stats::run(&arguments, &mut stdout())),
+        Command::Cd(arguments) => ask::finish(cd::run(&arguments)),
         Command::Pause(arguments) => ask::finish(state::pause(&arguments)),
         Command::Resume(arguments) => ask::finish(state::resume(&arguments)),
         Command::Stop(arguments) => ask::finish(state::stop(&arguments)),

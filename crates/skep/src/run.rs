@@ -67,6 +67,8 @@ struct Flags {
     /// and [,model=virtio-blk|nvme|ahci|ahci-cd][,readonly=on][,queues=N][,serial=...]
     /// [,on-error=report|pause|ignore].
     /// With virtio-blk also [,packed=on][,write-cache=off].
+    /// With nvme, ahci and ahci-cd also [,controller=NAME] (disks of one name share a controller)[,product=...]
+    /// [,firmware=...].
     /// With path also [,format=raw|qcow2|vmdk][,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
     /// [,buffers=registered|plain][,force=on].
     /// A comma within a value is written twice. Any number of disks

@@ -1,12 +1,13 @@
 //! What the control socket of a running VM serves.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use control::api::{Info, State, VERSION};
+use control::api::{Drive, Eject, Info, Insert, State, VERSION};
 use control::{Journal, Refused, Source, rfc3339};
 use dma::Domain;
-use machine::{Control, Phase, Reading};
+use machine::{Control, DriveError, DriveReading, Phase, Reading, TrayLock};
 use memory::MemoryMap;
 
 /// A VM that runs in this process.
@@ -46,6 +47,18 @@ fn reached(wanted: Phase, phase: Phase, what: &str) -> Result<State, Refused> {
     )))
 }
 
+fn drive(DriveReading { name, disc, leaving }: DriveReading) -> Drive {
+    Drive { name, disc, leaving }
+}
+
+fn changed(result: Result<DriveReading, DriveError>) -> Result<Drive, Refused> {
+    result.map(drive).map_err(|why| Refused(why.to_string()))
+}
+
+fn tray(force: bool) -> TrayLock {
+    if force { TrayLock::Overridden } else { TrayLock::Respected }
+}
+
 impl Source for Running {
     fn info(&self) -> Info {
         Info {
@@ -73,6 +86,22 @@ impl Source for Running {
 
     fn disks(&self) -> Vec<Reading> {
         self.control.disks()
+    }
+
+    fn drives(&self) -> Vec<Drive> {
+        self.control.drives().into_iter().map(drive).collect()
+    }
+
+    fn insert(&self, Insert { drive, disc, force }: &Insert) -> Result<Drive, Refused> {
+        let path = Path::new(disc);
+        if !path.is_absolute() {
+            return Err(Refused(format!("{disc:?} is not an absolute path. Write it from / on")));
+        }
+        changed(self.control.insert_disc(drive, path, tray(*force)))
+    }
+
+    fn eject(&self, Eject { drive, force }: &Eject) -> Result<Drive, Refused> {
+        changed(self.control.eject_disc(drive, tray(*force)))
     }
 
     fn pause(&self) -> Result<State, Refused> {

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
-use control::api::{Disk, Stats};
+use control::api::{Disk, Drive, Stats};
 
 use crate::ask::{self, Failure, Whom};
 use crate::table::{Side, Table, bytes, plain};
@@ -68,7 +68,17 @@ fn table(stats: &Stats) -> String {
             ));
         }
     }
+    text.push_str(&drives(&stats.drives));
     text
+}
+
+/// What is in CD drives, a line each.
+pub fn drives(drives: &[Drive]) -> String {
+    let line = |Drive { name, disc, .. }: &Drive| match disc {
+        Some(disc) => format!("CD drive {name} holds {}.\n", plain(disc)),
+        None => format!("CD drive {name} is empty.\n"),
+    };
+    drives.iter().map(line).collect()
 }
 
 /// How much was copied, and why.
@@ -104,12 +114,20 @@ mod tests {
         };
         let held_since = Some("disk b: flush failed: why".to_owned());
         let quiet = Disk { name: "b".into(), held: 2, held_since, ..Disk::default() };
-        let text = table(&Stats { disks: vec![disk, quiet] });
+        let drive = |name: &str, disc: Option<&str>| Drive {
+            name: name.into(),
+            disc: disc.map(str::to_owned),
+            leaving: None,
+        };
+        let drives = vec![drive("cd0", Some("b")), drive("cd1", None)];
+        let text = table(&Stats { disks: vec![disk, quiet], drives });
         let wanted = "\
 DISK      READS  WRITES  FLUSHES  DISCARDS  ERRORS  IGNORED  HELD   READ  WRITTEN   DIRECT  COPIED
 /dev/sda     12       0        0         0       0        0     0  3 MiB      0 B  2.9 MiB  1 KiB (alignment), 512 B (page cache)
 b             0       0        0         0       0        0     2    0 B      0 B      0 B  none
 2 held, to be tried again by `skep resume`: disk b: flush failed: why.
+CD drive cd0 holds b.
+CD drive cd1 is empty.
 ";
         assert_eq!(text, wanted);
     }

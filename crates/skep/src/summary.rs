@@ -13,7 +13,7 @@ pub fn json(ended: &Ended) -> String {
         Outcome::Crashed(reason) => ("crashed", Some(reason)),
         Outcome::Failed(reason) => ("failed", Some(reason)),
     };
-    let disks = view::stats(&ended.disks).disks;
+    let disks = view::disks(&ended.disks);
     format!("{:#}\n", json!({ "outcome": outcome, "reason": reason, "disks": disks }))
 }
 

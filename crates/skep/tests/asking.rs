@@ -55,6 +55,13 @@ fn a_running_vm_answers_every_command() {
     assert!(table.starts_with("guest: devices assigned to the guest, by fake\n"), "{table}");
     assert!(!table.contains('\x1b'), "no colours off a terminal");
     assert!(world.ask("stats web").contains("/dev/sda      7"));
+    let output = world.skep("cd web cd0 insert b.iso");
+    assert_eq!((output.status.code(), stderr(&output).contains("--force")), (Some(4), true));
+    world.ask("cd web cd0 eject --force");
+    assert!(world.ask("list").ends_with("web: CD drive cd0 is empty.\n"));
+    world.ask("cd web cd0 insert b.iso");
+    let here = std::path::absolute("b.iso").unwrap();
+    assert!(world.ask("stats web").ends_with(&format!("CD drive cd0 holds {}.\n", here.display())));
     world.ask("pause web");
     assert!(world.ask("list").contains("paused"));
     world.ask("resume web");
@@ -106,8 +113,9 @@ fn a_vm_that_does_not_run_is_said_to_and_what_it_left_harms_nobody() {
         if stale {
             drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
         }
-        for command in ["dma", "events", "stats", "pause", "resume", "stop"] {
-            let output = world.skep(&format!("{command} web"));
+        for command in ["dma", "events", "stats", "pause", "resume", "stop", "cd"] {
+            let more = if command == "cd" { " cd0 eject" } else { "" };
+            let output = world.skep(&format!("{command} web{more}"));
             assert_eq!(output.status.code(), Some(1), "{command}");
             let text = stderr(&output);
             assert!(text.starts_with("skep: no VM called web runs: "), "{text}");

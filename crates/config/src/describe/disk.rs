@@ -9,9 +9,11 @@ use crate::model::{
 use crate::source::Table;
 use crate::values::address::PciAddress;
 use crate::values::count::{LogicalBlock, Namespace, Queues};
+use crate::values::name::ControllerName;
 use crate::values::nbd::NbdAddress;
 use crate::values::path::HostPath;
 use crate::values::size::DiskSize;
+use crate::values::text::{Firmware, Product};
 
 const NO_SOURCE: &str = "Say what holds its data, as in path=/dev/sda (or nvme=0000:03:00.0, a controller that skep \
                          drives itself; nbd=nbd://HOST/EXPORT, a disk on a server; ram=1G, memory of this host).";
@@ -21,10 +23,13 @@ pub(super) fn disk(table: &Table, findings: &mut Vec<Finding>) -> Option<Disk> {
     let mut keys = Keys::of(table, DISK, findings);
     let source = source(&mut keys);
     let model = model(&mut keys);
+    let shown = Shown::read(&mut keys, model);
     let writes = writes(&mut keys, model);
     let serial = keys.get("serial").value();
     let on_error = keys.get("on-error").value();
-    let disk = Disk { source: source?, model: model?, writes, serial, on_error };
+    let Shown { controller, product, firmware } = shown;
+    let (source, model) = (source?, model?);
+    let disk = Disk { source, model, controller, writes, serial, product, firmware, on_error };
     contradictions(&disk, &mut keys);
     Some(disk)
 }
@@ -147,6 +152,34 @@ fn model(keys: &mut Keys<'_>) -> Option<DiskModel> {
         }
     }
     Some(model)
+}
+
+/// What the guest sees of models other than virtio-blk, which has none of it.
+struct Shown {
+    controller: Option<ControllerName>,
+    product: Option<Product>,
+    firmware: Option<Firmware>,
+}
+
+impl Shown {
+    fn read(keys: &mut Keys<'_>, model: Option<DiskModel>) -> Shown {
+        let controller: Given<ControllerName> = keys.get("controller");
+        let product: Given<Product> = keys.get("product");
+        let firmware: Given<Firmware> = keys.get("firmware");
+        if let Some(DiskModel::VirtioBlk { .. }) = model {
+            let given = [
+                ("controller", controller.place()),
+                ("product", product.place()),
+                ("firmware", firmware.place()),
+            ];
+            for (key, place) in given {
+                if let Some(place) = place {
+                    keys.found(&place, Problem::NotWith { key, with: "model=virtio-blk" });
+                }
+            }
+        }
+        Shown { controller: controller.value(), product: product.value(), firmware: firmware.value() }
+    }
 }
 
 /// What becomes of the guest's writes; to a disc in a CD drive there are none.

@@ -125,12 +125,15 @@ pub(super) const DISK: &[&str] = &[
     "namespace",
     "poll",
     "model",
+    "controller",
     "queues",
     "packed",
     "write-cache",
     "readonly",
     "snapshot",
     "serial",
+    "product",
+    "firmware",
     "on-error",
 ];
 /// The keys of an assigned device.

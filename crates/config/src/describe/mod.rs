@@ -1,6 +1,7 @@
 //! From what was written to a VM: which keys there are, what their values mean, and how a file and flags are
 //! put together.
 
+mod controllers;
 mod disk;
 mod key;
 mod read;
@@ -172,6 +173,7 @@ impl Parts {
             findings.push(Finding { place: Place::Nowhere, problem });
         }
         assigned_and_disk(&self.assigned, &self.disks, findings);
+        controllers::check(&self.disks, findings);
         let memory = self.memory.value().unwrap_or_default();
         let hugepages = pages(self.hugepages, memory, findings);
         let host_domain = host_domain(self.host_domain, self.i_know, findings);

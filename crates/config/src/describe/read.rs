@@ -10,11 +10,11 @@ use crate::source::Value;
 use crate::values::Invalid;
 use crate::values::address::PciAddress;
 use crate::values::count::{Cpus, LogicalBlock, Namespace, NodeId, Queues};
-use crate::values::name::{DomainName, VmName};
+use crate::values::name::{ControllerName, DomainName, VmName};
 use crate::values::nbd::NbdAddress;
 use crate::values::path::HostPath;
 use crate::values::size::{ByteSize, DiskSize, MemorySize};
-use crate::values::text::{Cmdline, Serial};
+use crate::values::text::{Cmdline, Firmware, Product, Serial};
 
 /// What a single value can mean.
 pub(super) trait Read: Sized {
@@ -56,6 +56,9 @@ read_text! {
     OnFault: "text in quotes: report, pause, reset or stop",
     HugePages: "text in quotes: 2M or 1G",
     Serial: "text in quotes",
+    Product: "text in quotes",
+    Firmware: "text in quotes",
+    ControllerName: "text in quotes",
 }
 
 /// Types that are words, of which `on` and `off` may also be written as true and false.

@@ -4,7 +4,8 @@ use super::distinct::Identified;
 use super::source::DiskSource;
 use super::words::words;
 use crate::values::count::Queues;
-use crate::values::text::Serial;
+use crate::values::name::ControllerName;
+use crate::values::text::{Firmware, Product, Serial};
 
 /// A disk of the guest and what holds its data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,13 +14,36 @@ pub struct Disk {
     pub source: DiskSource,
     /// What the guest sees.
     pub model: DiskModel,
+    /// The controller that it shares with the other disks that name it; `None` for an NVMe controller of its own, or the
+    /// SATA controllers that disks without a name share. A virtio block device has none.
+    pub controller: Option<ControllerName>,
     /// What becomes of the guest's writes.
     pub writes: Writes,
     /// The serial number that the guest sees; `None` for that of the device.
     pub serial: Option<Serial>,
+    /// The model that the guest sees; `None` for that of the device. A virtio block device shows none.
+    pub product: Option<Product>,
+    /// The firmware revision that the guest sees; `None` for skep's version. A virtio block device shows none.
+    pub firmware: Option<Firmware>,
     /// What is done when this host fails a request of the disk; `None` for a pause of the VM when there is no space left
     /// behind the disk, and [`OnError::Report`] for anything else.
     pub on_error: Option<OnError>,
+}
+
+impl Disk {
+    /// A virtio block device that keeps what the guest writes, with nothing else said about it.
+    pub fn new(source: DiskSource) -> Disk {
+        Disk {
+            source,
+            model: DiskModel::default(),
+            controller: None,
+            writes: Writes::default(),
+            serial: None,
+            product: None,
+            firmware: None,
+            on_error: None,
+        }
+    }
 }
 
 words! {
@@ -63,9 +87,10 @@ pub enum DiskModel {
     },
     /// A disk on a SATA controller, which it shares with other such disks, `ahci`.
     Ahci,
-    /// An NVMe controller of its own, with one namespace, `nvme`.
+    /// A namespace of an NVMe controller, `nvme`: the only one, unless the controller has a name
+    /// ([`Disk::controller`]).
     Nvme {
-        /// How many queue pairs it has; `None` for one per vCPU.
+        /// How many queue pairs the controller has; `None` for one per vCPU.
         queues: Option<Queues>,
     },
     /// A disc in a CD drive on a SATA controller, `ahci-cd`.

@@ -125,6 +125,26 @@ pub enum Invalid {
         /// What was written.
         text: String,
     },
+    /// Not a text that a disk can show.
+    #[error("{text:?} cannot be a disk's `{key}`. Write 1 to {max} printable ASCII characters.")]
+    Shown {
+        /// The key: product or firmware.
+        key: &'static str,
+        /// What was written.
+        text: String,
+        /// The longest there can be.
+        max: usize,
+    },
+    /// Not the name of a disk controller.
+    #[error(
+        "{text:?} is not the name of a disk controller. A name has 1 to {} of the characters A-Z a-z 0-9 . _ - and \
+         begins with neither '.' nor '-'.",
+        name::ControllerName::MAX
+    )]
+    Controller {
+        /// What was written.
+        text: String,
+    },
     /// No such word among a few.
     #[error("{text:?} is not {what}. {}Write {}.", meant(text, valid), valid.join(" or "))]
     Word {

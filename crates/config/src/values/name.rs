@@ -1,4 +1,4 @@
-//! Names of VMs and of domains.
+//! Names of VMs, of domains and of disk controllers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -88,6 +88,41 @@ impl fmt::Display for DomainName {
     }
 }
 
+/// The name of a disk controller that several disks share: 1 to 15 of `A-Z a-z 0-9 . _ -`, beginning with neither `.`
+/// nor `-`.
+///
+/// An NVMe controller's serial number is `skep-` and this name unless somebody chooses one, and it has 20 characters for
+/// that: with longer names two controllers could look like one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ControllerName(String);
+
+impl ControllerName {
+    /// The longest name in characters.
+    pub const MAX: usize = 15;
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ControllerName {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<ControllerName, Invalid> {
+        match is_plain(text, ControllerName::MAX) {
+            true => Ok(ControllerName(text.into())),
+            false => Err(Invalid::Controller { text: text.into() }),
+        }
+    }
+}
+
+impl fmt::Display for ControllerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Whether the text can be part of a file name and of a command line anywhere, and is 1 to `max` long.
 fn is_plain(text: &str, max: usize) -> bool {
     let known = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
@@ -106,6 +141,14 @@ mod tests {
         assert_eq!("host".parse::<DomainName>(), Err(Invalid::HostDomain));
         for bad in ["", "-a", ".a", "a b", "a/b", "ä", &"x".repeat(33)] {
             assert!(bad.parse::<DomainName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_controller_has_a_plain_name_that_fits_a_serial_number() {
+        assert_eq!("fast-0".parse::<ControllerName>().unwrap().as_str(), "fast-0");
+        for bad in ["", "-a", "a b", &"x".repeat(16)] {
+            assert_eq!(bad.parse::<ControllerName>(), Err(Invalid::Controller { text: bad.into() }));
         }
     }
 

@@ -66,11 +66,9 @@ impl FromStr for Serial {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Serial, Invalid> {
-        let fits = (1..=Serial::MAX).contains(&text.len());
-        if fits && text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
-            Ok(Serial(text.into()))
-        } else {
-            Err(Invalid::Serial { text: text.into() })
+        match is_shown(text, Serial::MAX) {
+            true => Ok(Serial(text.into())),
+            false => Err(Invalid::Serial { text: text.into() }),
         }
     }
 }
@@ -79,6 +77,75 @@ impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// A disk's model as the guest sees it: 1 to 40 printable ASCII characters (the ATA and NVMe identify data have 40
+/// bytes for it).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Product(String);
+
+impl Product {
+    /// The longest one in characters.
+    pub const MAX: usize = 40;
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Product {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Product, Invalid> {
+        match is_shown(text, Product::MAX) {
+            true => Ok(Product(text.into())),
+            false => Err(Invalid::Shown { key: "product", text: text.into(), max: Product::MAX }),
+        }
+    }
+}
+
+impl fmt::Display for Product {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A disk's firmware revision as the guest sees it: 1 to 8 printable ASCII characters (the ATA and NVMe identify data have 8
+/// bytes for it).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Firmware(String);
+
+impl Firmware {
+    /// The longest one in characters.
+    pub const MAX: usize = 8;
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Firmware {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Firmware, Invalid> {
+        match is_shown(text, Firmware::MAX) {
+            true => Ok(Firmware(text.into())),
+            false => Err(Invalid::Shown { key: "firmware", text: text.into(), max: Firmware::MAX }),
+        }
+    }
+}
+
+impl fmt::Display for Firmware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether identify data of disks can show the text, of which there is 1 to `max` bytes.
+fn is_shown(text: &str, max: usize) -> bool {
+    (1..=max).contains(&text.len()) && text.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
 #[cfg(test)]
@@ -92,6 +159,15 @@ mod tests {
         assert_eq!("x".repeat(2048).parse::<Cmdline>(), Err(Invalid::CmdlineTooLong { len: 2048 }));
         assert_eq!("a\nb".parse::<Cmdline>(), Err(Invalid::CmdlineControl { character: '\n' }));
         assert!("a\0".parse::<Cmdline>().is_err());
+    }
+
+    #[test]
+    fn product_and_firmware_are_as_long_as_identify_data_has_room() {
+        assert_eq!("WDC WD40".parse::<Product>().unwrap().as_str(), "WDC WD40");
+        assert!("x".repeat(40).parse::<Product>().is_ok() && "x".repeat(41).parse::<Product>().is_err());
+        assert!("1.0 beta".parse::<Firmware>().is_ok() && "1.0 gamma".parse::<Firmware>().is_err());
+        let error = "\u{e9}".parse::<Firmware>().unwrap_err().to_string();
+        assert!(error.contains("`firmware`") && error.contains("1 to 8 printable"), "{error}");
     }
 
     #[test]

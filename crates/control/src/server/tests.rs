@@ -9,7 +9,7 @@ use config::VmName;
 use memory::Gpa;
 
 use super::*;
-use crate::api::{EventKind, State};
+use crate::api::{Eject, EventKind, Insert, State};
 use crate::client::{Client, ClientError};
 use crate::fake::FakeVm;
 use crate::folder::Folder;
@@ -79,6 +79,28 @@ fn one_connection_answers_every_question() {
     let refused = client.pause().unwrap_err();
     assert!(matches!(refused, ClientError::Refused { status: 409, .. }), "{refused}");
     assert!(refused.to_string().contains("is ending. Start it again"), "{refused}");
+}
+
+#[test]
+fn a_disc_is_changed_by_a_request_with_a_body() {
+    let vm = running();
+    let mut client = vm.client();
+    let (drive, disc) = ("cd0".to_owned(), "/images/b.iso".to_owned());
+    let refused = client.eject(&Eject { drive: drive.clone(), force: false }).unwrap_err();
+    assert!(refused.to_string().contains("--force"), "{refused}");
+    assert_eq!(client.eject(&Eject { drive: drive.clone(), force: true }).unwrap().disc, None);
+    assert_eq!(client.stats().unwrap().drives[0].disc, None);
+    let changed = client.insert(&Insert { drive, disc: disc.clone(), force: false }).unwrap();
+    assert_eq!(changed.disc.as_deref(), Some("/images/b.iso"));
+    // A drive is also what is in it.
+    assert_eq!(client.eject(&Eject { drive: disc, force: true }).unwrap().name, "cd0");
+    for body in ["", "{}", "{\"drive\":\"cd0\",\"froce\":true}", "[1]", "\u{0}"] {
+        let length = body.len();
+        let head =
+            format!("POST /v1/eject HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        let answer = vm.raw(format!("{head}{body}").as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("Send JSON like"), "{body}: {answer}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod buffer;
 mod cache;
 mod device;
 mod dm;
+mod eject;
 mod order;
 mod pattern;
 mod talk;
@@ -30,6 +31,7 @@ usage:
                                              if the disk shows so; ends with 1 and the first sector that is wrong
   lab-io cache    SOCKET FILE [FLUSHES]      an NBD server: a disk over a file, with a cache that is lost when the
                                              server is killed; after so many flushes it only pretends to flush
+  lab-io eject    DEV                        has a CD drive let its disc go
   lab-io talk     SOCKET                     sends standard input to a Unix socket, and prints what comes back
 Sizes in bytes, or with K, M or G. LEN 0 means up to the end. The memory of fill and check is scattered pages, or one
 whole piece in a huge page (2 MiB; there must be one: /proc/sys/vm/nr_hugepages).";
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         ["ordered", device, run, flushed] => order::check(device, run, flushed),
         ["cache", socket, file] => cache::serve(socket, file, None),
         ["cache", socket, file, flushes] => cache::serve(socket, file, Some(flushes)),
+        ["eject", device] => eject::eject(device),
         ["talk", socket] => talk::talk(socket),
         _ => {
             eprintln!("{USAGE}");

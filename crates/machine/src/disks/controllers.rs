@@ -1,0 +1,248 @@
+//! Controllers, made of the disks that are on them.
+//!
+//! A virtio block device is one disk, and so is an NVMe controller without a name; disks that name the same controller are
+//! its namespaces or ports. SATA disks that name none share controllers, in the order of the description, as many as a
+//! controller has ports.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use config::{ControllerName, DiskModel};
+use devices::ahci::{Ahci, AhciDisk, AhciPort};
+use devices::{Namespace, Nvme, NvmeOptions, VirtioBlk};
+use disk::Disk;
+use pci::{Address, Bus, Function, PciError};
+use virtio::{Report, VirtioPci};
+
+use super::drives::Seat;
+use super::resizes::{Listener, tell_people};
+use super::{Model, OpenDisk, Place};
+use crate::error::StartError;
+
+/// Ports of a SATA controller (AHCI 1.3.1, 3.1.1).
+const PORTS: usize = 32;
+
+/// The disks as they are described, where each namespace of an NVMe controller says what any of them says of the
+/// controller.
+pub fn settled(disks: &[config::Disk]) -> Vec<config::Disk> {
+    disks.iter().map(|disk| with_its_controller(disk, disks)).collect()
+}
+
+fn with_its_controller(disk: &config::Disk, all: &[config::Disk]) -> config::Disk {
+    if disk.controller.is_none() || !matches!(disk.model, DiskModel::Nvme { .. }) {
+        return disk.clone();
+    }
+    let shared = || all.iter().filter(|other| other.controller == disk.controller);
+    config::Disk {
+        model: DiskModel::Nvme { queues: shared().find_map(|other| other.model.queues()) },
+        serial: shared().find_map(|other| other.serial.clone()),
+        product: shared().find_map(|other| other.product.clone()),
+        firmware: shared().find_map(|other| other.firmware.clone()),
+        ..disk.clone()
+    }
+}
+
+/// A function of the bus.
+pub(super) enum Controller {
+    VirtioBlk(Box<VirtioBlk>),
+    Nvme { name: Option<ControllerName>, options: NvmeOptions, disks: Vec<Arc<Disk>> },
+    Ahci { name: Option<ControllerName>, ports: Vec<AhciPort> },
+}
+
+/// The controllers of all disks, in the order of their first ones.
+pub(super) fn controllers(disks: Vec<OpenDisk>) -> Vec<Controller> {
+    let mut controllers: Vec<Controller> = Vec::new();
+    for OpenDisk { disk, model, controller, .. } in disks {
+        match model {
+            Model::VirtioBlk(device) => controllers.push(Controller::VirtioBlk(device)),
+            Model::Nvme(options) => add_namespace(&mut controllers, controller, options, disk),
+            Model::Ahci(port) => add_port(&mut controllers, controller, port),
+        }
+    }
+    controllers
+}
+
+fn add_namespace(
+    controllers: &mut Vec<Controller>,
+    wanted: Option<ControllerName>,
+    options: NvmeOptions,
+    disk: Arc<Disk>,
+) {
+    let shared = controllers.iter_mut().find_map(|controller| match controller {
+        Controller::Nvme { name, options, disks } if wanted.is_some() && *name == wanted => {
+            Some((options, disks))
+        }
+        _ => None,
+    });
+    match shared {
+        Some((of_all, disks)) => {
+            // Each queue of the controller may use each of its disks.
+            of_all.queues = of_all.queues.min(options.queues);
+            disks.push(disk);
+        }
+        None => {
+            let short = wanted.as_ref().map_or(options.name, ToString::to_string);
+            let options = NvmeOptions { name: short, ..options };
+            controllers.push(Controller::Nvme { name: wanted, options, disks: vec![disk] });
+        }
+    }
+}
+
+fn add_port(controllers: &mut Vec<Controller>, wanted: Option<ControllerName>, port: AhciPort) {
+    let with_room = controllers.iter_mut().find_map(|controller| match controller {
+        Controller::Ahci { name, ports } if *name == wanted && ports.len() < PORTS => Some(ports),
+        _ => None,
+    });
+    match with_room {
+        Some(ports) => ports.push(port),
+        None => controllers.push(Controller::Ahci { name: wanted, ports: vec![port] }),
+    }
+}
+
+/// What came of putting controllers on the bus.
+#[derive(Default)]
+pub(super) struct Put {
+    /// Who is to be told when a disk has another size.
+    pub listeners: Vec<Listener>,
+    /// The CD drives, by name.
+    pub seats: HashMap<String, Seat>,
+}
+
+impl Put {
+    pub fn add(&mut self, other: Put) {
+        self.listeners.extend(other.listeners);
+        self.seats.extend(other.seats);
+    }
+
+    fn listening(listeners: Vec<Listener>) -> Put {
+        Put { listeners, ..Put::default() }
+    }
+}
+
+impl Controller {
+    /// Puts it on the bus.
+    pub fn put_on(self, place: Place<'_>) -> Result<Put, StartError> {
+        let Place { bus, ram, services, events } = place;
+        let at = bus.free_address()?;
+        let (ram, services, windows) = (ram.clone(), services.clone(), bus.windows());
+        let events = events.clone();
+        let report: Report = Arc::new(move |what: String| events.trouble(what));
+        match self {
+            Controller::VirtioBlk(device) => {
+                let (disk, notice) = (device.disk().clone(), device.size_notice());
+                let function = VirtioPci::new(device, at, ram, services, windows, report);
+                add(bus, at, Arc::new(function.map_err(PciError::from)?))?;
+                Ok(Put::listening(vec![Listener::new(&disk, move || notice.send())?]))
+            }
+            Controller::Nvme { options, disks, .. } => {
+                let namespaces = disks.iter().cloned().map(Namespace::new).collect();
+                let nvme = Arc::new(Nvme::new(namespaces, &options, at, ram, services, windows, report)?);
+                add(bus, at, nvme.clone())?;
+                let listeners = (1..).zip(&disks).map(|(nsid, disk)| {
+                    let nvme = nvme.clone();
+                    Listener::new(disk, move || nvme.namespace_changed(nsid))
+                });
+                Ok(Put::listening(listeners.collect::<Result<_, _>>()?))
+            }
+            Controller::Ahci { ports, .. } => {
+                let people = ports.iter().filter_map(|port| match port {
+                    AhciPort::Disk(AhciDisk { disk, .. }) => Some(tell_people(disk, place.events.clone())),
+                    AhciPort::Cd(_) | AhciPort::Empty => None,
+                });
+                let listeners = people.collect::<Result<Vec<Listener>, StartError>>()?;
+                let drives = (0u8..).zip(&ports).filter_map(|(port, what)| match what {
+                    AhciPort::Cd(drive) => Some((drive.name.clone(), port)),
+                    AhciPort::Disk(_) | AhciPort::Empty => None,
+                });
+                let drives: Vec<(String, u8)> = drives.collect();
+                let ahci = Arc::new(Ahci::new(ports, at, ram, services, windows, report)?);
+                add(bus, at, ahci.clone())?;
+                let seats =
+                    drives.into_iter().map(|(name, port)| (name, Seat { controller: ahci.clone(), port }));
+                Ok(Put { listeners, seats: seats.collect() })
+            }
+        }
+    }
+}
+
+fn add(bus: &Bus, at: Address, function: Arc<dyn Function>) -> Result<(), StartError> {
+    bus.add(at, function)?;
+    Ok(bus.place_bars(at)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disks::{CheckedDisk, check};
+    use config::{DiskSource, Writes};
+
+    fn disk(model: DiskModel, controller: &str) -> config::Disk {
+        let source = DiskSource::Ram("1M".parse().unwrap());
+        let controller = controller.parse().ok();
+        config::Disk { model, controller, writes: Writes::Refused, ..config::Disk::new(source) }
+    }
+
+    fn made(disks: &[config::Disk]) -> Vec<Controller> {
+        let open =
+            settled(disks).into_iter().map(|disk| match check(&disk, config::Cpus::default()).unwrap() {
+                CheckedDisk::Open(open) => open,
+                CheckedDisk::Driven(_) => panic!("memory needs no driver"),
+            });
+        controllers(open.collect())
+    }
+
+    fn words(made: &[Controller]) -> Vec<String> {
+        let word = |controller: &Controller| match controller {
+            Controller::VirtioBlk(_) => "virtio-blk".to_owned(),
+            Controller::Nvme { options, disks, .. } => format!("nvme {} {}", options.name, disks.len()),
+            Controller::Ahci { ports, .. } => format!("ahci {}", ports.len()),
+        };
+        made.iter().map(word).collect()
+    }
+
+    const NVME: DiskModel = DiskModel::Nvme { queues: None };
+
+    #[test]
+    fn sata_disks_share_controllers_of_32_ports_and_others_have_their_own() {
+        let mut models = vec![DiskModel::Ahci; 31];
+        models.insert(7, NVME);
+        models.extend([DiskModel::AhciCd, DiskModel::Ahci, DiskModel::default()]);
+        let disks: Vec<config::Disk> = models.into_iter().map(|model| disk(model, "")).collect();
+        let made = made(&disks);
+        assert_eq!(words(&made), ["ahci 32", "nvme ram 1", "ahci 1", "virtio-blk"]);
+        let Controller::Ahci { ports, .. } = &made[0] else { panic!("the first is SATA's") };
+        assert!(matches!(ports[31], AhciPort::Cd(_)) && matches!(ports[30], AhciPort::Disk(_)));
+    }
+
+    #[test]
+    fn disks_of_one_name_share_a_controller_wherever_they_stand() {
+        let disks = [
+            disk(NVME, "a"),
+            disk(DiskModel::Ahci, "s"),
+            disk(NVME, ""),
+            disk(DiskModel::Ahci, ""),
+            disk(NVME, "b"),
+            disk(NVME, "a"),
+            disk(DiskModel::AhciCd, "s"),
+        ];
+        assert_eq!(words(&made(&disks)), ["nvme a 2", "ahci 2", "nvme ram 1", "ahci 1", "nvme b 1"]);
+    }
+
+    #[test]
+    fn what_one_namespace_says_of_its_controller_holds_for_the_controller() {
+        let said = config::Disk {
+            model: DiskModel::Nvme { queues: 3.try_into().ok() },
+            product: "P".parse().ok(),
+            ..disk(NVME, "a")
+        };
+        let other = config::Disk { serial: "S".parse().ok(), firmware: "F".parse().ok(), ..disk(NVME, "a") };
+        let made = made(&[disk(NVME, "a"), said, other, disk(NVME, "b")]);
+        let Controller::Nvme { options, disks, .. } = &made[0] else { panic!("the first is a's") };
+        let NvmeOptions { queues, serial, model, firmware, .. } = options;
+        assert_eq!((*queues, disks.len()), (3, 3));
+        let texts = [serial, model, firmware].map(|text| text.as_deref().unwrap());
+        assert_eq!(texts, ["S", "P", "F"]);
+        let Controller::Nvme { options, .. } = &made[1] else { panic!("the second is b's") };
+        assert_eq!((&options.serial, options.queues), (&None, 2));
+    }
+}

@@ -1,0 +1,83 @@
+//! `skep cd`: the disc in a VM's CD drive, changed from outside.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use control::Client;
+use control::api::{Drive, Eject, Insert};
+
+use crate::ask::{self, Failure, Whom};
+use crate::report;
+
+/// What follows `skep cd`.
+#[derive(Args)]
+#[command(after_help = ask::HELP)]
+pub struct Arguments {
+    #[command(flatten)]
+    whom: Whom,
+    /// The drive: cd0, cd1 ... in the order of the VM's description, or what is in it; `skep stats` shows both
+    #[arg(value_name = "DISK")]
+    drive: String,
+    #[command(subcommand)]
+    deed: Deed,
+}
+
+#[derive(Subcommand)]
+enum Deed {
+    /// Take out the disc; nothing, if the drive is empty
+    Eject {
+        #[command(flatten)]
+        tray: Tray,
+    },
+    /// Put a disc in, in the place of what is there
+    Insert {
+        /// What holds the disc's data: a file or a block device
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        tray: Tray,
+    },
+}
+
+#[derive(Args)]
+struct Tray {
+    /// Take what is there even if the guest has locked the tray, as it does while it uses the disc: whatever in the
+    /// guest still reads it gets errors
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let drive = change(&mut arguments.whom.connect()?, arguments)?;
+    if let Some(leaving) = &drive.leaving {
+        report::error(format_args!(
+            "{leaving} is out of the drive and still open: a request of the guest is under way. It is closed when that \
+             ends."
+        ));
+    }
+    Ok(())
+}
+
+fn change(client: &mut Client, arguments: &Arguments) -> Result<Drive, Failure> {
+    let drive = arguments.drive.clone();
+    Ok(match &arguments.deed {
+        Deed::Eject { tray } => client.eject(&Eject { drive, force: tray.force })?,
+        Deed::Insert { file, tray } => {
+            client.insert(&Insert { drive, disc: absolute(file)?, force: tray.force })?
+        }
+    })
+}
+
+/// The VM may run in another folder.
+fn absolute(file: &Path) -> Result<String, Failure> {
+    let path = std::path::absolute(file).map_err(|cause| {
+        Failure::other(format_args!(
+            "cannot tell where {} is: {cause}. Write its whole path.",
+            file.display()
+        ))
+    })?;
+    path.into_os_string().into_string().map_err(|path| {
+        Failure::other(format_args!("the path {path:?} is not UTF-8, as JSON has to be. Use a link to it."))
+    })
+}
