@@ -96,6 +96,48 @@ fn bytes_that_the_page_cache_copied_are_none_that_went_by_registered_buffers() {
 }
 
 #[test]
+fn a_request_that_was_noted_before_its_ram_went_is_carried_out() {
+    let Some((map, table)) = mirrored() else { return };
+    let more = segment(2 << 32, MIB);
+    map.apply(&Change::AddRam(more.clone())).unwrap();
+    let (disk, queue) = disk(&table);
+    drop(queue);
+    let (prepared, ram) = (disk.prepare_queue(4).unwrap(), map.ram());
+    std::thread::scope(|scope| {
+        let (version, table) = (table.state().table.version, &table);
+        let (noted, is_noted) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            let mut queue = prepared.start().unwrap();
+            let mut buffers = Buffers::new(ram);
+            buffers.push(Gpa(2 << 32), 0x1000).unwrap();
+            let operation = Operation::Read { at: Sectors(0) };
+            queue.submit(Request { tag: 1, operation, buffers }).unwrap();
+            noted.send(()).unwrap();
+            while table.version.load(Ordering::Relaxed) == version {
+                std::thread::yield_now();
+            }
+            let mut events = Vec::new();
+            queue.drain(&mut events).unwrap();
+            assert!(matches!(events[..], [Event::Done { result: Ok(()), .. }]), "{events:?}");
+        });
+        is_noted.recv().unwrap();
+        map.apply(&Change::RemoveRam(more)).unwrap();
+    });
+    assert_eq!(disk.counters().bytes_registered, 0x1000);
+}
+
+#[test]
+fn a_ring_that_could_not_follow_is_rung_again() {
+    let Some((_map, table)) = mirrored() else { return };
+    let ring = io_uring::IoUring::builder().setup_single_issuer().build(2).unwrap();
+    let mut follower = Follower::of(&table, &ring).unwrap();
+    assert!(follower.bell().read().is_err());
+    // The kernel lets no other thread change anything about such a ring.
+    std::thread::scope(|scope| scope.spawn(|| follower.follow(&ring)).join().unwrap());
+    assert_eq!(follower.bell().read().unwrap(), 1);
+}
+
+#[test]
 fn rings_follow_what_appears_and_goes_and_let_go_of_it() {
     let Some((map, table)) = mirrored() else { return };
     let (disk, queue) = disk(&table);
