@@ -450,6 +450,7 @@ fn what_makes_no_sense_together_is_a_finding() {
             "\"qcow\" is not a format of disk images. Did you mean qcow2? Write raw or qcow2 or vmdk.",
         ),
         ("d,model=virtio", "Did you mean virtio-blk?"),
+        ("d,bounce=always,buffers=registered", "`buffers=registered` means nothing with `bounce=always`."),
         ("d,on-error=stop", "Write report or pause or ignore."),
         ("d,on-error=ignore,readonly=on", "`on-error=ignore`"),
         ("d,on-error=ignore,model=ahci-cd", "`on-error=ignore`"),

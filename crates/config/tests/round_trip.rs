@@ -85,6 +85,8 @@ fn disk() -> impl Strategy<Value = Disk> {
                     }
                     let raw = matches!(file.format, None | Some(Format::Raw)) && writes != Writes::ThrownAway;
                     file.logical = file.logical.filter(|_| raw);
+                    let copied = file.bounce == Bounce::Always;
+                    file.buffers = file.buffers.filter(|it| !copied || *it != Buffers::Registered);
                     file.preallocate &= raw && writes == Writes::Kept;
                 }
                 _ if writes == Writes::ThrownAway => writes = Writes::Kept,

@@ -34,6 +34,11 @@ pub trait Backend: Send + Sync {
         true
     }
 
+    /// Whether [`use_buffers`](Self::use_buffers) may be of use: only to a back end with rings of io_uring.
+    fn has_rings(&self) -> bool {
+        false
+    }
+
     /// Has engines that are made from now on use registered buffers. Whether it does: a back end without rings of
     /// io_uring does not.
     fn use_buffers(&self, _table: &Arc<BufferTable>) -> bool {

@@ -118,8 +118,12 @@ impl Backend for CrewedDisk {
         self.flush_can_be_repeated
     }
 
+    fn has_rings(&self) -> bool {
+        matches!(self.lane, Lane::Both(_))
+    }
+
     fn use_buffers(&self, table: &Arc<BufferTable>) -> bool {
-        matches!(self.lane, Lane::Both(_)) && self.buffers.set(table.clone()).is_ok()
+        self.has_rings() && self.buffers.set(table.clone()).is_ok()
     }
 
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {

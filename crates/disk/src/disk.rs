@@ -149,6 +149,11 @@ impl Disk {
         self.backend.geometry()
     }
 
+    /// Whether io_uring drives the disk, so that [`Disk::use_buffers`] can be of use.
+    pub fn has_rings(&self) -> bool {
+        self.backend.has_rings()
+    }
+
     /// Has queues that are prepared from now on pass guest RAM to the kernel as registered buffers, as far as it is in
     /// the table. Returns whether they do: only disks behind io_uring can, and once.
     pub fn use_buffers(&self, table: &Arc<BufferTable>) -> bool {

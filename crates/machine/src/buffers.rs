@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use config::{Buffers, DiskSource};
-use disk::{BufferTable, Disk};
+use config::{Bounce, Buffers, DiskSource};
+use disk::{BufferTable, BufferTableError, Disk};
 use memory::MemoryMap;
 
 use crate::disks::OpenDisk;
@@ -29,6 +29,8 @@ impl Choice {
     /// What a disk's description chooses.
     pub fn of(source: &DiskSource) -> Choice {
         let buffers = match source {
+            // The kernel would see nothing of RAM but what is copied.
+            DiskSource::File(file) if file.bounce == Bounce::Always => file.buffers.or(Some(Buffers::Plain)),
             DiskSource::File(file) => file.buffers,
             DiskSource::Ram(_) => None,
             // Neither has a ring.
@@ -40,6 +42,24 @@ impl Choice {
             None => Choice::WhereRamStays,
         }
     }
+}
+
+/// What of this host keeps RAM from being registered for the disks that ask for it, as far as it is known before there
+/// is RAM.
+pub fn check<'a>(disks: impl Iterator<Item = &'a OpenDisk>) -> Vec<StartError> {
+    let asked = disks.filter(|disk| disk.buffers() == Choice::Asked).map(OpenDisk::disk);
+    in_the_way(asked.map(|disk| (disk.name(), disk.has_rings())), || BufferTable::new().map(drop))
+}
+
+/// The same of disks by name, each with whether it has rings. A table is tried only for one that has.
+fn in_the_way<'a>(
+    asked: impl Iterator<Item = (&'a str, bool)>,
+    try_table: impl FnOnce() -> Result<(), BufferTableError>,
+) -> Vec<StartError> {
+    let (with, without): (Vec<_>, Vec<_>) = asked.partition(|(_, has_rings)| *has_rings);
+    let tried = if with.is_empty() { Ok(()) } else { try_table() };
+    let without = without.into_iter().map(|(name, _)| StartError::NoRing(name.to_owned()));
+    without.chain(tried.err().map(StartError::from)).collect()
 }
 
 /// Registers RAM for the disks that want it, and says what came of it. `stays` tells whether all of RAM is present for
@@ -105,11 +125,11 @@ mod tests {
     use memory::{Ram, ram_ranges};
     use std::sync::Mutex;
 
-    fn open(buffers: Option<Buffers>, folder: &std::path::Path) -> OpenDisk {
-        let path = folder.join(format!("{buffers:?}"));
+    fn open(buffers: Option<Buffers>, bounce: Bounce, folder: &std::path::Path) -> OpenDisk {
+        let path = folder.join(format!("{buffers:?}-{bounce}"));
         std::fs::write(&path, vec![0; 1 << 20]).unwrap();
         let path = path.to_str().unwrap().parse().unwrap();
-        let file = config::FileDisk { buffers, ..config::FileDisk::new(path) };
+        let file = config::FileDisk { buffers, bounce, ..config::FileDisk::new(path) };
         let disk = config::Disk::new(DiskSource::File(file));
         match crate::disks::check(&disk, config::Cpus::default()).unwrap() {
             crate::disks::CheckedDisk::Open(open) => open,
@@ -132,14 +152,20 @@ mod tests {
 
     #[test]
     fn ram_is_registered_where_it_is_asked_for_or_stays_and_a_sentence_says_for_whom() {
-        if BufferTable::new().is_err() {
-            return;
+        match BufferTable::new() {
+            Err(BufferTableError::NoClones(_)) => return,
+            other => drop(other.unwrap()),
         }
         let folder = std::env::temp_dir().join(format!("skep-buffers-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let one = |buffers| vec![open(buffers, &folder)];
+        let one = |buffers| vec![open(buffers, Bounce::Needed, &folder)];
         assert_eq!(registered(&one(None), false), (vec![], 0));
         assert_eq!(registered(&one(Some(Buffers::Plain)), true), (vec![], 0));
+        // What is always copied has no use for it.
+        assert_eq!(registered(&[open(None, Bounce::Always, &folder)], true), (vec![], 0));
+        let asked = one(Some(Buffers::Registered));
+        assert!(check(asked.iter()).is_empty());
+        drop(asked);
         for (buffers, stays) in [(None, true), (Some(Buffers::Registered), false)] {
             let (said, mirrors) = registered(&one(buffers), stays);
             assert_eq!(mirrors, 1);
@@ -147,5 +173,21 @@ mod tests {
             assert!(said[0].contains(folder.to_str().unwrap()), "{said:?}");
         }
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_host_that_cannot_register_what_is_asked_for_says_so_for_every_disk_before_the_start() {
+        let refused = || Err(BufferTableError::NoClones(std::io::Error::from_raw_os_error(libc::EINVAL)));
+        let said = |asked: &[(&str, bool)]| -> Vec<String> {
+            let errors = in_the_way(asked.iter().copied(), refused);
+            errors.iter().map(StartError::to_string).collect()
+        };
+        assert_eq!(said(&[]), [""; 0], "nobody asks");
+        let errors = said(&[("/a", false), ("/b", true), ("/c", false)]);
+        assert_eq!(errors.len(), 3, "{errors:?}");
+        assert!(errors[0].starts_with("disk /a: it is not driven by io_uring"), "{errors:?}");
+        assert!(errors[1].starts_with("disk /c: "), "{errors:?}");
+        assert!(errors[2].contains("Use Linux 6.12 or later"), "{errors:?}");
+        assert!(in_the_way([("/b", true)].into_iter(), || Ok(())).is_empty());
     }
 }

@@ -5,6 +5,7 @@ use boot::{Initrd, KernelImage, platform};
 use host::{Host, PciAddress, PciDevice};
 use memory::GpaRange;
 
+use crate::buffers;
 use crate::disks::{self, CheckedDisk};
 use crate::error::StartError;
 use crate::kvm::Hypervisor;
@@ -52,6 +53,11 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
         .iter()
         .filter_map(|disk| findings.keep(disks::check(disk, config.cpus)))
         .collect();
+    let open = disks.iter().filter_map(|disk| match disk {
+        CheckedDisk::Open(open) => Some(open),
+        CheckedDisk::Driven(_) => None,
+    });
+    findings.0.extend(buffers::check(open));
     let host = Host::here();
     let (plans, wrong) = plan::domains(config);
     findings.0.extend(wrong);

@@ -240,6 +240,9 @@ fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
     if let Some(with) = of_raw.filter(|_| file.logical.is_some()) {
         wrong("logical", Problem::NotWith { key: "logical", with });
     }
+    if file.bounce == Bounce::Always && file.buffers == Some(Buffers::Registered) {
+        wrong("buffers", Problem::NotWith { key: "buffers=registered", with: "bounce=always" });
+    }
     let of_writable = match disk.writes {
         Writes::Refused if disk.model == DiskModel::AhciCd => Some("model=ahci-cd"),
         Writes::Refused => Some("readonly=on"),

@@ -47,7 +47,7 @@ pub struct FileDisk {
     /// When data is copied on its way.
     pub bounce: Bounce,
     /// How the kernel gets at guest RAM for it; `None` is registered where all of RAM is present anyway (it is wired, or
-    /// devices reach it), and plain otherwise.
+    /// devices reach it), the kernel has it (Linux 6.12) and data is not copied always, and plain otherwise.
     pub buffers: Option<Buffers>,
     /// Whether it is taken although somebody else uses it.
     pub force: bool,

@@ -152,6 +152,10 @@ impl Backend for KernelDisk {
         self.handle.flush_can_be_repeated()
     }
 
+    fn has_rings(&self) -> bool {
+        true
+    }
+
     fn use_buffers(&self, table: &Arc<BufferTable>) -> bool {
         self.buffers.set(table.clone()).is_ok()
     }

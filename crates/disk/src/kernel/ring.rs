@@ -200,6 +200,22 @@ impl Ring {
         }
     }
 
+    /// Takes a change of the registered buffers. What is noted names places of the table that the ring still has, so
+    /// it goes to the kernel first.
+    fn follow(&mut self) -> io::Result<()> {
+        if !self.ring.submission().is_empty() {
+            self.enter(0)?;
+        }
+        let nothing_noted = self.ring.submission().is_empty();
+        match &mut self.registered {
+            Some(registered) if nothing_noted => registered.follow(&self.ring),
+            // The kernel takes no more just now. Another time, which is soon.
+            Some(registered) => registered.ring_again(),
+            None => {}
+        }
+        Ok(())
+    }
+
     /// Notes a request down that is for the file with this number.
     pub(crate) fn submit_to(&mut self, file: u16, request: Request) {
         let index = self.free.pop().expect("never more requests than the depth");
@@ -282,10 +298,8 @@ impl Engine for Ring {
         if let Some(error) = &self.lost {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
-        if let Some(registered) = &mut self.registered
-            && registered.is_behind()
-        {
-            registered.follow(&self.ring);
+        if self.registered.as_ref().is_some_and(Follower::is_behind) {
+            self.follow()?;
         }
         let before = events.len();
         self.errnos.clear();

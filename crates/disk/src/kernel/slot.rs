@@ -211,7 +211,7 @@ impl Slot {
             _ => return,
         }
         counters.moved(moved, self.bounced);
-        if part.registered {
+        if part.registered && self.bounced.is_none() {
             counters.registered(moved);
         }
         part.done += moved;

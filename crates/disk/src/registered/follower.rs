@@ -88,7 +88,9 @@ impl Follower {
     pub(crate) fn follow(&mut self, ring: &IoUring) {
         let state = self.table.state();
         if self.cloned && ring.submitter().unregister_buffers().is_err() {
-            // Interrupted while requests were under way: what it has is good as long as it is held. It tries again.
+            // Interrupted while requests were under way: what it has is good as long as it is held. It tries again,
+            // and does not sleep before it has.
+            self.ring_again();
             return;
         }
         let cloned = ring.submitter().register_buffers_clone(self.table.keeper.as_raw_fd());
@@ -102,6 +104,11 @@ impl Follower {
         self.seat.version.store(state.table.version, Ordering::Release);
         drop(state);
         self.table.followed.notify_all();
+    }
+
+    /// Wakes the ring's thread once more, to [`follow`](Self::follow) what it could not.
+    pub(crate) fn ring_again(&self) {
+        self.seat.ring();
     }
 
     /// The buffer that holds all of these pieces, if one does and the kernel takes them like that.

@@ -25,9 +25,17 @@ fn mirrored() -> Option<(MemoryMap, Arc<BufferTable>)> {
     Some((map, table))
 }
 
-/// A disk in memory whose queues use the table, and one of them.
+/// A file with direct I/O whose queues use the table, and one of them.
 fn disk(table: &Arc<BufferTable>) -> (Disk, DiskQueue) {
-    let disk = Disk::open(&DiskOptions::over(Source::Memory(Sectors::in_bytes(8 * MIB)))).unwrap();
+    // Beside this program, for where temporary files are kept there may be no direct I/O.
+    let program = std::env::current_exe().unwrap();
+    let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+    let path = folder.path().join("disk.raw");
+    std::fs::File::create(&path).unwrap().set_len(8 * MIB).unwrap();
+    queue_of(Disk::open(&DiskOptions::new(&path)).unwrap(), table)
+}
+
+fn queue_of(disk: Disk, table: &Arc<BufferTable>) -> (Disk, DiskQueue) {
     assert!(disk.use_buffers(table));
     let queue = disk.prepare_queue(4).unwrap().start().unwrap();
     (disk, queue)
@@ -74,6 +82,59 @@ fn requests_go_by_registered_buffers_and_bring_the_right_bytes() {
     round_trip(&mut queue, &map.ram(), &[range(0, 0x1000), range(1 << 32, 0x1000)]);
     assert_eq!(disk.counters().bytes_registered, 2 * 0x11000);
     assert_eq!(audit(&map), [""; 0]);
+}
+
+#[test]
+fn bytes_that_the_page_cache_copied_are_none_that_went_by_registered_buffers() {
+    let Some((map, table)) = mirrored() else { return };
+    let memory = Disk::open(&DiskOptions::over(Source::Memory(Sectors::in_bytes(8 * MIB)))).unwrap();
+    let (disk, mut queue) = queue_of(memory, &table);
+    round_trip(&mut queue, &map.ram(), &[range(0x3000, 0x1000)]);
+    let counters = disk.counters();
+    assert_eq!((counters.bytes_bounced_page_cache, counters.bytes_direct), (0x2000, 0));
+    assert_eq!(counters.bytes_registered, 0);
+}
+
+#[test]
+fn a_request_that_was_noted_before_its_ram_went_is_carried_out() {
+    let Some((map, table)) = mirrored() else { return };
+    let more = segment(2 << 32, MIB);
+    map.apply(&Change::AddRam(more.clone())).unwrap();
+    let (disk, queue) = disk(&table);
+    drop(queue);
+    let (prepared, ram) = (disk.prepare_queue(4).unwrap(), map.ram());
+    std::thread::scope(|scope| {
+        let (version, table) = (table.state().table.version, &table);
+        let (noted, is_noted) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            let mut queue = prepared.start().unwrap();
+            let mut buffers = Buffers::new(ram);
+            buffers.push(Gpa(2 << 32), 0x1000).unwrap();
+            let operation = Operation::Read { at: Sectors(0) };
+            queue.submit(Request { tag: 1, operation, buffers }).unwrap();
+            noted.send(()).unwrap();
+            while table.version.load(Ordering::Relaxed) == version {
+                std::thread::yield_now();
+            }
+            let mut events = Vec::new();
+            queue.drain(&mut events).unwrap();
+            assert!(matches!(events[..], [Event::Done { result: Ok(()), .. }]), "{events:?}");
+        });
+        is_noted.recv().unwrap();
+        map.apply(&Change::RemoveRam(more)).unwrap();
+    });
+    assert_eq!(disk.counters().bytes_registered, 0x1000);
+}
+
+#[test]
+fn a_ring_that_could_not_follow_is_rung_again() {
+    let Some((_map, table)) = mirrored() else { return };
+    let ring = io_uring::IoUring::builder().setup_single_issuer().build(2).unwrap();
+    let mut follower = Follower::of(&table, &ring).unwrap();
+    assert!(follower.bell().read().is_err());
+    // The kernel lets no other thread change anything about such a ring.
+    std::thread::scope(|scope| scope.spawn(|| follower.follow(&ring)).join().unwrap());
+    assert_eq!(follower.bell().read().unwrap(), 1);
 }
 
 #[test]
@@ -132,11 +193,10 @@ fn a_ring_that_does_not_follow_keeps_ram_from_going_and_an_audit_names_it() {
 
 #[test]
 fn ram_that_is_longer_than_a_buffer_may_be_is_cut_and_a_request_across_the_cut_is_an_ordinary_one() {
-    let Ok(table) = BufferTable::new() else { return };
     // Cut only, for the pages of all of it would have to be there.
     let long = segment(0, (1 << 30) + MIB);
     let start = long.host_address().as_ptr() as usize;
-    let entries = table.state().table.places_for(&long).unwrap();
+    let entries = Table::default().places_for(&long).unwrap();
     assert_eq!(entries.iter().map(|entry| entry.len).collect::<Vec<_>>(), [1 << 30, 1 << 20]);
     let cut = Table::default().with(entries);
     assert_eq!(cut.find(start + (1 << 30) - 0x1000, 0x1000), Some(0));

@@ -149,11 +149,13 @@ impl Queue {
     /// Whether the driver has made chains available that were not taken: for whoever looks instead of waiting for
     /// kicks. It costs one look at memory. The driver sends no kicks before [`Queue::arm`].
     pub fn has_more(&self) -> bool {
-        let has_more = match &self.ring {
+        if !self.gate.is_open() {
+            return false;
+        }
+        match &self.ring {
             Ring::Split(ring) => ring.has_more(),
             Ring::Packed(ring) => ring.has_more(),
-        };
-        has_more && self.gate.is_open()
+        }
     }
 
     /// Notes that a chain is done and that `written` bytes were written to its start. The driver sees it after
