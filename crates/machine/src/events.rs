@@ -163,7 +163,8 @@ impl Inbox {
             match event {
                 Event::Trouble(what) => self.tell(&what),
                 Event::Fault(fault) => self.fault(fault),
-                Event::Disk(failure) => self.disk(failure),
+                // One that asks for a pause has ended without it, of which its disk has told.
+                Event::Disk(failure) if failure.answer != disk::Answer::Held => self.disk(failure),
                 _ => {}
             }
         }

@@ -34,6 +34,11 @@ pub fn why(failure: &Failure) -> String {
     format!("{}. {} `skep resume` tries it again", failure.what(), failure.error.hint())
 }
 
+/// What the VM is to stand still for, of the disks that ask for it.
+pub fn pause(disks: &[Arc<Disk>]) -> Vec<Failure> {
+    disks.iter().filter_map(|disk| disk.failures().pause()).collect()
+}
+
 /// What waits to be tried again, of any of the disks.
 pub fn waiting(disks: &[Arc<Disk>]) -> Option<Waiting> {
     disks.iter().find_map(|disk| disk.failures().waiting())
