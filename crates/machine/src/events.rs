@@ -283,6 +283,25 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_that_was_asked_for_and_never_made_is_not_told_as_one_at_the_end() {
+        let (events, mut inbox, lines) = recorded();
+        let failure = |answer| disk::Failure {
+            disk: "disk0".into(),
+            operation: disk::Operation::Flush,
+            bytes: 0,
+            error: disk::DiskError::NoSpace,
+            errno: None,
+            answer,
+            more: 0,
+        };
+        events.send(Event::Disk(failure(disk::Answer::Held)));
+        events.send(Event::Disk(failure(disk::Answer::Reported)));
+        inbox.tell_rest();
+        let lines = lines.lock().unwrap();
+        assert!(lines.len() == 1 && lines[0].contains("The guest sees the error"), "{lines:?}");
+    }
+
+    #[test]
     fn what_waits_when_a_start_fails_is_told_once_everything_else_is_gone() {
         let (events, inbox, lines) = recorded();
         events.trouble("its flush failed".to_owned());
