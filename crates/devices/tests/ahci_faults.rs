@@ -28,6 +28,8 @@ struct Orders {
     /// The queue breaks.
     broken: AtomicBool,
     under_way: AtomicU32,
+    /// The queue has begun to go.
+    going: AtomicBool,
     seen: Mutex<Vec<Operation>>,
 }
 
@@ -85,6 +87,7 @@ impl Engine for SlowEngine {
 /// As a queue that waits for its requests when it goes.
 impl Drop for SlowEngine {
     fn drop(&mut self) {
+        self.orders.going.store(true, Ordering::SeqCst);
         let broken = || self.orders.broken.load(Ordering::SeqCst);
         while self.orders.hold.load(Ordering::SeqCst) && !broken() && !self.requests.is_empty() {
             std::thread::sleep(Duration::from_millis(1));
@@ -319,4 +322,22 @@ fn a_disk_that_does_not_answer_holds_up_neither_its_unplugging_nor_the_end() {
     orders.hold.store(false, Ordering::SeqCst);
     until("the thread's end", || guest.ahci.plug_disk(0, disk()).is_ok());
     assert_eq!(port.read(reg::SSTS), 0x133);
+}
+
+#[test]
+fn disks_that_do_not_answer_are_waited_for_together_when_their_controller_goes() {
+    let (guest, orders) = guest(WriteCache::WriteBack);
+    for (index, orders) in (0..).zip(&orders) {
+        orders.hold.store(true, Ordering::SeqCst);
+        queue(&start(&guest, index), 0..1);
+        until("the command", || orders.under_way.load(Ordering::SeqCst) == 1);
+    }
+    let begin = std::time::Instant::now();
+    let end = std::thread::spawn(move || drop(guest));
+    until("both to be asked", || orders.iter().all(|orders| orders.going.load(Ordering::SeqCst)));
+    assert!(!end.is_finished() && begin.elapsed() < Duration::from_secs(5), "while the first is waited for");
+    end.join().unwrap();
+    // One after the other would take twice five seconds.
+    assert!(begin.elapsed() < Duration::from_secs(9), "{:?}", begin.elapsed());
+    orders.iter().for_each(|orders| orders.hold.store(false, Ordering::SeqCst));
 }

@@ -2,7 +2,7 @@
 
 mod subjects;
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -182,6 +182,27 @@ fn a_server_that_has_no_such_disk_or_is_not_there_is_named() {
     assert!(error.contains("no such disk (only vm is here)") && error.contains("nbdinfo"), "{error}");
     let error = refusal(&DiskOptions::over(Source::Nbd("nbd+unix:///x?socket=/nowhere".parse().unwrap())));
     assert!(error.contains("cannot talk to the server: No such file"), "{error}");
+}
+
+#[test]
+fn an_image_that_was_shrunk_is_only_read_and_said_to_be_sound() {
+    let folder = subjects::folder();
+    let path = folder.path().join("disk.qcow2");
+    qcow2(&path, None);
+    // The third block of counts is there and the second is not, as `qemu-img resize --shrink` may leave it.
+    let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    let word = |at| {
+        let mut word = [0; 8];
+        file.read_exact_at(&mut word, at).unwrap();
+        word
+    };
+    let table = u64::from_be_bytes(word(48));
+    file.write_all_at(&word(table), table + 16).unwrap();
+    assert_eq!(word(table + 8), [0; 8]);
+    let error = refusal(&DiskOptions::new(&path).format(Format::Qcow2));
+    assert!(error.contains("no block 1") && error.contains("`qemu-img convert -O qcow2"), "{error}");
+    assert!(!error.contains("check -r"), "there is nothing to mend: {error}");
+    Disk::open(&DiskOptions::new(&path).format(Format::Qcow2).read_only()).unwrap();
 }
 
 #[test]

@@ -166,7 +166,8 @@ impl Inbox {
             match event {
                 Event::Trouble(what) => self.tell(&what),
                 Event::Fault(fault) => self.fault(fault),
-                Event::Disk(failure) => self.disk(failure),
+                // One that asks for a pause has ended without it, of which its disk has told.
+                Event::Disk(failure) if failure.answer != disk::Answer::Held => self.disk(failure),
                 Event::DiscChanged(what) => self.life(Life::DiscChanged(what)),
                 _ => {}
             }
@@ -283,6 +284,25 @@ mod tests {
         let lines = lines.lock().unwrap();
         assert_eq!((waited, lines.len()), (WAITING, 21));
         assert_eq!(lines[20], "980 more troubles of this VM were not told");
+    }
+
+    #[test]
+    fn a_pause_that_was_asked_for_and_never_made_is_not_told_as_one_at_the_end() {
+        let (events, mut inbox, lines) = recorded();
+        let failure = |answer| disk::Failure {
+            disk: "disk0".into(),
+            operation: disk::Operation::Flush,
+            bytes: 0,
+            error: disk::DiskError::NoSpace,
+            errno: None,
+            answer,
+            more: 0,
+        };
+        events.send(Event::Disk(failure(disk::Answer::Held)));
+        events.send(Event::Disk(failure(disk::Answer::Reported)));
+        inbox.tell_rest();
+        let lines = lines.lock().unwrap();
+        assert!(lines.len() == 1 && lines[0].contains("The guest sees the error"), "{lines:?}");
     }
 
     #[test]

@@ -34,6 +34,11 @@ pub fn why(failure: &Failure) -> String {
     format!("{}. {} `skep resume` tries it again", failure.what(), failure.error.hint())
 }
 
+/// What the VM is to stand still for, of the disks that ask for it.
+pub fn pause(disks: &[Arc<Disk>]) -> Vec<Failure> {
+    disks.iter().filter_map(|disk| disk.failures().pause()).collect()
+}
+
 /// What waits to be tried again, of any of the disks.
 pub fn waiting(disks: &[Arc<Disk>]) -> Option<Waiting> {
     disks.iter().find_map(|disk| disk.failures().waiting())
@@ -129,6 +134,7 @@ mod tests {
         asks.send(()).unwrap();
         let first = failure();
         assert_eq!((first.answer, first.error), (Answer::Held, DiskError::OutOfRange));
+        assert_eq!((pause(&disks), pause(&disks)), (vec![first], vec![]));
         assert_eq!(retry(&disks).unwrap().count, 1);
         let why = why(&failure());
         assert!(
@@ -143,6 +149,8 @@ mod tests {
         failure();
         give_up(&disks);
         assert_eq!(ended.recv().unwrap(), Err(DiskError::OutOfRange));
+        // As with a reset before the VM could stand still: it does not, and is told what became of the request.
+        assert_eq!((pause(&disks), failure().answer), (vec![], Answer::Reported));
         drop(asks);
         model.join().unwrap();
         std::fs::remove_file(&file).unwrap();

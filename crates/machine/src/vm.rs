@@ -359,11 +359,13 @@ impl Vm {
 
     /// Tells of a request that failed; if it is held, the VM stands still.
     fn disk_failed(&mut self, failure: Failure) {
-        // What was held may have ended since, with a reset.
-        let stands_still = failure.answer == Answer::Held && failures::waiting(&self.disks.now()).is_some();
-        let why = failures::why(&failure);
-        self.inbox.disk(failure);
-        if stands_still {
+        if failure.answer != Answer::Held {
+            return self.inbox.disk(failure);
+        }
+        // It, or what is held in its place, unless that has ended since, with a reset.
+        for failure in failures::pause(&self.disks.now()) {
+            let why = failures::why(&failure);
+            self.inbox.disk(failure);
             // Even a VM that is paused: that was for another reason, or somebody tried to have it run on.
             self.stand_still(why);
         }

@@ -213,6 +213,15 @@ impl Ahci {
     }
 }
 
+impl Drop for Ahci {
+    /// All ports are asked to end before the first is waited for, so that disks that hang cost their time once.
+    fn drop(&mut self) {
+        self.ports.iter().for_each(Port::stop);
+        let until = Instant::now() + port::PATIENCE;
+        self.ports.iter().for_each(|port| port.end(until.saturating_duration_since(Instant::now())));
+    }
+}
+
 fn plug(port: &Port, index: u8, pluggable: Pluggable) -> Result<(), AhciError> {
     port.plug(pluggable).map_err(|why| match why {
         PlugError::Occupied => AhciError::Occupied { port: index },

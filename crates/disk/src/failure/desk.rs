@@ -10,8 +10,10 @@ use super::policy::{Answer, ErrorPolicy};
 use super::rate::Rate;
 use super::told::Failure;
 
-/// Where people are told of failures. A [`Answer::Held`] one asks for a pause of the VM; until all that is held has been
-/// tried again ([`Failures::retry`]), no further one does. Called on a queue's thread, so it may not wait.
+/// Where people are told of failures, at a bounded rate. A [`Answer::Held`] one only asks for a pause of the VM: whoever
+/// gets it calls [`Failures::pause`], and tells people of what that returns. Until then, or until all that is held has
+/// been tried again ([`Failures::retry`]) or given up, no further one asks. Called on a queue's thread, so it may not
+/// wait.
 pub type TellFailure = Box<dyn Fn(Failure) + Send + Sync>;
 
 /// Requests that wait to be tried again.
@@ -52,13 +54,26 @@ pub(super) enum Order {
     GiveUp,
 }
 
+/// What the VM's owner knows of what is held.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+enum Pause {
+    /// Nothing.
+    #[default]
+    Unasked,
+    /// That it should look for it.
+    Asked,
+    /// What the first is, for which the VM stands still.
+    Made,
+}
+
 #[derive(Default)]
 struct State {
     order: Order,
     /// Requests that wait for the next call.
     held: u64,
-    /// The first of these, for which a pause was asked.
+    /// The first of these.
     first: Option<Failure>,
+    pause: Pause,
     /// Requests that were called and have not ended yet.
     leaving: u64,
     rate: Rate,
@@ -112,6 +127,19 @@ impl Failures {
         waited.unwrap_or_else(PoisonError::into_inner).0.leaving == 0
     }
 
+    /// After a pause was asked for: what the VM is to stand still for. `None` when nothing waits any more, for its driver
+    /// or the machine was reset, or when the VM stands still for it already. A request that ended in that way is told of
+    /// as [`Answer::Reported`] instead.
+    pub fn pause(&self) -> Option<Failure> {
+        let mut state = self.lock();
+        let asked = state.pause == Pause::Asked;
+        let waits = state.first.clone().filter(|_| asked);
+        if asked {
+            state.pause = if waits.is_some() { Pause::Made } else { Pause::Unasked };
+        }
+        waits
+    }
+
     /// What waits to be tried again.
     pub fn waiting(&self) -> Option<Waiting> {
         let state = self.lock();
@@ -144,15 +172,27 @@ impl Failures {
     fn call(&self, order: Order) {
         let mut state = self.lock();
         state.order = order;
-        state.first = None;
+        let first = state.first.take();
+        let unheard = state.pause == Pause::Asked && order == Order::GiveUp;
+        state.pause = Pause::Unasked;
+        let told = first.filter(|_| unheard).and_then(|first| state.not_held(first));
         state.leaving += std::mem::take(&mut state.held);
         self.calls.fetch_add(1, Ordering::Release);
         // A counter that is full is readable already.
         state.bells.iter().for_each(|(_, bell)| bell.write(1).unwrap_or_default());
+        drop(state);
+        self.tell(told);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// A request was held that ends before the VM stood still for it. Returns what people are told now.
+    fn not_held(&mut self, failure: Failure) -> Option<Failure> {
+        self.rate.note(Failure { answer: Answer::Reported, ..failure }, Instant::now())
     }
 }
 
@@ -182,10 +222,19 @@ impl Failures {
         } else {
             state.leaving -= held + leaving;
         }
-        if state.held == 0 {
-            state.first = None;
-        }
+        let first = if state.held == 0 { state.first.take() } else { None };
+        let told = match (first, state.pause) {
+            (Some(_), Pause::Made) => {
+                state.pause = Pause::Unasked;
+                None
+            }
+            // The owner has yet to look, and finds this gone, or another in its place.
+            (Some(first), Pause::Asked | Pause::Unasked) => state.not_held(first),
+            (None, _) => None,
+        };
         self.left.notify_all();
+        drop(state);
+        self.tell(told);
     }
 
     /// The number of the latest call.
@@ -228,8 +277,12 @@ impl Failures {
             }
             Answer::Held => {
                 state.held += 1;
-                let first = state.first.is_none();
-                first.then(|| state.first.insert(failure).clone())
+                let asks = state.first.is_none() && state.pause != Pause::Asked;
+                let first = state.first.get_or_insert(failure).clone();
+                asks.then(|| {
+                    state.pause = Pause::Asked;
+                    first
+                })
             }
             Answer::Reported | Answer::Ignored => state.rate.note(failure, Instant::now()),
         };

@@ -10,7 +10,7 @@ use imago::raw::Raw;
 use imago::vmdk::Vmdk;
 use imago::{FormatAccess, StorageOpenOptions};
 
-use super::counts;
+use super::counts::{self, Unfit};
 use super::layer::Layer;
 use crate::geometry::{Access, Sectors};
 use crate::kernel::{self, FileOptions, Handle, OpenError};
@@ -104,13 +104,9 @@ impl Chain {
         let folder = layer.path.clone();
         let unreadable = |cause| unreadable(path, Format::Qcow2, &cause);
         let writable = options.access == Access::ReadWrite;
-        let damage = if writable { counts::damage(&layer.handle.file).map_err(unreadable)? } else { None };
-        if let Some(what) = damage {
-            return Err(wrong(
-                path,
-                what,
-                "Mend the image with `qemu-img check -r all`, or use readonly=on.",
-            ));
+        let unfit = if writable { counts::unfit(&layer.handle.file).map_err(unreadable)? } else { None };
+        if let Some(Unfit { what, hint }) = unfit {
+            return Err(wrong(path, what, hint));
         }
         let mut image: Qcow2<Layer> = Qcow2::open_image(layer, writable).map_err(unreadable)?;
         if image.requires_external_data_file() {

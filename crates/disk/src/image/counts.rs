@@ -1,7 +1,8 @@
 //! The reference counts of a qcow2 image, looked at before the image is written to.
 //!
 //! New clusters are found by these counts. The library that finds them relies on blocks of counts that follow each
-//! other without a gap; where an image has one (only damage or malice makes it), the search may never end.
+//! other without a gap; where an image has one, the search may never end. A gap is no damage: `qemu-img resize --shrink`
+//! leaves one where a block counts nothing any more.
 
 use std::fs::File;
 use std::io;
@@ -17,8 +18,27 @@ const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 /// What of an entry is the place of a block.
 const PLACE: u64 = !0x1ff;
 
-/// What is wrong with the counts of this image, if anything is. A file that is no qcow2 image is left to others.
-pub(super) fn damage(image: &File) -> io::Result<Option<String>> {
+/// Why an image cannot be written to, and what to do about it.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct Unfit {
+    pub(super) what: String,
+    pub(super) hint: &'static str,
+}
+
+impl Unfit {
+    fn damaged(what: String) -> Unfit {
+        Unfit { what, hint: "Mend the image with `qemu-img check -r all`, or use readonly=on." }
+    }
+
+    fn with_gap(what: String) -> Unfit {
+        let hint = "Images whose counts have gaps are sound, but only read here: use readonly=on, or copy it into one \
+                    without gaps with `qemu-img convert -O qcow2 IMAGE COPY`.";
+        Unfit { what, hint }
+    }
+}
+
+/// What keeps this image from being written to, if anything does. A file that is no qcow2 image is left to others.
+pub(super) fn unfit(image: &File) -> io::Result<Option<Unfit>> {
     // The image may be open for direct I/O, which would have to be aligned.
     let file = File::open(format!("/proc/self/fd/{}", image.as_raw_fd()))?;
     let bytes = file.metadata()?.len();
@@ -29,14 +49,15 @@ pub(super) fn damage(image: &File) -> io::Result<Option<String>> {
     file.read_exact_at(&mut header, 0)?;
     let Some((at, len)) = table(&header) else { return Ok(None) };
     if len > LONGEST_TABLE {
-        return Ok(Some(format!("the table of its reference counts has {len} bytes")));
+        return Ok(Some(Unfit::damaged(format!("the table of its reference counts has {len} bytes"))));
     }
     if at.checked_add(len).is_none_or(|end| end > bytes) {
-        return Ok(Some(format!("the table of its reference counts lies at {at:#x}, behind the file's end")));
+        let what = format!("the table of its reference counts lies at {at:#x}, behind the file's end");
+        return Ok(Some(Unfit::damaged(what)));
     }
     let mut table = vec![0; len as usize];
     file.read_exact_at(&mut table, at)?;
-    Ok(gap(&table).or_else(|| behind(&table, bytes)))
+    Ok(behind(&table, bytes).or_else(|| gap(&table)))
 }
 
 /// Where the table is and how long, in bytes; `None` when the header cannot be understood, which the library says.
@@ -54,19 +75,21 @@ fn entries(table: &[u8]) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIter
     table.chunks_exact(8).map(|entry| entry.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)) & PLACE)
 }
 
-fn gap(table: &[u8]) -> Option<String> {
+fn gap(table: &[u8]) -> Option<Unfit> {
     let last = entries(table).rposition(|place| place != 0);
     let missing = entries(table).position(|place| place == 0).unwrap_or(usize::MAX);
     match last {
-        None => Some("it has no reference counts at all".to_owned()),
-        Some(last) if missing < last => Some(format!("block {missing} of its reference counts is missing")),
+        None => Some(Unfit::damaged("it has no reference counts at all".to_owned())),
+        Some(last) if missing < last => {
+            Some(Unfit::with_gap(format!("its reference counts have a gap: there is no block {missing}")))
+        }
         Some(_) => None,
     }
 }
 
-fn behind(table: &[u8], bytes: u64) -> Option<String> {
+fn behind(table: &[u8], bytes: u64) -> Option<Unfit> {
     let at = entries(table).position(|place| place >= bytes)?;
-    Some(format!("block {at} of its reference counts lies behind the file's end"))
+    Some(Unfit::damaged(format!("block {at} of its reference counts lies behind the file's end")))
 }
 
 #[cfg(test)]
@@ -91,26 +114,27 @@ mod tests {
 
     #[test]
     fn counts_without_a_gap_are_good_and_others_are_named() {
-        assert_eq!(damage(&image(512, 1, &[1024, 2048])).unwrap(), None);
+        assert_eq!(unfit(&image(512, 1, &[1024, 2048])).unwrap(), None);
         for (image, why) in [
             (image(512, 1, &[]), "no reference counts"),
-            (image(512, 1, &[0, 1024]), "block 0 of"),
-            (image(512, 1, &[1024, 0, 2048]), "block 1 of"),
+            (image(512, 1, &[0, 1024]), "there is no block 0"),
+            (image(512, 1, &[1024, 0, 2048]), "there is no block 1"),
             (image(512, 1, &[1024, 8192]), "block 1 of its reference counts lies behind"),
             (image(7680, 2, &[1024]), "at 0x1e00, behind"),
             (image(u64::MAX - 511, 1, &[1024]), "behind the file's end"),
             (image(512, u32::MAX, &[1024]), "has 2199023255040 bytes"),
         ] {
-            let found = damage(&image).unwrap().unwrap();
-            assert!(found.contains(why), "{found}");
+            let found = unfit(&image).unwrap().unwrap();
+            assert!(found.what.contains(why), "{found:?}");
+            assert_eq!(found.hint.contains("convert -O qcow2"), why.contains("no block"), "{found:?}");
         }
     }
 
     #[test]
     fn what_is_no_image_is_left_to_others() {
         let file = tempfile::tempfile().unwrap();
-        assert_eq!(damage(&file).unwrap(), None);
+        assert_eq!(unfit(&file).unwrap(), None);
         file.set_len(4096).unwrap();
-        assert_eq!(damage(&file).unwrap(), None);
+        assert_eq!(unfit(&file).unwrap(), None);
     }
 }

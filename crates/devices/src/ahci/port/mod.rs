@@ -21,7 +21,7 @@ use engine::PortEngine;
 pub(super) use state::{Ending, PortState, Taken};
 
 /// How long a disk may take to end what is under way when its device goes.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What vCPUs and a port's thread share.
 pub(super) struct PortShared {
@@ -218,6 +218,10 @@ impl Port {
 
     /// Takes the device away, and waits for what is under way, but not for ever.
     pub fn unplug(&self) -> Unplugged {
+        self.unplug_within(PATIENCE)
+    }
+
+    fn unplug_within(&self, patience: Duration) -> Unplugged {
         let mut seat = self.seat();
         let worker = match std::mem::replace(&mut *seat, Seat::Empty) {
             Seat::Empty => return Unplugged::Missing,
@@ -227,11 +231,34 @@ impl Port {
             }
             Seat::Leaving(worker) => worker,
         };
-        if worker.ends_within(PATIENCE) {
+        if worker.ends_within(patience) {
             return Unplugged::Gone;
         }
         *seat = Seat::Leaving(worker);
         Unplugged::Leaving
+    }
+
+    /// Asks the thread to end, without waiting.
+    pub fn stop(&self) {
+        match &*self.seat() {
+            Seat::Taken { worker, .. } | Seat::Leaving(worker) => worker.stop(),
+            Seat::Empty => {}
+        }
+    }
+
+    /// Takes the device away for good. A thread whose disk does not answer in so long is left behind, with its share
+    /// in RAM and disk.
+    pub fn end(&self, patience: Duration) {
+        if self.unplug_within(patience) != Unplugged::Leaving {
+            return;
+        }
+        let PortShared { hba, index, .. } = &*self.shared;
+        hba.report(&format_args!(
+            "port {index}: the disk does not end what is under way. Its thread is left behind; see the host's log."
+        ));
+        if let Seat::Leaving(worker) = std::mem::replace(&mut *self.seat(), Seat::Empty) {
+            worker.leave();
+        }
     }
 
     /// The tray, if there is a drive.
@@ -248,18 +275,9 @@ impl Port {
 }
 
 impl Drop for Port {
-    /// A thread whose disk does not answer is left behind, with its share in RAM and disk.
+    /// Of a controller that was never made; others have ended their ports ([`Port::end`]).
     fn drop(&mut self) {
-        if self.unplug() != Unplugged::Leaving {
-            return;
-        }
-        let PortShared { hba, index, .. } = &*self.shared;
-        hba.report(&format_args!(
-            "port {index}: the disk does not end what is under way. Its thread is left behind; see the host's log."
-        ));
-        if let Seat::Leaving(worker) = std::mem::replace(&mut *self.seat(), Seat::Empty) {
-            worker.leave();
-        }
+        self.end(PATIENCE);
     }
 }
 
