@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use devices::{InitialCache, Rings, SizeNotice, VirtioBlk, VirtioBlkOptions};
 use disk::nvme::model::{Model, Namespace};
 use disk::nvme::{NvmeController, NvmeOptions};
-use disk::{Disk, DiskOptions, Durability, OnError, Operation, Poll, SectorRange, Sectors, Unmap};
+use disk::{Answer, Disk, DiskOptions, Durability, OnError, Operation, Poll, SectorRange, Sectors, Unmap};
 use dma::Kind;
 use dma::fake::FakeIommu;
 use late::{Late, Ledger};

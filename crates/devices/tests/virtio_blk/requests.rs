@@ -150,6 +150,8 @@ fn a_guest_waits_for_a_held_request_or_resets_the_device_that_has_it() {
     assert!(setup.disk.failures().waiting().is_some());
     setup.guest.reset();
     assert!(setup.disk.failures().waiting().is_none(), "a reset drops what is held");
+    // Nobody stood still for it, so it is told of as a failure like others.
+    assert_eq!(failures.try_recv().unwrap().answer, Answer::Reported);
     assert!(failures.try_recv().is_err());
 }
 
