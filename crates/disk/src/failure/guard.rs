@@ -11,7 +11,7 @@ use super::told::Failure;
 use crate::backend::{Engine, Patience};
 use crate::counters::QueueCounters;
 use crate::queue::Event;
-use crate::request::{DiskError, Operation, Request};
+use crate::request::{DiskError, Durability, Operation, Request};
 
 /// A queue's engine, whose failed requests are answered as the disk's policy says. It holds no more than the queue is
 /// deep, for what is held is under way for the queue's user.
@@ -32,13 +32,22 @@ pub(crate) struct Guard {
     answered: u64,
 }
 
-/// Whether a flush that failed tells the truth when it is tried again.
+/// Whether a flush that failed, or a write that is to be on stable storage, tells the truth when it is tried again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FlushAgain {
     /// What it is for is where it was.
     Honest,
-    /// The host's page cache may have dropped what it could not write: the second flush would succeed without it.
+    /// The host's page cache may have dropped what it could not write: the second flush would succeed without it. So
+    /// would a write that is flushed, whose error may be that of an earlier one and is told once.
     Deceptive,
+}
+
+impl FlushAgain {
+    fn allows(self, operation: Operation) -> bool {
+        let flushes =
+            matches!(operation, Operation::Flush | Operation::Write { durability: Durability::Stable, .. });
+        self == FlushAgain::Honest || !flushes
+    }
 }
 
 /// A failed request that waits.
@@ -118,7 +127,7 @@ impl Guard {
                 more: 0,
             };
             let answered = (!self.held.is_empty()).then_some(self.answered);
-            let honest = *operation != Operation::Flush || self.flush == FlushAgain::Honest;
+            let honest = self.flush.allows(*operation);
             let (answer, calls) =
                 self.desk.failed(failure, At { answered, again, can_wait: self.number.is_some() && honest });
             match answer {
