@@ -25,6 +25,25 @@ struct Slot {
     _ram: Option<Arc<Segment>>,
 }
 
+/// What an audit compares of a slot: where it is, the host address of its memory, and whether it is read-only.
+type Held = (GpaRange, u64, bool);
+
+/// How what KVM has differs from what it should have, in words.
+fn differences(contents: &Contents, held: &[Held]) -> Vec<String> {
+    let ram = contents.ram.segments().iter();
+    let ram = ram.map(|segment| (segment.range(), segment.host_address().as_ptr() as u64, false));
+    let devices = contents.devices.iter();
+    let devices =
+        devices.map(|device| (device.range(), device.host_address().as_ptr() as u64, device.is_read_only()));
+    let wanted: Vec<Held> = ram.chain(devices).collect();
+    let missing = wanted.iter().filter(|one| !held.contains(one));
+    let wrong = held.iter().filter(|one| !wanted.contains(one));
+    missing
+        .map(|(range, ..)| format!("{range} is missing"))
+        .chain(wrong.map(|(range, ..)| format!("it has something else at {range}")))
+        .collect()
+}
+
 impl Slots {
     /// No memory yet; KVM takes `limit` slots.
     pub fn new(vm: Arc<VmFd>, limit: usize) -> Slots {
@@ -94,17 +113,34 @@ impl Mirror for Slots {
     }
 
     fn audit(&self, contents: &Contents) -> Result<(), Difference> {
-        let ram = contents.ram.segments().iter().map(|segment| (segment.range(), segment.host_address()));
-        let devices = contents.devices.iter().map(|device| (device.range(), device.host_address()));
-        let wanted: Vec<_> = ram.chain(devices).map(|(range, host)| (range, host.as_ptr() as u64)).collect();
-        let used = self.used();
-        let held: Vec<_> = used.values().map(|slot| (slot.range, slot.host)).collect();
-        let missing = wanted.iter().filter(|one| !held.contains(one));
-        let wrong = held.iter().filter(|one| !wanted.contains(one));
-        let differences: Vec<String> = missing
-            .map(|(range, _)| format!("{range} is missing"))
-            .chain(wrong.map(|(range, _)| format!("it has something else at {range}")))
-            .collect();
+        let held: Vec<Held> =
+            self.used().values().map(|slot| (slot.range, slot.host, slot.read_only)).collect();
+        let differences = differences(contents, &held);
         if differences.is_empty() { Ok(()) } else { Err(Difference { mirror: self.name(), differences }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memory::{Gpa, Ram, RegisterPages};
+
+    #[test]
+    fn registers_that_kvm_lets_the_guest_write_to_are_a_difference_and_so_is_ram_that_it_does_not() {
+        let range = |start| GpaRange::new(Gpa(start), 4096).unwrap();
+        let ram = Arc::new(Ram::new(&[range(0)]).unwrap());
+        let registers = Arc::new(RegisterPages::new(4096).unwrap()).at("registers", range(1 << 20)).unwrap();
+        let of_ram = ram.segments()[0].host_address().as_ptr() as u64;
+        let of_registers = registers.host_address().as_ptr() as u64;
+        let contents = Contents { ram, devices: vec![registers] };
+        let found = |ram_is, registers_are| {
+            let held = [(range(0), of_ram, ram_is), (range(1 << 20), of_registers, registers_are)];
+            differences(&contents, &held)
+        };
+        assert_eq!(found(false, true), [""; 0]);
+        let both = |at| [format!("{at} is missing"), format!("it has something else at {at}")];
+        assert_eq!(found(false, false), both(range(1 << 20)));
+        assert_eq!(found(true, true), both(range(0)));
+        assert_eq!(differences(&contents, &[]).len(), 2);
     }
 }
