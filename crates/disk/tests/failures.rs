@@ -303,6 +303,9 @@ fn nothing_is_held_that_could_not_be_tried_again_truthfully_or_at_all() {
     bench.behind.everything_ends(Err(DiskError::Media));
     queue.submit(bench.request(1, Operation::Flush)).unwrap();
     assert_eq!(poll(&mut queue), [(1, Err(DiskError::Media))], "the host has forgotten what it is for");
+    let stable = Operation::Write { at: Sectors(0), durability: Durability::Stable };
+    queue.submit(bench.request(1, stable)).unwrap();
+    assert_eq!(poll(&mut queue), [(1, Err(DiskError::Media))], "its error may be that of a write before it");
     // Nobody could wake this one.
     let mut unwatched = bench.disk.prepare_queue(1).unwrap().start().unwrap();
     unwatched.submit(bench.request(1, write(0))).unwrap();
