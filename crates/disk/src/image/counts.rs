@@ -1,7 +1,7 @@
 //! The reference counts of a qcow2 image, looked at before the image is written to.
 //!
 //! New clusters are found by these counts. The library that finds them relies on blocks of counts that follow each
-//! other without a gap; where an image has one (only damage or malice makes it), the search may never end.
+//! other without a gap; where an image has one (damage makes it, and so may shrinking the image), the search may never end.
 
 use std::fs::File;
 use std::io;
