@@ -101,7 +101,7 @@ impl Lines {
     }
 
     fn file(&mut self, file: &FileDisk) {
-        let FileDisk { path, format, logical, preallocate, bounce, buffers, force } = file;
+        let FileDisk { path, format, logical, preallocate, bounce, buffers, poll, force } = file;
         self.text("path", path);
         if let Some(format) = format {
             self.text("format", format);
@@ -115,6 +115,9 @@ impl Lines {
         self.text("bounce", bounce);
         if let Some(buffers) = buffers {
             self.text("buffers", buffers);
+        }
+        if let Some(poll) = poll {
+            self.text("poll", poll);
         }
         self.bare("force", force);
     }

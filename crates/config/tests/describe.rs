@@ -318,9 +318,8 @@ fn an_exclusive_host_domain_must_be_meant_and_the_finding_says_what_it_does() {
 fn an_nvme_disk_has_its_own_keys_and_a_path_does_not_have_them() {
     let vm = describe(None, &[(Key::Kernel, "k"), (Key::Disk, "nvme=03:00.0")]).unwrap();
     assert_eq!(vm.disks[0].source, nvme("0000:03:00.0", 1, Poll::Adaptive));
-    let error = flag_findings(Key::Disk, "/dev/sda,namespace=1,poll=on");
+    let error = flag_findings(Key::Disk, "/dev/sda,namespace=1");
     assert!(error.contains("`namespace` means something only with `nvme`."), "{error}");
-    assert!(error.contains("`poll` means something only with `nvme`."), "{error}");
     let error = flag_findings(Key::Disk, "/dev/sda,nvme=03:00.0");
     assert!(error.contains("`path` and `nvme` exclude each other."), "{error}");
     assert!(flag_findings(Key::Disk, "nvme=03:00.0,namespace=0").contains("no namespace 0"));
@@ -440,7 +439,10 @@ fn what_makes_no_sense_together_is_a_finding() {
         ("ram=1G,buffers=plain", "`buffers` means something only with `path`."),
         ("ram=1G,bounce=always", "`bounce` means something only with `path`."),
         ("ram=1G,snapshot=on", "`snapshot` means something only with `path`."),
-        ("ram=1G,poll=on", "`poll` means something only with `nvme`."),
+        ("ram=1G,poll=on", "`poll` means something only with `path`."),
+        ("d,format=qcow2,poll=on", "`poll=on` means nothing with `format=qcow2`."),
+        ("d,snapshot=on,poll=adaptive", "`poll=adaptive` means nothing with `snapshot=on`."),
+        ("d,logical=512,poll=on", "`poll=on` means nothing with `logical`."),
         ("nbd=nbd://h,ram=1G", "`nbd` and `ram` exclude each other."),
         ("d,logical=1024", "a disk cannot be shown with blocks of 1024 bytes. Write 512"),
         ("ram=0", "a disk in memory cannot have 0B."),

@@ -36,12 +36,12 @@ fn address() -> impl Strategy<Value = PciAddress> {
 fn file() -> impl Strategy<Value = FileDisk> {
     let format = option::of(word(Format::NAMES));
     let buffers = option::of(word(Buffers::NAMES));
-    (path(), format, any::<bool>(), any::<bool>(), word(Bounce::NAMES), buffers, any::<bool>()).prop_map(
-        |(path, format, small, preallocate, bounce, buffers, force)| {
+    let poll = option::of(word(Poll::NAMES));
+    (path(), format, any::<bool>(), any::<bool>(), word(Bounce::NAMES), buffers, poll, any::<bool>())
+        .prop_map(|(path, format, small, preallocate, bounce, buffers, poll, force)| {
             let logical = small.then(|| 512.try_into().unwrap());
-            FileDisk { path, format, logical, preallocate, bounce, buffers, force }
-        },
-    )
+            FileDisk { path, format, logical, preallocate, bounce, buffers, poll, force }
+        })
 }
 
 fn source() -> impl Strategy<Value = DiskSource> {
@@ -85,6 +85,8 @@ fn disk() -> impl Strategy<Value = Disk> {
                     }
                     let raw = matches!(file.format, None | Some(Format::Raw)) && writes != Writes::ThrownAway;
                     file.logical = file.logical.filter(|_| raw);
+                    let looks = raw && file.logical.is_none();
+                    file.poll = file.poll.filter(|it| looks || *it == Poll::Off);
                     let copied = file.bounce == Bounce::Always;
                     file.buffers = file.buffers.filter(|it| !copied || *it != Buffers::Registered);
                     file.preallocate &= raw && writes == Writes::Kept;

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use config::{DiskSource, Writes};
+use disk::Disk;
 use disk::nvme::{Direction, NvmeController, NvmeOptions, ReportTrouble, TroubleKind};
-use disk::{Disk, Poll};
 use dma::fault::{self, Fault, Source, Witness};
 
 use crate::assigned::Claimed;
-use crate::disks::{CheckedDisk, OpenDisk, queues};
+use crate::disks::{self, CheckedDisk, OpenDisk, queues};
 use crate::error::{StartError, host_address};
 use crate::events::Events;
 use crate::faults;
@@ -58,11 +58,7 @@ pub fn open(
         let DiskSource::Nvme { address, namespace, poll } = &disk.source else { continue };
         let Some(InUse { controller, queues }) = controllers.get_mut(&address.to_string()) else { continue };
         let Some(queues) = queues.next() else { continue };
-        let backend = controller.namespace(namespace.get().get())?.polled(match poll {
-            config::Poll::Off => Poll::Off,
-            config::Poll::Adaptive => Poll::Adaptive,
-            config::Poll::On => Poll::On,
-        });
+        let backend = controller.namespace(namespace.get().get())?.polled(disks::poll(*poll));
         let backend = if disk.writes == Writes::Kept { backend } else { backend.read_only() };
         let name = format!("{address} namespace {namespace}");
         let opened = Disk::new(name, Box::new(backend));

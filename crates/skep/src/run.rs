@@ -63,9 +63,9 @@ struct Flags {
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// A disk for the guest: path=/dev/... (a block device or file), nvme=0000:03:00.0[,namespace=1]
-    /// [,poll=off|adaptive|on] (on a controller that skep drives itself), nbd=nbd://HOST/EXPORT, or ram=SIZE;
+    /// (on a controller that skep drives itself), nbd=nbd://HOST/EXPORT, or ram=SIZE;
     /// and [,model=virtio-blk|nvme|ahci|ahci-cd][,readonly=on][,queues=N][,serial=...]
-    /// [,on-error=report|pause|ignore].
+    /// [,on-error=report|pause|ignore], with path and nvme [,poll=off|adaptive|on].
     /// With virtio-blk also [,packed=on][,write-cache=off].
     /// With nvme, ahci and ahci-cd also [,controller=NAME] (disks of one name share a controller)[,product=...]
     /// [,firmware=...].

@@ -60,13 +60,16 @@ fn source(keys: &mut Keys<'_>) -> Option<DiskSource> {
         return None;
     };
     if source != "nvme" {
-        keys.only_with("nvme", [("namespace", namespace.place()), ("poll", poll.place())]);
+        keys.only_with("nvme", [("namespace", namespace.place())]);
     }
     if source != "path" {
         keys.only_with("path", file.places());
     }
+    if !matches!(source, "path" | "nvme") {
+        keys.only_with("path", [("poll", poll.place())]);
+    }
     match source {
-        "path" => Some(DiskSource::File(file.of(path.value()?))),
+        "path" => Some(DiskSource::File(file.of(path.value()?, poll.value()))),
         "nvme" => Some(DiskSource::Nvme {
             address: nvme.value()?,
             namespace: namespace.value().unwrap_or_default(),
@@ -110,7 +113,7 @@ impl FileKeys {
         ]
     }
 
-    fn of(self, path: HostPath) -> FileDisk {
+    fn of(self, path: HostPath, poll: Option<Poll>) -> FileDisk {
         FileDisk {
             path,
             format: self.format.value(),
@@ -118,6 +121,7 @@ impl FileKeys {
             preallocate: self.preallocate.value().unwrap_or_default(),
             bounce: self.bounce.value().unwrap_or_default(),
             buffers: self.buffers.value(),
+            poll,
             force: self.force.value().unwrap_or_default(),
         }
     }
@@ -239,6 +243,14 @@ fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
     };
     if let Some(with) = of_raw.filter(|_| file.logical.is_some()) {
         wrong("logical", Problem::NotWith { key: "logical", with });
+    }
+    let looks = match file.poll {
+        None | Some(Poll::Off) => None,
+        Some(Poll::Adaptive) => Some("poll=adaptive"),
+        Some(Poll::On) => Some("poll=on"),
+    };
+    if let (Some(key), Some(with)) = (looks, of_raw.or(file.logical.map(|_| "logical"))) {
+        wrong("poll", Problem::NotWith { key, with });
     }
     if file.bounce == Bounce::Always && file.buffers == Some(Buffers::Registered) {
         wrong("buffers", Problem::NotWith { key: "buffers=registered", with: "bounce=always" });

@@ -49,6 +49,9 @@ pub struct FileDisk {
     /// How the kernel gets at guest RAM for it; `None` is registered where all of RAM is present anyway (it is wired, or
     /// devices reach it), the kernel has it (Linux 6.12) and data is not copied always, and plain otherwise.
     pub buffers: Option<Buffers>,
+    /// How skep learns that a request is done; `None` is by looking for a while where that is possible: behind io_uring,
+    /// with raw disks whose blocks are what the guest sees and whose changes are kept.
+    pub poll: Option<Poll>,
     /// Whether it is taken although somebody else uses it.
     pub force: bool,
 }
@@ -63,6 +66,7 @@ impl FileDisk {
             preallocate: false,
             bounce: Bounce::default(),
             buffers: None,
+            poll: None,
             force: false,
         }
     }
@@ -103,12 +107,12 @@ words! {
 }
 
 words! {
-    /// How skep learns that a controller has done a request.
+    /// How skep learns that a disk has done a request, and a guest made one.
     #[derive(Default)]
     pub enum Poll, "a way to poll" {
-        /// By interrupt.
+        /// By being woken.
         Off = "off",
-        /// By looking for a while, then by interrupt, as the load suggests.
+        /// By looking for a while, then by being woken, as the load suggests.
         #[default]
         Adaptive = "adaptive",
         /// By looking all the time, which takes a CPU.

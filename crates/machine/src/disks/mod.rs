@@ -12,7 +12,8 @@ use config::{ControllerName, DiskModel, DiskSource, FileDisk, OnError, Writes};
 use devices::ahci::{AhciCd, AhciDisk, AhciPort, AtaText};
 use devices::{InitialCache, NvmeOptions, Rings, VirtioBlk, VirtioBlkOptions};
 use disk::{
-    Allocation, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl, Reading, Sectors, SizeWatch, Source, Tally,
+    Allocation, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl, Poll, Reading, Sectors, SizeWatch, Source,
+    Tally,
 };
 use memory::Ram;
 use pci::{Bus, Services};
@@ -80,7 +81,7 @@ pub fn check(disk: &config::Disk, cpus: config::Cpus) -> Result<CheckedDisk, Sta
 }
 
 fn file_options(file: &FileDisk) -> DiskOptions {
-    let FileDisk { path, format, logical, preallocate, bounce, force, buffers: _ } = file;
+    let FileDisk { path, format, logical, preallocate, bounce, poll, force, buffers: _ } = file;
     DiskOptions {
         format: format.map(|format| match format {
             config::Format::Raw => Format::Raw,
@@ -93,8 +94,18 @@ fn file_options(file: &FileDisk) -> DiskOptions {
         },
         allocation: if *preallocate { Allocation::AtOnce } else { Allocation::AsWritten },
         claim: if *force { Claim::Forced } else { Claim::Exclusive },
+        poll: poll.map_or(Poll::Adaptive, self::poll),
         logical_block: logical.map(config::LogicalBlock::bytes),
         ..DiskOptions::new(path.as_path())
+    }
+}
+
+/// How a disk's queues look for what comes.
+pub fn poll(poll: config::Poll) -> Poll {
+    match poll {
+        config::Poll::Off => Poll::Off,
+        config::Poll::Adaptive => Poll::Adaptive,
+        config::Poll::On => Poll::On,
     }
 }
 

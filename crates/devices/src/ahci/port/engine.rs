@@ -120,7 +120,9 @@ impl PortEngine {
         while queue.under_way() > 0 {
             // A queue that is broken is waited for as well as can be.
             if begin.elapsed() >= GRACE || queue.poll(&mut self.events).is_err() {
-                queue.cancel().ok();
+                if let Err(why) = queue.cancel() {
+                    self.port.hba().report(&format_args!("{why}"));
+                }
                 return;
             }
             thread::sleep(LOOK);
