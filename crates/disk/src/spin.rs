@@ -21,6 +21,10 @@ pub enum Poll {
 const CALLS: u32 = 1024;
 /// ... within these bounds: a host of our days, and an emulated one.
 const LIMITS: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(4));
+/// An interrupt takes the guest out of its work, into the host and back, which costs it as much as so many system calls.
+const INTERRUPT: u32 = 32;
+/// On a host where that would be longer, something else was measured.
+const LONGEST_GATHERING: Duration = Duration::from_micros(50);
 /// Where it begins.
 const FIRST: Duration = Duration::from_micros(20);
 
@@ -32,6 +36,8 @@ const FIRST: Duration = Duration::from_micros(20);
 pub(crate) struct Spinner {
     poll: Poll,
     longest: Duration,
+    /// How long to look for more once something has ended.
+    gathering: Duration,
     windows: [Duration; 2],
 }
 
@@ -47,9 +53,21 @@ pub(crate) enum Awaited {
 impl Spinner {
     /// For this host, whose system calls it measures.
     pub fn new(poll: Poll) -> Spinner {
-        let call = if poll == Poll::Adaptive { system_call() } else { None };
+        let call = if poll == Poll::Off { None } else { system_call() };
         let longest = call.unwrap_or_default().saturating_mul(CALLS).clamp(LIMITS.0, LIMITS.1);
-        Spinner { poll, longest, windows: [FIRST; 2] }
+        let gathering = call.unwrap_or_default().saturating_mul(INTERRUPT).min(LONGEST_GATHERING);
+        Spinner { poll, longest, gathering, windows: [FIRST; 2] }
+    }
+
+    /// One that gathers for so long, on whatever host.
+    #[cfg(test)]
+    pub fn gathering_for(poll: Poll, gathering: Duration) -> Spinner {
+        Spinner { gathering, ..Spinner::new(poll) }
+    }
+
+    /// How long what has ended may wait for what ends next, to go to the guest with it.
+    pub fn gathering(&self) -> Duration {
+        if self.poll == Poll::Off { Duration::ZERO } else { self.gathering }
     }
 
     /// How long to look now; `None` without end. Zero is not to look at all.
