@@ -119,8 +119,7 @@ fn entry(disk: &HostDisk) -> String {
 /// The value of --disk for a namespace whose controller skep could drive itself, which takes an IOMMU.
 fn nvme(disk: &HostDisk) -> Option<String> {
     let controller = disk.controller.as_ref().filter(|controller| controller.group.is_some())?;
-    let (_, namespace) = disk.name.strip_prefix("nvme")?.split_once('n')?;
-    let namespace: u32 = namespace.parse().ok()?;
+    let namespace = disk.namespace?;
     let is_nvme = matches!(controller.driver.as_deref(), Some("nvme" | "vfio-pci"));
     is_nvme.then(|| format!("nvme={},namespace={namespace}", controller.address))
 }
@@ -147,6 +146,7 @@ mod tests {
                 driver: Some("nvme".into()),
                 group: Some(7),
             }),
+            namespace: Some(6),
             contents: Some(vec![Content { kind: "GPT", label: None }]),
             partitions: vec![Partition {
                 name: format!("{name}p1"),
@@ -171,9 +171,15 @@ mod tests {
   to a VM    --disk /dev/disk/by-id/one,,nvme0n2
   or in file [[disk]]
              path = \"/dev/disk/by-id/one,nvme0n2\"
-  or driven  --disk nvme=0000:03:00.0,namespace=2   by skep itself, all of the controller
+  or driven  --disk nvme=0000:03:00.0,namespace=6   by skep itself, all of the controller
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_namespace_whose_number_is_unknown_is_not_guessed_from_its_name() {
+        let text = text(&[HostDisk { namespace: None, ..disk("nvme0n2") }]);
+        assert!(text.contains("--disk /dev/disk") && !text.contains("namespace="), "{text}");
     }
 
     #[test]
@@ -196,7 +202,7 @@ mod tests {
         let facts = facts(&disk("nvme0n1"));
         assert_eq!(facts["controller"]["address"], "0000:03:00.0");
         assert_eq!(facts["config"]["flag"], "/dev/disk/by-id/one,,nvme0n1");
-        assert_eq!(facts["nvme"], "nvme=0000:03:00.0,namespace=1");
+        assert_eq!(facts["nvme"], "nvme=0000:03:00.0,namespace=6");
         assert_eq!(facts["partitions"][0]["contents"][0]["kind"], "ext4");
     }
 }

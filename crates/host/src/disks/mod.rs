@@ -35,6 +35,9 @@ pub struct HostDisk {
     pub removable: bool,
     /// The PCI function that it hangs on.
     pub controller: Option<Controller>,
+    /// Its number on an NVMe controller (NSID). The numbers in the kernel's names (`nvme0n1`) are others: the kernel
+    /// counts as it finds.
+    pub namespace: Option<u32>,
     /// What is on it outside of partitions; `None` where it could not be read.
     pub contents: Option<Vec<Content>>,
     /// Its partitions.
@@ -111,6 +114,7 @@ impl Host {
             read_only: flag("ro"),
             removable: flag("removable"),
             controller: self.controller(&dir),
+            namespace: attribute(&dir.join("nsid")).and_then(|number| number.parse().ok()),
             contents: self.contents(&name, bytes),
             partitions: parts.map(|part| self.partition(&dir.join(&part), part)).collect(),
             used: self.block_in_use(&name).iter().map(ToString::to_string).collect(),
@@ -265,7 +269,9 @@ mod tests {
         fake.link(format!("{subsystem}/nvme0"), "/sys/devices/pci0000:00/0000:01:00.0/nvme/nvme0");
         fake.link(format!("{subsystem}/nvme0n1/device"), subsystem);
         fake.file(format!("{subsystem}/nvme0n1/size"), "8\n");
+        fake.file(format!("{subsystem}/nvme0n1/nsid"), "7\n");
         let disk = fake.host().disks().remove(0);
+        assert_eq!(disk.namespace, Some(7), "which is not the number in its name");
         assert_eq!(disk.controller.unwrap().address.to_string(), "0000:01:00.0");
         assert_eq!(disk.contents, None, "there is nothing to read");
     }
