@@ -87,11 +87,14 @@ const KINDS: [&str; 8] = ["ata-", "nvme-", "scsi-", "virtio-", "usb-", "mmc-", "
 
 impl Host {
     /// All disks: block devices of hardware, with a medium. What the kernel makes of others (loop devices, md, LVM) and
-    /// optical drives are not among them.
+    /// optical drives are not among them, nor are hidden ones: the single paths to an NVMe namespace with several,
+    /// which have nothing in /dev.
     pub fn disks(&self) -> Vec<HostDisk> {
         let blocks = self.path("/sys/block");
         let optical = |name: &str| name.starts_with("sr") || name.starts_with("fd");
-        let is_disk = |name: &String| blocks.join(name).join("device").exists() && !optical(name);
+        let hidden = |name: &str| attribute(&blocks.join(name).join("hidden")).as_deref() == Some("1");
+        let is_disk =
+            |name: &String| blocks.join(name).join("device").exists() && !optical(name) && !hidden(name);
         let disks = names(&blocks).into_iter().filter(is_disk).map(|name| self.disk(name));
         disks.filter(|disk| disk.bytes > 0).collect()
     }
@@ -270,7 +273,13 @@ mod tests {
         fake.link(format!("{subsystem}/nvme0n1/device"), subsystem);
         fake.file(format!("{subsystem}/nvme0n1/size"), "8\n");
         fake.file(format!("{subsystem}/nvme0n1/nsid"), "7\n");
-        let disk = fake.host().disks().remove(0);
+        fake.disk("0000:01:00.0", "nvme/nvme0/nvme0c0n1", "259:1");
+        fake.link("/sys/block/nvme0c0n1/device", "/sys/devices/pci0000:00/0000:01:00.0/nvme/nvme0");
+        fake.file("/sys/block/nvme0c0n1/size", "8\n");
+        fake.file("/sys/block/nvme0c0n1/hidden", "1\n");
+        let mut disks = fake.host().disks();
+        assert_eq!(disks.len(), 1, "the path to it is no disk: {disks:?}");
+        let disk = disks.remove(0);
         assert_eq!(disk.namespace, Some(7), "which is not the number in its name");
         assert_eq!(disk.controller.unwrap().address.to_string(), "0000:01:00.0");
         assert_eq!(disk.contents, None, "there is nothing to read");
