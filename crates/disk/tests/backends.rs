@@ -2,6 +2,7 @@
 
 mod subjects;
 
+use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
@@ -374,6 +375,18 @@ fn a_preallocated_file_has_its_room_and_punching_gives_it_back() {
     assert!(blocks() >= SIZE / 512);
     bench.run(Operation::Discard(SectorRange { start: Sectors(0), count: Sectors(8192) }), 0).unwrap();
     assert!(blocks() <= SIZE / 512 - 8192 + 64);
+}
+
+#[test]
+fn room_for_an_empty_file_is_not_asked_for_but_a_size() {
+    let folder = subjects::folder();
+    let path = folder.path().join("empty");
+    let options = DiskOptions { allocation: Allocation::AtOnce, ..DiskOptions::new(&path) };
+    for bytes in [0, 100] {
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        let error = refusal(&options);
+        assert!(error.contains(&format!("it has {bytes} bytes")) && error.contains("truncate -s"), "{error}");
+    }
 }
 
 #[test]

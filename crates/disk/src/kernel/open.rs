@@ -195,12 +195,14 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
     .map_err(|cause| refusal(options, cause))?;
     if kind == Kind::File {
         remarks.extend(lock(&file, options)?);
-        if options.allocation == Allocation::AtOnce && options.access == Access::ReadWrite {
-            allocate(&file, &options.path, metadata.len())?;
-        }
     }
     let unreadable = |(what, cause)| OpenError::Unreadable { path: path(), what, cause };
     let (geometry, alignment) = facts::read(&file, kind, options.access).map_err(unreadable)?;
+    let all = options.allocation == Allocation::AtOnce && options.access == Access::ReadWrite;
+    // Whoever opens a file without a block says so.
+    if all && kind == Kind::File && geometry.capacity.0 > 0 {
+        allocate(&file, &options.path, metadata.len())?;
+    }
     let longest = facts::longest_transfer(&file, kind, geometry.logical_block);
     let copies = match (options.bounce, direct) {
         (_, false) => CopyPolicy::InPageCache,
