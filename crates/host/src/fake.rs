@@ -32,7 +32,7 @@ impl FakeHost {
         let fake = FakeHost { dir: tempfile::tempdir().unwrap(), plan: Arc::default() };
         fake.dir("/sys/bus/pci/drivers/vfio-pci");
         fake.file("/proc/self/mountinfo", "");
-        fake.file(format!("/proc/{}/stat", std::process::id()), &stat(4711));
+        fake.file(format!("/proc/{}/stat", std::process::id()), &stat('S', 4711));
         fake
     }
 
@@ -171,12 +171,20 @@ impl FakeHost {
 
     /// The process number is now another process's.
     pub fn kill_owner(&self) {
-        self.file(format!("/proc/{}/stat", std::process::id()), &stat(9999));
+        self.file(format!("/proc/{}/stat", std::process::id()), &stat('S', 9999));
+    }
+
+    /// The process's first thread has ended and nobody has waited for it; a second one is in this state.
+    pub fn end_owner(&self, second: char) {
+        let process = std::process::id();
+        self.file(format!("/proc/{process}/stat"), &stat('Z', 4711));
+        self.file(format!("/proc/{process}/task/{process}/stat"), &stat('Z', 4711));
+        self.file(format!("/proc/{process}/task/99/stat"), &stat(second, 4712));
     }
 }
 
-fn stat(started: u64) -> String {
-    format!("1 (a ) name) S {} {started} 0 0\n", "0 ".repeat(18).trim_end())
+fn stat(state: char, started: u64) -> String {
+    format!("1 (a ) name) {state} {} {started} 0 0\n", "0 ".repeat(18).trim_end())
 }
 
 struct FakeKernel {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -102,20 +102,61 @@ impl Host {
         }
     }
 
-    /// Whether the process that wrote the record still runs.
+    /// Whether the process that wrote the record still runs. One that has ended and that nobody has waited for, as in a
+    /// container whose first process does not, has let go of all it had.
     pub(crate) fn is_alive(&self, record: &Record) -> bool {
         let now = self.started(record.pid);
-        now.is_some() && now == record.started
+        now.is_some() && now == record.started && self.runs(record.pid)
+    }
+
+    /// Whether a thread of the process has not ended yet. Its first one may have, with others at work.
+    fn runs(&self, pid: u32) -> bool {
+        let runs = |stat: PathBuf| {
+            let state = fields(&stat).and_then(|fields| fields.first().cloned());
+            state.is_some_and(|state| state != "Z" && state != "X")
+        };
+        let threads = self.path(format!("/proc/{pid}/task"));
+        runs(self.path(format!("/proc/{pid}/stat")))
+            || names(&threads).into_iter().any(|thread| runs(threads.join(thread).join("stat")))
     }
 
     /// When a process started, in clock ticks since boot; `None` when there is no such process.
     pub(crate) fn started(&self, pid: u32) -> Option<u64> {
-        let text = attribute(&self.path(format!("/proc/{pid}/stat")))?;
-        // The second field is the program's name in brackets and may hold anything.
-        text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+        fields(&self.path(format!("/proc/{pid}/stat")))?.get(19)?.parse().ok()
     }
 
     fn record_path(&self, address: PciAddress) -> PathBuf {
         self.path(DIR).join(format!("vfio-{address}.json"))
+    }
+}
+
+/// The fields of proc_pid_stat(5) from the third on, which is the state. The second is the program's name in brackets
+/// and may hold anything.
+fn fields(stat: &Path) -> Option<Vec<String>> {
+    let text = attribute(stat)?;
+    Some(text.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PciDevice;
+    use crate::fake::FakeHost;
+
+    const BDF: &str = "0000:01:00.0";
+
+    #[test]
+    fn an_owner_that_has_ended_and_that_nobody_has_waited_for_leaves_its_devices() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        let device = || PciDevice::open(&host, BDF.parse().unwrap()).unwrap();
+        std::mem::forget(host.bind_to_vfio(&device()).unwrap());
+        fake.end_owner('D');
+        assert!(host.leftovers().is_empty(), "a thread of it is still at work");
+        fake.end_owner('Z');
+        assert_eq!(host.leftovers().len(), 1);
+        host.bind_to_vfio(&device()).unwrap().give_back().unwrap();
+        assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
     }
 }
