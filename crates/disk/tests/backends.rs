@@ -360,7 +360,14 @@ fn a_file_in_use_is_refused_with_its_user_and_force_says_what_it_overrides() {
         let first = Disk::open(&options).unwrap();
         assert_eq!(first.remarks(), [""; 0], "nobody had it");
         let second = Disk::open(&options).unwrap();
-        assert!(second.remarks()[0].contains("opened it exclusively"), "{:?}", second.remarks());
+        let said = &second.remarks()[0];
+        assert!(said.contains("for exclusive use by") && said.contains("this process itself"), "{said}");
+        // Where the guest has made a pool of it, the mark alone does not say who has it.
+        let file = File::options().write(true).open(&device.0).unwrap();
+        file.write_all_at(&[0x0c, 0xb1, 0xba, 0, 0, 0, 0, 0], 128 << 10).unwrap();
+        file.sync_all().unwrap();
+        let error = refusal(&DiskOptions::new(&device.0));
+        assert!(error.contains("this process itself") && error.contains("a ZFS pool"), "{error}");
     }
 }
 

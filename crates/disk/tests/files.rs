@@ -51,7 +51,7 @@ fn a_disk_in_use_is_refused_with_a_name() {
     if let Some(device) = Loop::over(&path, 512) {
         let _first = Disk::open(&DiskOptions::new(&device.0)).unwrap();
         let error = Disk::open(&DiskOptions::new(&device.0)).unwrap_err().to_string();
-        assert!(error.contains("in use") && error.contains("exclusively"), "{error}");
+        assert!(error.contains("in use: loop") && error.contains("this process itself"), "{error}");
     }
 }
 

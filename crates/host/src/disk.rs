@@ -3,13 +3,23 @@
 use std::io;
 use std::path::Path;
 
+use crate::disks::{device, size};
 use crate::in_use::Reason;
-use crate::{Host, attribute, names};
+use crate::{Host, Openers, attribute, names};
 
 /// How deep devices may stand on devices (a file system on dm-crypt on LVM on md on a partition is 5).
 const DEPTH: usize = 16;
 
 impl Host {
+    /// Every reason why a guest may not have the block device of this number (stat(2), `st_rdev`); empty when it may,
+    /// or when there is no such device.
+    pub fn device_number_in_use(&self, number: u64) -> Vec<Reason> {
+        let link =
+            self.path(format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number)));
+        let Ok(place) = link.canonicalize() else { return Vec::new() };
+        place.file_name().and_then(|name| name.to_str()).map_or_else(Vec::new, |name| self.block_in_use(name))
+    }
+
     /// Every reason why a guest may not have a block device, by the kernel's name of it (`sda`, `nvme0n1p2`);
     /// empty when it may. A whole disk is in use when a partition of it is.
     pub(crate) fn block_in_use(&self, name: &str) -> Vec<Reason> {
@@ -35,7 +45,7 @@ impl Host {
     /// either shows at both.
     fn open_exclusively(&self, disk: &str, parts: &[String], reasons: &[Reason]) -> Vec<Reason> {
         let claimed = |block: &str| {
-            let opened = self.kernel.open_exclusively(&self.path("/dev").join(block.replace('!', "/")));
+            let opened = self.kernel.open_exclusively(&self.path(device(block)));
             opened.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
         };
         let known = |block: &str| reasons.iter().any(|reason| reason.block() == Some(block));
@@ -49,17 +59,45 @@ impl Host {
         } else {
             vec![disk.to_owned()]
         };
-        let reason = |block: String| match self.member_of(&block) {
-            Some(of) => Reason::Member { block, of },
-            None => Reason::Exclusive { block },
-        };
-        blocks.into_iter().map(reason).collect()
+        blocks.into_iter().map(|block| self.claim_on(block)).collect()
+    }
+
+    /// Who may have a block device open exclusively, which nothing else tells. What a disk bears the mark of is what uses
+    /// it, unless a process has it open: then the mark may be of what is inside of a guest.
+    fn claim_on(&self, block: String) -> Reason {
+        if self.path("/sys/class/block").join(&block).join("bcache").exists() {
+            return Reason::Member { block, of: "bcache" };
+        }
+        let mut by = self.who_has_open(&block);
+        if by.is_empty() && let Some(whole) = self.whole_disk_of(&block) {
+            by = self.who_has_open(&whole);
+        }
+        match self.mark_on(&block) {
+            Some(of) if by.is_empty() => Reason::Member { block, of },
+            mark => Reason::Exclusive { block, by, mark },
+        }
+    }
+
+    fn who_has_open(&self, block: &str) -> Vec<String> {
+        let facts = std::fs::metadata(self.path(device(block)));
+        facts.map_or_else(|_| Vec::new(), |facts| self.openers(&facts, Openers::All))
+    }
+
+    /// The disk that a partition is of.
+    fn whole_disk_of(&self, block: &str) -> Option<String> {
+        let place = self.path("/sys/class/block").join(block).canonicalize().ok()?;
+        place.join("partition").exists().then_some(())?;
+        Some(place.parent()?.file_name()?.to_str()?.to_owned())
     }
 
     fn one_in_use(&self, block: &str, depth: usize, reasons: &mut Vec<Reason>) {
         let dir = self.path("/sys/class/block").join(block);
         let number = attribute(&dir.join("dev"));
-        let is_it = |source: &str| self.block_name(source).as_deref() == Some(block);
+        // Without udev the names below /dev/mapper are devices of their own.
+        let mapped = attribute(&dir.join("dm/name")).map(|name| format!("/dev/mapper/{name}"));
+        let is_it = |source: &str| {
+            mapped.as_deref() == Some(source) || self.block_name(source).as_deref() == Some(block)
+        };
 
         for mount in
             attribute(&self.path("/proc/self/mountinfo")).unwrap_or_default().lines().filter_map(mount)
@@ -82,8 +120,11 @@ impl Host {
                 Some(what) => format!("{holder} ({what})"),
                 None => holder.clone(),
             };
+            // Several partitions may stand under one volume, which is told of once; and there might be a circle.
+            let told = |reason: &Reason| matches!(reason, Reason::Held { by: other, .. } if *other == by);
+            let known = reasons.iter().any(told);
             reasons.push(Reason::Held { block: block.to_owned(), by });
-            if depth > 0 {
+            if depth > 0 && !known {
                 self.one_in_use(&holder, depth - 1, reasons);
             }
         }
@@ -105,13 +146,10 @@ impl Host {
         dir.join("bcache").exists().then(|| "bcache".to_owned())
     }
 
-    /// What has a block device open exclusively without saying so anywhere but on the device itself.
-    fn member_of(&self, block: &str) -> Option<&'static str> {
-        if self.path("/sys/class/block").join(block).join("bcache").exists() {
-            return Some("bcache");
-        }
+    /// What a block device bears the mark of that the kernel has open without saying so anywhere.
+    fn mark_on(&self, block: &str) -> Option<&'static str> {
         let marks = [("ZFS member", "a ZFS pool"), ("bcache member", "bcache"), ("md member", "md")];
-        let contents = self.contents(block, 0)?;
+        let contents = self.contents(block, size(&self.path("/sys/class/block").join(block)))?;
         let of = |kind: &str| marks.iter().find(|(mark, _)| *mark == kind).map(|(_, of)| *of);
         contents.iter().find_map(|content| of(content.kind))
     }
@@ -138,11 +176,23 @@ fn mount(line: &str) -> Option<Mount<'_>> {
     Some(Mount { number: front.next()?, at: front.nth(1)?, source: back.split(' ').nth(1)? })
 }
 
-/// Undoes the kernel's octal escapes of white space and backslash.
+/// Undoes the kernel's escapes: a backslash and the byte in three octal digits.
 fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .into_iter()
-        .fold(text.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = match after {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] if *first == b'\\' => {
+                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                after
+            }
+            _ => {
+                bytes.push(*first);
+                after
+            }
+        };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
@@ -206,7 +256,11 @@ mod tests {
 
         fake.remove("/sys/class/block/sda/holders");
         fake.open_exclusively(&["sda"]);
-        assert_eq!(fake.host().block_in_use("sda"), [Reason::Exclusive { block: "sda".into() }]);
+        let exclusive = |by: &[&str], mark| {
+            let by = by.iter().map(|&by| by.to_owned()).collect();
+            [Reason::Exclusive { block: "sda".into(), by, mark }]
+        };
+        assert_eq!(fake.host().block_in_use("sda"), exclusive(&[], None));
         let uberblock = [&[0; 0x2_0000][..], &[0x0c, 0xb1, 0xba, 0, 0, 0, 0, 0]].concat();
         fake.dir("/dev");
         std::fs::write(fake.path("/dev/sda"), uberblock).unwrap();
@@ -214,8 +268,77 @@ mod tests {
             fake.host().block_in_use("sda"),
             [Reason::Member { block: "sda".into(), of: "a ZFS pool" }]
         );
+        // The disk of a VM, whose guest may have a pool on it, or a pool of the host's that somebody looks at.
+        fake.opens(77, "qemu", "/dev/sda");
+        let found = fake.host().device_number_in_use(libc::makedev(8, 0));
+        assert_eq!(found, exclusive(&["process 77 (qemu)"], Some("a ZFS pool")));
+        let text = found[0].to_string();
+        assert!(text.ends_with("by process 77 (qemu) or a ZFS pool, whose mark is on it"), "{text}");
         fake.dir("/sys/class/block/sda/bcache");
         assert_eq!(fake.host().block_in_use("sda"), [Reason::Member { block: "sda".into(), of: "bcache" }]);
+    }
+
+    #[test]
+    fn whoever_has_a_whole_disk_open_has_its_partitions() {
+        let fake = FakeHost::new();
+        fake.pci("0000:00:05.0", 0x010601, Some("ahci"), 1);
+        fake.disk("0000:00:05.0", "ata1/sda", "8:0");
+        fake.partition("sda", "sda1", "8:1");
+        fake.file("/dev/sda", "");
+        fake.file("/dev/sda1", "");
+        fake.opens(77, "qemu", "/dev/sda");
+        fake.open_exclusively(&["sda", "sda1"]);
+        for (number, name) in [(0, "sda"), (1, "sda1")] {
+            let found = fake.host().device_number_in_use(libc::makedev(8, number));
+            let text = found.iter().map(ToString::to_string).collect::<Vec<_>>();
+            assert_eq!(text, [format!("{name} is open for exclusive use by process 77 (qemu)")]);
+        }
+        assert_eq!(fake.host().device_number_in_use(libc::makedev(8, 2)), []);
+    }
+
+    #[test]
+    fn swap_on_a_mapped_volume_is_found_without_udev_and_a_circle_of_holders_ends() {
+        let fake = FakeHost::new();
+        fake.virtual_disk("sdb", "8:16", None);
+        fake.virtual_disk("dm-1", "253:1", Some("swap"));
+        fake.remove("/dev/mapper/swap");
+        fake.holder("sdb", "dm-1");
+        fake.holder("dm-1", "sdb");
+        fake.file("/proc/swaps", "Filename Type Size Used Priority\n/dev/mapper/swap partition 8 0 -2\n");
+        let found = fake.host().block_in_use("sdb");
+        assert!(found.contains(&Reason::Swap { block: "dm-1".into() }), "{found:?}");
+        assert!(found.len() <= 4, "{found:?}");
+    }
+
+    #[test]
+    fn a_volume_on_several_partitions_is_told_of_once() {
+        let fake = FakeHost::new();
+        fake.pci("0000:00:05.0", 0x010601, Some("ahci"), 1);
+        fake.disk("0000:00:05.0", "ata1/sda", "8:0");
+        fake.virtual_disk("md0", "9:0", None);
+        for (name, number) in [("sda1", "8:1"), ("sda2", "8:2")] {
+            fake.partition("sda", name, number);
+            fake.holder(name, "md0");
+        }
+        fake.file("/proc/self/mountinfo", "22 1 9:0 / /srv/my\\040data rw - ext4 /dev/md0 rw\n");
+        let found = fake.host().block_in_use("sda");
+        let found: Vec<_> = found.iter().map(|reason| reason.block().unwrap()).collect();
+        assert_eq!(found, ["sda1", "md0", "sda2"]);
+    }
+
+    #[test]
+    fn octal_escapes_become_bytes_and_nothing_else_changes() {
+        for (escaped, plain) in [
+            ("/a\\040b", "/a b"),
+            ("\\134040", "\\040"),
+            ("\\011\\012\\043", "\t\n#"),
+            ("/caf\\303\\251", "/café"),
+            ("\\04", "\\04"),
+            ("\\8", "\\8"),
+            ("end\\", "end\\"),
+        ] {
+            assert_eq!(unescape(escaped), plain);
+        }
     }
 
     #[test]

@@ -107,6 +107,7 @@ impl FakeHost {
     fn block(&self, home: &str, number: &str) {
         let name = Path::new(home).file_name().unwrap().to_str().unwrap().to_owned();
         self.file(format!("{home}/dev"), number);
+        self.link(format!("/sys/dev/block/{number}"), home);
         self.link(format!("/sys/block/{name}"), home);
         self.link(format!("/sys/class/block/{name}"), home);
     }
@@ -116,6 +117,7 @@ impl FakeHost {
         let home = Path::new("/").join(home.strip_prefix(self.dir.path()).unwrap());
         self.file(home.join("dev"), number);
         self.file(home.join("partition"), "1");
+        self.link(format!("/sys/dev/block/{number}"), &home);
         self.link(format!("/sys/class/block/{name}"), &home);
     }
 
@@ -162,6 +164,12 @@ impl FakeHost {
     /// Somebody has these block devices open exclusively.
     pub fn open_exclusively(&self, blocks: &[&str]) {
         self.plan.lock().unwrap().exclusive = blocks.iter().map(|&name| name.to_owned()).collect();
+    }
+
+    /// A process has a file open.
+    pub fn opens(&self, pid: u32, name: &str, file: &str) {
+        self.file(format!("/proc/{pid}/comm"), name);
+        self.link(format!("/proc/{pid}/fd/3"), file);
     }
 
     /// No write is answered any more.

@@ -41,10 +41,14 @@ pub enum Reason {
         /// What it is a member of: "a ZFS pool".
         of: &'static str,
     },
-    /// Somebody has a block device open for themselves alone, and nothing else says who.
+    /// Somebody has a block device open for themselves alone.
     Exclusive {
         /// The block device.
         block: String,
+        /// Processes that have it open, one of which it may be.
+        by: Vec<String>,
+        /// What it bears the mark of, which may be the host's or that of a guest of such a process: "a ZFS pool".
+        mark: Option<&'static str>,
     },
     /// A network interface is in use.
     Interface {
@@ -83,12 +87,17 @@ impl fmt::Display for Reason {
             Reason::Member { block, of } => {
                 write!(f, "{block} is in use as a member of {of} (export or stop it first)")
             }
-            Reason::Exclusive { block } => {
+            Reason::Exclusive { block, by, mark: None } if by.is_empty() => {
                 write!(
                     f,
-                    "{block} is open for exclusive use: as a disk of a VM (perhaps of this one), by a ZFS pool, or \
-                     mounted in another namespace (`fuser -v /dev/{block}` names a process that has it)"
+                    "{block} is open for exclusive use: as a disk of a VM, by a ZFS pool, or mounted in another \
+                     namespace (`fuser -v /dev/{block}` names a process that has it)"
                 )
+            }
+            Reason::Exclusive { block, by, mark } => {
+                let mark = mark.map(|of| format!("{of}, whose mark is on it"));
+                let by: Vec<String> = by.iter().cloned().chain(mark).collect();
+                write!(f, "{block} is open for exclusive use by {}", by.join(" or "))
             }
             Reason::Interface { name, why } => {
                 write!(f, "network interface {name} {why} (`ip link set {name} down`)")
@@ -113,7 +122,7 @@ impl Reason {
             | Reason::Swap { block }
             | Reason::Held { block, .. }
             | Reason::Member { block, .. }
-            | Reason::Exclusive { block } => Some(block),
+            | Reason::Exclusive { block, .. } => Some(block),
             Reason::Interface { .. } | Reason::Console { .. } | Reason::Unknown { .. } | Reason::Bridge => {
                 None
             }
@@ -251,9 +260,9 @@ mod tests {
         assert!(reasons(&fake, "01:00.0").is_empty());
         fake.open_exclusively(&["nvme0n1"]);
         let found = reasons(&fake, "01:00.0");
-        assert_eq!(found, [Reason::Exclusive { block: "nvme0n1".into() }]);
+        assert_eq!(found, [Reason::Exclusive { block: "nvme0n1".into(), by: Vec::new(), mark: None }]);
         let text = found[0].to_string();
-        assert!(text.contains("perhaps of this one") && text.contains("fuser -v /dev/nvme0n1"), "{text}");
+        assert!(text.contains("fuser -v /dev/nvme0n1"), "{text}");
     }
 
     #[test]

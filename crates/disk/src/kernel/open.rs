@@ -3,14 +3,15 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use host::{Host, Openers};
+
 use crate::geometry::{Access, Geometry};
-use crate::kernel::openers::{self, Openers};
-use crate::kernel::{Bounce, CopyPolicy, Handle, Kind, facts, holders};
+use crate::kernel::{Bounce, CopyPolicy, Handle, Kind, facts};
 use crate::options::{Allocation, Claim, DiskOptions};
 
 /// Why a disk could not be opened.
@@ -187,7 +188,7 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
     let exclusive = if kind == Kind::BlockDevice { libc::O_EXCL } else { 0 };
     let (file, direct) = match open_directly(options, kind, exclusive) {
         Err(cause) if cause.raw_os_error() == Some(libc::EBUSY) && options.claim == Claim::Forced => {
-            remarks.push(overridden(&options.path, &holders::of(&options.path)));
+            remarks.push(overridden(&options.path, &holders(&options.path)));
             open_directly(options, kind, 0)
         }
         other => other,
@@ -241,6 +242,21 @@ fn allocate(file: &File, path: &Path, bytes: u64) -> Result<(), OpenError> {
     Err(OpenError::NoRoom { path: path.to_owned(), bytes, cause: io::Error::last_os_error() })
 }
 
+/// A phrase that names who holds a block device or its partitions.
+fn holders(path: &Path) -> String {
+    let unknown = || "another program has opened it exclusively (`fuser -v` shows which)".to_owned();
+    let host = Host::here();
+    let Ok(facts) = std::fs::metadata(path) else { return unknown() };
+    let reasons = host.device_number_in_use(facts.rdev());
+    let mut holders: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+    if holders.is_empty() {
+        // The device has another name here than the kernel's.
+        let openers = host.openers(&facts, Openers::All);
+        holders.extend(openers.into_iter().map(|opener| format!("{opener} has it open")));
+    }
+    if holders.is_empty() { unknown() } else { holders.join("; ") }
+}
+
 fn open_file(options: &FileOptions, flags: libc::c_int) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -253,7 +269,7 @@ fn refusal(options: &FileOptions, cause: io::Error) -> OpenError {
     let path = options.path.clone();
     match cause.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => OpenError::NotFound { path },
-        Some(libc::EBUSY) => OpenError::Busy { holders: holders::of(&path), path },
+        Some(libc::EBUSY) => OpenError::Busy { holders: holders(&path), path },
         Some(libc::EACCES) => OpenError::Denied {
             path,
             cause,
@@ -285,14 +301,14 @@ fn lock(file: &File, options: &FileOptions) -> Result<Option<String>, OpenError>
     // A process that has just ended may take a moment to let go of its lock (the kernel tears io_uring down in its
     // own time); one that still runs is not waited for.
     let mut cause = io::Error::from_raw_os_error(libc::EAGAIN);
-    let mut known = Vec::new();
+    let (host, mut known) = (Host::here(), Vec::new());
     for _ in 0..LOCK_TRIES {
         // SAFETY: our own descriptor and a valid flock for the duration of the call.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } == 0 {
             return Ok(None);
         }
         cause = io::Error::last_os_error();
-        known = openers::of(&options.path, Openers::WithLock);
+        known = file.metadata().map_or_else(|_| Vec::new(), |facts| host.openers(&facts, Openers::WithLock));
         if !matches!(cause.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) || !known.is_empty() {
             break;
         }

@@ -169,12 +169,12 @@ fn closest_function(place: &Path) -> Option<PciAddress> {
 }
 
 /// Where the kernel's block device is; in its name an exclamation mark stands for a slash.
-fn device(name: &str) -> PathBuf {
+pub(crate) fn device(name: &str) -> PathBuf {
     Path::new("/dev").join(name.replace('!', "/"))
 }
 
 /// sysfs has sizes in sectors of 512 bytes, whatever the disk's are.
-fn size(dir: &Path) -> u64 {
+pub(crate) fn size(dir: &Path) -> u64 {
     attribute(&dir.join("size")).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0).saturating_mul(512)
 }
 
