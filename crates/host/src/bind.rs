@@ -87,6 +87,24 @@ pub enum BindError {
         /// What went wrong.
         cause: io::Error,
     },
+    /// Another skep has been binding or giving back for longer than that can take.
+    #[error(
+        "cannot wait any longer to take or give back PCI device {address}: {} held {} all the {} s. If that one is \
+         stopped, let it go on (`kill -CONT`) or kill it, then try again",
+        if by.is_empty() { "another process has".to_owned() } else { format!("{} has", by.join(", ")) },
+        path.display(),
+        after.as_secs()
+    )]
+    Held {
+        /// The device.
+        address: PciAddress,
+        /// The lock.
+        path: PathBuf,
+        /// How long it was waited for.
+        after: Duration,
+        /// Who holds it, as far as can be seen.
+        by: Vec<String>,
+    },
     /// A step failed, and so did undoing the steps before it.
     #[error("{failed} Undoing what was done before failed too: {undo}")]
     Undo {

@@ -1,15 +1,21 @@
 //! What was bound, on record, so that a later process can give it back when the first one was killed.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BindError, Host, PciAddress, attribute, names};
+use crate::{BindError, Host, Openers, PciAddress, attribute, names};
 
 /// Where records lie. Gone after a boot, and so are the bindings.
 const DIR: &str = "/run/skep";
+
+/// How long others may bind or give back. A single step of theirs may take as long as the kernel is waited for, which
+/// is 60 s; who takes longer has been stopped.
+const LOCK_PATIENCE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(90) };
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a device was before it was bound, and who bound it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,13 +66,23 @@ impl Host {
     /// Waits until no other process binds or gives back; holds them off as long as the file is open.
     pub(crate) fn hold(&self, address: PciAddress) -> Result<File, BindError> {
         let path = self.path(DIR).join("lock");
-        let lock = || {
+        let failed = |cause| BindError::Record { address, path: path.clone(), cause };
+        let open = || {
             std::fs::create_dir_all(self.path(DIR))?;
-            let file = File::options().create(true).append(true).open(&path)?;
-            file.lock()?;
-            Ok(file)
+            File::options().create(true).append(true).open(&path)
         };
-        lock().map_err(|cause| BindError::Record { address, path: path.clone(), cause })
+        let file = open().map_err(failed)?;
+        let end = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+                Err(TryLockError::WouldBlock) if Instant::now() >= end => break,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            }
+        }
+        let by = file.metadata().map_or_else(|_| Vec::new(), |facts| self.openers(&facts, Openers::WithLock));
+        Err(BindError::Held { address, path: path.clone(), after: LOCK_PATIENCE, by })
     }
 
     /// The record of a device, if there is one.
@@ -144,6 +160,29 @@ mod tests {
     use crate::fake::FakeHost;
 
     const BDF: &str = "0000:01:00.0";
+
+    #[test]
+    fn who_holds_the_others_off_for_too_long_is_named_and_who_is_done_in_time_is_waited_for() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        fake.file("/run/skep/lock", "");
+        fake.opens(77, "skep", "/run/skep/lock");
+        fake.file("/proc/77/fdinfo/3", "pos:\t0\nlock:\t1: FLOCK  ADVISORY  WRITE 77\n");
+        let other = File::open(fake.path("/run/skep/lock")).unwrap();
+        other.lock().unwrap();
+        let host = fake.host();
+        let device = PciDevice::open(&host, BDF.parse().unwrap()).unwrap();
+        let text = host.bind_to_vfio(&device).unwrap_err().to_string();
+        assert!(text.contains("process 77 (skep) has held") && text.contains("/run/skep/lock"), "{text}");
+        assert_eq!(fake.writes(), 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(LOCK_PATIENCE / 6);
+                other.unlock().unwrap();
+            });
+            host.bind_to_vfio(&device).unwrap().give_back().unwrap();
+        });
+    }
 
     #[test]
     fn an_owner_that_has_ended_and_that_nobody_has_waited_for_leaves_its_devices() {
