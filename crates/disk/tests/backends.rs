@@ -16,7 +16,7 @@ use disk::{
 };
 use memory::{Buffers, Gpa, GpaRange, Ram};
 use subjects::nbd_server::{EVERYTHING, LITTLE, Server};
-use subjects::{Loop, SIZE, image, qcow2, without_io_uring};
+use subjects::{Loop, SIZE, image, qcow2, without_direct_io, without_io_uring, without_locks};
 
 struct Bench {
     ram: Arc<Ram>,
@@ -369,6 +369,20 @@ fn a_file_in_use_is_refused_with_its_user_and_force_says_what_it_overrides() {
         let error = refusal(&DiskOptions::new(&device.0));
         assert!(error.contains("this process itself") && error.contains("a ZFS pool"), "{error}");
     }
+}
+
+#[test]
+fn a_file_that_cannot_be_locked_is_used_and_that_is_said_to_who_writes_it() {
+    let folder = subjects::folder();
+    let path = image(folder.path());
+    without_locks(|| {
+        let disk = Disk::open(&DiskOptions::new(&path)).unwrap();
+        assert!(disk.remarks().iter().any(|said| said.contains("disk.raw: it cannot be locked")));
+        assert_eq!(disk.remarks().len(), 1, "{:?}", disk.remarks());
+        for reader in [DiskOptions::new(&path).read_only(), DiskOptions::new(&path).throw_away()] {
+            assert_eq!(Disk::open(&reader).unwrap().remarks(), [""; 0]);
+        }
+    });
 }
 
 #[test]

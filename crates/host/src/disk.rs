@@ -14,8 +14,7 @@ impl Host {
     /// Every reason why a guest may not have the block device of this number (stat(2), `st_rdev`); empty when it may,
     /// or when there is no such device.
     pub fn device_number_in_use(&self, number: u64) -> Vec<Reason> {
-        let link =
-            self.path(format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number)));
+        let link = self.path(format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number)));
         let Ok(place) = link.canonicalize() else { return Vec::new() };
         place.file_name().and_then(|name| name.to_str()).map_or_else(Vec::new, |name| self.block_in_use(name))
     }
@@ -69,7 +68,9 @@ impl Host {
             return Reason::Member { block, of: "bcache" };
         }
         let mut by = self.who_has_open(&block);
-        if by.is_empty() && let Some(whole) = self.whole_disk_of(&block) {
+        if by.is_empty()
+            && let Some(whole) = self.whole_disk_of(&block)
+        {
             by = self.who_has_open(&whole);
         }
         match self.mark_on(&block) {

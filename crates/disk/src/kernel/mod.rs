@@ -4,6 +4,7 @@ mod blocking;
 mod bounce;
 mod discards;
 mod facts;
+mod lock;
 mod open;
 mod ring;
 mod scratch;

@@ -301,12 +301,43 @@ pub fn over_every_disk(test: impl Fn(&Subject) + Sync) {
 
 /// Runs something on a thread that may not use io_uring, as in a container.
 pub fn without_io_uring(run: impl FnOnce() + Send) {
-    // load the number of the system call; if io_uring_setup, fail with EPERM; else allow
-    let filter = |code: u16, jt: u8, k: u32| libc::sock_filter { code, jt, jf: u8::from(code == 0x15), k };
+    refusing(libc::SYS_io_uring_setup, Argument::Any, libc::EPERM, run);
+}
+
+/// Runs something on a thread for which no file can be locked, as on NFS without its lock service.
+pub fn without_locks(run: impl FnOnce() + Send) {
+    refusing(libc::SYS_fcntl, Argument::Is(1, libc::F_OFD_SETLK), libc::ENOLCK, run);
+}
+
+/// Runs something on a thread for which no file can be opened past the page cache.
+pub fn without_direct_io(run: impl FnOnce() + Send) {
+    refusing(libc::SYS_openat, Argument::Has(2, libc::O_DIRECT), libc::EINVAL, run);
+}
+
+/// Which calls are refused, by one of their arguments.
+#[derive(Clone, Copy)]
+enum Argument {
+    Any,
+    Is(u32, libc::c_int),
+    Has(u32, libc::c_int),
+}
+
+/// Runs something on a thread to which the kernel refuses a system call.
+fn refusing(call: libc::c_long, argument: Argument, errno: libc::c_int, run: impl FnOnce() + Send) {
+    // BPF_JMP with a constant: greater or equal, equal, has one of these bits.
+    let (number, test, value) = match argument {
+        Argument::Any => (0, 0x35, 0),
+        Argument::Is(number, value) => (number, 0x15, value),
+        Argument::Has(number, bits) => (number, 0x45, bits),
+    };
+    let filter = |code: u16, jf: u8, k: u32| libc::sock_filter { code, jt: 0, jf, k };
     let mut program = [
+        // The number of the call, then the argument's lower half (struct seccomp_data).
         filter(0x20, 0, 0),
-        filter(0x15, 0, libc::SYS_io_uring_setup as u32),
-        filter(0x06, 0, 0x0005_0000 | libc::EPERM as u32),
+        filter(0x15, 3, call as u32),
+        filter(0x20, 0, 16 + 8 * number),
+        filter(test, 1, value as u32),
+        filter(0x06, 0, 0x0005_0000 | errno as u32),
         filter(0x06, 0, 0x7fff_0000),
     ];
     let mut install = move || {
