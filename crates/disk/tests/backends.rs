@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use disk::{
-    Access, Allocation, Claim, Disk, DiskError, DiskOptions, DiskQueue, Durability, Event, Format, Operation,
-    Request, SectorRange, Sectors, Source, Unmap,
+    Access, Allocation, Bounce, Claim, Disk, DiskError, DiskOptions, DiskQueue, Durability, Event, Format,
+    Operation, Request, SectorRange, Sectors, Source, Unmap,
 };
 use memory::{Buffers, Gpa, GpaRange, Ram};
 use subjects::nbd_server::{EVERYTHING, LITTLE, Server};
@@ -383,6 +383,30 @@ fn a_file_that_cannot_be_locked_is_used_and_that_is_said_to_who_writes_it() {
             assert_eq!(Disk::open(&reader).unwrap().remarks(), [""; 0]);
         }
     });
+}
+
+#[test]
+fn that_a_file_system_refuses_direct_io_is_said_unless_it_is_in_memory() {
+    let folder = subjects::folder();
+    let path = image(folder.path());
+    let always = |options: DiskOptions| DiskOptions { bounce: Bounce::Always, ..options };
+    let remarks = |options: &DiskOptions| Disk::open(options).unwrap().remarks().to_vec();
+    assert_eq!(remarks(&always(DiskOptions::new(&path))), [""; 0]);
+    without_direct_io(|| {
+        let said = remarks(&DiskOptions::new(&path));
+        let [one] = &said[..] else { panic!("{said:?}") };
+        assert!(one.contains("disk.raw: its file system refuses direct I/O"), "{one}");
+        assert!(one.contains("page cache") && one.contains("flush") && !one.contains("bounce"), "{one}");
+        let said = remarks(&always(DiskOptions::new(&path).read_only()));
+        let [one] = &said[..] else { panic!("{said:?}") };
+        assert!(one.contains("bounce=always changes nothing") && !one.contains("flush"), "{one}");
+
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = image(memory.path());
+        assert_eq!(remarks(&DiskOptions::new(&path)), [""; 0]);
+        assert!(remarks(&always(DiskOptions::new(&path)))[0].contains("bounce=always changes nothing"));
+    });
+    assert_eq!(remarks(&DiskOptions::over(Source::Memory(Sectors(2048)))), [""; 0]);
 }
 
 #[test]

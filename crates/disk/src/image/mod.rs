@@ -50,7 +50,8 @@ pub(crate) fn open(path: &Path, format: Format, options: &DiskOptions) -> Result
     let mut image = chain.open(path, format, access, options)?;
     let mut access = access;
     if options.changes == Changes::ThrownAway && options.access == Access::ReadWrite {
-        image = overlay::over(image, path, &mut chain).map_err(|cause| failed(options, cause))?;
+        image =
+            overlay::over(image, path, options.bounce, &mut chain).map_err(|cause| failed(options, cause))?;
         access = Access::ReadWrite;
     }
     let top = chain.top();

@@ -11,12 +11,13 @@ use imago::{FormatAccess, FormatCreateBuilder, FormatDriverBuilder};
 
 use super::chain::Chain;
 use super::layer::Layer;
-use crate::kernel;
+use crate::kernel::{self, Bounce};
 
 /// Puts an empty image on top, in a file without a name that is gone when it is closed, also after a crash.
 pub(super) fn over(
     below: FormatAccess<Layer>,
     path: &Path,
+    bounce: Bounce,
     chain: &mut Chain,
 ) -> io::Result<FormatAccess<Layer>> {
     let folder = folder();
@@ -27,7 +28,9 @@ pub(super) fn over(
         io::Error::new(cause.kind(), format!("no temporary file for the guest's changes in {folder} (set TMPDIR to another folder): {cause}"))
     })?;
     let name = folder.join(format!("changes to {}", path.display()));
-    let layer = chain.put_on_top(kernel::temporary(file)?, name);
+    let (file, remark) = kernel::temporary(file, &name, bounce)?;
+    chain.remarks.extend(remark);
+    let layer = chain.put_on_top(file, name);
     let size = below.size();
     let image: Qcow2<Layer> =
         Qcow2::create_builder(layer).size(size).create_open(DenyImplicitOpenGate::default(), |layer| {

@@ -7,12 +7,14 @@ mod facts;
 mod lock;
 mod open;
 mod ring;
+mod route;
 mod scratch;
 mod slot;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 pub(crate) use blocking::{PastEnd, Transfer, fill_with_zeroes, kind_of};
@@ -20,6 +22,7 @@ pub(crate) use discards::DiscardsByThreads;
 pub use open::OpenError;
 pub(crate) use open::{FileOptions, Opened, open};
 pub(crate) use ring::Ring;
+use route::Route;
 pub(crate) use scratch::Scratch;
 pub(crate) use slot::cut;
 
@@ -186,16 +189,19 @@ pub(crate) fn in_memory(size: Sectors) -> io::Result<(Arc<Handle>, Geometry)> {
     Ok((Arc::new(handle), geometry))
 }
 
-/// A temporary file of our own.
-pub(crate) fn temporary(file: File) -> io::Result<Arc<Handle>> {
+/// A temporary file of our own, and what a person should know of it.
+pub(crate) fn temporary(
+    file: File,
+    name: &Path,
+    bounce: Bounce,
+) -> io::Result<(Arc<Handle>, Option<String>)> {
     let (geometry, alignment) =
         facts::read(&file, Kind::File, Access::ReadWrite).map_err(|(_, cause)| cause)?;
     let longest = facts::longest_transfer(&file, Kind::File, geometry.logical_block);
-    let copies = match set_direct(&file) {
-        Ok(()) => CopyPolicy::Unless(alignment),
-        Err(_) => CopyPolicy::InPageCache,
-    };
-    Ok(Arc::new(Handle { file, kind: Kind::File, copies, longest }))
+    let route = if set_direct(&file).is_ok() { Route::Direct } else { Route::DirectRefused };
+    let remark = route.remark(&file, name, Access::ReadWrite, bounce);
+    let copies = route.copies(bounce, alignment);
+    Ok((Arc::new(Handle { file, kind: Kind::File, copies, longest }), remark))
 }
 
 /// Goes past the page cache from now on, if the file system can.

@@ -11,7 +11,8 @@ use host::{Host, Openers};
 
 use crate::geometry::{Access, Geometry};
 use crate::kernel::lock::lock;
-use crate::kernel::{Bounce, CopyPolicy, Handle, Kind, facts};
+use crate::kernel::route::Route;
+use crate::kernel::{Bounce, Handle, Kind, facts};
 use crate::options::{Allocation, Claim, DiskOptions};
 
 /// Why a disk could not be opened.
@@ -182,7 +183,7 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
     let mut remarks = Vec::new();
     // O_EXCL claims a block device against mounts, swap, md, dm and other claims; files have a lock instead.
     let exclusive = if kind == Kind::BlockDevice { libc::O_EXCL } else { 0 };
-    let (file, direct) = match open_directly(options, kind, exclusive) {
+    let (file, route) = match open_directly(options, kind, exclusive) {
         Err(cause) if cause.raw_os_error() == Some(libc::EBUSY) && options.claim == Claim::Forced => {
             remarks.push(overridden(&options.path, &holders(&options.path)));
             open_directly(options, kind, 0)
@@ -201,11 +202,8 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
         allocate(&file, &options.path, metadata.len())?;
     }
     let longest = facts::longest_transfer(&file, kind, geometry.logical_block);
-    let copies = match (options.bounce, direct) {
-        (_, false) => CopyPolicy::InPageCache,
-        (Bounce::Always, true) => CopyPolicy::Always(alignment),
-        (Bounce::WhenNeeded, true) => CopyPolicy::Unless(alignment),
-    };
+    remarks.extend(route.remark(&file, &options.path, options.access, options.bounce));
+    let copies = route.copies(options.bounce, alignment);
     Ok(Opened { handle: Arc::new(Handle { file, kind, copies, longest }), geometry, remarks })
 }
 
@@ -217,15 +215,15 @@ pub(super) fn overridden(path: &Path, holders: &str) -> String {
 }
 
 /// Opens it past the page cache if that is asked for and possible.
-fn open_directly(options: &FileOptions, kind: Kind, flags: libc::c_int) -> io::Result<(File, bool)> {
+fn open_directly(options: &FileOptions, kind: Kind, flags: libc::c_int) -> io::Result<(File, Route)> {
     if !options.direct {
-        return Ok((open_file(options, flags)?, false));
+        return Ok((open_file(options, flags)?, Route::CacheChosen));
     }
     match open_file(options, flags | libc::O_DIRECT) {
         Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) && kind == Kind::File => {
-            Ok((open_file(options, flags)?, false))
+            Ok((open_file(options, flags)?, Route::DirectRefused))
         }
-        other => Ok((other?, true)),
+        other => Ok((other?, Route::Direct)),
     }
 }
 
