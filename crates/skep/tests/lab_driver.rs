@@ -168,6 +168,8 @@ fn kills(count: u32) {
         patterns check /dev/$(disk_of NVME0) 4"
     ));
     assert_eq!(seen.after("host: killed ").len(), count as usize, "{seen}");
+    // The console of a guest whose I/O failed before the kill was passed on.
+    assert!(!seen.lines().any(|line| line.contains("guest: trouble")), "{seen}");
     assert!(seen.after("host: skep ended with ").iter().all(|status| *status == "0"), "{seen}");
     let checked = seen.lines().filter(|line| line.starts_with("host: check /dev/") && line.ends_with(" ok"));
     assert_eq!(checked.count(), 2, "{seen}");
