@@ -27,7 +27,7 @@ use crate::check::{check, give_back_leftovers};
 use crate::chips::Chips;
 use crate::console::Console;
 use crate::cpus::{Cpus, End};
-use crate::disks::{Disks, DisksOutside, DriveError, DriveReading, TrayLock};
+use crate::disks::{Disks, DisksOutside, DriveError, DriveReading, TrayLock, drives};
 use crate::driven;
 use crate::ending::wait_for;
 use crate::error::StartError;
@@ -126,7 +126,11 @@ impl Control {
     /// Puts a file or device of this host into the CD drive that is called so, or has a disc called so in it, in the
     /// place of what is there. Returns when that is closed, or after some seconds.
     pub fn insert_disc(&self, drive: &str, path: &Path, tray: TrayLock) -> Result<DriveReading, DriveError> {
-        self.disks.drive(drive)?.insert(path, tray)
+        // First, to be told of it before; but not held while the file is opened, which may take for ever: the VM can end
+        // all the same.
+        drop(self.disks.drive(drive)?);
+        let disc = drives::open(path)?;
+        self.disks.drive(drive)?.insert(disc, tray)
     }
 
     /// Takes out what is in a CD drive, in the same way. Nothing, if it is empty.
