@@ -29,8 +29,8 @@ const NEEDS_RESET: u8 = 64;
 /// How long all queues together may take to end what is under way when the device goes.
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a driver is made to wait that writes before the status reads 0. Longer than a disk in order takes, and short
-/// for the vCPU of a guest whose disk is not.
-const DRIVER_PATIENCE: Duration = Duration::from_millis(100);
+/// enough for a vCPU of a guest whose disk is not.
+const DRIVER_PATIENCE: Duration = Duration::from_secs(1);
 /// How often to look whether threads have ended.
 const LOOK: Duration = Duration::from_millis(1);
 

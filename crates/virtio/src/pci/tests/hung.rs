@@ -42,7 +42,7 @@ fn a_driver_that_does_not_wait_for_its_reset_is_held_up_for_a_moment_and_reaches
         guest.write(COMMON + 22, 1u16.to_le_bytes());
         guest.kick(1);
     }
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert_eq!((guest.status(), guest.read::<2>(DEVICE)), (15, *b"ab"));
     assert_eq!(guest.resets.load(Ordering::SeqCst), 0);
     guest.hold.store(false, Ordering::SeqCst);
