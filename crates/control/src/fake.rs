@@ -46,6 +46,12 @@ impl FakeVm {
         }
     }
 
+    /// Has all that concerns the drive hang until this is dropped.
+    #[cfg(test)]
+    pub(crate) fn hold_the_drive(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.disc.lock().expect("no code panics with this lock held")
+    }
+
     /// Its drive, whose tray the guest has locked while a disc is in it.
     fn change_disc(&self, drive: &str, force: bool, disc: Option<&str>) -> Result<Drive, Refused> {
         let mut now = self.disc.lock().expect("no code panics with this lock held");

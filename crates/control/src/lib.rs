@@ -26,7 +26,7 @@ pub use client::{Client, ClientError};
 pub use folder::{Claim, Folder, FolderError};
 pub use journal::{Faults, Journal, KEPT};
 pub use routes::LONGEST_WAIT;
-pub use server::{MAX_CONNECTIONS, Server};
+pub use server::{MAX_CONNECTIONS, Server, Unanswered};
 pub use source::{Refused, Source};
 pub use time::rfc3339;
 pub use unix::{MAX_FDS, Peer};

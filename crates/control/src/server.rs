@@ -4,7 +4,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,12 +20,15 @@ const RESPITE: Duration = Duration::from_millis(100);
 const LAST_QUESTIONS: Duration = Duration::from_millis(200);
 /// How long answers that are under way may take when the VM ends.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long answers that need the VM may take when it is to be taken apart.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The control socket of a running VM, served by threads of its own.
 ///
 /// Before the VM is taken apart, [`Server::retire`] it: it then asks the source for nothing that could keep parts of the
-/// VM alive, and tells how it ends. Dropping it closes the journal, waits for answers that are under way (a second at most, beyond what the
-/// [`Source`] takes), and removes the socket. After that nothing of it holds the source any more.
+/// VM alive, and tells how it ends. Dropping it closes the journal, waits for answers that are under way (some seconds at
+/// most), and removes the socket. After that nothing of it holds the source any more, but for calls of the [`Source`] that
+/// have not returned in that time, whose threads are left behind.
 pub struct Server {
     claim: Option<Claim>,
     source: Arc<dyn Source>,
@@ -37,21 +40,67 @@ pub struct Server {
 /// Open as long as the VM may be asked for what it has.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
-    shut: RwLock<bool>,
+    traffic: Mutex<Traffic>,
+    /// Told when somebody has passed.
+    passed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Traffic {
+    shut: bool,
+    /// Answers under way.
+    passing: usize,
+}
+
+/// An answer under way.
+struct Passing<'a>(&'a Gate);
+
+impl Drop for Passing<'_> {
+    /// However it went.
+    fn drop(&mut self) {
+        self.0.traffic().passing -= 1;
+        self.0.passed.notify_all();
+    }
 }
 
 impl Gate {
-    /// Answers while the gate is open, and stays open for so long; `None` once it is shut.
+    /// Answers while the gate is open; `None` once it is shut.
     pub fn pass<T>(&self, answer: impl FnOnce() -> T) -> Option<T> {
-        // Whoever panicked behind it has changed nothing of it.
-        let shut = self.shut.read().unwrap_or_else(PoisonError::into_inner);
-        (!*shut).then(answer)
+        let passing = {
+            let mut traffic = self.traffic();
+            if traffic.shut {
+                return None;
+            }
+            traffic.passing += 1;
+            Passing(self)
+        };
+        let answer = answer();
+        drop(passing);
+        Some(answer)
     }
 
-    /// Shuts it, once all that pass have passed.
-    fn shut(&self) {
-        *self.shut.write().unwrap_or_else(PoisonError::into_inner) = true;
+    /// Shuts it, and waits for those that pass, but no longer than this. Returns how many have not passed then.
+    fn shut(&self, patience: Duration) -> usize {
+        let mut traffic = self.traffic();
+        traffic.shut = true;
+        let waited = self.passed.wait_timeout_while(traffic, patience, |traffic| traffic.passing > 0);
+        waited.unwrap_or_else(PoisonError::into_inner).0.passing
     }
+
+    fn traffic(&self) -> MutexGuard<'_, Traffic> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers to questions about a VM that is to be taken apart take too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the VM has not answered {requests} of the requests to its control socket in {} s; it is taken apart without that. A file or device that was to be put into a drive may not answer: see the host's log.",
+    PATIENCE.as_secs()
+)]
+pub struct Unanswered {
+    /// How many.
+    pub requests: usize,
 }
 
 impl Server {
@@ -77,8 +126,20 @@ impl Server {
 
     /// From now on only the VM's state and its events are to be had, for it is being taken apart. Waits for answers to
     /// other questions that are under way; after that nothing of it holds parts of the VM any more.
-    pub fn retire(&self) {
-        self.gate.shut();
+    ///
+    /// # Errors
+    ///
+    /// There are answers that take longer than some seconds: whatever they hold of the VM they hold still. The VM's end
+    /// is not to wait for them.
+    pub fn retire(&self) -> Result<(), Unanswered> {
+        self.retire_within(PATIENCE)
+    }
+
+    fn retire_within(&self, patience: Duration) -> Result<(), Unanswered> {
+        match self.gate.shut(patience) {
+            0 => Ok(()),
+            requests => Err(Unanswered { requests }),
+        }
     }
 }
 
@@ -151,7 +212,8 @@ impl Reception {
         }
     }
 
-    /// Lets clients ask for the last events, then answers that are under way go out, and waits for the threads.
+    /// Lets clients ask for the last events, then answers that are under way go out, and waits for the threads. Those
+    /// whose answer does not come are left behind, of which [`Server::retire`] has told.
     fn see_off(&mut self) {
         let each = |connections: &[Connection], how| {
             for connection in connections {
@@ -163,7 +225,8 @@ impl Reception {
         each(&self.connections, Shutdown::Read);
         self.wait(FAREWELL);
         each(&self.connections, Shutdown::Both);
-        for connection in self.connections.drain(..) {
+        self.wait(FAREWELL);
+        for connection in self.connections.drain(..).filter(|connection| connection.thread.is_finished()) {
             // A panic was printed by its thread, and concerned its peer alone.
             drop(connection.thread.join());
         }

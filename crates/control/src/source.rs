@@ -15,7 +15,7 @@ use crate::journal::Journal;
 pub struct Refused(pub String);
 
 /// A running VM, as the API sees it. Called on several threads at a time; every call should return within a second or
-/// so, also while the VM ends, for the end of the [`crate::Server`] waits for calls that are under way.
+/// so, also while the VM ends, for the end of the [`crate::Server`] waits some seconds for calls that are under way.
 pub trait Source: Send + Sync {
     /// The VM and its process.
     fn info(&self) -> Info;

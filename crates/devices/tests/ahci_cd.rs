@@ -1,13 +1,17 @@
 //! CD drives on the AHCI controller, driven by a guest.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use devices::ahci::driver::{Ata, Failed, Guest, Port, reg, until};
 use devices::ahci::{AhciCd, AhciError, AhciPort};
-use disk::{Disk, DiskOptions};
+use disk::{
+    Access, Backend, Disk, DiskOptions, Engine, Event, Geometry, Patience, QueueCounters, QueueError,
+    Request, Sectors, WriteCache,
+};
 use memory::{Gpa, GpaRange, Ram};
 use tempfile::NamedTempFile;
+use vmm_sys_util::eventfd::EventFd;
 
 const LISTS: Gpa = Gpa(0x10_0000);
 const DATA: u64 = 0x40_0000;
@@ -173,4 +177,98 @@ fn replies_larger_than_their_room_are_cut() {
     port.write(reg::IS, u32::MAX);
     assert_eq!(port.packet(&[0x12, 0, 0, 0, 36], &[(DATA, 96)]), Ok(36));
     assert_eq!(&bytes(&guest, 27)[8..], b"SKEP    skep CD-ROM");
+}
+
+/// A disc whose queues cannot start, or break when they are used.
+struct Broken {
+    geometry: Geometry,
+    starts: bool,
+}
+
+impl Backend for Broken {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn engine(&self, _: u16, _: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {
+        Ok(Box::new(BrokenEngine { starts: self.starts, broken: false }))
+    }
+}
+
+struct BrokenEngine {
+    starts: bool,
+    broken: bool,
+}
+
+impl Engine for BrokenEngine {
+    fn start(&mut self) -> io::Result<()> {
+        if self.starts { Ok(()) } else { Err(io::Error::from_raw_os_error(12)) }
+    }
+
+    fn watch(&mut self, _: &EventFd) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn submit(&mut self, _: Request) {
+        self.broken = true;
+    }
+
+    fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()> {
+        if self.broken {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        if patience == Patience::Wait {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+            events.push(Event::Wake);
+        }
+        Ok(())
+    }
+}
+
+fn broken(starts: bool) -> Arc<Disk> {
+    let geometry = Geometry {
+        capacity: Sectors(4 * BLOCKS as u64),
+        logical_block: 512,
+        physical_block: 512,
+        alignment_offset: 0,
+        minimum_io: 512,
+        optimal_io: 0,
+        access: Access::ReadOnly,
+        write_cache: WriteCache::WriteThrough,
+        fua: false,
+        rotational: true,
+        discard: None,
+        write_zeroes: None,
+        model: None,
+        serial: None,
+    };
+    Arc::new(Disk::new("broken", Box::new(Broken { geometry, starts })))
+}
+
+#[test]
+fn a_drive_that_has_failed_takes_no_disc_any_more_and_says_so() {
+    let guest = guest(Some(broken(true)));
+    let port = start(&guest);
+    assert_eq!(key(port.packet(&TEST_UNIT_READY, &[])), 6, "a disc was put in");
+    port.issue_packet(&read(0, 1), &[(DATA, 2048)]);
+    until("the end of the device", || port.read(reg::SSTS) == 0);
+    assert!(guest.ahci.disc(1).unwrap().is_none());
+    for done in [guest.ahci.insert_disc(1, broken(true), true), guest.ahci.eject_disc(1, true)] {
+        let why = done.unwrap_err();
+        assert!(matches!(why, AhciError::DriveFailed) && why.to_string().contains("Restart the VM"), "{why}");
+    }
+}
+
+#[test]
+fn a_disc_that_cannot_be_used_is_not_in_the_drive_and_the_next_one_is() {
+    let guest = guest(None);
+    let port = start(&guest);
+    guest.ahci.insert_disc(1, broken(false), false).unwrap();
+    until("the disc to be refused", || guest.ahci.disc(1).unwrap().is_none());
+    assert_eq!(key(port.packet(&TEST_UNIT_READY, &[])), 2, "no disc");
+    assert!(guest.reports()[0].contains("disk broken"), "{:?}", guest.reports());
+    guest.ahci.insert_disc(1, broken(true), false).unwrap();
+    assert_eq!(key(port.packet(&TEST_UNIT_READY, &[])), 6, "a disc was put in");
+    assert_eq!(port.packet(&TEST_UNIT_READY, &[]), Ok(0));
+    assert!(guest.ahci.disc(1).unwrap().is_some());
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -13,6 +13,10 @@ use crate::disk::Disk;
 /// Files and servers send no notice; they are looked at this often. Devices are, too, for hosts where the kernel's notices
 /// do not arrive (containers).
 const EVERY: Duration = Duration::from_secs(2);
+/// How long a disk that is being asked may take to answer when the watch ends.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often to look whether it has.
+const LOOK: Duration = Duration::from_millis(1);
 /// Group of the kernel's own notices (`linux/netlink.h`, kobject_uevent(9)).
 const KERNEL_EVENTS: u32 = 1;
 
@@ -39,9 +43,19 @@ impl Drop for SizeWatch {
     fn drop(&mut self) {
         // A counter that is full is readable already.
         self.stop.write(1).unwrap_or_default();
-        if let Some(thread) = self.thread.take() {
+        let Some(thread) = self.thread.take() else { return };
+        let until = Instant::now() + PATIENCE;
+        while !thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(LOOK);
+        }
+        if thread.is_finished() {
             // A thread that panicked has said so on its own.
             thread.join().unwrap_or_default();
+        } else {
+            // It asks for the size of a file whose server does not answer, as a rule.
+            eprintln!(
+                "skep: a disk does not say how large it is; who asks is left behind. See the host's log."
+            );
         }
     }
 }
@@ -97,8 +111,6 @@ fn notices() -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
     use crate::geometry::Sectors;
     use crate::options::DiskOptions;

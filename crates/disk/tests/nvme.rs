@@ -495,3 +495,67 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_cancelled_ends_at_once_wherever_it_is_and_is_not_asked_for_again() {
+    let host = Host::new();
+    let options = NvmeOptions { io_timeout: Duration::from_secs(60), ..host.options() };
+    let controller = NvmeController::over(host.model.function(), &host.domain, options).unwrap();
+    let disk = Disk::new("nvme", Box::new(controller.namespace(1).unwrap()));
+    let mut queue = disk.prepare_queue(16).unwrap().start().unwrap();
+    // Two that the controller keeps, and one that it fails for the moment.
+    host.model.inject([Fault::Silence, Fault::Silence, Fault::Status(0x281)]);
+    (0..3).for_each(|tag| host.submit(&mut queue, tag, write(tag * 8), 0, 4096));
+    queue.poll(&mut Vec::new()).unwrap();
+    // And some that it has not been told of.
+    (3..8).for_each(|tag| host.submit(&mut queue, tag, write(tag * 8), 0, 4096));
+    let begin = Instant::now();
+    queue.cancel().unwrap();
+    let mut ended = results(&mut queue, 8);
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    ended.sort_unstable_by_key(|(tag, _)| *tag);
+    assert_eq!(ended, (0..8).map(|tag| (tag, Err(DiskError::Cancelled))).collect::<Vec<_>>());
+    assert_eq!((host.model.seen().commands, host.model.seen().aborts), (3, 2));
+    host.map.ram().write(Gpa(0x3000), &[0x77; 4096]).unwrap();
+    for at in 0..40 {
+        assert_eq!(host.run(&mut queue, write(at * 8)), Ok(()));
+    }
+    assert_eq!((host.model.seen().commands, host.troubles()), (43, vec![]));
+    assert!(host.model.contents(1)[..40 * 4096].iter().all(|byte| *byte == 0x77));
+}
+
+#[test]
+fn what_a_controller_does_not_abort_ends_with_its_reset_and_leaves_the_queue_in_order() {
+    let host = Host::new();
+    let (_disk, mut queue) = host.queue();
+    host.model.inject([Fault::Deafness, Fault::Silence]);
+    (0..2).for_each(|tag| host.submit(&mut queue, tag, write(tag * 8), 0, 4096));
+    queue.poll(&mut Vec::new()).unwrap();
+    queue.cancel().unwrap();
+    assert!(results(&mut queue, 2).iter().all(|(_, result)| *result == Err(DiskError::Cancelled)));
+    assert_eq!(host.model.seen().commands, 2);
+    assert_eq!(host.run(&mut queue, write(8)), Ok(()));
+}
+
+#[test]
+fn a_long_request_of_which_a_part_waits_ends_whole_when_it_is_cancelled() {
+    let host = Host::new();
+    let options = NvmeOptions { io_timeout: Duration::from_secs(60), ..host.options() };
+    let controller = NvmeController::over(host.model.function(), &host.domain, options).unwrap();
+    let disk = Disk::new("nvme", Box::new(controller.namespace(1).unwrap()));
+    let mut queue = disk.prepare_queue(4).unwrap().start().unwrap();
+    // Each must be copied in pieces, for which there is little room.
+    host.model.inject([Fault::Silence; 64]);
+    for tag in 0..4 {
+        let mut buffers = Buffers::new(host.map.ram());
+        buffers.push(Gpa(0x10_0001), 512 << 10).unwrap();
+        queue.submit(Request { tag, operation: read(0), buffers }).unwrap();
+    }
+    queue.poll(&mut Vec::new()).unwrap();
+    let begun = host.model.seen().commands;
+    queue.cancel().unwrap();
+    let ended = results(&mut queue, 4);
+    assert!(ended.iter().all(|(_, result)| *result == Err(DiskError::Cancelled)), "{ended:?}");
+    assert_eq!((host.model.seen().commands, queue.under_way()), (begun, 0));
+    assert!(begun > 0 && begun < 64);
+}

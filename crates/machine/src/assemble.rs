@@ -85,7 +85,7 @@ pub fn assemble(
     map.attach(Arc::new(Slots::new(vm.clone(), hypervisor.memory_slots())))?;
     let interrupts = Interrupts::new(vm.clone()).map_err(failed("route its interrupts"))?;
     let services: Arc<dyn Services> =
-        Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), map.clone(), witness.clone()));
+        Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), &map, witness.clone()));
     let bus = Arc::new(Bus::new(&layout.windows));
     let host_bridge = Address::new(0, 0, 0).expect("00:00.0 is an address");
     bus.add(host_bridge, Arc::new(pci::HostBridge::new(&layout.windows)))?;

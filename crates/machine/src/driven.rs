@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use config::{DiskSource, Writes};
 use disk::Disk;
-use disk::nvme::{Direction, NvmeController, NvmeOptions, ReportTrouble, TroubleKind};
+use disk::nvme::{Direction, NvmeController, NvmeError, NvmeOptions, ReportTrouble, TroubleKind};
 use dma::fault::{self, Fault, Source, Witness};
 
 use crate::assigned::Claimed;
@@ -13,6 +14,11 @@ use crate::disks::{self, CheckedDisk, OpenDisk, queues};
 use crate::error::{StartError, host_address};
 use crate::events::Events;
 use crate::faults;
+
+/// How long queues of a controller that was shut down may take to notice that.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often to look whether they have.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What drivers need of the VM, which has devices to drive.
 pub struct Drivers<'a> {
@@ -102,6 +108,17 @@ impl Drivers<'_> {
         };
         asked.into_iter().map(take).collect()
     }
+}
+
+/// Shuts a controller down that no disk is to use any more. If a disk's thread was left behind with something under way
+/// there, that ends now, and is waited for a moment: as long as the thread has the device open it cannot be given back.
+pub fn shut_down(controller: &NvmeController) -> Result<(), NvmeError> {
+    let outcome = controller.shut_down();
+    let until = Instant::now() + PATIENCE;
+    while controller.is_in_use() && Instant::now() < until {
+        std::thread::sleep(LOOK);
+    }
+    outcome
 }
 
 /// What goes wrong with a controller becomes an event of the VM: DMA that failed or was not answered is a fault, and

@@ -17,6 +17,7 @@ mod cpuid;
 mod cpus;
 mod disks;
 mod driven;
+mod ending;
 mod error;
 mod events;
 mod failures;

@@ -1,7 +1,7 @@
 //! What KVM does for PCI functions.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use dma::fault::Witness;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
@@ -16,7 +16,8 @@ use crate::interrupts::{Interrupts, intx_gsi};
 pub struct KvmServices {
     vm: Arc<VmFd>,
     interrupts: Arc<Interrupts>,
-    map: Arc<MemoryMap>,
+    /// The VM's, which goes when the VM does, whoever of its devices is left behind.
+    map: Weak<MemoryMap>,
     /// Who is told of changes that failed; there is somebody when there are devices.
     witness: Option<Witness>,
 }
@@ -26,10 +27,10 @@ impl KvmServices {
     pub fn new(
         vm: Arc<VmFd>,
         interrupts: Arc<Interrupts>,
-        map: Arc<MemoryMap>,
+        map: &Arc<MemoryMap>,
         witness: Option<Witness>,
     ) -> KvmServices {
-        KvmServices { vm, interrupts, map, witness }
+        KvmServices { vm, interrupts, map: Arc::downgrade(map), witness }
     }
 }
 
@@ -99,9 +100,11 @@ impl Services for KvmServices {
 
 impl KvmServices {
     fn change(&self, device: Address, change: &Change) -> Result<(), ServiceError> {
-        self.map.apply(change).map_err(|error| {
+        let gone = || io::Error::other("the VM is being taken apart");
+        let map = self.map.upgrade().ok_or_else(gone).map_err(failed(device, change.to_string()))?;
+        map.apply(change).map_err(|error| {
             if let Some(witness) = &self.witness {
-                let faults = faults::of_failed_change(&self.map, &error);
+                let faults = faults::of_failed_change(&map, &error);
                 faults.into_iter().for_each(|fault| witness.tell(fault));
             }
             ServiceError { device, what: change.to_string(), cause: io::Error::other(error) }

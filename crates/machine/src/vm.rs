@@ -27,7 +27,9 @@ use crate::check::{check, give_back_leftovers};
 use crate::chips::Chips;
 use crate::console::Console;
 use crate::cpus::{Cpus, End};
-use crate::disks::{Disks, DisksOutside, DriveError, DriveReading, TrayLock};
+use crate::disks::{Disks, DisksOutside, DriveError, DriveReading, TrayLock, drives};
+use crate::driven;
+use crate::ending::wait_for;
 use crate::error::StartError;
 use crate::events::{Event, Events, Inbox};
 use crate::failures;
@@ -124,7 +126,11 @@ impl Control {
     /// Puts a file or device of this host into the CD drive that is called so, or has a disc called so in it, in the
     /// place of what is there. Returns when that is closed, or after some seconds.
     pub fn insert_disc(&self, drive: &str, path: &Path, tray: TrayLock) -> Result<DriveReading, DriveError> {
-        self.disks.drive(drive)?.insert(path, tray)
+        // First, to be told of it before; but not held while the file is opened, which may take for ever: the VM can end
+        // all the same.
+        drop(self.disks.drive(drive)?);
+        let disc = drives::open(path)?;
+        self.disks.drive(drive)?.insert(disc, tray)
     }
 
     /// Takes out what is in a CD drive, in the same way. Nothing, if it is empty.
@@ -409,7 +415,7 @@ impl Vm {
             return Err(Outcome::Stopped);
         }
         failures::give_up(&self.disks.now());
-        let errors = self.board.bus.reset();
+        let errors = wait_for("devices to be reset", self.inbox.reporter(), || self.board.bus.reset());
         failures::hold_again(&self.disks.now());
         if !errors.is_empty() {
             let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -446,27 +452,33 @@ impl Vm {
             mut inbox,
             ..
         } = self;
-        drop((alarms, cpus));
+        wait_for("its vCPUs", inbox.reporter(), || drop((alarms, cpus)));
         let now = disks.now();
         failures::give_up(&now);
         let failures: Vec<Arc<Failures>> = now.iter().map(|disk| disk.failures().clone()).collect();
         let mut troubles = Vec::new();
         for device in &assigned {
-            troubles.extend(device.shut_down().err().map(|error| error.to_string()));
+            let what = format!("device {} to stop", device.name());
+            let stopped = wait_for(&what, inbox.reporter(), || device.shut_down());
+            troubles.extend(stopped.err().map(|error| error.to_string()));
         }
         // The last holders of functions, and so of queues and of device files, go here.
-        drop((assigned, board, disks, now));
-        // With no queue left; nothing of theirs may stay open when they are given back.
+        wait_for("its disks", inbox.reporter(), || drop((assigned, board, disks, now)));
+        // With no queue left but those that hang; nothing of theirs may stay open when they are given back.
         for controller in controllers {
-            troubles.extend(controller.shut_down().err().map(|error| error.to_string()));
+            let what = format!("NVMe controller {} to shut down", controller.name());
+            let shut_down = wait_for(&what, inbox.reporter(), || driven::shut_down(&controller));
+            troubles.extend(shut_down.err().map(|error| error.to_string()));
         }
         if let Some(claimed) = claimed {
-            troubles.extend(claimed.give_back(&map).err().map(|error| error.to_string()));
+            let given_back =
+                wait_for("the host to take its devices back", inbox.reporter(), || claimed.give_back(&map));
+            troubles.extend(given_back.err().map(|error| error.to_string()));
         }
         // The VM goes before the RAM that its memory slots name.
-        drop((power, vm, map, boot, console));
+        wait_for("KVM and its console", inbox.reporter(), || drop((power, vm, map, boot, console)));
         // Last of what could tell: until here devices may have done DMA.
-        drop(faults);
+        wait_for("the watch for DMA faults", inbox.reporter(), || drop(faults));
         failures.iter().for_each(|disk| disk.tell_rest());
         inbox.tell_rest();
         match (troubles.is_empty(), outcome) {

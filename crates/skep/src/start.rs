@@ -111,8 +111,10 @@ fn run(
     };
     let stopped = vm.run();
     // Nothing may ask for what is being taken apart, but how it goes is told.
-    if let Some(server) = &server {
-        server.retire();
+    if let Some(server) = &server
+        && let Err(unanswered) = server.retire()
+    {
+        report::error(unanswered);
     }
     let ended = stopped.dismantle();
     drop(server);

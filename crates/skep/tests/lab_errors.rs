@@ -244,3 +244,50 @@ fn a_disk_that_is_taken_away_is_gone_and_not_empty_or_full() {
         assert!(errors.all(|line| line.contains("failed: the disk is gone")), "{said:#?}\n{seen}");
     }
 }
+
+/// Disks of every model that answer nothing any more, and an assigned device that the host is to have back all the same.
+#[test]
+fn disks_that_hang_hold_up_neither_the_vms_end_nor_the_return_of_its_devices() {
+    let seen = host().disk("nvme:64M").run(&format!(
+        "{MAPPER}
+        ASSIGNED=$(function_of $(disk_of NVME0))
+        hung() {{ dm hung$1 \"0 65536 linear /dev/sda $(($1 * 65536))\"; }}
+        A=$(hung 0) B=$(hung 1) C=$(hung 2)
+        start '{SATA}
+            for disk in /dev/vda /dev/$SATA $(ls /dev/nvme*n1); do
+                while dd if=$disk of=/dev/null bs=4k count=4096 iflag=direct 2> /dev/null; do :; done &
+            done
+            say go
+            sleep 1000
+        ' --name hung --disk $A --disk $B,model=ahci --disk $C,model=nvme --assign $ASSIGNED \\
+            > /tmp/console 2> /tmp/errors & vm=$!
+        wait_for 300 grep -q 'guest: go' /tmp/console || {{ cat /tmp/console /tmp/errors; false; }}
+        for n in 0 1 2; do lab-io dm hung$n suspend > /dev/null; done
+        sleep 1
+        begin=$(cut -d . -f 1 /proc/uptime)
+        skep stop --now hung
+        over() {{ ! skep list | grep -q hung; }}
+        wait_for 120 over || {{ cat /tmp/console /tmp/errors; false; }}
+        say took $(($(cut -d . -f 1 /proc/uptime) - begin))
+        given_back $ASSIGNED nvme
+        sed 's/^/host: said /' /tmp/errors
+        # Only then may the kernel let go of the process.
+        for n in 0 1 2; do hung $n > /dev/null; done
+        wait $vm && ended=0 || ended=$?
+        say skep ended with $ended"
+    ));
+    seen.ended_with(&[5]);
+    let took: u32 = seen.after("host: took ")[0].parse().unwrap();
+    assert!(took < 60, "{took} s\n{seen}");
+    let said = said(&seen);
+    for (start, middle) in [
+        ("virtio-blk dm-0: ", "have not ended in 5 s"),
+        ("ahci ", "left behind"),
+        ("nvme dm-2: ", "left behind"),
+    ] {
+        let told = said.iter().any(|line| {
+            line.starts_with(start) && (line.contains(middle) || line.contains("has not ended in 5 s"))
+        });
+        assert!(told, "{start}{middle}: {said:#?}\n{seen}");
+    }
+}

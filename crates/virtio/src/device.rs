@@ -79,7 +79,8 @@ impl Stop {
     }
 }
 
-/// The thread of a queue. Dropping it stops the thread and waits for its end.
+/// The thread of a queue. Dropping it stops the thread and waits for its end, however long that takes: whoever must not
+/// wait for ever asks [`Worker::ends_within`] first, and may [`Worker::leave`] it then.
 #[derive(Debug)]
 pub struct Worker {
     stop: Stop,

@@ -144,7 +144,7 @@ fn while_the_vm_is_taken_apart_its_events_are_told_and_nothing_of_it_is_handed_o
     let mut vm = running();
     let (mut client, journal) = (vm.client(), vm.vm.journal());
     assert_eq!(client.dma().unwrap().domains.len(), 2);
-    vm.server.as_ref().unwrap().retire();
+    vm.server.as_ref().unwrap().retire().unwrap();
     let refused = client.dma().unwrap_err();
     assert!(matches!(refused, ClientError::Refused { status: 409, .. }), "{refused}");
     assert!(client.memory_fds().is_err() && client.pause().is_err());
@@ -157,6 +157,34 @@ fn while_the_vm_is_taken_apart_its_events_are_told_and_nothing_of_it_is_handed_o
     std::thread::sleep(Duration::from_millis(50));
     vm.server = None;
     assert_eq!(waiting.join().unwrap(), ("0000:01:00.0 cannot be given back.".to_owned(), true));
+}
+
+#[test]
+fn a_request_that_hangs_holds_up_neither_the_vms_end_nor_its_sockets() {
+    let mut vm = running();
+    let (mut client, fake) = (vm.client(), vm.vm.clone());
+    let drive = fake.hold_the_drive();
+    let asking = std::thread::spawn(move || {
+        client.insert(&Insert { drive: "cd0".to_owned(), disc: "/nfs/a.iso".to_owned(), force: true })
+    });
+    let server = vm.server.take().unwrap();
+    let begin = Instant::now();
+    while server.gate.traffic().passing == 0 {
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let begin = Instant::now();
+    let unanswered = server.retire_within(Duration::from_millis(100)).unwrap_err();
+    assert!(unanswered.to_string().contains("has not answered 1 of the requests"), "{unanswered}");
+    assert!(vm.client().pause().is_err(), "nothing new is asked of it");
+    drop(server);
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(asking.join().unwrap().is_err());
+    drop(drive);
+    while Arc::strong_count(&fake) > 2 {
+        assert!(begin.elapsed() < Duration::from_secs(10), "who was left behind ends when it can");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]

@@ -331,12 +331,17 @@ impl<'a> Port<'a> {
 
     /// One packet command from start to end; the port goes on after a failure. Returns the bytes transferred.
     pub fn packet(&self, packet: &[u8], pieces: &[Piece]) -> Result<u32, Failed> {
+        self.issue_packet(packet, pieces);
+        self.outcome()
+    }
+
+    /// The same without waiting for it.
+    pub fn issue_packet(&self, packet: &[u8], pieces: &[Piece]) {
         let mut cdb = [0; 12];
         cdb[..packet.len()].copy_from_slice(packet);
         let ata = Ata { features: 1, ..Ata::new(0xa0) };
         self.prepare(0, &ata.frame(), &cdb, pieces);
         self.write(reg::CI, 1);
-        self.outcome()
     }
 
     /// A software reset: the control register with its bit set, then clear.

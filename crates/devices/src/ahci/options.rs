@@ -7,7 +7,7 @@ use disk::{Disk, QueueError};
 use pci::{Address, ServiceError};
 
 use super::ata::{HardDisk, Names};
-use super::atapi::{BLOCK, CdDrive, Tray};
+use super::atapi::{BLOCK, CdDrive, Kept, Tray};
 use super::device::Device;
 use super::port::Pluggable;
 use super::text::{AtaFirmware, AtaModel, AtaSerial, AtaText};
@@ -116,7 +116,10 @@ pub(super) fn put(tray: &Tray, disc: Option<Arc<Disk>>, force: bool) -> Result<(
             Some((disc, queue))
         }
     };
-    tray.change(disc, force).map_err(|_| AhciError::TrayLocked)
+    tray.change(disc, force).map_err(|kept| match kept {
+        Kept::Locked => AhciError::TrayLocked,
+        Kept::Broken => AhciError::DriveFailed,
+    })
 }
 
 /// A serial number that is the same at every start and for no other device of the VM.
@@ -178,6 +181,11 @@ pub enum AhciError {
         "ahci: the guest has locked the drive's tray and was asked to let the disc go. Unmount the disc in the guest and try again, or use force."
     )]
     TrayLocked,
+    /// The drive's queue to a disc broke.
+    #[error(
+        "ahci: the drive has failed, so the guest sees it as unplugged and its disc cannot be changed. Restart the VM to have it again; what failed was reported."
+    )]
+    DriveFailed,
     /// The disc's blocks are larger than those of a CD.
     #[error(
         "disc {disc}: it can only be read in blocks of {block} bytes, and a CD has blocks of 2048. Put the image on a file system or device with smaller blocks."

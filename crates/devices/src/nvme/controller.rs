@@ -241,6 +241,8 @@ impl Live {
     /// Ends all I/O, and brings everything written to stable storage (7.6.2).
     fn shut_down(&mut self) {
         self.shut = true;
+        // All queues end at once, rather than one after the other.
+        self.queues.values().for_each(IoQueue::stop_taking);
         std::mem::take(&mut self.queues).into_values().for_each(IoQueue::finish);
         for namespace in self.shared.namespaces.iter().filter(|namespace| namespace.caches()) {
             if let Err(why) = flush(&self.shared, namespace) {

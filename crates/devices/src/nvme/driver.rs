@@ -273,6 +273,12 @@ impl Guest {
         (doorbells, events)
     }
 
+    /// Where it is kept what is reported to people, for whoever outlives the guest.
+    #[cfg(test)]
+    pub(super) fn told(&self) -> &Arc<Mutex<Vec<String>>> {
+        &self.reports
+    }
+
     /// What was reported to people so far.
     pub fn reports(&self) -> Vec<String> {
         self.reports.lock().unwrap().clone()

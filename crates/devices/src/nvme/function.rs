@@ -3,6 +3,7 @@
 //! BAR 0 holds registers and doorbells (16 KiB: Windows takes no less), BAR 2 the MSI-X table.
 
 use std::sync::MutexGuard;
+use std::time::Duration;
 
 use pci::{
     BarKind, BarSpec, ConfigSpace, Decoded, DecodedAt, Function, Identity, MSIX_ENTRY_SIZE, Msix, PciError,
@@ -17,6 +18,8 @@ const REGISTERS_BAR: usize = 0;
 /// The BAR with the MSI-X table; takes registers 2 and 3.
 const MSIX_BAR: usize = 2;
 const REGISTERS_SIZE: u64 = 16 << 10;
+/// How long disks may take to end what is under way when the machine is reset.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Mass storage, non-volatile memory, NVM Express.
 const CLASS: u32 = 0x01_0802;
 
@@ -79,6 +82,33 @@ impl Nvme {
                 }
             }
         }
+    }
+
+    /// Back to power-on, unless disks take longer than this to end what is under way.
+    pub(super) fn reset_within(&self, patience: Duration) -> Result<(), PciError> {
+        // Whatever becomes of the disks, nothing more is taken or told.
+        self.set_bus_master(false);
+        self.shared.registers.reset();
+        self.shared.bell.ring();
+        if !self.shared.registers.stops_within(patience) {
+            let what = format!(
+                "a disk has not ended in {} s what was under way, which could still write into the RAM of a guest that \
+                 starts anew. See the host's log for the disk.",
+                patience.as_secs()
+            );
+            return Err(PciError::Function { function: self.name().to_owned(), what });
+        }
+        let interrupts = &self.shared.interrupts;
+        let outcome = interrupts.msix().reset();
+        interrupts.rerouted();
+        {
+            let mut config = self.config();
+            let vectors = interrupts.vectors();
+            config.set(self.msix_at + 2, &(vectors - 1).to_le_bytes());
+            config.reset();
+        }
+        interrupts.disable_pin(false);
+        outcome
     }
 
     fn ring_doorbell(&self, place: u64, value: u32) {
@@ -176,20 +206,6 @@ impl Function for Nvme {
     }
 
     fn reset(&self) -> Result<(), PciError> {
-        self.shared.registers.reset();
-        self.shared.bell.ring();
-        self.shared.registers.wait_until_stopped();
-        let interrupts = &self.shared.interrupts;
-        let outcome = interrupts.msix().reset();
-        interrupts.rerouted();
-        {
-            let mut config = self.config();
-            let vectors = interrupts.vectors();
-            config.set(self.msix_at + 2, &(vectors - 1).to_le_bytes());
-            config.reset();
-        }
-        interrupts.disable_pin(false);
-        self.set_bus_master(false);
-        outcome
+        self.reset_within(PATIENCE)
     }
 }

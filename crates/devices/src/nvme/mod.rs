@@ -35,11 +35,14 @@ mod reports;
 mod ring;
 mod shared;
 pub mod spec;
+#[cfg(test)]
+mod tests;
 mod wires;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use ::pci::{Address, ConfigSpace, Msix, Pin, ServiceError, Services, Windows};
 use memory::Ram;
@@ -65,6 +68,10 @@ const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 const SERIAL_LENGTH: usize = 20;
 const MODEL_LENGTH: usize = 40;
 const FIRMWARE_LENGTH: usize = 8;
+/// How long disks may take to end what is under way when their controller goes.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often to look whether they have.
+const LOOK: Duration = Duration::from_millis(1);
 /// As many I/O queue pairs as EDK II creates without asking.
 const LEAST_QUEUES: u16 = 2;
 /// Most namespaces of a controller: each may cost every queue a thread.
@@ -271,13 +278,25 @@ fn attach(name: &str, namespaces: Vec<Namespace>, serial: &str) -> Result<Vec<Ar
 }
 
 impl Drop for Nvme {
-    /// Ends all threads, and waits for everything under way.
+    /// Ends all threads, and waits for everything under way, but not for ever: threads whose disk does not answer in that
+    /// time are left behind, with their share in RAM and disks.
     fn drop(&mut self) {
         self.shared.registers.quit();
         self.shared.bell.ring();
-        if let Some(thread) = self.thread.take() {
-            // A thread that panicked has ended, and said so.
+        let Some(thread) = self.thread.take() else { return };
+        // It has all queues end together, and ends when they have.
+        let until = Instant::now() + PATIENCE;
+        while !thread.is_finished() && Instant::now() < until {
+            thread::sleep(LOOK);
+        }
+        if thread.is_finished() {
+            // A thread that panicked has said so.
             thread.join().ok();
+        } else {
+            self.shared.report(&format_args!(
+                "a disk has not ended in {} s what is under way. The controller's threads are left behind; see the host's log for the disk.",
+                PATIENCE.as_secs()
+            ));
         }
     }
 }

@@ -5,6 +5,7 @@
 //! faster than the thread looks has still had its reset.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use memory::Gpa;
 
@@ -200,18 +201,20 @@ impl Registers {
         self.idle.notify_all();
     }
 
-    /// Back to power-on: [`Registers::wait_until_stopped`] says when it is done.
+    /// Back to power-on: [`Registers::stops_within`] says when it is done.
     pub(super) fn reset(&self) {
         let mut state = self.state();
         let (epoch, stopped, quit) = (state.epoch + 1, state.stopped, state.quit);
         *state = State { epoch, stopped, quit, csts: state.csts, ..State::default() };
     }
 
-    pub(super) fn wait_until_stopped(&self) {
-        let mut state = self.state();
-        while state.stopped != state.epoch {
-            state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+    /// Waits until everything of the time before the last reset has stopped, and no longer than this; whether it has.
+    #[must_use]
+    pub(super) fn stops_within(&self, patience: Duration) -> bool {
+        let runs = |state: &mut State| state.stopped != state.epoch;
+        let waited = self.idle.wait_timeout_while(self.state(), patience, runs);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.stopped == state.epoch
     }
 
     pub(super) fn quit(&self) {

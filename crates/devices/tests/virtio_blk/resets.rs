@@ -181,3 +181,49 @@ fn a_thousand_resets_under_load_lose_nothing_on_a_disk_that_is_late() {
     drop(guest);
     assert!(weak.upgrade().is_none(), "somebody still has guest memory");
 }
+
+/// A guest that has a read under way in each of three queues of a disk that answers only after this time.
+fn with_reads_under_way(delay: Duration) -> (Guest, Ledger) {
+    let late = Late::new(delay);
+    let ledger = late.ledger();
+    let disk = Arc::new(Disk::new("late", Box::new(late)));
+    let device = VirtioBlk::new(disk, VirtioBlkOptions { queues: 3, ..VirtioBlkOptions::new("disk0") });
+    let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 16 << 20).unwrap()]).unwrap());
+    let guest = Guest::new(Box::new(device.unwrap()), ram);
+    guest.negotiate(ALL);
+    let rings =
+        [0, 1, 2].map(|index| guest.add_queue(index, Gpa(RING.0 + 0x4000 * u64::from(index)), 64, ALL));
+    guest.go();
+    for (index, mut ring) in (0u16..).zip(rings) {
+        let at = HEADERS + 32 * u64::from(index);
+        guest.ram.write_obj(Gpa(at), &[0u64; 2]).unwrap();
+        ring.add(&[piece(at, 16)], &[piece(DATA, 512), piece(at + 16, 1)], Layout::Direct).unwrap();
+        guest.kick(index);
+    }
+    let begin = Instant::now();
+    while ledger.under_way() < 3 {
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", guest.reports());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    (guest, ledger)
+}
+
+#[test]
+fn a_disk_that_does_not_answer_holds_up_its_device_for_seconds_whatever_the_number_of_queues() {
+    let (guest, ledger) = with_reads_under_way(Duration::from_secs(7));
+    let (reports, ram) = (guest.reports.clone(), Arc::downgrade(&guest.ram));
+    let begin = Instant::now();
+    drop(guest);
+    let took = begin.elapsed();
+    assert!(took < Duration::from_millis(6500), "{took:?}");
+    assert_eq!(ledger.under_way(), 3);
+    assert!(ram.upgrade().is_some(), "the disk has the guest's memory still");
+    let reports = reports.lock().unwrap().clone();
+    let wanted = "virtio-blk disk0: queues 0, 1, 2 have not ended in 5 s what is under way";
+    assert!(reports.len() == 1 && reports[0].starts_with(wanted), "{reports:?}");
+    while ram.upgrade().is_some() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "those that are left behind end with the disk");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(ledger.under_way(), 0);
+}

@@ -124,6 +124,11 @@ impl NvmeController {
         self.controller.end()
     }
 
+    /// Whether a namespace of it, or a queue of one, is still there.
+    pub fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.controller) > 1
+    }
+
     /// What it says about itself.
     pub fn data(&self) -> &ControllerData {
         &self.data

@@ -5,6 +5,7 @@
 //! read from memory. The kernel is entered only to sleep.
 
 mod begin;
+mod cancel;
 mod end;
 mod flight;
 mod late;
@@ -79,8 +80,8 @@ pub(super) struct NvmeQueue {
     watched: Option<EventFd>,
     /// What the controller reaches. It need not say when its DMA was blocked: what it would not reach is not begun.
     reach: Reach,
-    /// Requests that were not begun.
-    unreached: Vec<Event>,
+    /// Requests that have ended here, and are reported with the next look.
+    ended: Vec<Event>,
     clock: Clock,
     polls: u32,
     strays: u32,
@@ -154,7 +155,7 @@ impl NvmeQueue {
             epoll,
             watched: None,
             reach: Reach::of(controller.domain().clone()),
-            unreached: Vec::new(),
+            ended: Vec::new(),
             clock,
             polls: 0,
             strays: 0,
@@ -208,7 +209,7 @@ impl Engine for NvmeQueue {
     fn submit(&mut self, request: Request) {
         if let Some(range) = self.out_of_reach(&request) {
             self.report_blocked(request.operation, range);
-            return self.unreached.push(Flight::new(request).done(Err(DiskError::DmaBlocked)));
+            return self.ended.push(Flight::new(request).done(Err(DiskError::DmaBlocked)));
         }
         let index = self.free_flights.pop().expect("never more requests than the depth");
         self.flights[usize::from(index)] = Some(Flight::new(request));
@@ -217,9 +218,14 @@ impl Engine for NvmeQueue {
         }
     }
 
+    fn cancel(&mut self) -> io::Result<()> {
+        self.cancel_all();
+        Ok(())
+    }
+
     fn advance(&mut self, patience: Patience, events: &mut Vec<Event>) -> io::Result<()> {
         let before = events.len();
-        events.append(&mut self.unreached);
+        events.append(&mut self.ended);
         loop {
             if self.generation != self.controller.generation() || self.controller.is_lost() {
                 self.rejoin(events);

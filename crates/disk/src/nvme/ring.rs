@@ -66,6 +66,16 @@ impl Ring {
         self.tail = self.after(self.tail);
     }
 
+    /// Takes back the last command that the controller was not told of; its identifier.
+    pub fn take_back(&mut self, memory: &QueueMemory) -> Option<u16> {
+        if self.tail == self.rung {
+            return None;
+        }
+        self.tail = self.tail.checked_sub(1).unwrap_or(self.place.entries - 1);
+        let command: Command = memory.get(self.place.submissions + u64::from(self.tail) * COMMAND);
+        Some(command.id)
+    }
+
     /// Tells the controller of all commands pushed, by one write.
     pub fn ring(&mut self, function: &dyn Function) {
         if self.tail != self.rung {

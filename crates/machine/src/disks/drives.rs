@@ -88,6 +88,11 @@ fn those(drives: &[DriveReading]) -> String {
     format!("There are: {}", drives.join(", "))
 }
 
+/// Opens a file or device of this host that is to be put into a drive.
+pub fn open(path: &Path) -> Result<Disk, OpenError> {
+    Disk::open(&DiskOptions::new(path).read_only())
+}
+
 /// Where a drive is.
 pub(super) struct Seat {
     pub controller: Arc<Ahci>,
@@ -143,9 +148,9 @@ impl Drive {
         self.lock().iter().cloned().collect()
     }
 
-    /// Puts a file or device of this host in, in the place of what is there.
-    pub fn insert(&self, path: &Path, tray: TrayLock) -> Result<DriveReading, DriveError> {
-        let disc = Arc::new(Disk::open(&DiskOptions::new(path).read_only())?);
+    /// Puts a disc in, in the place of what is there.
+    pub fn insert(&self, disc: Disk, tray: TrayLock) -> Result<DriveReading, DriveError> {
+        let disc = Arc::new(disc);
         disc.remarks().iter().for_each(|remark| self.events.trouble(remark.clone()));
         // Before its queue is prepared.
         failures::watch(&disc, self.on_error, &self.events);

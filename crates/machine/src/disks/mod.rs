@@ -2,7 +2,7 @@
 //! drives, changed while the VM runs ([`drives`]).
 
 mod controllers;
-mod drives;
+pub mod drives;
 mod resizes;
 
 use std::path::Path;

@@ -1,7 +1,10 @@
 //! The common registers (VIRTIO 1.2, 4.1.4.3) and what they steer: negotiation, queues, reset.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use memory::{Gpa, Ram};
 use vmm_sys_util::eventfd::EventFd;
@@ -22,6 +25,14 @@ const FEATURES_OK: u8 = 8;
 const DRIVER_OK: u8 = 4;
 /// Device status: the device has met an error and needs a reset.
 const NEEDS_RESET: u8 = 64;
+
+/// How long all queues together may take to end what is under way when the device goes.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a driver is made to wait that writes before the status reads 0. Longer than a disk in order takes, and short
+/// enough for a vCPU of a guest whose disk is not.
+const DRIVER_PATIENCE: Duration = Duration::from_secs(1);
+/// How often to look whether threads have ended.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Offsets that are written to.
 mod field {
@@ -97,8 +108,20 @@ impl Slot {
 enum Phase {
     /// The driver negotiates or uses the device.
     Live,
-    /// The driver wrote 0 to the status; threads are finishing what is under way.
-    Resetting,
+    /// The driver wrote 0 to the status, or the machine is reset, since then; threads are finishing what is under way.
+    Resetting(Instant),
+}
+
+/// Queues whose threads have not ended.
+pub(super) struct Stuck(Vec<usize>);
+
+/// "queue 1 has", "queues 1, 2 have".
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        let (noun, verb) = if numbers.len() == 1 { ("queue", "has") } else { ("queues", "have") };
+        write!(f, "{noun} {} {verb}", numbers.join(", "))
+    }
 }
 
 pub(super) struct Common {
@@ -160,8 +183,11 @@ impl Common {
         self.device.as_ref()
     }
 
-    pub(super) fn device_mut(&mut self) -> &mut dyn VirtioDevice {
-        self.device.as_mut()
+    /// The driver writes to the device's configuration.
+    pub(super) fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if self.takes_writes() {
+            self.device.write_config(offset, data);
+        }
     }
 
     /// The vector registers: for configuration changes, and one for each queue.
@@ -218,9 +244,8 @@ impl Common {
 
     /// Fields are written in their own width, 64-bit ones also in halves (4.1.3.1); anything else goes nowhere.
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
-        if self.phase == Phase::Resetting {
-            // A driver should wait until the status reads 0. One that does not is made to wait here.
-            self.reset_now();
+        if !self.takes_writes() {
+            return;
         }
         match *data {
             [value] if offset == field::STATUS => self.write_status(value),
@@ -370,20 +395,50 @@ impl Common {
     /// Asks all threads to end. The status reads as before until they have, so that no vCPU waits here.
     fn begin_reset(&mut self) {
         self.queues.iter_mut().for_each(Slot::stop);
-        self.phase = Phase::Resetting;
+        self.phase = Phase::Resetting(Instant::now());
         self.finish_reset_if_drained();
     }
 
     fn finish_reset_if_drained(&mut self) {
-        if self.phase == Phase::Resetting && !self.queues.iter().any(Slot::is_stopping) {
-            self.reset_now();
+        if matches!(self.phase, Phase::Resetting(_)) && !self.queues.iter().any(Slot::is_stopping) {
+            self.finish_reset();
         }
     }
 
-    /// Waits for all threads, then goes back to the state before any driver.
-    pub(super) fn reset_now(&mut self) {
-        self.queues.iter_mut().for_each(Slot::stop);
-        // Dropping a worker waits for its end.
+    /// Whether the driver may write. It should wait until the status reads 0 (2.1.2). One that does not is made to wait
+    /// for a moment; then what it writes goes nowhere, for the device is not its to steer until it has been reset.
+    fn takes_writes(&mut self) -> bool {
+        let Phase::Resetting(since) = self.phase else { return true };
+        let until = since + DRIVER_PATIENCE;
+        let drained = self.drain_within(until.saturating_duration_since(Instant::now())).is_ok();
+        self.finish_reset_if_drained();
+        drained
+    }
+
+    /// Goes back to the state before any driver, if the threads end in so long. Otherwise the device is still in its
+    /// reset.
+    pub(super) fn reset_within(&mut self, patience: Duration) -> Result<(), Stuck> {
+        self.begin_reset();
+        self.drain_within(patience)?;
+        self.finish_reset_if_drained();
+        Ok(())
+    }
+
+    /// Waits for all threads that were asked to end, together, and no longer than this.
+    fn drain_within(&self, patience: Duration) -> Result<(), Stuck> {
+        let begin = Instant::now();
+        while self.queues.iter().any(Slot::is_stopping) {
+            if begin.elapsed() >= patience {
+                let stuck = self.queues.iter().enumerate().filter(|(_, slot)| slot.is_stopping());
+                return Err(Stuck(stuck.map(|(index, _)| index).collect()));
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Back to the state before any driver: all threads have ended.
+    fn finish_reset(&mut self) {
         self.queues.iter_mut().for_each(Slot::clear);
         self.device.reset();
         self.shared.reset();
@@ -395,5 +450,23 @@ impl Common {
         self.queue_select = 0;
         self.vectors_changed = true;
         self.phase = Phase::Live;
+    }
+}
+
+impl Drop for Common {
+    /// All threads are asked to end before the first is waited for, so that queues that hang cost their time once. Those
+    /// whose requests are not answered in that time are left behind, with their share in RAM and in what they work for.
+    fn drop(&mut self) {
+        self.queues.iter_mut().for_each(Slot::stop);
+        let Err(stuck) = self.drain_within(LAST_PATIENCE) else { return };
+        self.shared.report(&format_args!(
+            "{stuck} not ended in {} s what is under way. What serves them is left behind; see the host's log for what it waits for.",
+            LAST_PATIENCE.as_secs()
+        ));
+        for slot in &mut self.queues {
+            if let Activity::Stopping(worker) = std::mem::replace(&mut slot.activity, Activity::Off) {
+                worker.leave();
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@ mod layout;
 mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use ::pci::{
     Address, ConfigSpace, Decoded, DecodedAt, Function, Msix, PciError, Pin, ServiceError, Services, Windows,
@@ -22,6 +23,9 @@ use crate::features::Features;
 use crate::interrupt::{ConfigChange, Report, Route, Shared};
 use common::Common;
 use layout::{MSIX_BAR, VIRTIO_BAR, Window};
+
+/// How long queues may take to end what is under way when the machine is reset.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Features of the transport itself.
 const TRANSPORT: Features = Features(Features::VERSION_1.0 | Features::RING_RESET.0);
@@ -129,7 +133,7 @@ impl VirtioPci {
                 self.route(state)
             }
             Some((Window::Device, offset)) => {
-                state.common.device_mut().write_config(offset, data);
+                state.common.write_config(offset, data);
                 Ok(())
             }
             Some((Window::Notify, offset)) => {
@@ -201,6 +205,28 @@ impl VirtioPci {
             MSIX_BAR => Ok(state.msix.write_table(offset, data)?),
             _ => Ok(()),
         }
+    }
+
+    /// Back to power-on, unless queues take longer than this to end what is under way.
+    fn reset_within(&self, patience: Duration) -> Result<(), PciError> {
+        // Whatever becomes of the queues, they take nothing more.
+        self.set_bus_master(false);
+        let state = &mut *self.state();
+        if let Err(stuck) = state.common.reset_within(patience) {
+            let what = format!(
+                "{stuck} not ended in {} s what was under way, which could still write into the RAM of a guest that \
+                 starts anew. See the host's log for the disk.",
+                patience.as_secs()
+            );
+            return Err(PciError::Function { function: self.name.clone(), what });
+        }
+        let mut errors: Vec<PciError> = state.msix.reset().err().into_iter().collect();
+        state.config.set(state.msix_at + 2, &(state.msix.count() as u16 - 1).to_le_bytes());
+        state.config.reset();
+        self.shared.disable_pin(false);
+        state.common.vectors_changed = true;
+        errors.extend(self.route(state).err());
+        PciError::all(errors)
     }
 
     /// Removes all doorbells. Those that the machine does not give back are named, and tried again the next
@@ -321,15 +347,6 @@ impl Function for VirtioPci {
     }
 
     fn reset(&self) -> Result<(), PciError> {
-        let state = &mut *self.state();
-        state.common.reset_now();
-        let mut errors: Vec<PciError> = state.msix.reset().err().into_iter().collect();
-        state.config.set(state.msix_at + 2, &(state.msix.count() as u16 - 1).to_le_bytes());
-        state.config.reset();
-        self.shared.disable_pin(false);
-        self.set_bus_master(false);
-        state.common.vectors_changed = true;
-        errors.extend(self.route(state).err());
-        PciError::all(errors)
+        self.reset_within(PATIENCE)
     }
 }

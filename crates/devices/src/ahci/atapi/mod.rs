@@ -16,7 +16,8 @@ use super::registers::status;
 
 use replies::Event;
 pub(super) use sense::Sense;
-pub(super) use tray::{Handling, Locked, Tray};
+use tray::Locked;
+pub(super) use tray::{Handling, Kept, Tray};
 
 /// Bytes of a block of data on a disc.
 pub(super) const BLOCK: u32 = 2048;
@@ -107,6 +108,18 @@ impl CdDrive {
         self.disc = None;
         self.attention = None;
         self.event = Event::Removed;
+    }
+
+    /// The disc that was put in cannot be used, and is taken out.
+    pub fn refuse(&mut self) {
+        self.remove();
+        self.tray.refuse();
+    }
+
+    /// The drive has failed for good.
+    pub fn fail(&mut self) {
+        self.remove();
+        self.tray.fail();
     }
 
     /// Somebody would like to have the disc.

@@ -24,10 +24,21 @@ struct State {
     /// The guest does not want the disc to be taken.
     locked: bool,
     handling: Option<Handling>,
+    /// The drive has failed for good, and takes no disc.
+    broken: bool,
 }
 
 /// The guest has locked the tray.
 pub(in crate::ahci) struct Locked;
+
+/// Why the host cannot change the disc.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::ahci) enum Kept {
+    /// The guest has locked the tray.
+    Locked,
+    /// The drive has failed for good.
+    Broken,
+}
 
 impl Tray {
     /// The disc in the drive.
@@ -37,11 +48,14 @@ impl Tray {
 
     /// Puts another disc in, or takes the one that is there. When the guest has locked the tray it is only
     /// asked to let go, unless it is taken by force.
-    pub fn change(&self, disc: Option<(Arc<Disk>, PreparedQueue)>, force: bool) -> Result<(), Locked> {
+    pub fn change(&self, disc: Option<(Arc<Disk>, PreparedQueue)>, force: bool) -> Result<(), Kept> {
         let mut state = self.state();
+        if state.broken {
+            return Err(Kept::Broken);
+        }
         if state.locked && !force && state.disc.is_some() {
             state.handling.get_or_insert(Handling::EjectAsked);
-            return Err(Locked);
+            return Err(Kept::Locked);
         }
         state.locked = false;
         (state.disc, state.handling) = match disc {
@@ -67,13 +81,32 @@ impl Tray {
         if state.locked {
             return Err(Locked);
         }
-        if state.handling.is_none() {
-            state.disc = None;
-        }
+        state.forget_disc();
         Ok(())
+    }
+
+    /// The drive could not use the disc. One that has been put in meanwhile stays.
+    pub fn refuse(&self) {
+        self.state().forget_disc();
+    }
+
+    /// The drive has failed for good: it lets go of the disc, and takes no other.
+    pub fn fail(&self) {
+        // The disc may take its time to be closed, and nobody is to wait for the lock meanwhile.
+        let before = std::mem::replace(&mut *self.state(), State { broken: true, ..State::default() });
+        drop(before);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// What is noticed later is for the drive to see.
+    fn forget_disc(&mut self) {
+        if self.handling.is_none() {
+            self.disc = None;
+        }
     }
 }

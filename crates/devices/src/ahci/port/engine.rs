@@ -79,6 +79,11 @@ impl PortEngine {
             Some(prepared) => engine.start(prepared),
         };
         let outcome = outcome.and_then(|()| engine.serve(stop));
+        if outcome.is_err()
+            && let Device::Cd(drive) = &mut engine.device
+        {
+            drive.fail();
+        }
         engine.let_end();
         // Waits for everything under way.
         engine.queue = None;
@@ -420,15 +425,11 @@ impl PortEngine {
                 drive.insert(disc.geometry());
                 if let Err(why) = self.start(prepared) {
                     self.port.hba().report(&why);
-                    self.drop_disc();
+                    if let Device::Cd(drive) = &mut self.device {
+                        drive.refuse();
+                    }
                 }
             }
-        }
-    }
-
-    fn drop_disc(&mut self) {
-        if let Device::Cd(drive) = &mut self.device {
-            drive.remove();
         }
     }
 

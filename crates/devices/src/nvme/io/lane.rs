@@ -88,6 +88,11 @@ impl Lane {
         true
     }
 
+    /// Has the lane look how the queue ends.
+    pub(super) fn wake(&self) {
+        self.bell.ring();
+    }
+
     /// Wakes the lane if it has something to post that it could not.
     pub(super) fn pass_on(&self) {
         if self.between.stuck.load(Ordering::SeqCst) && self.between.stuck.swap(false, Ordering::SeqCst) {

@@ -99,9 +99,15 @@ impl IoQueue {
         self.bell.ring();
     }
 
+    /// Asks the threads to end when what is under way is done and answered, without waiting.
+    pub(crate) fn stop_taking(&self) {
+        self.stop.0.store(Stop::FINISH, Ordering::SeqCst);
+        self.bell.ring();
+    }
+
     /// Waits until everything under way is done and answered, as far as the driver leaves room for answers.
     pub(crate) fn finish(mut self) {
-        self.stop.0.store(Stop::FINISH, Ordering::SeqCst);
+        self.stop_taking();
         self.join();
     }
 
@@ -175,7 +181,8 @@ impl Served<'_> {
             stop.0.store(Stop::ABANDON, Ordering::SeqCst);
         }
         served.grant();
-        // Lanes end with `served`, each as `stop` says.
+        // Lanes end with `served`, each as `stop` says, and none after the other.
+        served.lanes.values().for_each(Lane::wake);
         outcome
     }
 

@@ -38,8 +38,13 @@ impl NvmeQueue {
         let Some(command) = known.filter(|command| !matches!(command.stage, Stage::Held(_))) else {
             return self.stray(id, status);
         };
+        let cancelled = command.stage == Stage::Cancelled;
         let result = match status.meaning() {
             Meaning::Success => Ok(()),
+            // Aborted, as a rule; be it for another reason, it is not asked for again.
+            Meaning::Passing(_) | Meaning::Failure(DiskError::TimedOut) if cancelled => {
+                Err(DiskError::Cancelled)
+            }
             Meaning::Passing(_) if command.tries < TRIES => {
                 command.tries += 1;
                 return self.hold(id);
@@ -152,7 +157,9 @@ impl NvmeQueue {
         self.held.clear();
         for id in 0..self.commands.len() as u16 {
             let Some(command) = &mut self.commands[usize::from(id)] else { continue };
-            if command.tries >= TRIES {
+            if command.stage == Stage::Cancelled {
+                self.end_command(id, Err(DiskError::Cancelled), events);
+            } else if command.tries >= TRIES {
                 self.end_command(id, Err(DiskError::TimedOut), events);
             } else {
                 command.tries += 1;

@@ -93,6 +93,8 @@ pub(crate) enum Stage {
     Sent,
     /// With the controller, which was told to abort it in this tick.
     Aborted(u32),
+    /// With the controller, which was asked to abort it, for nobody wants it any more.
+    Cancelled,
     /// Here: it failed for the moment, and is sent again then.
     Held(Instant),
 }

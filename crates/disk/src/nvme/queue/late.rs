@@ -62,7 +62,7 @@ impl NvmeQueue {
         // All rest equally long, so the first is the next.
         match self.commands[usize::from(*self.held.front()?)].as_ref()?.stage {
             Stage::Held(due) => Some(due),
-            Stage::Sent | Stage::Aborted(_) => None,
+            Stage::Sent | Stage::Aborted(_) | Stage::Cancelled => None,
         }
     }
 
@@ -100,6 +100,9 @@ impl NvmeQueue {
         match command.stage {
             Stage::Aborted(when) if now.wrapping_sub(when) > GRACE => {
                 self.controller.recover(self.generation, "a command that was aborted did not end");
+            }
+            Stage::Cancelled if age(command) > PATIENCE => {
+                self.controller.recover(self.generation, "a command that was cancelled did not end");
             }
             Stage::Sent if age(command) > PATIENCE => {
                 let operation =

@@ -30,6 +30,17 @@ const DEV_SUSPEND: u64 = 6;
 const DEV_STATUS: u64 = 7;
 const TABLE_LOAD: u64 = 9;
 
+/// Of the suspend command: suspend rather than resume, and leave file systems alone.
+const SUSPEND: u32 = 1 << 1;
+const SKIP_LOCKFS: u32 = 1 << 10;
+
+/// Has the device `name` keep all requests that come from now on, until it is given a table again. Returns its path.
+pub fn suspend(name: &str) -> Result<String, String> {
+    let control = Control::about(name)?;
+    let device = control.call(DEV_SUSPEND, 0, SUSPEND | SKIP_LOCKFS, &[]);
+    Ok(path(device.map_err(|error| format!("cannot suspend {name}: {error}"))?))
+}
+
 /// Gives the device `name` this table, in the words of `dmsetup`: lines of `START LENGTH TARGET ARGUMENTS...`, separated
 /// by line feeds or semicolons. It is made if there is none yet. Returns its path.
 pub fn map(name: &str, table: &str) -> Result<String, String> {
@@ -38,18 +49,19 @@ pub fn map(name: &str, table: &str) -> Result<String, String> {
     for line in &lines {
         push_target(line, &mut targets)?;
     }
-    let file = File::options().read(true).write(true).open("/dev/mapper/control");
-    let control =
-        Control { file: file.map_err(|error| format!("cannot open /dev/mapper/control: {error}"))?, name };
-    if control.call(DEV_STATUS, 0, &[]).is_err() {
-        control.call(DEV_CREATE, 0, &[]).map_err(|error| format!("cannot make {name}: {error}"))?;
+    let control = Control::about(name)?;
+    if control.call(DEV_STATUS, 0, 0, &[]).is_err() {
+        control.call(DEV_CREATE, 0, 0, &[]).map_err(|error| format!("cannot make {name}: {error}"))?;
     }
-    let load = control.call(TABLE_LOAD, lines.len() as u32, &targets);
+    let load = control.call(TABLE_LOAD, lines.len() as u32, 0, &targets);
     load.map_err(|error| format!("cannot load the table {table:?}: {error}"))?;
     // Without the flag for it, "suspend" is "resume", which puts the loaded table in place.
-    let device = control.call(DEV_SUSPEND, 0, &[]);
-    let device = device.map_err(|error| format!("cannot use the new table: {error}"))?;
-    Ok(format!("/dev/dm-{}", libc::minor(device)))
+    let device = control.call(DEV_SUSPEND, 0, 0, &[]);
+    Ok(path(device.map_err(|error| format!("cannot use the new table: {error}"))?))
+}
+
+fn path(device: u64) -> String {
+    format!("/dev/dm-{}", libc::minor(device))
 }
 
 /// `struct dm_target_spec`, and the target's arguments behind it.
@@ -82,16 +94,22 @@ struct Control<'a> {
     name: &'a str,
 }
 
-impl Control<'_> {
+impl<'a> Control<'a> {
+    fn about(name: &'a str) -> Result<Control<'a>, String> {
+        let file = File::options().read(true).write(true).open("/dev/mapper/control");
+        let file = file.map_err(|error| format!("cannot open /dev/mapper/control: {error}"))?;
+        Ok(Control { file, name })
+    }
+
     /// One command; returns the device's number.
-    fn call(&self, command: u64, target_count: u32, data: &[u8]) -> io::Result<u64> {
+    fn call(&self, command: u64, target_count: u32, flags: u32, data: &[u8]) -> io::Result<u64> {
         let mut header = Header {
             version: [4, 0, 0],
             data_size: (HEADER + data.len()) as u32,
             data_start: HEADER as u32,
             target_count,
             open_count: 0,
-            flags: 0,
+            flags,
             event_nr: 0,
             padding: 0,
             dev: 0,

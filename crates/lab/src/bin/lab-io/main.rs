@@ -25,7 +25,8 @@ usage:
   lab-io check    DEV OFFSET LEN BS SEED [scattered|whole]
                                              compares it; ends with 1 and the first offset that differs
   lab-io dm       NAME TABLE                 a device of the device mapper, made or changed; the table's lines may be
-                                             separated by semicolons. Prints its path
+                                             separated by semicolons. With \"suspend\" for a table it keeps all requests
+                                             until it gets one. Prints its path
   lab-io write    DEV RUN SECONDS            writes records in order, flushes every few, and says how far it has flushed
   lab-io ordered  DEV RUN FLUSHED            looks whether all is there that was flushed up to record FLUSHED, and more
                                              if the disk shows so; ends with 1 and the first sector that is wrong
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
             let pieces = pieces.first().copied().unwrap_or("scattered");
             if words[0] == "fill" { pattern::fill(stretch, pieces) } else { pattern::check(stretch, pieces) }
         }
+        ["dm", name, "suspend"] => dm::suspend(name),
         ["dm", name, table] => dm::map(name, table),
         ["write", device, run, seconds] => order::write(device, run, seconds),
         ["ordered", device, run, flushed] => order::check(device, run, flushed),

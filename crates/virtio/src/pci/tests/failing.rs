@@ -4,7 +4,7 @@ use super::*;
 
 /// A machine that fails at what its switches say.
 #[derive(Default)]
-struct Failing {
+pub(super) struct Failing {
     fake: ::pci::fake::FakeServices,
     doorbells: AtomicBool,
     vectors: AtomicBool,
@@ -84,6 +84,12 @@ impl Services for Failing {
 }
 
 fn on_a_failing_machine() -> (Arc<Failing>, VirtioPci) {
+    let (services, function, _) = on_a_machine();
+    (services, function)
+}
+
+/// A device on a machine that does not fail yet, and what keeps its queues from ending.
+pub(super) fn on_a_machine() -> (Arc<Failing>, VirtioPci, Arc<AtomicBool>) {
     let services = Arc::new(Failing::default());
     let windows = Windows {
         memory32: GpaRange::new(Gpa(0xc000_0000), 0x2000_0000).unwrap(),
@@ -91,12 +97,13 @@ fn on_a_failing_machine() -> (Arc<Failing>, VirtioPci) {
         ports: (0xc000, 0xffff),
     };
     let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
-    let echo =
-        Echo { hold: Arc::default(), resets: Arc::default(), change: Arc::default(), config: *b"abcdefgh" };
+    let hold = Arc::<AtomicBool>::default();
+    let (resets, change) = Default::default();
+    let echo = Echo { hold: hold.clone(), resets, change, config: *b"abcdefgh" };
     let address = Address::new(0, 3, 0).unwrap();
     let report: Report = Arc::new(|_| ());
     let function = VirtioPci::new(Box::new(echo), address, ram, services.clone(), &windows, report).unwrap();
-    (services, function)
+    (services, function, hold)
 }
 
 #[test]

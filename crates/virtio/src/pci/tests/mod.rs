@@ -1,4 +1,5 @@
 mod failing;
+mod hung;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
