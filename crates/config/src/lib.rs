@@ -17,6 +17,8 @@
 //! Everything that is wrong is found at once ([`Findings`]), and each finding names its place: file, line and
 //! column, or the flag as written.
 //!
+//! The value of one `--disk` by itself is what [`describe_disk`] reads, for disks that come while a VM runs.
+//!
 //! Relative paths mean relative to the working directory, in a file as well as in a flag.
 
 mod describe;
@@ -27,7 +29,7 @@ mod print;
 mod source;
 mod values;
 
-pub use describe::{File, Key, describe};
+pub use describe::{File, Key, describe, describe_disk};
 pub use finding::{Finding, Findings, Place, Problem};
 pub use model::{
     Assign, Backing, Boot, Bounce, Buffers, Console, Disk, DiskModel, DiskSource, Distinct, Dma, DmaBackEnd,

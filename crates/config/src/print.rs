@@ -52,6 +52,75 @@ fn assign(assign: &Assign) -> String {
     format!("{{ address = {}, domain = {}{on_fault} }}", quoted(address), quoted(domain))
 }
 
+impl Disk {
+    /// The value of `--disk` that describes this disk. Read again, it gives an equal one.
+    pub fn to_flag(&self) -> String {
+        let items = words(self).into_iter().map(|(key, word)| match word {
+            Word::Text(text) => format!("{key}={}", text.replace(',', ",,")),
+            Word::Number(number) => format!("{key}={number}"),
+            Word::Switch(on) => format!("{key}={}", if on { "on" } else { "off" }),
+        });
+        items.collect::<Vec<String>>().join(",")
+    }
+}
+
+/// A value of a disk.
+enum Word {
+    Text(String),
+    Number(String),
+    Switch(bool),
+}
+
+fn text(value: impl Display) -> Word {
+    Word::Text(value.to_string())
+}
+
+fn number(value: impl Display) -> Word {
+    Word::Number(value.to_string())
+}
+
+/// What is said of a disk, with its keys.
+fn words(disk: &Disk) -> Vec<(&'static str, Word)> {
+    let mut words = match &disk.source {
+        DiskSource::File(file) => words_of_file(file),
+        DiskSource::Nvme { address, namespace, poll } => {
+            vec![("nvme", text(address)), ("namespace", number(namespace)), ("poll", text(poll))]
+        }
+        DiskSource::Nbd(address) => vec![("nbd", text(address))],
+        DiskSource::Ram(size) => vec![("ram", text(size))],
+    };
+    words.push(("model", text(disk.model.name())));
+    words.extend(disk.controller.as_ref().map(|name| ("controller", text(name))));
+    words.extend(disk.model.queues().map(|queues| ("queues", number(queues))));
+    if let DiskModel::VirtioBlk { packed, write_cache, .. } = disk.model {
+        words.push(("packed", Word::Switch(packed)));
+        words.push(("write-cache", Word::Switch(write_cache)));
+    }
+    words.push(match disk.writes {
+        Writes::Kept => ("readonly", Word::Switch(false)),
+        Writes::Refused => ("readonly", Word::Switch(true)),
+        Writes::ThrownAway => ("snapshot", Word::Switch(true)),
+    });
+    words.extend(disk.serial.as_ref().map(|serial| ("serial", text(serial))));
+    words.extend(disk.product.as_ref().map(|product| ("product", text(product))));
+    words.extend(disk.firmware.as_ref().map(|firmware| ("firmware", text(firmware))));
+    words.extend(disk.on_error.map(|on_error| ("on-error", text(on_error))));
+    words
+}
+
+fn words_of_file(file: &FileDisk) -> Vec<(&'static str, Word)> {
+    let FileDisk { path, format, logical, preallocate, bounce, buffers, poll, force } = file;
+    let mut words = vec![("path", text(path))];
+    words.extend(format.map(|format| ("format", text(format))));
+    words.extend(logical.map(|logical| ("logical", number(logical))));
+    words.extend(preallocate.then_some(("preallocate", Word::Switch(true))));
+    words.push(("bounce", text(bounce)));
+    words.extend(buffers.map(|buffers| ("buffers", text(buffers))));
+    words.extend(poll.map(|poll| ("poll", text(poll))));
+    words.push(("force", Word::Switch(*force)));
+    words
+}
+
 struct Lines(String);
 
 impl Lines {
@@ -60,66 +129,13 @@ impl Lines {
     }
 
     fn disk(&mut self, disk: &Disk) {
-        match &disk.source {
-            DiskSource::File(file) => self.file(file),
-            DiskSource::Nvme { address, namespace, poll } => {
-                self.text("nvme", address);
-                self.bare("namespace", namespace);
-                self.text("poll", poll);
+        for (key, word) in words(disk) {
+            match word {
+                Word::Text(text) => self.text(key, text),
+                Word::Number(number) => self.bare(key, number),
+                Word::Switch(on) => self.bare(key, on),
             }
-            DiskSource::Nbd(address) => self.text("nbd", address),
-            DiskSource::Ram(size) => self.text("ram", size),
         }
-        self.text("model", disk.model.name());
-        if let Some(controller) = &disk.controller {
-            self.text("controller", controller);
-        }
-        if let Some(queues) = disk.model.queues() {
-            self.bare("queues", queues);
-        }
-        if let DiskModel::VirtioBlk { packed, write_cache, .. } = disk.model {
-            self.bare("packed", packed);
-            self.bare("write-cache", write_cache);
-        }
-        match disk.writes {
-            Writes::Kept => self.bare("readonly", false),
-            Writes::Refused => self.bare("readonly", true),
-            Writes::ThrownAway => self.bare("snapshot", true),
-        }
-        if let Some(serial) = &disk.serial {
-            self.text("serial", serial);
-        }
-        if let Some(product) = &disk.product {
-            self.text("product", product);
-        }
-        if let Some(firmware) = &disk.firmware {
-            self.text("firmware", firmware);
-        }
-        if let Some(on_error) = disk.on_error {
-            self.text("on-error", on_error);
-        }
-    }
-
-    fn file(&mut self, file: &FileDisk) {
-        let FileDisk { path, format, logical, preallocate, bounce, buffers, poll, force } = file;
-        self.text("path", path);
-        if let Some(format) = format {
-            self.text("format", format);
-        }
-        if let Some(logical) = logical {
-            self.bare("logical", logical);
-        }
-        if *preallocate {
-            self.bare("preallocate", true);
-        }
-        self.text("bounce", bounce);
-        if let Some(buffers) = buffers {
-            self.text("buffers", buffers);
-        }
-        if let Some(poll) = poll {
-            self.text("poll", poll);
-        }
-        self.bare("force", force);
     }
 
     fn bare(&mut self, key: &str, value: impl Display) {

@@ -503,3 +503,16 @@ fn the_documented_example_shows_every_key_of_a_disk() {
         assert!(text.contains(&format!("\n{key} = ")), "{key}");
     }
 }
+
+#[test]
+fn a_disk_by_itself_has_the_model_that_is_asked_for_unless_it_says_another() {
+    let disk = |text| config::describe_disk("plug", text, config::ModelName::Ahci);
+    let named = |text| disk(text).unwrap().model.name();
+    assert_eq!(named("/dev/sdb,serial=A"), config::ModelName::Ahci);
+    assert_eq!(named("/dev/sdb,model=nvme"), config::ModelName::Nvme);
+    let findings = disk("/dev/sdb,packed=on,sreial=A").unwrap_err().to_string();
+    for said in ["plug /dev/sdb,packed=on,sreial=A: ", "Did you mean `serial`?", "`packed`", "model=ahci"] {
+        assert!(findings.contains(said), "{said}: {findings}");
+    }
+    assert!(disk("").is_err() && disk("serial=A").is_err());
+}

@@ -193,6 +193,15 @@ proptest! {
     }
 
     #[test]
+    fn a_disk_printed_as_a_flag_reads_as_the_same_disk(vm in vm()) {
+        for disk in &vm.disks {
+            let text = disk.to_flag();
+            let read = config::describe_disk("--disk", &text, config::ModelName::default());
+            prop_assert_eq!(read.as_ref(), Ok(disk), "{}", text);
+        }
+    }
+
+    #[test]
     fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {
         black_box(config::describe(Some(File { name: "vm.toml", bytes: &bytes }), &[]).is_ok());
     }

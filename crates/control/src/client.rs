@@ -10,7 +10,9 @@ use config::VmName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::{Dma, Done, Drive, Eject, Events, Failed, Info, Insert, Memory, Stats};
+use crate::api::{
+    Dma, Done, Drive, Eject, Events, Failed, Info, Insert, Memory, Plug, Plugged, Stats, Unplug, Unplugged,
+};
 use crate::folder::Folder;
 use crate::http;
 use crate::unix;
@@ -178,6 +180,16 @@ impl Client {
     /// Takes out what is in one of its CD drives.
     pub fn eject(&mut self, eject: &Eject) -> Result<Drive, ClientError> {
         self.post_with("/v1/eject", eject)
+    }
+
+    /// Plugs a disk into one of its SATA controllers.
+    pub fn plug(&mut self, plug: &Plug) -> Result<Plugged, ClientError> {
+        self.post_with("/v1/plug", plug)
+    }
+
+    /// Takes one of its SATA disks away.
+    pub fn unplug(&mut self, unplug: &Unplug) -> Result<Unplugged, ClientError> {
+        self.post_with("/v1/unplug", unplug)
     }
 
     /// Presses its power button.

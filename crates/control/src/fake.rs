@@ -7,12 +7,12 @@ use dma::fake::FakeIommu;
 use dma::{Domain, Kind, OwnMemory, P2pWish};
 use memory::{Gpa, GpaRange, MemoryMap, Ram};
 
-use crate::api::{Drive, Eject, EventKind, Info, Insert, State, VERSION};
+use crate::api::{Drive, Eject, EventKind, Info, Insert, Plug, Plugged, State, Unplug, Unplugged, VERSION};
 use crate::journal::Journal;
 use crate::source::{Refused, Source};
 
 /// 1 MiB of RAM at 0 and 512 KiB at 2 MiB; a guest and a host domain, and a driver's queues in the latter; a disk,
-/// and a CD drive whose tray is locked while a disc is in it.
+/// a CD drive whose tray is locked while a disc is in it, and a SATA controller with room for one more disk.
 pub struct FakeVm {
     name: String,
     map: Arc<MemoryMap>,
@@ -21,6 +21,7 @@ pub struct FakeVm {
     journal: Arc<Journal>,
     state: Mutex<State>,
     disc: Mutex<Option<String>>,
+    plugged: Mutex<Option<String>>,
 }
 
 impl FakeVm {
@@ -43,6 +44,7 @@ impl FakeVm {
             journal: Arc::new(Journal::new()),
             state: Mutex::new(State::Running),
             disc: Mutex::new(Some("/images/a.iso".to_owned())),
+            plugged: Mutex::default(),
         }
     }
 
@@ -105,7 +107,10 @@ impl Source for FakeVm {
 
     fn disks(&self) -> Vec<Reading> {
         let counters = Counters { reads: 7, bytes_read: 28672, bytes_direct: 28672, ..Counters::default() };
-        vec![Reading { name: "/dev/sda".to_owned(), counters, waiting: None }]
+        let first = Reading { name: "/dev/sda".to_owned(), counters, waiting: None };
+        let plugged = self.plugged.lock().expect("no code panics with this lock held").clone();
+        let plugged = plugged.map(|name| Reading { name, counters: Counters::default(), waiting: None });
+        std::iter::once(first).chain(plugged).collect()
     }
 
     fn drives(&self) -> Vec<Drive> {
@@ -119,6 +124,29 @@ impl Source for FakeVm {
 
     fn eject(&self, eject: &Eject) -> Result<Drive, Refused> {
         self.change_disc(&eject.drive, eject.force, None)
+    }
+
+    fn plug(&self, Plug { disk }: &Plug) -> Result<Plugged, Refused> {
+        let disk = config::describe_disk("plug", disk, config::ModelName::Ahci);
+        let disk = disk.map_err(|findings| Refused(findings.to_string()))?;
+        let mut plugged = self.plugged.lock().expect("no code panics with this lock held");
+        let config::DiskSource::File(file) = disk.source else {
+            return Err(Refused("this disk is no file or device. Write path=/dev/sdb".to_owned()));
+        };
+        if plugged.is_some() {
+            return Err(Refused("all ports of ahci 00:03.0 are taken. Unplug a disk first".to_owned()));
+        }
+        *plugged = Some(file.path.to_string());
+        Ok(Plugged { disk: file.path.to_string(), place: "ahci 00:03.0, port 1".to_owned() })
+    }
+
+    fn unplug(&self, Unplug { disk }: &Unplug) -> Result<Unplugged, Refused> {
+        let mut plugged = self.plugged.lock().expect("no code panics with this lock held");
+        if plugged.as_ref() != Some(disk) {
+            return Err(Refused(format!("the VM has no disk called {disk}. It has no SATA disk now")));
+        }
+        *plugged = None;
+        Ok(Unplugged { disk: disk.clone(), leaving: false })
     }
 
     fn pause(&self) -> Result<State, Refused> {

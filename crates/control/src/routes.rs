@@ -7,7 +7,7 @@ use memory::{MemoryMap, Ram};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::{Done, Drive, Events, Failed, State, Stats};
+use crate::api::{Done, Events, Failed, State, Stats};
 use crate::http::{Method, Request};
 use crate::source::{Refused, Source};
 use crate::unix::MAX_FDS;
@@ -42,7 +42,7 @@ impl Reply {
 }
 
 /// The paths there are, with the one method of each.
-const PATHS: [(&str, Method); 12] = [
+const PATHS: [(&str, Method); 14] = [
     ("/v1", Method::Get),
     ("/v1/dma", Method::Get),
     ("/v1/memory", Method::Get),
@@ -53,6 +53,8 @@ const PATHS: [(&str, Method); 12] = [
     ("/v1/resume", Method::Post),
     ("/v1/insert", Method::Post),
     ("/v1/eject", Method::Post),
+    ("/v1/plug", Method::Post),
+    ("/v1/unplug", Method::Post),
     ("/v1/power", Method::Post),
     ("/v1/stop", Method::Post),
 ];
@@ -75,7 +77,7 @@ pub(crate) fn answer(source: &dyn Source, request: &Request, is_gone: impl Fn() 
         let reply = Reply::error(405, format!("{path} can {what}. Use the method {allow}"));
         return Some(Reply { allow: Some(allow), ..reply });
     }
-    let has_a_body = matches!(path, "/v1/insert" | "/v1/eject");
+    let has_a_body = matches!(path, "/v1/insert" | "/v1/eject" | "/v1/plug" | "/v1/unplug");
     if !has_a_body && !matches!(request.body.trim_ascii(), b"" | b"{}") {
         return Some(Reply::error(400, format!("{path} takes no body. Send none, or {{}}")));
     }
@@ -97,8 +99,10 @@ pub(crate) fn answer(source: &dyn Source, request: &Request, is_gone: impl Fn() 
             let (disks, drives) = (view::disks(&source.disks()), source.drives());
             Reply::json(200, &Stats { disks, drives })
         }
-        "/v1/insert" => with_body(request, |insert| source.insert(&insert)),
-        "/v1/eject" => with_body(request, |eject| source.eject(&eject)),
+        "/v1/insert" => with_body(request, DISC, |insert| source.insert(&insert)),
+        "/v1/eject" => with_body(request, DRIVE, |eject| source.eject(&eject)),
+        "/v1/plug" => with_body(request, DISK, |plug| source.plug(&plug)),
+        "/v1/unplug" => with_body(request, NAME, |unplug| source.unplug(&unplug)),
         "/v1/pause" => done(200, source.pause()),
         "/v1/resume" => done(200, source.resume()),
         "/v1/power" => done(202, source.press_power_button()),
@@ -106,21 +110,25 @@ pub(crate) fn answer(source: &dyn Source, request: &Request, is_gone: impl Fn() 
     })
 }
 
-/// Changes a drive as the body says.
-fn with_body<T: DeserializeOwned>(
+/// What bodies look like, for those who sent another.
+const DISC: &str = r#"{"drive":"cd0","disc":"/a/path","force":false}"#;
+const DRIVE: &str = r#"{"drive":"cd0","force":false}"#;
+const DISK: &str = r#"{"disk":"path=/dev/sdb,serial=A"}"#;
+const NAME: &str = r#"{"disk":"/dev/sdb"}"#;
+
+/// Changes something as the body says, which looks `like` this.
+fn with_body<T: DeserializeOwned, A: Serialize>(
     request: &Request,
-    change: impl FnOnce(T) -> Result<Drive, Refused>,
+    like: &str,
+    change: impl FnOnce(T) -> Result<A, Refused>,
 ) -> Reply {
     match serde_json::from_slice(&request.body).map(change) {
-        Ok(Ok(drive)) => Reply::json(200, &drive),
+        Ok(Ok(answer)) => Reply::json(200, &answer),
         Ok(Err(Refused(why))) => Reply::error(409, why),
-        Err(wrong) => {
-            let like = "{\"drive\":\"cd0\",\"force\":false}, and for /v1/insert \"disc\":\"/a/path\"";
-            Reply::error(
-                400,
-                format!("{} cannot take this body: {wrong}. Send JSON like {like}", request.path),
-            )
-        }
+        Err(wrong) => Reply::error(
+            400,
+            format!("{} cannot take this body: {wrong}. Send JSON like {like}", request.path),
+        ),
     }
 }
 

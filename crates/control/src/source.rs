@@ -6,7 +6,7 @@ use disk::Reading;
 use dma::Domain;
 use memory::MemoryMap;
 
-use crate::api::{Drive, Eject, Info, Insert, State};
+use crate::api::{Drive, Eject, Info, Insert, Plug, Plugged, State, Unplug, Unplugged};
 use crate::journal::Journal;
 
 /// A VM that did not do what it was asked: why, in a sentence with a hint.
@@ -41,6 +41,12 @@ pub trait Source: Send + Sync {
 
     /// Takes out what is in a CD drive, in the same way. Nothing, if it is empty.
     fn eject(&self, eject: &Eject) -> Result<Drive, Refused>;
+
+    /// Opens a disk and plugs it into a SATA controller.
+    fn plug(&self, plug: &Plug) -> Result<Plugged, Refused>;
+
+    /// Takes a SATA disk away, whether or not the guest uses it. Returns when it is closed, or after some seconds.
+    fn unplug(&self, unplug: &Unplug) -> Result<Unplugged, Refused>;
 
     /// Has the vCPUs stand still. Paused already, it does nothing.
     fn pause(&self) -> Result<State, Refused>;

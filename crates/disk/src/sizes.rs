@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ const KERNEL_EVENTS: u32 = 1;
 /// A thread that looks at disks again when the kernel says that a block device has changed, and every two
 /// seconds. It ends with the value, and does not keep the disks.
 pub struct SizeWatch {
+    disks: Arc<Watched>,
     stop: EventFd,
     thread: Option<JoinHandle<()>>,
 }
@@ -30,12 +31,18 @@ pub struct SizeWatch {
 impl SizeWatch {
     /// Watches these disks from now on. Who wants to hear of a change asks the disk ([`Disk::resized`]).
     pub fn over<'a>(disks: impl IntoIterator<Item = &'a Arc<Disk>>) -> io::Result<SizeWatch> {
-        let disks: Vec<Weak<Disk>> = disks.into_iter().map(Arc::downgrade).collect();
+        let watched = Arc::new(Watched::default());
+        disks.into_iter().for_each(|disk| watched.add(disk));
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let (ours, notices) = (stop.try_clone()?, notices().ok());
+        let (disks, ours, notices) = (watched.clone(), stop.try_clone()?, notices().ok());
         let thread = std::thread::Builder::new().name("disk-sizes".to_owned());
         let thread = thread.spawn(move || watch(&disks, &ours, notices.as_ref()))?;
-        Ok(SizeWatch { stop, thread: Some(thread) })
+        Ok(SizeWatch { disks: watched, stop, thread: Some(thread) })
+    }
+
+    /// Watches one more.
+    pub fn add(&self, disk: &Arc<Disk>) {
+        self.disks.add(disk);
     }
 }
 
@@ -60,9 +67,31 @@ impl Drop for SizeWatch {
     }
 }
 
-fn watch(disks: &[Weak<Disk>], stop: &EventFd, notices: Option<&OwnedFd>) {
+/// Disks that are watched as long as there are any of them.
+#[derive(Default)]
+struct Watched(Mutex<Vec<Weak<Disk>>>);
+
+impl Watched {
+    fn add(&self, disk: &Arc<Disk>) {
+        self.there().push(Arc::downgrade(disk));
+    }
+
+    /// Those that have not been closed.
+    fn now(&self) -> Vec<Weak<Disk>> {
+        self.there().clone()
+    }
+
+    fn there(&self) -> MutexGuard<'_, Vec<Weak<Disk>>> {
+        let mut disks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        disks.retain(|disk| disk.strong_count() > 0);
+        disks
+    }
+}
+
+fn watch(disks: &Watched, stop: &EventFd, notices: Option<&OwnedFd>) {
     loop {
-        for disk in disks.iter().filter_map(Weak::upgrade) {
+        // One after the other, so that a disk that is closed meanwhile is not kept open.
+        for disk in disks.now().iter().filter_map(Weak::upgrade) {
             // A disk that cannot be asked now has no new size; its next request says what is wrong with it.
             disk.look_again().unwrap_or_default();
         }
@@ -120,7 +149,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 20).unwrap();
         let disk = Arc::new(Disk::open(&DiskOptions::new(file.path())).unwrap());
-        let watch = SizeWatch::over([&disk]).unwrap();
+        let watch = SizeWatch::over([]).unwrap();
+        watch.add(&disk);
         file.as_file().set_len(2 << 20).unwrap();
         let since = Instant::now();
         while disk.capacity() != Sectors(4096) {

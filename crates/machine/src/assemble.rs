@@ -103,8 +103,10 @@ pub fn assemble(
     let drivers = drivers.map(|(claimed, witness)| Drivers { claimed, witness, events: &sender });
     let Driven { disks, controllers } = driven::open(disks, drivers.as_ref(), config.cpus)?;
     disks::remarks(&disks).for_each(|remark| (inbox.reporter())(&Notice::Trouble(remark.clone())));
-    buffers::register(&disks, &map, ram::stays(&config.backing, claimed.is_some()), inbox.reporter())?;
-    let disks = Disks::put_on(disks, Place { bus: &bus, ram: &ram, services: &services, events: &sender })?;
+    let stays = ram::stays(&config.backing, claimed.is_some());
+    let registered = buffers::register(&disks, &map, stays, inbox.reporter())?;
+    let place = Place { bus: &bus, ram: &ram, services: &services, events: &sender };
+    let disks = Disks::put_on(disks, place, registered)?;
 
     steps.begin("console")?;
     let console = Console::new(output).map_err(system("start the console's thread"))?;

@@ -10,7 +10,7 @@ use config::{Bounce, Buffers, DiskSource};
 use disk::{BufferTable, BufferTableError, Disk};
 use memory::MemoryMap;
 
-use crate::disks::OpenDisk;
+use crate::disks::{OpenDisk, PlugError};
 use crate::error::StartError;
 use crate::notice::{Life, Notice, Reporter};
 
@@ -62,6 +62,34 @@ fn in_the_way<'a>(
     without.chain(tried.err().map(StartError::from)).collect()
 }
 
+/// What of RAM was registered at the start, for disks that come later.
+#[derive(Default)]
+pub struct Registered {
+    table: Option<Arc<BufferTable>>,
+    /// Whether all of RAM is present for the VM's life anyway.
+    stays: bool,
+}
+
+impl Registered {
+    /// Gives a disk that comes while the VM runs what there is, if it wants it. RAM is registered at the start only: where
+    /// it was not, a disk that leaves the choice reaches it as ordinary memory, and one that asks for more is refused.
+    pub fn give(&self, disk: &OpenDisk) -> Result<(), PlugError> {
+        let given = match &self.table {
+            Some(table) if wants(disk.buffers(), self.stays) => disk.disk().use_buffers(table),
+            _ => false,
+        };
+        if given || disk.buffers() != Choice::Asked {
+            return Ok(());
+        }
+        let name = disk.disk().name().to_owned();
+        Err(if disk.disk().has_rings() {
+            PlugError::NotRegistered(name)
+        } else {
+            StartError::NoRing(name).into()
+        })
+    }
+}
+
 /// Registers RAM for the disks that want it, and says what came of it. `stays` tells whether all of RAM is present for
 /// the VM's life anyway. A failure is one only if a disk asked for it.
 pub fn register(
@@ -69,10 +97,11 @@ pub fn register(
     map: &MemoryMap,
     stays: bool,
     report: &Reporter,
-) -> Result<(), StartError> {
+) -> Result<Registered, StartError> {
+    let plain = Ok(Registered { table: None, stays });
     let users: Vec<&OpenDisk> = disks.iter().filter(|disk| wants(disk.buffers(), stays)).collect();
     if users.is_empty() {
-        return Ok(());
+        return plain;
     }
     let asked = users.iter().any(|disk| disk.buffers() == Choice::Asked);
     let table = match table(map) {
@@ -81,7 +110,7 @@ pub fn register(
         Err(error) => {
             let said = format!("disks reach the guest's RAM as ordinary memory: {error}");
             report(&Notice::Life(Life::Made(said)));
-            return Ok(());
+            return plain;
         }
     };
     let (with, without): (Vec<&OpenDisk>, Vec<&OpenDisk>) =
@@ -92,7 +121,8 @@ pub fn register(
     if with.is_empty() {
         // Nobody has use for it.
         let mirror: Arc<dyn memory::Mirror> = table;
-        return Ok(map.detach(&mirror)?);
+        map.detach(&mirror)?;
+        return plain;
     }
     let names: Vec<&str> = with.iter().map(|disk| Disk::name(disk.disk())).collect();
     let said = format!(
@@ -101,7 +131,7 @@ pub fn register(
         names.join(", ")
     );
     report(&Notice::Life(Life::Made(said)));
-    Ok(())
+    Ok(Registered { table: Some(table), stays })
 }
 
 fn wants(choice: Choice, stays: bool) -> bool {

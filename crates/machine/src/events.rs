@@ -39,8 +39,8 @@ pub enum Event {
     Pause(String),
     /// Somebody wants it to run on.
     Resume,
-    /// Somebody changed the disc in a drive, in a sentence.
-    DiscChanged(String),
+    /// Somebody changed the disc in a drive, plugged a disk in or unplugged one, in a sentence.
+    DisksChanged(String),
     /// Somebody wants the VM to end now.
     Stop,
 }
@@ -128,7 +128,7 @@ impl Inbox {
                 | Event::Disk(_)
                 | Event::PressPowerButton
                 | Event::Pause(_)
-                | Event::DiscChanged(_)
+                | Event::DisksChanged(_)
                 | Event::Resume) => events.send(later),
             }
         }
@@ -168,7 +168,7 @@ impl Inbox {
                 Event::Fault(fault) => self.fault(fault),
                 // One that asks for a pause has ended without it, of which its disk has told.
                 Event::Disk(failure) if failure.answer != disk::Answer::Held => self.disk(failure),
-                Event::DiscChanged(what) => self.life(Life::DiscChanged(what)),
+                Event::DisksChanged(what) => self.life(Life::DisksChanged(what)),
                 _ => {}
             }
         }

@@ -36,7 +36,7 @@ pub mod steps;
 mod vm;
 
 pub use disk::{Answer, Counters, Failure, Reading, Waiting};
-pub use disks::{DriveError, DriveReading, TrayLock};
+pub use disks::{DriveError, DriveReading, Letting, PlugError, Plugged, TrayLock, UnplugError, Unplugged};
 pub use error::StartError;
 pub use kvm::{Hypervisor, KvmError};
 pub use layout::{Layout, LayoutError};

@@ -30,8 +30,8 @@ pub enum Life {
     Resumed,
     /// The guest was reset, and starts again.
     Restarted,
-    /// Somebody changed the disc in a drive; which, and how.
-    DiscChanged(String),
+    /// Somebody changed the disc in a drive, plugged a disk in or unplugged one; which, and how.
+    DisksChanged(String),
 }
 
 impl fmt::Display for Notice {
@@ -48,7 +48,7 @@ impl fmt::Display for Notice {
 impl fmt::Display for Life {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Life::Preparing(what) | Life::Made(what) | Life::DiscChanged(what) => f.write_str(what),
+            Life::Preparing(what) | Life::Made(what) | Life::DisksChanged(what) => f.write_str(what),
             Life::Started => f.write_str("the guest runs"),
             Life::Paused(why) => write!(f, "the VM is paused: {why}"),
             Life::Resumed => f.write_str("the VM runs on"),

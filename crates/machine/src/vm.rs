@@ -27,7 +27,10 @@ use crate::check::{check, give_back_leftovers};
 use crate::chips::Chips;
 use crate::console::Console;
 use crate::cpus::{Cpus, End};
-use crate::disks::{Disks, DisksOutside, DriveError, DriveReading, TrayLock, drives};
+use crate::disks::{
+    Disks, DisksOutside, DriveError, DriveReading, PlugError, Plugged, TrayLock, UnplugError, Unplugged,
+    drives,
+};
 use crate::driven;
 use crate::ending::wait_for;
 use crate::error::StartError;
@@ -138,6 +141,18 @@ impl Control {
         self.disks.drive(drive)?.eject(tray)
     }
 
+    /// Plugs a SATA disk in, on the first free port of the controller that its description names, or of the first
+    /// controller that has one; the guest is told.
+    pub fn plug_disk(&self, disk: &config::Disk) -> Result<Plugged, PlugError> {
+        self.disks.plug(disk)
+    }
+
+    /// Takes the SATA disk of this name away, whether or not the guest uses it. Returns when it is closed, or after some
+    /// seconds.
+    pub fn unplug_disk(&self, name: &str) -> Result<Unplugged, UnplugError> {
+        self.disks.unplug(name)
+    }
+
     /// Ends the VM now, whatever the guest does.
     pub fn stop(&self) {
         self.events.send(Event::Stop);
@@ -193,7 +208,8 @@ pub struct Stopped {
 impl Stopped {
     /// Takes the VM apart and gives its devices back.
     pub fn dismantle(self) -> Ended {
-        // Not the disks themselves: they go while their devices are given back.
+        // Not the disks themselves: they go while their devices are given back, and no other comes.
+        self.vm.disks.close();
         let tallies = self.vm.disks.tallies();
         let outcome = self.vm.dismantle(self.outcome);
         // Only now has every queue ended and counted its last request.
@@ -328,7 +344,7 @@ impl Vm {
                 Event::PressPowerButton => self.power.press_button(),
                 Event::Pause(why) => self.pause(why),
                 Event::Resume => self.resume(),
-                Event::DiscChanged(what) => self.inbox.life(Life::DiscChanged(what)),
+                Event::DisksChanged(what) => self.inbox.life(Life::DisksChanged(what)),
                 Event::Disk(failure) => self.disk_failed(failure),
                 Event::Fault(fault) => {
                     if let Err(outcome) = self.answer(&fault) {
@@ -453,6 +469,7 @@ impl Vm {
             ..
         } = self;
         wait_for("its vCPUs", inbox.reporter(), || drop((alarms, cpus)));
+        disks.close();
         let now = disks.now();
         failures::give_up(&now);
         let failures: Vec<Arc<Failures>> = now.iter().map(|disk| disk.failures().clone()).collect();

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -106,6 +107,19 @@ pub fn finish(result: Result<(), Failure>) -> ExitCode {
     };
     report::error(text);
     exit.into()
+}
+
+/// A path for a VM, which may run in another folder.
+pub fn absolute(file: &Path) -> Result<String, Failure> {
+    let path = std::path::absolute(file).map_err(|cause| {
+        Failure::other(format_args!(
+            "cannot tell where {} is: {cause}. Write its whole path.",
+            file.display()
+        ))
+    })?;
+    path.into_os_string().into_string().map_err(|path| {
+        Failure::other(format_args!("the path {path:?} is not UTF-8, as JSON has to be. Use a link to it."))
+    })
 }
 
 /// A value as JSON for people and programs: indented, with a line feed at its end.

@@ -1,6 +1,6 @@
 //! `skep cd`: the disc in a VM's CD drive, changed from outside.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use control::Client;
@@ -64,20 +64,7 @@ fn change(client: &mut Client, arguments: &Arguments) -> Result<Drive, Failure> 
     Ok(match &arguments.deed {
         Deed::Eject { tray } => client.eject(&Eject { drive, force: tray.force })?,
         Deed::Insert { file, tray } => {
-            client.insert(&Insert { drive, disc: absolute(file)?, force: tray.force })?
+            client.insert(&Insert { drive, disc: ask::absolute(file)?, force: tray.force })?
         }
-    })
-}
-
-/// The VM may run in another folder.
-fn absolute(file: &Path) -> Result<String, Failure> {
-    let path = std::path::absolute(file).map_err(|cause| {
-        Failure::other(format_args!(
-            "cannot tell where {} is: {cause}. Write its whole path.",
-            file.display()
-        ))
-    })?;
-    path.into_os_string().into_string().map_err(|path| {
-        Failure::other(format_args!("the path {path:?} is not UTF-8, as JSON has to be. Use a link to it."))
     })
 }

@@ -11,6 +11,7 @@ use exit::Exit;
 mod ask;
 mod cd;
 mod console;
+mod disk;
 mod disks;
 mod dma;
 mod escape;
@@ -59,6 +60,8 @@ enum Command {
     Stats(stats::Arguments),
     /// Change the disc in a VM's CD drive
     Cd(cd::Arguments),
+    /// Plug a disk into a VM that runs, or unplug one
+    Disk(disk::Arguments),
     /// Have a VM's vCPUs stand still
     Pause(state::Pause),
     /// Have a paused VM's vCPUs go on, once what its disks failed at was tried again
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
         Command::Events(arguments) => ask::finish(events::run(&arguments, &mut stdout())),
         Command::Stats(arguments) => ask::finish(stats::run(&arguments, &mut stdout())),
         Command::Cd(arguments) => ask::finish(cd::run(&arguments)),
+        Command::Disk(arguments) => ask::finish(disk::run(&arguments)),
         Command::Pause(arguments) => ask::finish(state::pause(&arguments)),
         Command::Resume(arguments) => ask::finish(state::resume(&arguments)),
         Command::Stop(arguments) => ask::finish(state::stop(&arguments)),

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use control::api::{Drive, Eject, Info, Insert, State, VERSION};
+use config::{DiskSource, ModelName};
+use control::api::{Drive, Eject, Info, Insert, Plug, Plugged, State, Unplug, Unplugged, VERSION};
 use control::{Journal, Refused, Source, rfc3339};
 use dma::Domain;
-use machine::{Control, DriveError, DriveReading, Phase, Reading, TrayLock};
+use machine::{Control, DriveError, DriveReading, Letting, Phase, Reading, TrayLock};
 use memory::MemoryMap;
 
 /// A VM that runs in this process.
@@ -59,6 +60,14 @@ fn tray(force: bool) -> TrayLock {
     if force { TrayLock::Overridden } else { TrayLock::Respected }
 }
 
+/// Whoever asks may be in another folder.
+fn absolute(path: &Path) -> Result<(), Refused> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(Refused(format!("{path:?} is not an absolute path. Write it from / on")))
+}
+
 impl Source for Running {
     fn info(&self) -> Info {
         Info {
@@ -94,14 +103,27 @@ impl Source for Running {
 
     fn insert(&self, Insert { drive, disc, force }: &Insert) -> Result<Drive, Refused> {
         let path = Path::new(disc);
-        if !path.is_absolute() {
-            return Err(Refused(format!("{disc:?} is not an absolute path. Write it from / on")));
-        }
+        absolute(path)?;
         changed(self.control.insert_disc(drive, path, tray(*force)))
     }
 
     fn eject(&self, Eject { drive, force }: &Eject) -> Result<Drive, Refused> {
         changed(self.control.eject_disc(drive, tray(*force)))
+    }
+
+    fn plug(&self, Plug { disk }: &Plug) -> Result<Plugged, Refused> {
+        let disk = config::describe_disk("the disk", disk, ModelName::Ahci);
+        let disk = disk.map_err(|findings| Refused(findings.to_string()))?;
+        if let DiskSource::File(file) = &disk.source {
+            absolute(file.path.as_path())?;
+        }
+        let plugged = self.control.plug_disk(&disk).map_err(|why| Refused(why.to_string()))?;
+        Ok(Plugged { disk: plugged.name, place: plugged.place })
+    }
+
+    fn unplug(&self, Unplug { disk }: &Unplug) -> Result<Unplugged, Refused> {
+        let unplugged = self.control.unplug_disk(disk).map_err(|why| Refused(why.to_string()))?;
+        Ok(Unplugged { disk: unplugged.name, leaving: unplugged.state == Letting::Open })
     }
 
     fn pause(&self) -> Result<State, Refused> {

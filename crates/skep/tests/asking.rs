@@ -62,6 +62,12 @@ fn a_running_vm_answers_every_command() {
     world.ask("cd web cd0 insert b.iso");
     let here = std::path::absolute("b.iso").unwrap();
     assert!(world.ask("stats web").ends_with(&format!("CD drive cd0 holds {}.\n", here.display())));
+    world.ask("disk web plug b.img,serial=B");
+    let here = std::path::absolute("b.img").unwrap();
+    assert!(world.ask("stats web").contains(&format!("{}  ", here.display())));
+    let output = world.skep("disk web plug c.img");
+    assert_eq!((output.status.code(), stderr(&output).contains("Unplug a disk first")), (Some(4), true));
+    world.ask(&format!("disk web unplug {}", here.display()));
     world.ask("pause web");
     assert!(world.ask("list").contains("paused"));
     world.ask("resume web");
@@ -113,8 +119,12 @@ fn a_vm_that_does_not_run_is_said_to_and_what_it_left_harms_nobody() {
         if stale {
             drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
         }
-        for command in ["dma", "events", "stats", "pause", "resume", "stop", "cd"] {
-            let more = if command == "cd" { " cd0 eject" } else { "" };
+        for command in ["dma", "events", "stats", "pause", "resume", "stop", "cd", "disk"] {
+            let more = match command {
+                "cd" => " cd0 eject",
+                "disk" => " unplug /dev/sda",
+                _ => "",
+            };
             let output = world.skep(&format!("{command} web{more}"));
             assert_eq!(output.status.code(), Some(1), "{command}");
             let text = stderr(&output);
@@ -134,4 +144,18 @@ fn a_vm_that_refuses_is_quoted() {
     let output = world.skep("resume web");
     assert_eq!(output.status.code(), Some(4));
     assert!(stderr(&output).ends_with("the VM web is ending. Start it again\n"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_disk_that_is_described_wrongly_is_refused_before_the_vm_is_asked() {
+    let world = world();
+    for (spec, said) in [
+        ("/dev/sdb,sreial=A", "Did you mean `serial`?"),
+        ("serial=A", "path=/dev/sda"),
+        ("/dev/sdb,packed=on", "model=ahci"),
+    ] {
+        let output = world.skep(&format!("disk web plug {spec}"));
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    }
 }

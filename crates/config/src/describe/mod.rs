@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use crate::finding::{Finding, Findings, Place, Problem};
 use crate::model::{
     Assign, Backing, Boot, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, HostDomain, HugePages,
-    Identified, OnFault, P2p, Vm, Wire,
+    Identified, ModelName, OnFault, P2p, Vm, Wire,
 };
 use crate::source::{self, Entry, Node, Table, Value};
 use crate::values::Invalid;
@@ -61,6 +61,20 @@ pub fn describe(file: Option<File<'_>>, flags: &[(Key, String)]) -> Result<Vm, F
         Place::Flag(_) | Place::Nowhere => (usize::MAX, 0),
     });
     Findings::none_or(findings, vm)
+}
+
+/// The disk that `value` describes, as that of `--disk` does, or everything that is wrong with it. Where it says nothing
+/// of a model, the guest is to see `model`. `flag` is what messages call the place where it was written.
+pub fn describe_disk(flag: &str, value: &str, model: ModelName) -> Result<Disk, Findings> {
+    let mut findings = Vec::new();
+    let mut table = source::flags::table(flag, value, "path", DISK, &mut findings);
+    if !table.entries.iter().any(|entry| entry.key == "model") {
+        let place = table.place.clone();
+        let node = Node { place: place.clone(), value: Value::Word(model.to_string()) };
+        table.entries.push(Entry { key: "model".into(), place, node });
+    }
+    let disk = disk(&table, &mut findings);
+    Findings::none_or(findings, disk)
 }
 
 /// Whether a finding may be there only because some lines are not TOML.

@@ -18,6 +18,18 @@ pub(crate) fn list(
     valid: &'static [&'static str],
     findings: &mut Vec<Finding>,
 ) -> Node {
+    let table = table(flag, value, implied, valid, findings);
+    Node { place: table.place.clone(), value: Value::Table(table) }
+}
+
+/// The same, as the table that it is.
+pub(crate) fn table(
+    flag: &str,
+    value: &str,
+    implied: &str,
+    valid: &'static [&'static str],
+    findings: &mut Vec<Finding>,
+) -> Table {
     let place = place(flag, value);
     let mut entries = Vec::new();
     for (n, item) in items(value).into_iter().enumerate() {
@@ -36,7 +48,7 @@ pub(crate) fn list(
         let node = Node { place: place.clone(), value: Value::Word(value.into()) };
         entries.push(Entry { key: key.into(), place: place.clone(), node });
     }
-    Node { place: place.clone(), value: Value::Table(Table { place, entries }) }
+    Table { place, entries }
 }
 
 fn place(flag: &str, value: &str) -> Place {

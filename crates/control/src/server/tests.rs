@@ -9,7 +9,7 @@ use config::VmName;
 use memory::Gpa;
 
 use super::*;
-use crate::api::{Eject, EventKind, Insert, State};
+use crate::api::{Eject, EventKind, Insert, Plug, State, Unplug};
 use crate::client::{Client, ClientError};
 use crate::fake::FakeVm;
 use crate::folder::Folder;
@@ -101,6 +101,40 @@ fn a_disc_is_changed_by_a_request_with_a_body() {
         let answer = vm.raw(format!("{head}{body}").as_bytes());
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("Send JSON like"), "{body}: {answer}");
     }
+}
+
+#[test]
+fn a_disk_is_plugged_in_and_unplugged_by_requests_with_a_body() {
+    let vm = running();
+    let mut client = vm.client();
+    let plug = |disk: &str| Plug { disk: disk.to_owned() };
+    let plugged = client.plug(&plug("/dev/sdb,serial=A")).unwrap();
+    assert_eq!((plugged.disk.as_str(), plugged.place.as_str()), ("/dev/sdb", "ahci 00:03.0, port 1"));
+    assert_eq!(client.stats().unwrap().disks[1].name, "/dev/sdb");
+    let refused = client.plug(&plug("/dev/sdc")).unwrap_err().to_string();
+    assert!(refused.contains("status 409") && refused.contains("Unplug a disk first"), "{refused}");
+    let refused = client.plug(&plug("/dev/sdc,sreial=A")).unwrap_err().to_string();
+    assert!(refused.contains("Did you mean `serial`?"), "{refused}");
+    let unplug = Unplug { disk: plugged.disk };
+    assert!(!client.unplug(&unplug).unwrap().leaving);
+    assert!(client.unplug(&unplug).unwrap_err().to_string().contains("no disk called /dev/sdb"));
+    for (path, body) in [
+        ("plug", ""),
+        ("plug", "{}"),
+        ("plug", "{\"disk\":[\"/dev/sdb\"]}"),
+        ("unplug", "{\"disk\":\"/dev/sdb\",\"force\":true}"),
+        ("unplug", "null"),
+    ] {
+        let length = body.len();
+        let head =
+            format!("POST /v1/{path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        let answer = vm.raw(format!("{head}{body}").as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("Send JSON like"), "{body}: {answer}");
+        assert!(answer.contains("disk"), "{answer}");
+    }
+    let long = "a".repeat(65 << 10);
+    let head = format!("POST /v1/plug HTTP/1.1\r\nContent-Length: {}\r\n\r\n", long.len());
+    assert!(vm.raw(head.as_bytes()).starts_with("HTTP/1.1 413 "));
 }
 
 #[test]

@@ -126,6 +126,12 @@ impl Ahci {
         Ok(Ahci { at, hba, ports: made, config, services, visible: Mutex::default() })
     }
 
+    /// How many ports it has, with and without a device.
+    pub fn ports(&self) -> u8 {
+        // 32 at most.
+        self.ports.len() as u8
+    }
+
     /// Plugs a disk into an empty port; the guest is told.
     pub fn plug_disk(&self, port: u8, disk: AhciDisk) -> Result<(), AhciError> {
         plug(self.port(port)?, port, disk.prepare(self.at, port)?)

@@ -4,7 +4,6 @@
 //! its namespaces or ports. SATA disks that name none share controllers, in the order of the description, as many as a
 //! controller has ports.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use config::{ControllerName, DiskModel};
@@ -14,13 +13,17 @@ use disk::Disk;
 use pci::{Address, Bus, Function, PciError};
 use virtio::{Report, VirtioPci};
 
-use super::drives::Seat;
 use super::resizes::{Listener, tell_people};
+use super::seats::{SataController, Seat};
 use super::{Model, OpenDisk, Place};
 use crate::error::StartError;
 
-/// Ports of a SATA controller (AHCI 1.3.1, 3.1.1).
+/// Ports of a SATA controller at most (AHCI 1.3.1, 3.1.1).
 const PORTS: usize = 32;
+/// Ports that it has at least, as an ICH9 has.
+const LEAST_PORTS: usize = 6;
+/// Ports that are free at the start, for disks that come later, as far as there is room.
+const SPARE_PORTS: usize = 2;
 
 /// The disks as they are described, where each namespace of an NVMe controller says what any of them says of the
 /// controller.
@@ -104,14 +107,17 @@ fn add_port(controllers: &mut Vec<Controller>, wanted: Option<ControllerName>, p
 pub(super) struct Put {
     /// Who is to be told when a disk has another size.
     pub listeners: Vec<Listener>,
-    /// The CD drives, by name.
-    pub seats: HashMap<String, Seat>,
+    /// Where SATA disks and the discs of drives are.
+    pub seats: Vec<(Arc<Disk>, Seat)>,
+    /// The SATA controllers.
+    pub sata: Vec<SataController>,
 }
 
 impl Put {
     pub fn add(&mut self, other: Put) {
         self.listeners.extend(other.listeners);
         self.seats.extend(other.seats);
+        self.sata.extend(other.sata);
     }
 
     fn listening(listeners: Vec<Listener>) -> Put {
@@ -144,25 +150,31 @@ impl Controller {
                 });
                 Ok(Put::listening(listeners.collect::<Result<_, _>>()?))
             }
-            Controller::Ahci { ports, .. } => {
+            Controller::Ahci { name, mut ports } => {
                 let people = ports.iter().filter_map(|port| match port {
                     AhciPort::Disk(AhciDisk { disk, .. }) => Some(tell_people(disk, place.events.clone())),
                     AhciPort::Cd(_) | AhciPort::Empty => None,
                 });
                 let listeners = people.collect::<Result<Vec<Listener>, StartError>>()?;
-                let drives = (0u8..).zip(&ports).filter_map(|(port, what)| match what {
-                    AhciPort::Cd(drive) => Some((drive.name.clone(), port)),
-                    AhciPort::Disk(_) | AhciPort::Empty => None,
+                let there = (0u8..).zip(&ports).filter_map(|(port, what)| match what {
+                    AhciPort::Disk(AhciDisk { disk, .. }) => Some((disk.clone(), port)),
+                    AhciPort::Cd(drive) => Some((drive.disc.clone()?, port)),
+                    AhciPort::Empty => None,
                 });
-                let drives: Vec<(String, u8)> = drives.collect();
+                let there: Vec<(Arc<Disk>, u8)> = there.collect();
+                ports.resize_with(with_spare(ports.len()), || AhciPort::Empty);
                 let ahci = Arc::new(Ahci::new(ports, at, ram, services, windows, report)?);
                 add(bus, at, ahci.clone())?;
-                let seats =
-                    drives.into_iter().map(|(name, port)| (name, Seat { controller: ahci.clone(), port }));
-                Ok(Put { listeners, seats: seats.collect() })
+                let seats = there.into_iter().map(|(disk, port)| (disk, Seat::new(&ahci, port))).collect();
+                Ok(Put { listeners, seats, sata: vec![SataController { name, ahci }] })
             }
         }
     }
+}
+
+/// How many ports a controller of so many disks and drives has.
+fn with_spare(taken: usize) -> usize {
+    (taken + SPARE_PORTS).clamp(LEAST_PORTS, PORTS)
 }
 
 fn add(bus: &Bus, at: Address, function: Arc<dyn Function>) -> Result<(), StartError> {
@@ -212,6 +224,11 @@ mod tests {
         assert_eq!(words(&made), ["ahci 32", "nvme ram 1", "ahci 1", "virtio-blk"]);
         let Controller::Ahci { ports, .. } = &made[0] else { panic!("the first is SATA's") };
         assert!(matches!(ports[31], AhciPort::Cd(_)) && matches!(ports[30], AhciPort::Disk(_)));
+    }
+
+    #[test]
+    fn a_controller_has_ports_to_spare_as_long_as_it_can() {
+        assert_eq!([1, 4, 5, 29, 31, 32].map(with_spare), [6, 6, 7, 31, 32, 32]);
     }
 
     #[test]

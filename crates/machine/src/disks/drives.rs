@@ -4,21 +4,18 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use config::OnError;
-use devices::ahci::{Ahci, AhciError};
+use devices::ahci::AhciError;
 use disk::{Disk, DiskOptions, OpenError, Tally};
 
+use super::closing::let_go;
+use super::seats::Seat;
 use crate::events::{Event, Events};
 use crate::failures;
 
 /// Discs of a drive whose tallies are kept, the one that is in it included.
 const KEPT: usize = 64;
-/// So long a disc that is taken out may take to be closed, until whoever took it is told that it is still read.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How often to look whether it is.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// What becomes of the guest's lock on a drive's tray: a disc that is in use is locked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,12 +90,6 @@ pub fn open(path: &Path) -> Result<Disk, OpenError> {
     Disk::open(&DiskOptions::new(path).read_only())
 }
 
-/// Where a drive is.
-pub(super) struct Seat {
-    pub controller: Arc<Ahci>,
-    pub port: u8,
-}
-
 /// A CD drive of the VM.
 pub struct Drive {
     name: String,
@@ -124,6 +115,11 @@ impl Drive {
     /// What it is called.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where it is.
+    pub(super) fn seat(&self) -> &Seat {
+        &self.seat
     }
 
     /// What is in it; the guest may have ejected it.
@@ -185,7 +181,7 @@ impl Drive {
             let many = tallies.len().saturating_sub(KEPT);
             drop(tallies.drain(..many));
         }
-        self.events.send(Event::DiscChanged(said(&self.name, before.as_deref(), disc.as_deref())));
+        self.events.send(Event::DisksChanged(said(&self.name, before.as_deref(), disc.as_deref())));
         let disc = disc.map(|disc| disc.name().to_owned());
         let leaving = before.and_then(let_go);
         Ok(DriveReading { name: self.name.clone(), disc, leaving })
@@ -203,23 +199,6 @@ fn said(drive: &str, before: Option<&Disk>, now: Option<&Disk>) -> String {
         (Some(before), None) => format!("CD drive {drive}: {before} was taken out"),
         (None, None) => format!("CD drive {drive} is empty"),
     }
-}
-
-/// Waits until a disc that was taken out is closed, but not for long; its name, if it is still open then.
-fn let_go(disc: Arc<Disk>) -> Option<String> {
-    // Nobody has what is held tried again any more.
-    disc.failures().give_up();
-    disc.failures().tell_rest();
-    let (name, tally, until) = (disc.name().to_owned(), disc.tally().clone(), Instant::now() + PATIENCE);
-    let weak = Arc::downgrade(&disc);
-    drop(disc);
-    while weak.strong_count() > 0 || tally.in_use() {
-        if Instant::now() >= until {
-            return Some(name);
-        }
-        std::thread::sleep(LOOK);
-    }
-    None
 }
 
 #[cfg(test)]

@@ -1,33 +1,32 @@
-//! Disks: opened, shown to the guest on controllers ([`controllers`]), watched for other sizes ([`resizes`]), and, in CD
-//! drives, changed while the VM runs ([`drives`]).
+//! Disks: opened, shown to the guest on controllers ([`controllers`]), watched for other sizes ([`resizes`]), and kept
+//! ([`shelf`]). While the VM runs, SATA disks come and go ([`plug`]), and discs in CD drives are changed ([`drives`]).
 
+mod closing;
 mod controllers;
 pub mod drives;
+mod plug;
 mod resizes;
+mod seats;
+mod shelf;
 
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use config::{ControllerName, DiskModel, DiskSource, FileDisk, OnError, Writes};
+use config::{ControllerName, DiskModel, DiskSource, FileDisk, ModelName, OnError, Writes};
 use devices::ahci::{AhciCd, AhciDisk, AhciPort, AtaText};
 use devices::{InitialCache, NvmeOptions, Rings, VirtioBlk, VirtioBlkOptions};
-use disk::{
-    Allocation, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl, Poll, Reading, Sectors, SizeWatch, Source,
-    Tally,
-};
+use disk::{Allocation, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl, Poll, Sectors, Source};
 use memory::Ram;
 use pci::{Bus, Services};
 
 use crate::buffers::Choice;
-use crate::error::{StartError, system};
+use crate::error::StartError;
 use crate::events::Events;
-use crate::failures;
 
 pub use controllers::settled;
-use controllers::{Put, controllers};
-use drives::Drive;
 pub use drives::{DriveError, DriveReading, TrayLock};
-use resizes::SizeTeller;
+pub use plug::{Letting, PlugError, Plugged, UnplugError, Unplugged};
+pub use shelf::{Disks, DisksOutside};
 
 /// Queues of a model at most.
 const MOST_QUEUES: u16 = 64;
@@ -56,6 +55,17 @@ enum Model {
     VirtioBlk(Box<VirtioBlk>),
     Nvme(NvmeOptions),
     Ahci(AhciPort),
+}
+
+impl Model {
+    fn name(&self) -> ModelName {
+        match self {
+            Model::VirtioBlk(_) => ModelName::VirtioBlk,
+            Model::Nvme(_) => ModelName::Nvme,
+            Model::Ahci(AhciPort::Cd(_)) => ModelName::AhciCd,
+            Model::Ahci(AhciPort::Disk(_) | AhciPort::Empty) => ModelName::Ahci,
+        }
+    }
 }
 
 /// Opens a disk, which claims it: nobody else can mount it or give it to another VM until it is closed.
@@ -195,143 +205,6 @@ pub struct Place<'a> {
     pub ram: &'a Arc<Ram>,
     pub services: &'a Arc<dyn Services>,
     pub events: &'a Events,
-}
-
-/// The disks of a VM, which are watched for changes of their sizes.
-pub struct Disks {
-    // First, for they use the disks.
-    _teller: Option<SizeTeller>,
-    _watch: Option<SizeWatch>,
-    all: Vec<Slot>,
-}
-
-/// What the guest has for ever: a disk, or a drive whose disc may be changed.
-enum Slot {
-    Disk(Arc<Disk>),
-    Drive(Arc<Drive>),
-}
-
-impl Disks {
-    /// Makes controllers of disks and puts them on the bus, at the first addresses that are free.
-    pub fn put_on(mut disks: Vec<OpenDisk>, place: Place<'_>) -> Result<Disks, StartError> {
-        // Before any of their queues is prepared.
-        disks.iter().for_each(|disk| failures::watch(&disk.disk, disk.on_error, place.events));
-        let watched: Vec<Arc<Disk>> = disks.iter().map(|disk| disk.disk.clone()).collect();
-        name_drives(&mut disks);
-        let planned: Vec<Planned> = disks.iter().map(Planned::of).collect();
-        let mut put = Put::default();
-        for controller in controllers(disks) {
-            put.add(controller.put_on(place)?);
-        }
-        let Put { listeners, mut seats } = put;
-        let all = planned.into_iter().filter_map(|planned| match planned {
-            Planned::Disk(disk) => Some(Slot::Disk(disk)),
-            Planned::Drive { name, on_error, tally } => {
-                let seat = seats.remove(&name)?;
-                Some(Slot::Drive(Arc::new(Drive::new(name, seat, on_error, tally, place.events.clone()))))
-            }
-        });
-        let all = all.collect();
-        let failed = system("watch the sizes of disks");
-        let watch = if watched.is_empty() { None } else { Some(SizeWatch::over(&watched).map_err(failed)?) };
-        let teller = SizeTeller::new(listeners).map_err(system("listen to changes of disks"))?;
-        Ok(Disks { _teller: teller, _watch: watch, all })
-    }
-
-    /// Those that there are now: disks, and discs that are in drives.
-    pub fn now(&self) -> Vec<Arc<Disk>> {
-        let now = self.all.iter().filter_map(|slot| match slot {
-            Slot::Disk(disk) => Some(disk.clone()),
-            Slot::Drive(drive) => drive.disc(),
-        });
-        now.collect()
-    }
-
-    /// What went through them, and through discs that are in their drive no more.
-    pub fn tallies(&self) -> Vec<Tally> {
-        let tallies = self.all.iter().flat_map(|slot| match slot {
-            Slot::Disk(disk) => vec![disk.tally().clone()],
-            Slot::Drive(drive) => drive.tallies(),
-        });
-        tallies.collect()
-    }
-
-    /// The way to them from outside.
-    pub fn outside(&self) -> DisksOutside {
-        let all = self.all.iter().map(|slot| match slot {
-            Slot::Disk(disk) => SlotOutside::Disk(Arc::downgrade(disk)),
-            Slot::Drive(drive) => SlotOutside::Drive(Arc::downgrade(drive)),
-        });
-        DisksOutside(all.collect())
-    }
-}
-
-/// The disks of a VM for whoever keeps none of them.
-#[derive(Clone)]
-pub struct DisksOutside(Vec<SlotOutside>);
-
-#[derive(Clone)]
-enum SlotOutside {
-    Disk(Weak<Disk>),
-    Drive(Weak<Drive>),
-}
-
-impl DisksOutside {
-    /// What went through those that there are now, and what waits.
-    pub fn read(&self) -> Vec<Reading> {
-        let disks = self.0.iter().filter_map(|slot| match slot {
-            SlotOutside::Disk(disk) => disk.upgrade(),
-            SlotOutside::Drive(drive) => drive.upgrade()?.disc(),
-        });
-        disks.map(|disk| disk.read()).collect()
-    }
-
-    /// The CD drives and what is in them.
-    pub fn drives(&self) -> Vec<DriveReading> {
-        self.all_drives().map(|drive| drive.read()).collect()
-    }
-
-    /// The CD drive of this name, or with the disc of this name in it.
-    pub fn drive(&self, name: &str) -> Result<Arc<Drive>, DriveError> {
-        let named = self.all_drives().find(|drive| drive.name() == name);
-        let drive = named.or_else(|| self.all_drives().find(|drive| drive.holds(name)));
-        drive.ok_or_else(|| DriveError::Missing { name: name.to_owned(), drives: self.drives() })
-    }
-
-    fn all_drives(&self) -> impl Iterator<Item = Arc<Drive>> {
-        self.0.iter().filter_map(|slot| match slot {
-            SlotOutside::Disk(_) => None,
-            SlotOutside::Drive(drive) => drive.upgrade(),
-        })
-    }
-}
-
-/// A place that its controller is not made for yet.
-enum Planned {
-    Disk(Arc<Disk>),
-    Drive { name: String, on_error: Option<OnError>, tally: Tally },
-}
-
-impl Planned {
-    fn of(open: &OpenDisk) -> Planned {
-        match &open.model {
-            Model::Ahci(AhciPort::Cd(cd)) => Planned::Drive {
-                name: cd.name.clone(),
-                on_error: open.on_error,
-                tally: open.disk.tally().clone(),
-            },
-            _ => Planned::Disk(open.disk.clone()),
-        }
-    }
-}
-
-/// Drives are called cd0, cd1 ... in the order of the description, whatever is in them.
-fn name_drives(disks: &mut [OpenDisk]) {
-    let drives = disks.iter_mut().filter_map(|disk| match &mut disk.model {
-        Model::Ahci(AhciPort::Cd(cd)) => Some(cd),
-        _ => None,
-    });
-    drives.enumerate().for_each(|(n, cd)| cd.name = format!("cd{n}"));
 }
 
 #[cfg(test)]

@@ -1,0 +1,28 @@
+//! Disks that the guest has lost, until they are closed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use disk::Disk;
+
+/// So long a disk may take to be closed, until whoever took it is told that it is still used.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often to look whether it is.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Waits until a disk that was taken away is closed, but not for long; its name, if it is still open then.
+pub fn let_go(disk: Arc<Disk>) -> Option<String> {
+    // Nobody has what is held tried again any more.
+    disk.failures().give_up();
+    disk.failures().tell_rest();
+    let (name, tally, until) = (disk.name().to_owned(), disk.tally().clone(), Instant::now() + PATIENCE);
+    let weak = Arc::downgrade(&disk);
+    drop(disk);
+    while weak.strong_count() > 0 || tally.in_use() {
+        if Instant::now() >= until {
+            return Some(name);
+        }
+        std::thread::sleep(LOOK);
+    }
+    None
+}

@@ -1,0 +1,197 @@
+//! SATA disks that are plugged in and unplugged from outside while the VM runs.
+
+use config::{ControllerName, DiskModel, DiskSource, ModelName};
+use devices::ahci::AhciError;
+
+use super::closing::let_go;
+use super::shelf::DisksOutside;
+use super::{CheckedDisk, check};
+use crate::error::StartError;
+use crate::events::Event;
+use crate::failures;
+
+/// A disk that was plugged in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plugged {
+    /// Its name, by which it is unplugged again.
+    pub name: String,
+    /// Where it is: "ahci 00:03.0, port 1".
+    pub place: String,
+}
+
+/// A disk that was unplugged.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unplugged {
+    /// Its name.
+    pub name: String,
+    /// Whether this host has it back.
+    pub state: Letting,
+}
+
+/// What a disk that the guest has lost is for the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Letting {
+    /// Closed, and free for others.
+    Closed,
+    /// Open as long as a request of the guest is under way.
+    Open,
+}
+
+/// Why a disk was not plugged in. The guest, and what it has, are as they were.
+#[derive(Debug, thiserror::Error)]
+pub enum PlugError {
+    /// Only SATA has a plug.
+    #[error("{}", why_not(*.0))]
+    Model(ModelName),
+    /// Its controller would have to be taken from the host first.
+    #[error(
+        "a controller that skep drives itself (nvme=) is taken at the start of a VM, not while it runs. Give the VM the \
+         disk at its start, or plug in what the host's driver makes of it (path=/dev/nvme0n1)"
+    )]
+    Driven,
+    /// There is no SATA controller.
+    #[error(
+        "the VM has no SATA controller, and it cannot get one while it runs. Start it with one: a disk with model=ahci, or \
+         a CD drive, brings it along"
+    )]
+    NoController,
+    /// There is none of that name.
+    #[error("the VM has no SATA controller called {name}. {}", those(there))]
+    OtherControllers {
+        /// What was asked for.
+        name: ControllerName,
+        /// Those that there are.
+        there: Vec<String>,
+    },
+    /// No port is free on these controllers.
+    #[error(
+        "all ports of {} are taken. Unplug a disk first (skep disk VM unplug NAME)",
+        .0.join(" and ")
+    )]
+    Full(Vec<String>),
+    /// RAM was not registered when the VM started.
+    #[error(
+        "disk {0}: the VM's RAM is not registered with io_uring, and it is registered only at the start, for a disk with \
+         buffers=registered. Leave buffers=registered away"
+    )]
+    NotRegistered(String),
+    /// The VM ends.
+    #[error("the VM is being taken apart. Start it again, with the disk")]
+    Ending,
+    /// The disk cannot be had, as at a start.
+    #[error(transparent)]
+    Disk(#[from] StartError),
+}
+
+/// Why a disk was not unplugged.
+#[derive(Debug, thiserror::Error)]
+pub enum UnplugError {
+    /// There is no such disk.
+    #[error("the VM has no disk called {name}. {}", sata_disks(disks))]
+    Missing {
+        /// What was asked for.
+        name: String,
+        /// The SATA disks that there are.
+        disks: Vec<String>,
+    },
+    /// Only SATA has a plug.
+    #[error(
+        "disk {name}: its model is {model}, and only SATA disks (model=ahci) can be unplugged while the VM runs. Stop the VM \
+         to free it"
+    )]
+    Model {
+        /// The disk.
+        name: String,
+        /// What the guest sees.
+        model: ModelName,
+    },
+    /// It is a disc.
+    #[error(
+        "{name} is a CD drive or the disc in one, which stays. The disc is taken out with skep cd VM {drive} eject"
+    )]
+    Disc {
+        /// What was asked for.
+        name: String,
+        /// The drive.
+        drive: String,
+    },
+    /// The VM ends, and with it every disk is closed.
+    #[error("the VM is being taken apart, and its disks are closed with it. Wait for its end")]
+    Ending,
+    /// The controller does not let it go.
+    #[error(transparent)]
+    Ahci(#[from] AhciError),
+}
+
+fn why_not(model: ModelName) -> String {
+    match model {
+        ModelName::AhciCd => "a CD drive cannot be plugged in while the VM runs. Start the VM with one, whose disc can \
+                              then be changed (skep cd), or plug the image in as a disk (model=ahci,readonly=on)"
+            .to_owned(),
+        _ => format!(
+            "a disk with model={model} cannot be plugged in while the VM runs, only one with model=ahci. Leave model= \
+             away, or give the VM the disk at its start"
+        ),
+    }
+}
+
+fn those(controllers: &[String]) -> String {
+    if controllers.is_empty() {
+        return "It has none at all; a disk with model=ahci brings one along at the start".to_owned();
+    }
+    format!("It has {}; without controller= the first with a free port is taken", controllers.join(", "))
+}
+
+fn sata_disks(disks: &[String]) -> String {
+    if disks.is_empty() {
+        return "It has no SATA disk now; skep stats shows all its disks".to_owned();
+    }
+    format!("Its SATA disks are {}", disks.join(", "))
+}
+
+impl DisksOutside {
+    /// Opens a disk, which claims it, and plugs it in: on the first free port of the controller that its description names,
+    /// or of the first controller that has one.
+    pub fn plug(&self, description: &config::Disk) -> Result<Plugged, PlugError> {
+        let shelf = self.shelf().ok_or(PlugError::Ending)?;
+        if description.model != DiskModel::Ahci {
+            return Err(PlugError::Model(description.model.name()));
+        }
+        if let DiskSource::Nvme { .. } = description.source {
+            return Err(PlugError::Driven);
+        }
+        // Nothing is claimed in vain where no port is free.
+        shelf.contents().free_seat(description.controller.as_ref())?;
+        let open = match check(description, config::Cpus::default())? {
+            CheckedDisk::Open(open) => open,
+            CheckedDisk::Driven(_) => return Err(PlugError::Driven),
+        };
+        let name = open.disk.name().to_owned();
+        open.disk.remarks().iter().for_each(|remark| shelf.events.trouble(remark.clone()));
+        // Before its queue is prepared.
+        failures::watch(&open.disk, open.on_error, &shelf.events);
+        let seat = shelf.contents().plug(open, &shelf.events)?;
+        Ok(Plugged { name, place: seat.to_string() })
+    }
+
+    /// Takes the SATA disk of this name away, whether or not the guest uses it. Returns when it is closed, or has taken
+    /// long.
+    pub fn unplug(&self, name: &str) -> Result<Unplugged, UnplugError> {
+        let shelf = self.shelf().ok_or(UnplugError::Ending)?;
+        let (disk, seat) = shelf.contents().take(name)?;
+        // Nobody has what is held tried again any more, and the port would wait for it.
+        disk.failures().give_up();
+        match seat.controller.unplug(seat.port) {
+            // The guest has lost it in either case.
+            Ok(()) | Err(AhciError::Leaving { .. }) => {}
+            Err(why) => return Err(why.into()),
+        }
+        let name = disk.name().to_owned();
+        shelf.events.send(Event::DisksChanged(format!("disk {name} was unplugged ({seat})")));
+        let state = if let_go(disk).is_some() { Letting::Open } else { Letting::Closed };
+        Ok(Unplugged { name, state })
+    }
+}
+
+#[cfg(test)]
+mod tests;

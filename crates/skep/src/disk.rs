@@ -1,0 +1,69 @@
+//! `skep disk`: SATA disks that are plugged into a VM that runs, and unplugged.
+
+use clap::{Args, Subcommand};
+use config::{DiskSource, FileDisk, ModelName};
+use control::api::{Plug, Unplug};
+
+use crate::ask::{self, Failure, Whom};
+use crate::report;
+
+/// What follows `skep disk`.
+#[derive(Args)]
+#[command(after_help = ask::HELP)]
+pub struct Arguments {
+    #[command(flatten)]
+    whom: Whom,
+    #[command(subcommand)]
+    deed: Deed,
+}
+
+#[derive(Subcommand)]
+enum Deed {
+    /// Plug a disk into a SATA controller of the VM. The guest sees it come
+    Plug {
+        /// The disk, as --disk of `skep run` has it, with model=ahci (which needs no word): /dev/sdb,serial=A. It goes on the
+        /// first free port of the controller that controller=NAME names, or of the first controller that has one
+        #[arg(value_name = "SPEC", value_parser = described)]
+        disk: Box<config::Disk>,
+    },
+    /// Unplug a SATA disk of the VM. Whatever in the guest still uses it gets errors, and what the guest has not written
+    /// yet is lost: unmount it there first. When it is done, this host can use the disk
+    Unplug {
+        /// The disk's name, as `skep stats` shows it
+        #[arg(value_name = "NAME")]
+        disk: String,
+    },
+}
+
+fn described(text: &str) -> Result<Box<config::Disk>, String> {
+    let disk = config::describe_disk("the disk", text, ModelName::Ahci);
+    disk.map(Box::new).map_err(|findings| findings.to_string())
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let mut client = arguments.whom.connect()?;
+    match &arguments.deed {
+        Deed::Plug { disk } => {
+            client.plug(&Plug { disk: absolute(disk)?.to_flag() })?;
+        }
+        Deed::Unplug { disk } => {
+            let unplugged = client.unplug(&Unplug { disk: disk.clone() })?;
+            if unplugged.leaving {
+                report::error(format_args!(
+                    "{disk} is gone for the guest and still open: a request is under way. It is closed when that ends."
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The disk with its whole path.
+fn absolute(disk: &config::Disk) -> Result<config::Disk, Failure> {
+    let mut disk = disk.clone();
+    if let DiskSource::File(FileDisk { path, .. }) = &mut disk.source {
+        *path = ask::absolute(path.as_path())?.parse().map_err(Failure::other)?;
+    }
+    Ok(disk)
+}
