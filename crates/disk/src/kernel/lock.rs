@@ -14,6 +14,8 @@ use crate::options::Claim;
 /// So often a lock is tried for that nobody who still runs seems to hold, and how long to wait in between.
 const LOCK_TRIES: usize = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
+/// So often in a row the same holders must be seen to count.
+const LOOKS: usize = 10;
 
 /// Locks a file against other users of the same kind of lock; several may read. The lock belongs to the open
 /// file and goes with it. What was overridden by force is returned, and that there are no locks.
@@ -26,17 +28,22 @@ pub(super) fn lock(file: &File, options: &FileOptions) -> Result<Option<String>,
     };
     lock.l_whence = libc::SEEK_SET as libc::c_short;
     // A process that has just ended may take a moment to let go of its lock (the kernel tears io_uring down in its
-    // own time); one that still runs is not waited for.
+    // own time); one that still runs is not waited for. Nor does one count that is about to run another program: until
+    // then it has all that its parent had, and the lock although the parent has let go of it.
     let mut cause = io::Error::from_raw_os_error(libc::EAGAIN);
-    let (host, mut known) = (Host::here(), Vec::new());
+    let (host, mut known, mut looks) = (Host::here(), Vec::new(), 0);
     for _ in 0..LOCK_TRIES {
         // SAFETY: our own descriptor and a valid flock for the duration of the call.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } == 0 {
             return Ok(None);
         }
         cause = io::Error::last_os_error();
-        known = file.metadata().map_or_else(|_| Vec::new(), |facts| host.openers(&facts, Openers::WithLock));
-        if !matches!(cause.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) || !known.is_empty() {
+        let now =
+            file.metadata().map_or_else(|_| Vec::new(), |facts| host.openers(&facts, Openers::WithLock));
+        looks = if now == known { looks + 1 } else { 1 };
+        known = now;
+        let is_held = !known.is_empty() && looks >= LOOKS;
+        if is_held || !matches!(cause.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
             break;
         }
         std::thread::sleep(LOCK_PAUSE);
