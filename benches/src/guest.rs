@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use devices::{VirtioBlk, VirtioBlkOptions};
-use disk::{Bounce, BufferTable, Counters, Disk, DiskOptions};
+use disk::{Bounce, BufferTable, Counters, Disk, DiskOptions, Poll};
 use memory::{Gpa, GpaRange, MemoryMap, Ram};
 use virtio::driver::{Driver, Guest, Layout};
 use virtio::{Features, Piece};
@@ -41,14 +41,20 @@ pub struct Way {
     pub memory: Memory,
     /// Whether everything is copied.
     pub bounce: Bounce,
+    /// Whether the queue looks before it sleeps.
+    pub poll: Poll,
 }
+
+/// A queue that sleeps at once, so that what a request costs is not mixed with what looking costs.
+const PLAIN: Way = Way { memory: Memory::Plain, bounce: Bounce::WhenNeeded, poll: Poll::Off };
 
 impl Way {
     /// The ways that are recorded, by name.
-    pub const ALL: [(&'static str, Way); 3] = [
-        ("plain", Way { memory: Memory::Plain, bounce: Bounce::WhenNeeded }),
-        ("registered", Way { memory: Memory::Registered, bounce: Bounce::WhenNeeded }),
-        ("bounce=always", Way { memory: Memory::Plain, bounce: Bounce::Always }),
+    pub const ALL: [(&'static str, Way); 4] = [
+        ("plain", PLAIN),
+        ("registered", Way { memory: Memory::Registered, ..PLAIN }),
+        ("bounce=always", Way { bounce: Bounce::Always, ..PLAIN }),
+        ("poll=adaptive", Way { poll: Poll::Adaptive, ..PLAIN }),
     ];
 
     /// The way with this name.
@@ -74,7 +80,8 @@ impl Rig {
     /// Makes a file at `path` and starts a queue of a disk over it.
     pub fn new(path: &Path, way: Way) -> Result<Rig> {
         fill(path)?;
-        let disk = Disk::open(&DiskOptions { bounce: way.bounce, ..DiskOptions::new(path) })?;
+        let options = DiskOptions { bounce: way.bounce, poll: way.poll, ..DiskOptions::new(path) };
+        let disk = Disk::open(&options)?;
         let disk = Arc::new(disk);
         let ram = Ram::new(&[GpaRange::new(Gpa(0), RAM).context("RAM has a size")?])?;
         // As of a guest that has used all of it.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 const USAGE: &str = "\
 host-bench FILE WAY LOAD DO NUMBER
   FILE  is made, and removed at the end
-  WAY   plain, registered or bounce=always
+  WAY   plain, registered, bounce=always or poll=adaptive
   LOAD  random-1, random-16 or sequential-4
   DO    time       requests a second and CPU time, over NUMBER seconds
         count      instructions of the queue's thread for a request, over NUMBER requests

@@ -133,22 +133,35 @@ impl Claim {
 
     /// Takes the VM's memory out of every domain, closes the groups and gives all devices back to the drivers they
     /// had. Tries all, and reports all that failed.
+    ///
+    /// Devices of a domain that is still used stay where they are until this process has ended: the kernel would have
+    /// the thread that unbinds them wait for what this very process has open, and let nobody end that.
     pub fn release(self, map: &MemoryMap) -> Result<(), AssignError> {
         let Claim { members, domains, chosen, bound } = self;
+        let inside = |domain: &Arc<Domain>| -> Vec<PciAddress> {
+            let inside = members.iter().filter(|member| Arc::ptr_eq(&member.domain, domain));
+            inside.map(|member| member.device.address).collect()
+        };
+        let inside: Vec<_> = domains.iter().map(inside).collect();
         drop(members);
-        let mut errors = Vec::new();
-        for domain in domains {
-            let open = domain.devices();
-            if !open.is_empty() {
-                errors.push(AssignError::StillOpen { domain: domain.name().to_owned(), devices: open });
-            }
+        let (mut errors, mut open) = (Vec::new(), Vec::new());
+        for (domain, devices) in domains.into_iter().zip(inside) {
             let mirror: Arc<dyn Mirror> = domain.clone();
             errors.extend(map.detach(&mirror).err().map(AssignError::from));
             drop(mirror);
             errors.extend(domain.unmap_all().err().map(AssignError::from));
+            // Files of devices belong to their domain, and go with whoever has it last.
+            if !domain.devices().is_empty() || Arc::strong_count(&domain) > 1 {
+                let name = domain.name().to_owned();
+                errors.push(AssignError::StillOpen { domain: name, devices: devices.clone() });
+                open.extend(devices);
+            }
         }
         drop(chosen);
-        errors.extend(bound.into_iter().filter_map(|bound| bound.give_back().err()).map(AssignError::from));
+        let (stay, go): (Vec<_>, Vec<_>) =
+            bound.into_iter().partition(|bound| open.contains(&bound.address()));
+        stay.into_iter().for_each(Bound::leave);
+        errors.extend(go.into_iter().filter_map(|bound| bound.give_back().err()).map(AssignError::from));
         all(errors)
     }
 }

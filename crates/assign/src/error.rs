@@ -94,17 +94,25 @@ pub enum AssignError {
         /// Its size.
         size: u64,
     },
-    /// Devices of a domain are still open, so nothing can be given back yet.
-    #[error("DMA domain {domain} is still used by {}; these must be closed before devices can be given back", devices.join(", "))]
+    /// Something of this process still uses a domain, so its devices cannot be given back before the process has ended.
+    #[error(
+        "DMA domain {domain} is still in use, so {} cannot be given back yet. Once skep has ended, \
+         `skep host give-back` does it, or the next start",
+        list(devices)
+    )]
     StillOpen {
         /// The domain.
         domain: String,
-        /// The devices.
-        devices: Vec<String>,
+        /// Its devices.
+        devices: Vec<PciAddress>,
     },
     /// Several things at once.
     #[error("{}", .0.iter().map(AssignError::to_string).collect::<Vec<_>>().join("\n"))]
     Several(Vec<AssignError>),
+}
+
+fn list(devices: &[PciAddress]) -> String {
+    devices.iter().map(PciAddress::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Nothing, the one error, or all of them.

@@ -125,6 +125,12 @@ impl Bound {
         self.restore()
     }
 
+    /// Leaves the device with vfio-pci, and its record to whoever comes after this process: see
+    /// [`Host::give_back_leftover`].
+    pub fn leave(mut self) {
+        self.before = None;
+    }
+
     fn restore(&mut self) -> Result<(), BindError> {
         let Some(record) = self.before.take() else { return Ok(()) };
         let _held = self.host.hold(self.address)?;
@@ -420,6 +426,19 @@ mod tests {
         host.give_back_leftover(&leftovers[0]).unwrap();
         assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
         assert!(host.leftovers().is_empty());
+    }
+
+    #[test]
+    fn a_device_that_its_owner_could_not_give_back_goes_back_once_that_has_ended() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        let before = fake.state(BDF);
+        host.bind_to_vfio(&device(&host)).unwrap().leave();
+        assert_eq!(fake.state(BDF).0.as_deref(), Some("vfio-pci"), "nothing was unbound");
+        fake.kill_owner();
+        host.give_back_leftover(&host.leftovers()[0]).unwrap();
+        assert_eq!(fake.state(BDF), before);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Every kind of disk that the conformance suite is run over. Each test program uses a part of this.
 #![allow(dead_code)]
 
+pub mod bench;
 pub mod nbd_server;
 
 use std::any::Any;
@@ -11,12 +12,15 @@ use std::sync::Arc;
 
 use disk::nvme::model::{self, Model};
 use disk::nvme::{NvmeController, NvmeOptions};
-use disk::{Access, BufferTable, Disk, DiskOptions, Format, Sectors, Source};
-use dma::Kind;
+use disk::{
+    Access, BufferTable, Disk, DiskOptions, Durability, Event, Format, Operation, Request, Sectors, Source,
+};
 use dma::fake::FakeIommu;
+use dma::vfio::Group;
+use dma::{Domain, Kind};
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatCreateBuilder, Storage, StorageCreateOptions};
-use memory::{MemoryMap, Ram};
+use memory::{Buffers, Gpa, GpaRange, MemoryMap, Ram};
 use nbd_server::{EVERYTHING, LITTLE, Server};
 
 /// Bytes of every disk.
@@ -41,7 +45,13 @@ enum How {
     Options(DiskOptions),
     /// A controller in software, with blocks of so many bytes.
     Nvme(u32),
+    /// A controller of this host that vfio-pci has: its IOMMU group and its address.
+    RealNvme(u32, String),
 }
+
+/// Names a controller that the suite is run over instead of all else, as GROUP:ADDRESS. All of its first namespace is
+/// overwritten.
+const REAL_NVME: &str = "SKEP_TEST_NVME";
 
 impl Subject {
     fn new(name: &'static str, options: DiskOptions) -> Subject {
@@ -72,26 +82,54 @@ impl Subject {
                 let model = Model::new(&iommu, vec![model::Namespace { bytes: SIZE, block: *block }]);
                 let options = NvmeOptions::new(Arc::new(|trouble| panic!("{trouble}")));
                 let controller = NvmeController::over(model.function(), &domain, options).unwrap();
-                let namespace = controller.namespace(1).unwrap();
-                let namespace = if access == Access::ReadOnly { namespace.read_only() } else { namespace };
-                Disk::new("0000:aa:00.0", Box::new(namespace))
+                first_namespace("0000:aa:00.0", &controller, access)
+            }
+            How::RealNvme(group, address) => {
+                let groups = vec![Group::open(*group).unwrap()];
+                let domain = Domain::type1("host", Kind::Host, groups).unwrap();
+                MemoryMap::new(ram.clone()).attach(domain.clone()).unwrap();
+                let device = domain.open_device(*group, address).unwrap();
+                let options = NvmeOptions::new(Arc::new(|trouble| panic!("{trouble}")));
+                let controller = NvmeController::new(&device, &domain, options).unwrap();
+                first_namespace(address, &controller, access)
             }
         }
+    }
+
+    /// A controller of this host, with nothing but zeroes on its disk.
+    fn real(which: &str) -> Subject {
+        let (group, address) = which.split_once(':').expect("GROUP:ADDRESS");
+        let how = How::RealNvme(group.parse().expect("a number"), address.to_owned());
+        let subject = Subject::made("NVMe controller of this host", how);
+        let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), SIZE).unwrap()]).unwrap());
+        let mut queue = subject.open(&ram, Access::ReadWrite).prepare_queue(1).unwrap().start().unwrap();
+        let mut buffers = Buffers::new(ram);
+        buffers.push(Gpa(0), SIZE).unwrap();
+        let operation = Operation::Write { at: Sectors(0), durability: Durability::Stable };
+        queue.submit(Request { tag: 0, operation, buffers }).unwrap();
+        let mut events = Vec::new();
+        queue.drain(&mut events).unwrap();
+        assert!(matches!(events[..], [Event::Done { result: Ok(()), .. }]), "{events:?}");
+        subject
     }
 
     /// Its options, if it is opened with some.
     pub fn options(&self) -> Option<&DiskOptions> {
         match &self.how {
             How::Options(options) => Some(options),
-            How::Nvme(_) => None,
+            How::Nvme(_) | How::RealNvme(..) => None,
         }
     }
 
     /// Whether nothing of it is there the next time it is opened.
     pub fn is_forgotten(&self) -> bool {
-        self.options().is_none_or(|options| {
-            options.changes == disk::Changes::ThrownAway || matches!(options.source, Source::Memory(_))
-        })
+        match &self.how {
+            How::Options(options) => {
+                options.changes == disk::Changes::ThrownAway || matches!(options.source, Source::Memory(_))
+            }
+            How::Nvme(_) => true,
+            How::RealNvme(..) => false,
+        }
     }
 
     fn copied(self) -> Subject {
@@ -106,6 +144,12 @@ impl Subject {
         self._held.push(Box::new(held));
         self
     }
+}
+
+fn first_namespace(name: &str, controller: &NvmeController, access: Access) -> Disk {
+    let namespace = controller.namespace(1).unwrap();
+    let namespace = if access == Access::ReadOnly { namespace.read_only() } else { namespace };
+    Disk::new(name, Box::new(namespace))
 }
 
 /// A loop device over a file, gone with the value.
@@ -205,12 +249,15 @@ fn nbd(url: &str) -> DiskOptions {
 
 /// Runs a test over every kind of disk that can be had here.
 pub fn over_every_disk(test: impl Fn(&Subject) + Sync) {
-    let folder = folder();
-    let at = |name: &str| folder.path().join(name);
     let run = |subject: Subject| {
         eprintln!("{}", subject.name);
         test(&subject);
     };
+    if let Ok(which) = std::env::var(REAL_NVME) {
+        return run(Subject::real(&which));
+    }
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
     run(Subject::new("raw file", DiskOptions::new(image(folder.path())).format(Format::Raw)));
     let registered = Subject::new("raw file, RAM registered", DiskOptions::new(image(folder.path())));
     run(registered.registered());

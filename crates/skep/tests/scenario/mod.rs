@@ -103,6 +103,11 @@ impl Scenario {
         Scenario(self.0.share(programs::folder()).host_root(true))
     }
 
+    /// With this machine's `/` at `/host`, where its programs run.
+    pub fn outer_root(self) -> Scenario {
+        Scenario(self.0.host_root(true))
+    }
+
     /// With one more disk, and without the usual devices.
     pub fn disk(self, disk: &str) -> Scenario {
         Scenario(self.0.disk(disk.parse().unwrap()))
