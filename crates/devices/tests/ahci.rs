@@ -394,11 +394,11 @@ fn a_read_only_disk_refuses_writes_and_trims() {
 }
 
 #[test]
-fn resets_of_all_kinds_under_load_leave_a_working_port() {
+fn a_thousand_resets_of_all_kinds_under_load_leave_a_working_port() {
     let setup = Setup::new();
     let port = setup.start();
     let blocks = setup.backing.blocks(0x2_0000);
-    for round in 0..200u32 {
+    for round in 0..1000u32 {
         for slot in 0..24u8 {
             let command = if slot % 3 == 0 { WRITE_QUEUED } else { READ_QUEUED };
             let command = Ata::queued(command, blocks * u64::from(slot), blocks as u16, slot);

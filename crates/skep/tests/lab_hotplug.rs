@@ -91,7 +91,7 @@ fn a_disk_of_the_host_is_plugged_into_a_guest_and_is_the_hosts_again_when_it_is_
     };
     says(
         "mounted",
-        &["the VM plugs refused", "disk /dev/nvme0n1", "in use", "mounted at /tmp/mounted", "umount"],
+        &["the VM plugs refused", "disk /dev/nvme0n1", "in use", "mounted on /tmp/mounted", "umount"],
     );
     says("twice", &["disk /dev/nvme0n1", "in use"]);
     says("fixed", &["/tmp/fixed", "its model is virtio-blk", "Stop the VM"]);

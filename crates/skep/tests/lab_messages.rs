@@ -41,7 +41,7 @@ fn everything_that_stands_in_the_way_is_said_at_once() {
     seen.ended_with(&[1, 1]);
     says(&seen, &["/no/vmlinux", "No such file", "Check the path"]);
     says(&seen, &["/no/initrd", "No such file"]);
-    says(&seen, &["disk /dev/sda", "in use", "mounted at /tmp/a", "umount"]);
+    says(&seen, &["disk /dev/sda", "in use", "mounted on /tmp/a", "umount"]);
     says(&seen, &["disk /dev/nosuch", "no such file or device", "lsblk"]);
     says(&seen, &["disk /dev/null", "not a disk"]);
     says(&seen, &["/dev/kvm", "No such file", "SVM or VT-x", "skep lab"]);
