@@ -55,8 +55,20 @@ given_back() {
 # A disk that its driver has just got again takes a moment to appear.
 disk_is_back() { wait_for 20 test -b /dev/$1; }
 
+# Where all threads of skep are, and what the CPUs do.
+where_skep_is() {
+    for skep in $(pidof skep); do
+        for thread in /proc/$skep/task/*; do
+            say "skep $skep, $(cat $thread/comm): $(grep State $thread/status), in $(cat $thread/wchan), $(cat $thread/syscall)"
+        done
+    done
+    top -b -n 1 | head -20
+}
+
 # Tells the story, and shows the host's log at the end.
 play() {
+    # For a story that does not end.
+    { for when in 1 2; do sleep 200; where_skep_is; done; } &
     # A story in a condition would go on after failures.
     (set -e; scenario)
     status=$?
