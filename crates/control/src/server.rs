@@ -95,7 +95,7 @@ impl Gate {
 /// Answers to questions about a VM that is to be taken apart take too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the VM has not answered {requests} of the requests to its control socket in {} s; it is taken apart without that. A file or device that was to be put into a drive may not answer: see the host's log.",
+    "the VM has not answered {requests} of the requests to its control socket in {} s; it is taken apart without that. A file or device that was to be plugged in or put into a drive may not answer: see the host's log.",
     PATIENCE.as_secs()
 )]
 pub struct Unanswered {
