@@ -67,8 +67,8 @@ where_skep_is() {
 
 # Tells the story, and shows the host's log at the end.
 play() {
-    # For a story that does not end.
-    { for when in 1 2; do sleep 200; where_skep_is; done; } &
+    # For a story that does not end; beside its output, where a guest may be in the middle of a line.
+    { for when in 1 2; do sleep 200; where_skep_is; done; } >&2 &
     # A story in a condition would go on after failures.
     (set -e; scenario)
     status=$?

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use lab::wire::{Frame, JOB_PATH, Job, Mount, PORT};
 
 use crate::drivers::Drivers;
+use crate::idle_vm::IdleVm;
 use crate::{nvme, system};
 
 const PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
@@ -68,8 +69,14 @@ fn serve(drivers: &Drivers, port: &Port) -> io::Result<i32> {
     })?;
     // The loopback interface is one ioctl away, but busybox has it.
     let _without_network = Command::new("/bin/ip").args(["link", "set", "lo", "up"]).status();
+    let idle = IdleVm::create();
+    if let Err(error) = &idle {
+        say(port, &Frame::Note(format!("KVM refuses the idle VM, so guests may crash: {error}")));
+    }
     say(port, &Frame::Started);
-    command(&job.command, port)
+    let status = command(&job.command, port);
+    drop(idle);
+    status
 }
 
 /// Loads what the port needs and opens it.

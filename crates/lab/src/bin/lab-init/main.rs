@@ -5,6 +5,7 @@ mod button;
 mod drivers;
 mod guest;
 mod host;
+mod idle_vm;
 mod initrd;
 mod nvme;
 mod system;
