@@ -2,8 +2,9 @@
 //!
 //! Linux rewrites its own code when the first VM comes and when the last one goes (static branches: the scheduler's
 //! notices to vCPU threads, and whether some vCPU's APIC is switched off). QEMU may go on running what the code was
-//! before, when another CPU translates it in that moment: vCPU threads then change CPUs without KVM's knowledge, guests
-//! meet triple faults or hang, and so does the host. One vCPU whose APIC stays off keeps that code as it is.
+//! before, when another CPU translates it in that moment: a host was found looping at that very branch. Guests that
+//! crash or go on with the host's page tables became rarer with this VM; that they have the same cause is likely,
+//! not proven. One vCPU whose APIC stays off keeps that code as it is.
 
 use std::fs::File;
 use std::io;
