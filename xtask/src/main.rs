@@ -10,12 +10,13 @@ mod demo;
 mod fuzz;
 mod host_bench;
 mod lab_kernel;
+mod progress;
 mod setup;
 mod test;
 
 const CHORES: &str = "\
   build       the static programs in target/dist
-  test        every test there is, and what they need
+  test        every test there is, and what they need; --quick: without the lab; --only PATTERN: some of them
   fuzz        hostile input for queues, BARs, kernels …: [TARGET] [--seconds N]
   setup       what the lab needs: QEMU, busybox, Debian's kernel in the cache; with the word tests, also
               what the tests' guests run: fio, nvme-cli and others
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("build") => build::run(),
-        Some("test") => test::run(),
+        Some("test") => test::run(std::env::args().skip(2)),
         Some("fuzz") => fuzz::run(std::env::args().skip(2)),
         Some("setup") if std::env::args().any(|word| word == "tests") => setup::tests(),
         Some("setup") => setup::lab(),
