@@ -26,11 +26,11 @@ pub struct Lab {
 pub struct Builder(Lab);
 
 impl Lab {
-    /// The usual host: Intel IOMMU, 2 CPUs, 1 GiB, Debian's kernel, ten minutes.
+    /// The usual host: Intel IOMMU, one CPU, 1 GiB, Debian's kernel, ten minutes.
     pub fn builder() -> Builder {
         Builder(Lab {
             iommu: Iommu::intel(),
-            cpus: 2,
+            cpus: 1,
             memory: Size::mib(1024),
             kernel: Kernel::Debian,
             disks: Vec::new(),
@@ -52,7 +52,7 @@ impl Builder {
         self
     }
 
-    /// How many CPUs it has.
+    /// How many CPUs it has. With more than one, guests may die of the emulator (docs/lab.md).
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.0.cpus = cpus;
         self

@@ -37,8 +37,8 @@ struct Exec {
     /// intel, amd or none, with QEMU's options (intel,intremap=off)
     #[arg(long, value_name = "MODEL", default_value = "intel")]
     iommu: Iommu,
-    /// CPUs of the emulated host
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// CPUs of the emulated host. With more than one, guests may die of the emulator
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
     /// RAM of the emulated host
     #[arg(long, value_name = "SIZE", default_value = "1G")]

@@ -83,6 +83,11 @@ impl Scenario {
         Scenario(self.0.timeout(time))
     }
 
+    /// With two CPUs in the host, for a story that is about things at the same time; see docs/lab.md.
+    pub fn two_cpus(self) -> Scenario {
+        Scenario(self.0.cpus(2))
+    }
+
     /// With this IOMMU.
     pub fn iommu(self, iommu: Iommu) -> Scenario {
         Scenario(self.0.iommu(iommu))
@@ -154,6 +159,7 @@ impl Scenario {
             }
         });
         let seen = Seen(outcome.unwrap_or_else(|error| panic!("{error}")));
+        assert_eq!(seen.0.boots, 1, "the host came up only at the second try\n{seen}");
         assert_eq!(seen.0.status, 0, "the script in the host failed\n{seen}");
         seen.log_is_without(&HURT);
         seen
