@@ -173,6 +173,8 @@ fn boot(kernel: &str, plan: &[String]) -> Result<(Vec<Value>, ExitStatus)> {
     let inside = program.strip_prefix(&root).context("the target folder is not in the workspace")?;
     let mut lab = Command::new(build::program("skep"))
         .args(["lab", "exec", "--cpus", "2", "--memory", "2G", "--host-root", "--kernel", kernel])
+        // As the record has it.
+        .args(["--append", "mitigations=auto"])
         .args(["--disk", "ahci:128M", "--disk", "nvme:128M", "--timeout", "7200", "--"])
         .arg(format!("/tree/{}", inside.display()))
         .args(plan)

@@ -70,7 +70,7 @@ fn a_guest_and_its_host_read_what_the_other_wrote_on_both_disks() {
 
 #[test]
 fn a_guest_with_two_cpus_shares_both_disks_with_its_host() {
-    let seen = in_one_guest(Scenario::new(), "", "--cpus 2");
+    let seen = in_one_guest(Scenario::quick().two_cpus(), "", "--cpus 2");
     seen.expect("guest: cpus 2");
 }
 
@@ -81,12 +81,12 @@ fn a_guest_that_boots_from_a_bzimage_shares_both_disks_with_its_host() {
 
 #[test]
 fn a_guest_behind_an_amd_iommu_shares_both_disks_with_its_host() {
-    in_one_guest(Scenario::new().iommu(Iommu::amd()), "", "");
+    in_one_guest(Scenario::quick().iommu(Iommu::amd()), "", "");
 }
 
 #[test]
 fn a_guest_of_6_gib_does_dma_to_ram_above_4_gib() {
-    let seen = Scenario::new().memory(Size::mib(8 << 10)).run(&format!(
+    let seen = Scenario::quick().memory(Size::mib(8 << 10)).run(&format!(
         "{READ_ALL_AND_WRITE}
         GUEST_PART=\"$GUEST_PART\"'
             grep \"System RAM\" /proc/iomem | while read line; do say ram $line; done

@@ -14,14 +14,18 @@ const CONTROLLERS: &str = "
 
 /// Two NVMe controllers; the disk of the second has blocks of this many bytes.
 fn host(block: u32) -> Scenario {
-    Scenario::new().disk("nvme:128M").disk(&format!("nvme:128M,logical={block},physical={block}"))
+    two_controllers(Scenario::new(), block)
+}
+
+fn two_controllers(host: Scenario, block: u32) -> Scenario {
+    host.disk("nvme:128M").disk(&format!("nvme:128M,logical={block},physical={block}"))
 }
 
 /// The report of a run as one line, without spaces.
 const REPORT: &str = "say report $(tr -d ' \\n' < /tmp/report)";
 
-fn shared_both_ways(block: u32) {
-    let seen = host(block).run(&format!(
+fn shared_both_ways(host: Scenario, block: u32) {
+    let seen = two_controllers(host, block).run(&format!(
         "{CONTROLLERS}
         guest '
             sums vda nvme0n1
@@ -61,12 +65,12 @@ fn shared_both_ways(block: u32) {
 
 #[test]
 fn a_guest_and_its_host_share_a_disk_that_skep_drives_without_a_copy() {
-    shared_both_ways(512);
+    shared_both_ways(Scenario::new(), 512);
 }
 
 #[test]
 fn a_disk_with_blocks_of_4096_bytes_is_driven_as_well() {
-    shared_both_ways(4096);
+    shared_both_ways(Scenario::quick(), 4096);
 }
 
 /// Reads by one segment and by many, and what became of them.

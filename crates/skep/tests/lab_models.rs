@@ -33,7 +33,7 @@ fn a_guest_and_its_host_share_a_sata_disk_and_a_disc_is_read_in_a_drive() {
 
 #[test]
 fn a_guest_and_its_host_share_an_nvme_disk_whoever_drives_the_real_one() {
-    let seen = Scenario::new().run(
+    let seen = Scenario::quick().run(
         "
         DRIVEN=$(function_of $(disk_of NVME1))
         guest '
@@ -66,7 +66,7 @@ fn a_guest_and_its_host_share_an_nvme_disk_whoever_drives_the_real_one() {
 
 #[test]
 fn a_guest_keeps_what_it_wrote_into_a_qcow2_image_unless_changes_are_thrown_away() {
-    let seen = Scenario::new().run(&format!(
+    let seen = Scenario::quick().run(&format!(
         "{EMPTY_QCOW2}
         image /tmp/a.qcow2
         disk=path=/tmp/a.qcow2,format=qcow2
@@ -103,7 +103,7 @@ fn a_file_that_looks_like_an_image_is_refused_until_its_format_is_given() {
 /// Controllers with a word for it tell their driver; a SATA disk has to be looked at anew.
 #[test]
 fn a_running_guest_sees_disks_of_all_models_grow() {
-    let seen = Scenario::new().run(
+    let seen = Scenario::quick().run(
         "
         for name in a b c; do truncate -s 64M /tmp/$name.img; done
         touch /tmp/seen

@@ -1,5 +1,13 @@
 # Functions of the host and of its guests.
 
+# That of the lab for standard input, which is much faster under emulation; else that of busybox.
+sha256sum() {
+    case $# in
+        0) lab-io sum | sed 's/^sum \(.*\)/\1  -/' ;;
+        *) command sha256sum "$@" ;;
+    esac
+}
+
 # The checksums of whole disks: sum NAME SHA256
 sums() {
     for disk in "$@"; do say "sum $disk $(sha256sum < /dev/$disk | cut -d ' ' -f 1)"; done

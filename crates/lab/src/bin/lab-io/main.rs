@@ -10,6 +10,7 @@ mod dm;
 mod eject;
 mod order;
 mod pattern;
+mod sum;
 mod talk;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ usage:
   lab-io cache    SOCKET FILE [FLUSHES]      an NBD server: a disk over a file, with a cache that is lost when the
                                              server is killed; after so many flushes it only pretends to flush
   lab-io eject    DEV                        has a CD drive let its disc go
+  lab-io sum                                 SHA-256 of standard input
   lab-io talk     SOCKET                     sends standard input to a Unix socket, and prints what comes back
 Sizes in bytes, or with K, M or G. LEN 0 means up to the end. The memory of fill and check is scattered pages, or one
 whole piece in a huge page (2 MiB; there must be one: /proc/sys/vm/nr_hugepages).";
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         ["cache", socket, file] => cache::serve(socket, file, None),
         ["cache", socket, file, flushes] => cache::serve(socket, file, Some(flushes)),
         ["eject", device] => eject::eject(device),
+        ["sum"] => sum::sum(),
         ["talk", socket] => talk::talk(socket),
         _ => {
             eprintln!("{USAGE}");
