@@ -24,7 +24,7 @@ const LAB: [Package; 2] = [package("qemu-system-x86", "qemu-system-x86_64"), pac
 const BUSYBOX: Package = package("busybox-static", "busybox-static");
 
 /// What guests of the tests run to try their disks, and what their host looks at the disks with afterwards.
-const IN_GUESTS: [Package; 7] = [
+const IN_GUESTS: [Package; 8] = [
     package("fio", "fio"),
     package("nvme-cli", "nvme"),
     package("smartmontools", "smartctl"),
@@ -32,6 +32,7 @@ const IN_GUESTS: [Package; 7] = [
     package("e2fsprogs", "mkfs.ext4"),
     package("util-linux", "lsblk"),
     package("qemu-utils", "qemu-img"),
+    package("mmdebstrap", "mmdebstrap"),
 ];
 
 /// Gets what the tests need: the lab, and the programs that its guests run.

@@ -5,6 +5,7 @@
 // Each file of scenarios is a program of its own and uses its part of this.
 #![allow(dead_code)]
 
+pub mod installed;
 mod programs;
 pub mod tiny;
 
@@ -44,6 +45,9 @@ pub const EMPTY_QCOW2: &str = r"
 
 /// An emulated host in which something is to happen.
 pub struct Scenario(Builder);
+
+/// So long an installed system may take from skep's start to the end of its power-off, on a bad day.
+pub const EACH_INSTALLED_BOOT: Duration = Duration::from_secs(500);
 
 impl Scenario {
     /// In a host with Debian's kernel, which is what people run, and the usual devices.
@@ -111,6 +115,11 @@ impl Scenario {
     /// With this machine's `/` at `/host`, where its programs run.
     pub fn outer_root(self) -> Scenario {
         Scenario(self.0.host_root(true))
+    }
+
+    /// With this folder at `/share`.
+    pub fn share(self, folder: &std::path::Path) -> Scenario {
+        Scenario(self.0.share(folder))
     }
 
     /// With one more disk, and without the usual devices.

@@ -1,0 +1,65 @@
+//! An installed Debian boots to a login and is switched off by the power button, from a disk behind each controller.
+
+mod scenario;
+
+use std::process::Command;
+
+use scenario::Scenario;
+use scenario::installed::Installed;
+
+/// One boot after the other in one emulated host, each of the system that the one before left on the disk.
+fn boots(all: &[(&str, u32)]) {
+    let system = Installed::prepare();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk.img");
+    system.copy(&disk);
+    let boots: Vec<String> = all.iter().map(|(model, cpus)| format!("boot {model} {cpus}")).collect();
+    let seen = Scenario::new()
+        .patience(scenario::EACH_INSTALLED_BOOT * all.len() as u32)
+        .memory(lab::Size::mib(1024))
+        .share(system.folder())
+        .disk(&format!("ahci:{}", disk.display()))
+        .run(&format!(
+            "boot() {{
+                 : > /tmp/console
+                 skep run --name debian --memory 512M --cpus $2 --kernel /share/vmlinuz --initrd /share/initrd \
+                     --cmdline 'console=ttyS0 no_timer_check root=LABEL=root quiet' \
+                     --disk path=/dev/sda,model=$1 --console file:/tmp/console < /dev/null &
+                 login=no
+                 wait_for 400 grep -q 'installed login:' /tmp/console && login=yes
+                 skep stop debian
+                 wait $! && ended=0 || ended=$?
+                 say $1 with $2 CPUs login $login
+                 say skep ended with $ended
+                 [ $login$ended = yes0 ] || tail -n 40 /tmp/console
+             }}
+             {}",
+            boots.join("\n")
+        ));
+    seen.ended_with(&vec![0; all.len()]);
+    for (model, cpus) in all {
+        let line = format!("host: {model} with {cpus} CPUs login yes");
+        assert_eq!(
+            seen.count(&line),
+            all.iter().filter(|one| *one == &(*model, *cpus)).count(),
+            "{line}\n{seen}"
+        );
+    }
+    let check = Command::new("e2fsck").args(["-f", "-n"]).arg(&disk).output().unwrap();
+    let said = String::from_utf8_lossy(&check.stdout);
+    assert!(check.status.success(), "the file system is not clean after the last power-off: {said}");
+}
+
+#[test]
+fn an_installed_debian_boots_to_a_login_and_is_switched_off_from_each_controller() {
+    boots(&[("virtio-blk", 1), ("nvme", 2), ("ahci", 1)]);
+}
+
+#[test]
+#[ignore = "half an hour"]
+fn thirty_boots_of_an_installed_debian_reach_a_login_and_end() {
+    let round = [("virtio-blk", 2), ("nvme", 1), ("ahci", 2), ("virtio-blk", 1), ("nvme", 2), ("ahci", 1)];
+    for _ in 0..5 {
+        boots(&round);
+    }
+}
