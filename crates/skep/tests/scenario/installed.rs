@@ -30,6 +30,12 @@ impl Installed {
         if !folder.join("initrd").is_file() {
             let unfinished = tempfile::tempdir_in(&all).unwrap();
             make(unfinished.path());
+            // Those of older descriptions are in nobody's use, and large.
+            for old in fs::read_dir(&all).unwrap().flatten() {
+                if old.file_name().to_string_lossy().starts_with("debian-") {
+                    fs::remove_dir_all(old.path()).unwrap();
+                }
+            }
             fs::rename(unfinished.keep(), &folder).unwrap();
         }
         Installed { folder }
