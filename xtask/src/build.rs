@@ -13,7 +13,18 @@ const PROGRAMS: [&str; 5] = ["skep", "lab-init", "lab-io", "lab-edu", "lab-bench
 /// Leaves the static release programs in `target/dist`.
 pub fn run() -> Result<()> {
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--package", "skep", "--package", "lab", "--bins", "--target", TARGET])
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "skep",
+            "--package",
+            "lab",
+            "--bins",
+            "--features",
+            "lab/inside",
+        ])
+        .args(["--target", TARGET])
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .status()
         .context("cannot start cargo")?;

@@ -16,13 +16,15 @@ const EVERY: Duration = Duration::from_secs(20);
 const UNKNOWN_LAB: f64 = 20.0;
 const UNKNOWN: f64 = 0.1;
 
-/// Runs the tests that the filter lets through, which are these. Their times are kept for the next run.
-pub fn run(filter: &str, tests: &[String]) -> Result<()> {
+/// Runs the tests that nextest chooses by these arguments, which are these. Their times are kept for the next run.
+pub fn run(arguments: &[String], tests: &[String]) -> Result<()> {
     let mut times = Times::read();
     let mut ahead = Ahead::new(tests, &times);
     let colour = if std::io::stderr().is_terminal() { "always" } else { "never" };
     let mut nextest = Command::new(env!("CARGO"))
-        .args(["nextest", "run", "--workspace", "--color", colour, "-E", filter])
+        .args(["nextest", "run", "--workspace", "--color", colour])
+        .args(["--test-threads", &at_once()])
+        .args(arguments)
         .stderr(Stdio::piped())
         .spawn()
         .context("cannot start cargo")?;
@@ -48,6 +50,13 @@ pub fn run(filter: &str, tests: &[String]) -> Result<()> {
     } else {
         bail!("tests failed; try one again with: cargo xtask test --only NAME")
     }
+}
+
+/// How many tests run at once: one more than there are CPUs, for many wait for something. There are never more labs than
+/// `.config/nextest.toml` says.
+fn at_once() -> String {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (cpus + 1).to_string()
 }
 
 /// The tests that are still to come, with what each takes.

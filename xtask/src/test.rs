@@ -15,6 +15,9 @@ cargo xtask test [--quick] [--only PATTERN]
 /// Tests that boot an emulated host, for nextest.
 const LAB: &str = "binary(/^lab_/)";
 
+/// How tests are called that play several stories in one emulated host. Each story is an ignored test below it.
+const TOGETHER: &str = "_in_one_host";
+
 /// What is to be tested.
 #[derive(Debug, PartialEq)]
 enum Wish {
@@ -42,15 +45,49 @@ impl Wish {
         })
     }
 
-    /// The tests as a filter of nextest.
-    fn filter(&self) -> String {
-        match self {
-            Wish::Everything => "all()".to_owned(),
-            Wish::Quick => format!("not {LAB}"),
-            // A name is words and underscores; nextest would take other characters for its own.
-            Wish::Only(pattern, true) => format!("test(~{pattern})"),
-            Wish::Only(pattern, false) => format!("test(~{pattern}) and not {LAB}"),
-        }
+    /// The tests as nextest is to run them.
+    fn choose(&self) -> Result<Choice> {
+        let quick = format!("not {LAB}");
+        Ok(match self {
+            Wish::Everything => Choice::all_of("all()".to_owned(), list(&["-E", "all()"])?),
+            Wish::Quick => Choice::all_of(quick.clone(), list(&["-E", &quick])?),
+            Wish::Only(pattern, lab) => {
+                // A name is words, underscores and colons; nextest would take other characters for its own.
+                let filter = format!("test(~{pattern}) and {}", if *lab { "all()" } else { &quick });
+                let alone = format!("{filter} and test(/{TOGETHER}::/)");
+                let stories = list(&["--run-ignored", "only", "-E", &alone])?;
+                Choice::some(list(&["-E", &filter])?, stories)
+            }
+        })
+    }
+}
+
+/// What nextest is to run.
+struct Choice {
+    arguments: Vec<String>,
+    /// What that is, as `BINARY TEST`.
+    tests: Vec<String>,
+}
+
+impl Choice {
+    fn all_of(filter: String, tests: Vec<String>) -> Choice {
+        Choice { arguments: vec!["-E".to_owned(), filter], tests }
+    }
+
+    /// These tests, and these stories, each alone, unless all that share a host are played anyway.
+    fn some(mut tests: Vec<String>, stories: Vec<String>) -> Choice {
+        let group = |story: &str| story.rsplit_once("::").map(|(group, _)| group.to_owned());
+        let alone =
+            stories.into_iter().filter(|story| group(story).is_none_or(|group| !tests.contains(&group)));
+        let alone: Vec<String> = alone.collect();
+        tests.extend(alone);
+        let exactly = |test: &String| {
+            let (binary, name) = test.split_once(' ').unwrap_or((test, ""));
+            format!("(binary_id(={binary}) and test(={name}))")
+        };
+        let filter = tests.iter().map(exactly).collect::<Vec<_>>().join(" or ");
+        let arguments = ["--run-ignored", "all", "-E", &filter].map(str::to_owned).to_vec();
+        Choice { arguments, tests }
     }
 }
 
@@ -65,16 +102,18 @@ pub fn run(words: impl Iterator<Item = String>) -> Result<()> {
     nextest()?;
     if !matches!(wish, Wish::Only(..)) {
         cargo("the formatting", &["fmt", "--all", "--check"]).context("mend it with: cargo fmt --all")?;
-        cargo("the lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+        let lints =
+            ["clippy", "--workspace", "--all-targets", "--features", "lab/inside", "--", "-D", "warnings"];
+        cargo("the lints", &lints)?;
     }
     println!("--- the tests");
-    let tests = list(&wish.filter())?;
-    ensure!(!tests.is_empty(), "no test has that in its name");
-    if tests.iter().any(|test| is_lab(test)) {
+    let choice = wish.choose()?;
+    ensure!(!choice.tests.is_empty(), "no test has that in its name");
+    if choice.tests.iter().any(|test| is_lab(test)) {
         setup::tests()?;
         build::run()?;
     }
-    progress::run(&wish.filter(), &tests)?;
+    progress::run(&choice.arguments, &choice.tests)?;
     if !matches!(wish, Wish::Only(..)) {
         println!("--- inputs that fuzzing found worth keeping");
         fuzz::replay()?;
@@ -83,10 +122,11 @@ pub fn run(words: impl Iterator<Item = String>) -> Result<()> {
     Ok(())
 }
 
-/// The names of the tests that a filter lets through, as `BINARY TEST`. Builds them.
-fn list(filter: &str) -> Result<Vec<String>> {
+/// The names of the tests that nextest lists for these arguments, as `BINARY TEST`. Builds them.
+fn list(arguments: &[&str]) -> Result<Vec<String>> {
     let output = Command::new(env!("CARGO"))
-        .args(["nextest", "list", "--workspace", "--message-format", "oneline", "-E", filter])
+        .args(["nextest", "list", "--workspace", "--message-format", "oneline"])
+        .args(arguments)
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
@@ -122,12 +162,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_becomes_a_filter_of_tests() {
-        let filter = |words| wish(words).unwrap().filter();
-        assert_eq!(filter(""), "all()");
-        assert_eq!(filter("--quick"), "not binary(/^lab_/)");
-        assert_eq!(filter("--only a_disk"), "test(~a_disk)");
-        assert_eq!(filter("--quick --only a_disk"), "test(~a_disk) and not binary(/^lab_/)");
+    fn what_is_asked_for_is_understood() {
+        for (words, wanted) in [
+            ("", Wish::Everything),
+            ("--quick", Wish::Quick),
+            ("--only a_disk", Wish::Only("a_disk".into(), true)),
+            ("--only a_disk --quick", Wish::Only("a_disk".into(), false)),
+        ] {
+            assert_eq!(wish(words).unwrap(), wanted);
+        }
+    }
+
+    #[test]
+    fn a_story_is_played_alone_unless_all_of_its_host_are() {
+        let words = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
+        let stories = ["skep::lab_life life_in_one_host::a_vm", "skep::lab_cd cds_in_one_host::a_vm"];
+        let choice = Choice::some(words(&["skep::lab_life life_in_one_host"]), words(&stories));
+        assert_eq!(choice.tests, ["skep::lab_life life_in_one_host", "skep::lab_cd cds_in_one_host::a_vm"]);
+        let filter = choice.arguments.concat();
+        assert!(filter.contains("(binary_id(=skep::lab_cd) and test(=cds_in_one_host::a_vm))"), "{filter}");
+        assert!(filter.starts_with("--run-ignoredall"), "{filter}");
     }
 
     #[test]

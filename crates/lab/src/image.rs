@@ -94,20 +94,38 @@ fn seed(serial: &str, size: Size) -> u64 {
     hash.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }
 
-fn fill(mut file: &File, serial: &str, size: Size) -> io::Result<()> {
-    let seed = seed(serial, size);
-    let mut left = size.as_bytes().min(FILLED);
-    let mut index = 0;
-    let mut chunk = vec![0; CHUNK];
-    while left > 0 {
-        for bytes in chunk.chunks_exact_mut(8) {
-            bytes.copy_from_slice(&word(seed, index).to_le_bytes());
-            index += 1;
+/// What is on a generated disk before the first write to it.
+pub struct Original {
+    seed: u64,
+}
+
+impl Original {
+    /// That of the disk with this serial number and size.
+    pub fn new(serial: &str, size: Size) -> Original {
+        Original { seed: seed(serial, size) }
+    }
+
+    /// The bytes from `at` on, which is a multiple of 8.
+    pub fn read(&self, at: u64, bytes: &mut [u8]) {
+        let filled = FILLED.saturating_sub(at).min(bytes.len() as u64);
+        // No longer than `bytes`.
+        let (filled, zeros) = bytes.split_at_mut(filled as usize);
+        for (index, piece) in filled.chunks_mut(8).enumerate() {
+            piece.copy_from_slice(&word(self.seed, at / 8 + index as u64).to_le_bytes()[..piece.len()]);
         }
-        let now = left.min(CHUNK as u64);
-        // `now` is at most CHUNK.
-        file.write_all(&chunk[..now as usize])?;
-        left -= now;
+        zeros.fill(0);
+    }
+}
+
+fn fill(mut file: &File, serial: &str, size: Size) -> io::Result<()> {
+    let original = Original::new(serial, size);
+    let end = size.as_bytes().min(FILLED);
+    let mut chunk = vec![0; CHUNK];
+    for at in (0..end).step_by(CHUNK) {
+        // At most CHUNK.
+        let piece = &mut chunk[..(end - at).min(CHUNK as u64) as usize];
+        original.read(at, piece);
+        file.write_all(piece)?;
     }
     Ok(())
 }
@@ -171,6 +189,19 @@ mod tests {
         assert_eq!(image.file.metadata().unwrap().len(), 1_000_448);
         assert_eq!(image.sha256, Some(hash(&image.file).unwrap()));
         assert_eq!(image.sha256, generated("A", Size::bytes(1_000_448), cache.path()).sha256);
+    }
+
+    #[test]
+    fn any_part_of_a_generated_disk_can_be_told_alone() {
+        let cache = tempfile::tempdir().unwrap();
+        let size = Size::bytes(3 << 20);
+        let image = generated("A", size, cache.path());
+        let (mut there, mut told) = (vec![0; 5000], vec![1; 5000]);
+        std::os::unix::fs::FileExt::read_exact_at(&image.file, &mut there, 4096).unwrap();
+        Original::new("A", size).read(4096, &mut told);
+        assert_eq!(there, told);
+        Original::new("A", size).read(FILLED - 8, &mut told);
+        assert!(told[..8] != [0; 8] && told[8..].iter().all(|byte| *byte == 0), "zeros past what is filled");
     }
 
     #[test]

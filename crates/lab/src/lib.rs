@@ -30,6 +30,7 @@ pub mod wire;
 
 pub use description::{Builder, Lab};
 pub use error::LabError;
+pub use image::Original;
 pub use kernel::{ensure_debian_kernel, has_debian_kernel, lab_kernel, lab_kernel_in, modules};
 pub use places::cache;
 pub use run::{Event, Line, Outcome, Stream};

@@ -16,6 +16,12 @@ fn run(lab: Builder, script: &str) -> Outcome {
     }
 }
 
+/// The usual host with the lab kernel, which boots faster, where the kernel makes no difference. Without one it is Debian's.
+fn quick() -> Builder {
+    let kernel = if lab::lab_kernel().is_some() { Kernel::Lab } else { Kernel::Debian };
+    Lab::builder().kernel(kernel)
+}
+
 /// The static program that users have.
 fn skep() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
@@ -37,7 +43,7 @@ fn the_exit_status_of_the_command_is_the_labs() {
 
 #[test]
 fn a_command_that_is_not_there_gives_127_as_in_a_shell() {
-    let outcome = Lab::builder().build().run(&["no-such-program"], |_| {}).unwrap_or_else(|e| panic!("{e}"));
+    let outcome = quick().build().run(&["no-such-program"], |_| {}).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(outcome.status, 127);
     assert!(outcome.errors.contains("no-such-program"), "{}", outcome.errors);
 }
@@ -47,7 +53,7 @@ fn output_arrives_whole_in_its_order_and_by_its_stream() {
     let mut lines: Vec<Line> = Vec::new();
     let script = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; echo to stderr >&2; \
                   echo by name > /dev/stderr; printf unfinished";
-    let outcome = Lab::builder()
+    let outcome = quick()
         .build()
         .run(&["sh", "-c", script], |line| lines.push(line.clone()))
         .unwrap_or_else(|e| panic!("{e}"));
@@ -62,7 +68,7 @@ fn output_arrives_whole_in_its_order_and_by_its_stream() {
 #[test]
 fn a_time_out_gives_124_and_says_what_went_on() {
     let start = Instant::now();
-    let lab = Lab::builder().timeout(Duration::from_secs(20)).build();
+    let lab = quick().timeout(Duration::from_secs(10)).build();
     let error = lab.run(&["sh", "-c", "echo begun; sleep 600"], |_| {}).expect_err("it takes too long");
     assert!(matches!(error, LabError::TimedOut { .. }), "{error}");
     assert_eq!(error.exit_status(), 124);
@@ -74,7 +80,7 @@ fn the_shared_folder_can_be_written_from_both_sides() {
     let share = tempfile::tempdir().unwrap();
     fs::write(share.path().join("in"), "from outside").unwrap();
     let script = "cat /share/in; mkdir /share/folder && echo from inside > /share/folder/out && rm /share/in";
-    let outcome = run(Lab::builder().share(share.path()), script);
+    let outcome = run(quick().share(share.path()), script);
     assert_eq!((outcome.status, outcome.output.as_str()), (0, "from outside"));
     assert_eq!(fs::read_to_string(share.path().join("folder/out")).unwrap(), "from inside\n");
     assert!(!share.path().join("in").exists());
@@ -118,7 +124,7 @@ fn an_image_given_by_path_is_written_back() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("disk.img");
     fs::write(&image, vec![0; 1 << 20]).unwrap();
-    let lab = Lab::builder().disk(format!("nvme:{}", image.display()).parse().unwrap());
+    let lab = quick().disk(format!("nvme:{}", image.display()).parse().unwrap());
     let outcome = run(lab, "printf written | dd of=/dev/nvme0n1 conv=notrunc 2>/dev/null");
     assert_eq!(outcome.status, 0);
     assert!(fs::read(&image).unwrap().starts_with(b"written"));
@@ -148,7 +154,7 @@ fn the_lab_kernel_has_iommufd() {
 
 #[test]
 fn huge_pages_are_set_aside() {
-    let outcome = run(Lab::builder().hugepages(32), "grep HugePages_Total /proc/meminfo");
+    let outcome = run(quick().hugepages(32), "grep HugePages_Total /proc/meminfo");
     assert!(outcome.output.trim().ends_with(" 32"), "{}", outcome.output);
 }
 
@@ -162,7 +168,7 @@ fn the_machines_own_programs_run_under_host() {
 
 #[test]
 fn two_labs_run_at_once() {
-    let one = || run(Lab::builder(), "cat /proc/sys/kernel/random/boot_id").output;
+    let one = || run(quick(), "cat /proc/sys/kernel/random/boot_id").output;
     let (first, second) = thread::scope(|scope| {
         let (a, b) = (scope.spawn(one), scope.spawn(one));
         (a.join().unwrap(), b.join().unwrap())

@@ -3,7 +3,7 @@
 mod scenario;
 
 use lab::{Iommu, Size};
-use scenario::{Scenario, Seen};
+use scenario::{Scenario, Seen, together};
 
 /// The guest's part: whole disks as they are, then patterns on both.
 const READ_ALL_AND_WRITE: &str = "
@@ -51,7 +51,6 @@ fn both_sides_agree(seen: &Seen) {
     }
 }
 
-#[test]
 fn a_guest_and_its_host_read_what_the_other_wrote_on_both_disks() {
     let seen = Scenario::new().run(&format!(
         "{READ_ALL_AND_WRITE}
@@ -74,7 +73,6 @@ fn a_guest_with_two_cpus_shares_both_disks_with_its_host() {
     seen.expect("guest: cpus 2");
 }
 
-#[test]
 fn a_guest_that_boots_from_a_bzimage_shares_both_disks_with_its_host() {
     in_one_guest(Scenario::new(), "KERNEL=/lab/guest/vmlinuz", "");
 }
@@ -104,4 +102,9 @@ fn a_guest_of_6_gib_does_dma_to_ram_above_4_gib() {
     // Linux takes the page cache from above 4 GiB first; both disks went through it: 32768 pages.
     let high: u64 = seen.after("guest: high ")[0].parse().unwrap();
     assert!(high > 32_768, "only {high} pages came from above 4 GiB");
+}
+
+together::together! { stories_of_both_disks_in_one_host:
+    a_guest_and_its_host_read_what_the_other_wrote_on_both_disks,
+    a_guest_that_boots_from_a_bzimage_shares_both_disks_with_its_host,
 }

@@ -3,7 +3,7 @@
 mod scenario;
 
 use lab::Size;
-use scenario::{Scenario, Seen};
+use scenario::{Scenario, Seen, together};
 use serde_json::Value;
 
 /// A VM of 1.5 GiB with one assigned controller and one that skep drives, and what is asked of it while it runs.
@@ -63,13 +63,11 @@ fn shows_both_domains(seen: &Seen, back_end: &str) {
     }
 }
 
-#[test]
 fn domains_and_memory_of_a_running_vm_are_shown_over_iommufd() {
     let seen = asked("");
     shows_both_domains(&seen, if lab::lab_kernel().is_some() { "iommufd" } else { "type1" });
 }
 
-#[test]
 fn domains_and_memory_of_a_running_vm_are_shown_over_type1_with_p2p() {
     let seen = asked("--dma type1 --p2p required");
     shows_both_domains(&seen, "type1");
@@ -78,4 +76,9 @@ fn domains_and_memory_of_a_running_vm_are_shown_over_type1_with_p2p() {
     let targets: Vec<&Value> = domains[0]["mappings"].as_array().unwrap().iter().collect();
     assert!(targets.iter().any(|mapping| mapping["target"]["kind"] == "device"), "{targets:?}");
     assert_eq!(domains[1]["p2p"]["state"], "off", "{}", domains[1]);
+}
+
+together::together! { stories_of_domains_in_one_host:
+    domains_and_memory_of_a_running_vm_are_shown_over_iommufd,
+    domains_and_memory_of_a_running_vm_are_shown_over_type1_with_p2p,
 }

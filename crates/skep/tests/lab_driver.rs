@@ -4,7 +4,7 @@ mod scenario;
 
 use std::time::Duration;
 
-use scenario::{Scenario, Seen};
+use scenario::{Scenario, Seen, together};
 
 /// One controller for the guest, and one for skep's driver.
 const CONTROLLERS: &str = "
@@ -63,7 +63,6 @@ fn shared_both_ways(host: Scenario, block: u32) {
     assert!(!copied.is_empty() && copied.values().all(|bytes| bytes == 0), "{report}");
 }
 
-#[test]
 fn a_guest_and_its_host_share_a_disk_that_skep_drives_without_a_copy() {
     shared_both_ways(Scenario::new(), 512);
 }
@@ -99,7 +98,6 @@ fn bhyves_mistake(flags: &str) -> Seen {
     ))
 }
 
-#[test]
 fn ram_that_leaves_the_host_domain_with_an_assigned_device_makes_reads_fail_and_skep_says_so() {
     let seen = bhyves_mistake("--assign $ASSIGNED --host-domain exclusive --i-know");
     seen.ended_with(&[0]);
@@ -126,12 +124,10 @@ fn reads_are_right(seen: &Seen) {
     assert_eq!(said.collect::<Vec<_>>(), Vec::<&str>::new(), "{seen}");
 }
 
-#[test]
 fn an_exclusive_host_domain_without_an_assigned_device_reads_what_is_on_the_disk() {
     reads_are_right(&bhyves_mistake("--host-domain exclusive --i-know"));
 }
 
-#[test]
 fn a_shared_host_domain_reads_what_is_on_the_disk_with_an_assigned_device_and_without() {
     reads_are_right(&bhyves_mistake("--assign $ASSIGNED"));
     reads_are_right(&bhyves_mistake(""));
@@ -179,7 +175,6 @@ fn kills(count: u32) {
     assert_eq!(checked.count(), 2, "{seen}");
 }
 
-#[test]
 fn a_host_gets_both_controllers_back_after_skep_is_killed_during_io() {
     kills(3);
 }
@@ -188,4 +183,12 @@ fn a_host_gets_both_controllers_back_after_skep_is_killed_during_io() {
 #[ignore = "takes a quarter of an hour"]
 fn a_host_gets_both_controllers_back_after_fifty_kills_during_io() {
     kills(50);
+}
+
+together::together! { stories_of_driven_controllers_in_one_host:
+    a_guest_and_its_host_share_a_disk_that_skep_drives_without_a_copy,
+    ram_that_leaves_the_host_domain_with_an_assigned_device_makes_reads_fail_and_skep_says_so,
+    an_exclusive_host_domain_without_an_assigned_device_reads_what_is_on_the_disk,
+    a_shared_host_domain_reads_what_is_on_the_disk_with_an_assigned_device_and_without,
+    a_host_gets_both_controllers_back_after_skep_is_killed_during_io,
 }

@@ -3,7 +3,7 @@
 
 mod scenario;
 
-use scenario::{EMPTY_QCOW2, Scenario, Seen};
+use scenario::{EMPTY_QCOW2, Scenario, Seen, together};
 
 /// Disks that fail on purpose, each a part of 32 MiB of /dev/sda: `dm NAME TABLE` makes one or changes it, and says its
 /// path.
@@ -41,7 +41,6 @@ fn said(seen: &Seen) -> Vec<&str> {
     seen.after("host: said skep: ")
 }
 
-#[test]
 fn a_broken_place_is_a_medium_error_for_every_driver_and_a_slow_disk_is_none() {
     let seen = host().run(&format!(
         "{MAPPER}
@@ -115,7 +114,6 @@ const LOOK_AT_THE_PAUSE: &str = "
     }
 ";
 
-#[test]
 fn a_guest_whose_disks_fail_for_a_while_stands_still_and_sees_nothing_of_it_afterwards() {
     let seen = host().run(&format!(
         "{MAPPER}{LOOK_AT_THE_PAUSE}
@@ -290,4 +288,9 @@ fn disks_that_hang_hold_up_neither_the_vms_end_nor_the_return_of_its_devices() {
         });
         assert!(told, "{start}{middle}: {said:#?}\n{seen}");
     }
+}
+
+together::together! { stories_of_failing_disks_in_one_host:
+    a_broken_place_is_a_medium_error_for_every_driver_and_a_slow_disk_is_none,
+    a_guest_whose_disks_fail_for_a_while_stands_still_and_sees_nothing_of_it_afterwards,
 }

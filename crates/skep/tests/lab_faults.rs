@@ -3,7 +3,7 @@
 mod scenario;
 
 use lab::Size;
-use scenario::{Scenario, Seen};
+use scenario::{Scenario, Seen, together};
 
 /// A device that does DMA as it is told, to any address.
 const EDU: &str = "edu,dma_mask=0x7fffffffff";
@@ -149,7 +149,6 @@ fn lab() -> Scenario {
     Scenario::new().memory(Size::mib(1536)).device(EDU)
 }
 
-#[test]
 fn a_device_reaches_its_guests_ram_and_neither_another_vm_nor_the_host_nor_what_was_ram_once() {
     // The other VM and the host hold marked memory, and so does the guest beside the page that the device uses.
     let seen = lab().run_into_faults(&format!(
@@ -225,7 +224,6 @@ fn the_same_dma_is_no_fault_where_the_guest_has_ram() {
     assert_eq!(told(&seen), []);
 }
 
-#[test]
 fn a_fault_can_end_the_vm_or_have_it_stand_still_and_may_do_so_for_one_device_alone() {
     let seen = lab().run_into_faults(&format!(
         "{HOST}
@@ -288,7 +286,6 @@ fn singles_and_bursts(singles: u64, bursts_of_many: u64) -> Seen {
     seen
 }
 
-#[test]
 fn single_faults_and_bursts_are_events_with_device_address_and_direction_within_200_ms() {
     let seen = singles_and_bursts(3, 2);
     seen.expect("host: left 0 0");
@@ -329,12 +326,10 @@ fn burst(commands: u64, tracing: bool) {
     assert!(if tracing { unattributed == 0 } else { known >= 3 }, "{told:#?}\n{seen}");
 }
 
-#[test]
 fn a_burst_is_counted_whole_though_the_log_shows_little_of_it() {
     burst(40, true);
 }
 
-#[test]
 fn without_tracing_what_the_log_withholds_is_counted_as_nobodys() {
     burst(40, false);
 }
@@ -343,4 +338,12 @@ fn without_tracing_what_the_log_withholds_is_counted_as_nobodys() {
 #[ignore = "takes two minutes"]
 fn a_burst_of_a_thousand_is_counted_whole() {
     burst(1000, true);
+}
+
+together::together! { stories_of_blocked_dma_in_one_host:
+    a_device_reaches_its_guests_ram_and_neither_another_vm_nor_the_host_nor_what_was_ram_once,
+    a_fault_can_end_the_vm_or_have_it_stand_still_and_may_do_so_for_one_device_alone,
+    single_faults_and_bursts_are_events_with_device_address_and_direction_within_200_ms,
+    a_burst_is_counted_whole_though_the_log_shows_little_of_it,
+    without_tracing_what_the_log_withholds_is_counted_as_nobodys,
 }

@@ -2,8 +2,8 @@
 
 mod scenario;
 
-use scenario::Scenario;
 use scenario::tiny::{CRASH, DEAF, written_to};
+use scenario::{Scenario, together};
 
 /// So many VMs, one after the other, each with an assigned device and a disk, all of whose RAM is pinned.
 fn cycles(count: u32) {
@@ -39,7 +39,6 @@ fn cycles(count: u32) {
     assert_eq!(seen.after("host: after pinned "), ["0"], "{seen}");
 }
 
-#[test]
 fn ten_vms_with_an_assigned_device_leave_no_page_pinned_and_no_tracing_behind() {
     cycles(10);
 }
@@ -50,7 +49,6 @@ fn a_hundred_vms_with_an_assigned_device_leave_no_page_pinned_and_no_tracing_beh
     cycles(100);
 }
 
-#[test]
 fn devices_that_are_taken_and_given_back_a_hundred_times_leave_no_file_open_and_no_page_pinned() {
     let seen = Scenario::quick().run(
         "NVME=$(of_class 0x010802 | head -n 1)
@@ -69,4 +67,9 @@ fn devices_that_are_taken_and_given_back_a_hundred_times_leave_no_file_open_and_
     assert!(said[0].starts_with("Taken and given back 100 times"), "{seen}");
     assert!(said[1].contains("in use by this host"), "{seen}");
     seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
+}
+
+together::together! { stories_of_leaks_in_one_host:
+    ten_vms_with_an_assigned_device_leave_no_page_pinned_and_no_tracing_behind,
+    devices_that_are_taken_and_given_back_a_hundred_times_leave_no_file_open_and_no_page_pinned,
 }

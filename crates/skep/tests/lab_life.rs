@@ -2,8 +2,8 @@
 
 mod scenario;
 
-use scenario::Scenario;
 use scenario::tiny::{CRASH, DEAF, written_to};
+use scenario::{Scenario, together};
 
 #[test]
 fn a_guest_that_reboots_finds_its_assigned_device_and_its_disk_as_before() {
@@ -43,11 +43,10 @@ fn a_guest_that_reboots_finds_its_assigned_device_and_its_disk_as_before() {
     }
 }
 
-#[test]
 fn sigterm_presses_the_power_button_and_the_device_is_given_back() {
     let seen = Scenario::quick().run(
         "NVME=$(of_class 0x010802 | head -n 1)
-         GUEST='console=ttyS0 no_timer_check panic=-1'
+         GUEST=$(echo $GUEST | sed 's/ quiet//')
          start 'say ready; sleep 10000' --name button --disk /dev/sda --assign $NVME --console file:/tmp/console &
          wait_for 300 grep -q 'guest: ready' /tmp/console
          kill -TERM $(pidof skep)
@@ -66,7 +65,6 @@ fn sigterm_presses_the_power_button_and_the_device_is_given_back() {
     assert!(first[0].contains("Linux version"), "the console starts with the kernel's first line: {first:?}");
 }
 
-#[test]
 fn a_second_sigterm_stops_a_guest_that_does_not_listen() {
     let deaf = written_to("/tmp/deaf", &DEAF);
     let seen = Scenario::quick().run(&format!(
@@ -91,7 +89,6 @@ fn a_second_sigterm_stops_a_guest_that_does_not_listen() {
     seen.expect(&format!("host: sum sda {}", seen.sum("AHCI0")));
 }
 
-#[test]
 fn a_guest_that_crashes_ends_with_status_3_and_the_device_is_given_back() {
     let crash = written_to("/tmp/crash", &CRASH);
     let seen = Scenario::quick().run(&format!(
@@ -107,7 +104,6 @@ fn a_guest_that_crashes_ends_with_status_3_and_the_device_is_given_back() {
     seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
 }
 
-#[test]
 fn what_a_killed_skep_left_is_put_right_by_the_next() {
     let (deaf, crash) = (written_to("/tmp/deaf", &DEAF), written_to("/tmp/crash", &CRASH));
     // Killed at different moments of its start and of its life.
@@ -133,7 +129,6 @@ fn what_a_killed_skep_left_is_put_right_by_the_next() {
     seen.expect(&format!("host: sum sda {}", seen.sum("AHCI0")));
 }
 
-#[test]
 fn the_console_can_be_a_socket() {
     let seen = Scenario::quick().run(
         "start 'say ready; while read line; do say heard $line; [ $line != end ] || exit 7; done' --console socket:/tmp/console &
@@ -151,4 +146,12 @@ fn the_console_can_be_a_socket() {
     seen.expect("guest: heard hello");
     seen.expect("lab: exit 7");
     assert_eq!(seen.count("host: the socket is left"), 0, "{seen}");
+}
+
+together::together! { stories_of_a_vms_life_in_one_host:
+    sigterm_presses_the_power_button_and_the_device_is_given_back,
+    a_second_sigterm_stops_a_guest_that_does_not_listen,
+    a_guest_that_crashes_ends_with_status_3_and_the_device_is_given_back,
+    what_a_killed_skep_left_is_put_right_by_the_next,
+    the_console_can_be_a_socket,
 }

@@ -4,7 +4,7 @@ mod scenario;
 
 use lab::Iommu;
 use scenario::tiny::{CRASH, DEAF, written_to};
-use scenario::{Scenario, Seen};
+use scenario::{Scenario, Seen, together};
 
 /// The lines that skep wrote.
 fn said(seen: &Seen) -> Vec<&str> {
@@ -18,7 +18,6 @@ fn says(seen: &Seen, parts: &[&str]) {
     assert!(found, "no line has all of {parts:?}\n{seen}");
 }
 
-#[test]
 fn everything_that_stands_in_the_way_is_said_at_once() {
     let seen = Scenario::quick().run(
         "NVME=$(of_class 0x010802 | head -n 1)
@@ -82,7 +81,6 @@ fn a_host_without_interrupt_remapping_is_told_of_the_module_parameter() {
     says(&seen, &["allow_unsafe_interrupts"]);
 }
 
-#[test]
 fn two_vms_cannot_have_the_same_device_or_disk() {
     let (deaf, crash) = (written_to("/tmp/deaf", &DEAF), written_to("/tmp/crash", &CRASH));
     let seen = Scenario::quick().run(&format!(
@@ -120,7 +118,6 @@ fn two_vms_cannot_have_the_same_device_or_disk() {
     says(&seen, &[other.as_str()]);
 }
 
-#[test]
 fn a_user_without_privileges_is_told_the_limit_on_locked_memory() {
     let crash = written_to("/tmp/crash", &CRASH);
     // Root has set the device aside and made it the user's, as is usual; root itself may lock all it likes.
@@ -151,4 +148,10 @@ fn a_user_without_privileges_is_told_the_limit_on_locked_memory() {
     says(&seen, &["64 MiB must be locked for guest RAM", "may lock only 1 MiB", "ulimit -l 65536"]);
     says(&seen, &["0000:01:00.0", "ermission denied"]);
     seen.expect("host: set aside: vfio-pci");
+}
+
+together::together! { stories_of_messages_in_one_host:
+    everything_that_stands_in_the_way_is_said_at_once,
+    two_vms_cannot_have_the_same_device_or_disk,
+    a_user_without_privileges_is_told_the_limit_on_locked_memory,
 }

@@ -3,7 +3,7 @@
 
 mod scenario;
 
-use scenario::{EMPTY_QCOW2, Scenario};
+use scenario::{EMPTY_QCOW2, Scenario, together};
 
 #[test]
 fn a_guest_and_its_host_share_a_sata_disk_and_a_disc_is_read_in_a_drive() {
@@ -31,7 +31,6 @@ fn a_guest_and_its_host_share_a_sata_disk_and_a_disc_is_read_in_a_drive() {
     }
 }
 
-#[test]
 fn a_guest_and_its_host_share_an_nvme_disk_whoever_drives_the_real_one() {
     let seen = Scenario::quick().run(
         "
@@ -64,7 +63,6 @@ fn a_guest_and_its_host_share_an_nvme_disk_whoever_drives_the_real_one() {
     }
 }
 
-#[test]
 fn a_guest_keeps_what_it_wrote_into_a_qcow2_image_unless_changes_are_thrown_away() {
     let seen = Scenario::quick().run(&format!(
         "{EMPTY_QCOW2}
@@ -90,7 +88,6 @@ fn a_guest_keeps_what_it_wrote_into_a_qcow2_image_unless_changes_are_thrown_away
     assert_eq!(seen.count("guest: check /dev/vda 1 ok"), 3, "{seen}");
 }
 
-#[test]
 fn a_file_that_looks_like_an_image_is_refused_until_its_format_is_given() {
     let seen = Scenario::quick().run(&format!(
         "{EMPTY_QCOW2}
@@ -101,7 +98,6 @@ fn a_file_that_looks_like_an_image_is_refused_until_its_format_is_given() {
 }
 
 /// Controllers with a word for it tell their driver; a SATA disk has to be looked at anew.
-#[test]
 fn a_running_guest_sees_disks_of_all_models_grow() {
     let seen = Scenario::quick().run(
         "
@@ -137,4 +133,11 @@ fn a_running_guest_sees_disks_of_all_models_grow() {
     seen.expect("guest: after 196608 196608 196608");
     assert_eq!(seen.after("guest: sum "), seen.after("host: sum "), "{seen}");
     assert!(!seen.after("host: sum ").contains(&seen.after("host: zeroes ")[0]), "{seen}");
+}
+
+together::together! { stories_of_models_in_one_host:
+    a_guest_and_its_host_share_an_nvme_disk_whoever_drives_the_real_one,
+    a_guest_keeps_what_it_wrote_into_a_qcow2_image_unless_changes_are_thrown_away,
+    a_file_that_looks_like_an_image_is_refused_until_its_format_is_given,
+    a_running_guest_sees_disks_of_all_models_grow,
 }

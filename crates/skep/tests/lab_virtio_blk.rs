@@ -4,9 +4,8 @@ mod scenario;
 
 use std::time::Duration;
 
-use scenario::Scenario;
+use scenario::{Scenario, together};
 
-#[test]
 fn linux_uses_packed_queues_switches_the_cache_discards_and_sees_its_disk_grow() {
     let seen = Scenario::quick().run(
         r#"
@@ -89,7 +88,6 @@ fn resets(times: u32, disk: &str) {
     assert!(!seen.to_string().contains("waits for its driver"), "{seen}");
 }
 
-#[test]
 fn a_driver_comes_and_goes_under_load() {
     resets(50, ",packed=on");
 }
@@ -99,4 +97,9 @@ fn a_driver_comes_and_goes_under_load() {
 fn a_driver_comes_and_goes_a_thousand_times_under_load_on_each_kind_of_queue() {
     resets(500, ",packed=on");
     resets(500, "");
+}
+
+together::together! { stories_of_virtio_blk_in_one_host:
+    linux_uses_packed_queues_switches_the_cache_discards_and_sees_its_disk_grow,
+    a_driver_comes_and_goes_under_load,
 }

@@ -68,14 +68,84 @@ where_skep_is() {
     top -b -n 1 | head -20
 }
 
-# Tells the story, and shows the host's log at the end.
+# play STORY: tells the story, shows the host's log at its end, and leaves its status in $status.
 play() {
     # For a story that does not end; beside its output, where a guest may be in the middle of a line.
     { for when in 1 2; do sleep 200; where_skep_is; done; } >&2 &
     # A story in a condition would go on after failures.
-    (set -e; scenario)
+    (set -e; $1)
     status=$?
     echo 'host: its log'
     dmesg
-    exit $status
+}
+
+# play_all NUMBER: so many stories, one after the other, as long as each leaves the host as it was.
+play_all() {
+    facts > /run/facts
+    writes > /run/writes
+    cp /etc/passwd /etc/group /run
+    number=0
+    while [ $number -lt $1 ]; do
+        dmesg -c > /dev/null
+        echo "host: story begins $number" >&2
+        echo "host: story begins $number"
+        play story_$number
+        echo "host: story ended with $status"
+        [ $status = 0 ] && tidy || break
+        number=$((number + 1))
+    done
+}
+
+# What a story may not change for the next one.
+facts() {
+    for device in /sys/bus/pci/devices/*; do
+        echo ${device##*/} $(driver ${device##*/}) $(cat $device/driver_override)
+    done
+    for disk in /sys/block/*; do
+        case $disk in */sd* | */nvme* | */vd* | */dm-*) echo ${disk##*/} $(cat $disk/size) $(function_of ${disk##*/}) ;; esac
+    done
+    cat /proc/mounts /proc/sys/vm/nr_hugepages
+    ls -l /dev/kvm /dev/vfio/vfio | cut -d ' ' -f 1
+    ip address | grep -v ' scope \| valid_lft '
+    ls /sys/kernel/tracing/instances
+    cat /sys/kernel/tracing/kprobe_events
+    losetup -a
+}
+
+# The disks by their serial numbers: which block device each has been since it came, and what was written and discarded
+# by it. What an assigned controller writes is not counted, but then its disk comes anew.
+writes() {
+    grep -o '"serial": "[^"]*"' /lab/disks.json | cut -d '"' -f 4 | while read serial; do
+        disk=/sys/block/$(disk_of $serial)
+        echo $serial $(cat $disk/diskseq) $(awk '{ print $5, $12 }' $disk/stat)
+    done
+}
+as_it_was() { facts > /tmp/facts; cmp -s /tmp/facts /run/facts; }
+
+# Takes away what a story left, and gives the disks back what they held. Fails when the host is not as it was.
+tidy() {
+    for process in /proc/[0-9]*; do
+        # Kernel threads have no command line.
+        case ${process#/proc/} in 1 | $$) ;; *) [ -z "$(cat $process/cmdline 2> /dev/null)" ] || kill -9 ${process#/proc/} 2> /dev/null ;; esac
+    done
+    wait
+    ! ls /run/skep/*.json > /dev/null 2>&1 || skep host give-back > /dev/null 2>&1
+    for at in $(cut -d ' ' -f 2 /proc/mounts | grep -E '^/(tmp|mnt)/?' | grep -vx /tmp | sort -r); do umount $at; done
+    ! ls -d /sys/block/dm-* > /dev/null 2>&1 || lab-io dm remove-all > /dev/null
+    losetup -a | cut -d : -f 1 | while read loop; do losetup -d $loop; done
+    for instance in /sys/kernel/tracing/instances/*; do
+        [ ! -d $instance ] || { echo 0 > $instance/events/enable; rmdir $instance; }
+    done
+    echo > /sys/kernel/tracing/kprobe_events
+    cp /run/passwd /run/group /etc
+    rm -rf /run/skep /tmp/*
+    if ! wait_for 10 as_it_was > /dev/null; then
+        say 'this host is not used again, for the story changed it:'
+        diff /run/facts /tmp/facts
+        return 1
+    fi
+    echo 3 > /proc/sys/vm/drop_caches
+    writes | grep -vxf /run/writes | while read serial facts; do
+        lab-io original /dev/$(disk_of $serial) $serial || exit 1
+    done && writes > /run/writes
 }

@@ -1,18 +1,22 @@
 //! Scenarios: a story as a shell script in an emulated host, and what must have been seen at its end.
 //!
+//! A boot of the host is most of many of them, so some are played in one: `together`.
+//!
 //! The functions that scripts share, in the host and in its guests, are in `host.sh`, `both.sh` and `fio.sh`.
 
 // Each file of scenarios is a program of its own and uses its part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports, unused_macros)]
 
 pub mod installed;
 mod programs;
 pub mod tiny;
+pub mod together;
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use lab::{Builder, Iommu, Kernel, Lab, LabError, Outcome, Size};
+use together::Faults;
 
 const HOST: &str = include_str!("host.sh");
 const BOTH: &str = concat!(include_str!("both.sh"), include_str!("fio.sh"));
@@ -135,7 +139,7 @@ impl Scenario {
     /// Runs the script in the host, with what it writes passed on as it comes. The script ends at the first
     /// command that fails, and the test with it; so it does when the host's log has a fault.
     pub fn run(self, script: &str) -> Seen {
-        let seen = self.run_into_faults(script);
+        let seen = self.tell(Faults::Forbidden, script);
         seen.log_is_without(&FAULTS);
         let outside = seen.0.emulator.lines().find(|line| line.contains("translation failure"));
         assert_eq!(outside, None, "the emulated IOMMU blocked DMA\n{seen}");
@@ -159,15 +163,11 @@ impl Scenario {
 
     /// The same, where DMA is to be blocked.
     pub fn run_into_faults(self, script: &str) -> Seen {
-        let whole = whole(script);
-        let mut story = true;
-        let outcome = self.0.build().run(&["sh", "-c", &whole], |line| {
-            story &= line.text != LOG;
-            if story {
-                println!("{}", line.text);
-            }
-        });
-        let seen = Seen(outcome.unwrap_or_else(|error| panic!("{error}")));
+        self.tell(Faults::Wanted, script)
+    }
+
+    fn tell(self, faults: Faults, script: &str) -> Seen {
+        let seen = Seen(together::shared(&self.0, faults, script).unwrap_or_else(|| alone(self.0, script)));
         assert_eq!(seen.0.boots, 1, "the host came up only at the second try\n{seen}");
         assert_eq!(seen.0.status, 0, "the script in the host failed\n{seen}");
         seen.log_is_without(&HURT);
@@ -175,11 +175,35 @@ impl Scenario {
     }
 }
 
+/// Plays the script in a host of its own.
+fn alone(lab: Builder, script: &str) -> Outcome {
+    let mut story = true;
+    let outcome = lab.build().run(&["sh", "-c", &whole(script)], |line| {
+        story &= line.text != LOG;
+        if story {
+            println!("{}", line.text);
+        }
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// The script with all that it uses.
 fn whole(script: &str) -> String {
-    format!(
-        "{HOST}\n{BOTH}\nboth() {{ cat <<'END-OF-BOTH'\n{BOTH}\nEND-OF-BOTH\n}}\nscenario() {{\n{script}\n}}\nplay\n"
-    )
+    stories(&[script]) + "play story_0\nexit $status\n"
+}
+
+/// Scripts that are played one after the other, with all that they use.
+fn whole_of_all(scripts: &[&str]) -> String {
+    format!("{}play_all {}\n", stories(scripts), scripts.len())
+}
+
+/// The functions of the host, and one for each script.
+fn stories(scripts: &[&str]) -> String {
+    let mut all = format!("{HOST}\n{BOTH}\nboth() {{ cat <<'END-OF-BOTH'\n{BOTH}\nEND-OF-BOTH\n}}\n");
+    for (number, script) in scripts.iter().enumerate() {
+        writeln!(all, "story_{number}() {{\n{script}\n}}").expect("a String takes all text");
+    }
+    all
 }
 
 /// What was seen of a scenario.

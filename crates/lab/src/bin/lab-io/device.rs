@@ -47,6 +47,12 @@ impl Device {
         read.map_err(|error| format!("cannot read {} at {at}: {error}", self.path))
     }
 
+    /// Writes to a place; the memory is whole pages.
+    pub fn write_at(&self, bytes: &[u8], at: u64) -> Result<(), String> {
+        let written = self.file.write_all_at(bytes, at);
+        written.map_err(|error| format!("cannot write {} at {at}: {error}", self.path))
+    }
+
     /// Waits until the data that was written lasts.
     pub fn flush_data(&self) -> Result<(), String> {
         self.file.sync_data().map_err(|error| format!("cannot flush {}: {error}", self.path))

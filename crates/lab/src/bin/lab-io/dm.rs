@@ -25,6 +25,7 @@ struct Header {
 const HEADER: usize = 312;
 const _: () = assert!(size_of::<Header>() == HEADER);
 
+const REMOVE_ALL: u64 = 1;
 const DEV_CREATE: u64 = 3;
 const DEV_SUSPEND: u64 = 6;
 const DEV_STATUS: u64 = 7;
@@ -39,6 +40,12 @@ pub fn suspend(name: &str) -> Result<String, String> {
     let control = Control::about(name)?;
     let device = control.call(DEV_SUSPEND, 0, SUSPEND | SKIP_LOCKFS, &[]);
     Ok(path(device.map_err(|error| format!("cannot suspend {name}: {error}"))?))
+}
+
+/// Removes all devices that nobody has open.
+pub fn remove_all() -> Result<String, String> {
+    let removed = Control::about("")?.call(REMOVE_ALL, 0, 0, &[]);
+    removed.map(|_| "all removed".to_owned()).map_err(|error| format!("cannot remove all devices: {error}"))
 }
 
 /// Gives the device `name` this table, in the words of `dmsetup`: lines of `START LENGTH TARGET ARGUMENTS...`, separated

@@ -9,6 +9,7 @@ mod device;
 mod dm;
 mod eject;
 mod order;
+mod original;
 mod pattern;
 mod sum;
 mod talk;
@@ -28,12 +29,15 @@ usage:
   lab-io dm       NAME TABLE                 a device of the device mapper, made or changed; the table's lines may be
                                              separated by semicolons. With \"suspend\" for a table it keeps all requests
                                              until it gets one. Prints its path
+  lab-io dm       remove-all                 removes all such devices that nobody has open
   lab-io write    DEV RUN SECONDS            writes records in order, flushes every few, and says how far it has flushed
   lab-io ordered  DEV RUN FLUSHED            looks whether all is there that was flushed up to record FLUSHED, and more
                                              if the disk shows so; ends with 1 and the first sector that is wrong
   lab-io cache    SOCKET FILE [FLUSHES]      an NBD server: a disk over a file, with a cache that is lost when the
                                              server is killed; after so many flushes it only pretends to flush
   lab-io eject    DEV                        has a CD drive let its disc go
+  lab-io original DEV SERIAL                 writes what the lab's disk of this serial number held at first, where it
+                                             differs
   lab-io sum                                 SHA-256 of standard input
   lab-io talk     SOCKET                     sends standard input to a Unix socket, and prints what comes back
 Sizes in bytes, or with K, M or G. LEN 0 means up to the end. The memory of fill and check is scattered pages, or one
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
             let pieces = pieces.first().copied().unwrap_or("scattered");
             if words[0] == "fill" { pattern::fill(stretch, pieces) } else { pattern::check(stretch, pieces) }
         }
+        ["dm", "remove-all"] => dm::remove_all(),
         ["dm", name, "suspend"] => dm::suspend(name),
         ["dm", name, table] => dm::map(name, table),
         ["write", device, run, seconds] => order::write(device, run, seconds),
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
         ["cache", socket, file] => cache::serve(socket, file, None),
         ["cache", socket, file, flushes] => cache::serve(socket, file, Some(flushes)),
         ["eject", device] => eject::eject(device),
+        ["original", device, serial] => original::restore(device, serial),
         ["sum"] => sum::sum(),
         ["talk", socket] => talk::talk(socket),
         _ => {
