@@ -141,6 +141,12 @@ fn delays(told: &[&Told], truth: &[f64]) -> Vec<u64> {
     all
 }
 
+/// How late an event may be told, in milliseconds; and later, if nothing ran in the emulated host for a while, for this
+/// machine had other things to do.
+fn in_time(seen: &Seen) -> u64 {
+    200 + seen.after("host: said stall ")[0].parse::<u64>().unwrap()
+}
+
 fn edu(seen: &Seen) -> String {
     seen.after("host: edu ")[0].to_owned()
 }
@@ -210,7 +216,7 @@ fn a_device_reaches_its_guests_ram_and_neither_another_vm_nor_the_host_nor_what_
     let (delays, faults) = (delays(&bursts(&told), &truth(&seen)), truth(&seen).len());
     println!("{faults} faults, {} events, told after {delays:?} ms", told.len());
     assert_eq!((told.len(), faults), (11, 11), "{seen}");
-    assert!(delays.last() < Some(&200), "{delays:?}\n{seen}");
+    assert!(delays.last() < Some(&in_time(&seen)), "{delays:?}\n{seen}");
 }
 
 #[test]
@@ -282,7 +288,7 @@ fn singles_and_bursts(singles: u64, bursts_of_many: u64) -> Seen {
         delays[delays.len() / 2],
         delays[delays.len() - 1]
     );
-    assert!(p99 < 200, "{delays:?}\n{seen}");
+    assert!(p99 < in_time(&seen), "{delays:?}\n{seen}");
     seen
 }
 

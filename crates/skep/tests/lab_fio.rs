@@ -93,9 +93,7 @@ const SAME_FILES: &str = r#"
 /// The patterns and the file systems on one controller; disks of 32 MiB times `scale`.
 fn four_disks_as(model: &str, scale: u32) -> Seen {
     let (disk, files) = (32 * scale, 32 * scale * 4 + 32);
-    // Debian's kernel where its driver is the most busy with what skep offers.
-    let host = if model == "nvme" { Scenario::new() } else { Scenario::quick() };
-    let seen = host
+    let seen = Scenario::new()
         .programs()
         .patience(Duration::from_secs(600 * u64::from(scale)))
         .memory(lab::Size::mib(1792))

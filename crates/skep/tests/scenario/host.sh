@@ -144,8 +144,9 @@ tidy() {
         diff /run/facts /tmp/facts
         return 1
     fi
+    sync
     echo 3 > /proc/sys/vm/drop_caches
-    writes | grep -vxf /run/writes | while read serial facts; do
+    writes | grep -vxFf /run/writes | while read serial facts; do
         lab-io original /dev/$(disk_of $serial) $serial || exit 1
     done && writes > /run/writes
 }

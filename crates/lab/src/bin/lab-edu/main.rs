@@ -6,6 +6,8 @@ mod markers;
 mod memory;
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use device::{Edu, Way};
@@ -22,7 +24,8 @@ usage:
   lab-edu markers SIZE SEED FILE        fills SIZE of memory with a pattern, says where its highest page is, waits
                                         for FILE to appear, and says whether the pattern is unchanged; ends with 1
                                         if it is not
-  lab-edu stamp                         passes lines on, each with the seconds since boot before it
+  lab-edu stamp                         passes lines on, each with the seconds since boot before it; says at the end
+                                        for how many milliseconds nothing ran here, at most
 Addresses and numbers in decimal or with 0x, sizes with K, M or G. LENGTH is 64 when not given, 4088 at most.";
 
 fn main() -> ExitCode {
@@ -99,8 +102,21 @@ fn series(way: &str, address: &str, count: &str, seconds: &str) -> Result<String
     Ok(format!("series {way} {at:#x} {count} done"))
 }
 
-/// Stamps lines with CLOCK_MONOTONIC.
+/// How often it is looked whether this program gets the CPU.
+const TICK: Duration = Duration::from_millis(5);
+
+/// Stamps lines with CLOCK_MONOTONIC. At the end, says for how long this host gave a program no CPU that wanted little.
 fn stamp() -> ExitCode {
+    static STALL: AtomicU64 = AtomicU64::new(0);
+    thread::spawn(|| {
+        loop {
+            let start = Instant::now();
+            thread::sleep(TICK);
+            let late = start.elapsed().saturating_sub(TICK);
+            // Milliseconds of a program's life fit 64 bits.
+            STALL.fetch_max(late.as_millis() as u64, Ordering::Relaxed);
+        }
+    });
     for line in std::io::stdin().lines() {
         let Ok(line) = line else { return ExitCode::FAILURE };
         let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -108,6 +124,7 @@ fn stamp() -> ExitCode {
         unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
         println!("at {}.{:06} {line}", now.tv_sec, now.tv_nsec / 1000);
     }
+    println!("stall {}", STALL.load(Ordering::Relaxed));
     ExitCode::SUCCESS
 }
 
