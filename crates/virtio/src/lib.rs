@@ -11,6 +11,8 @@
 //! Requests already under way are not called back: their data, their status and their used elements may still
 //! be written. Only a reset waits for them.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod device;
 #[cfg(any(test, feature = "driver"))]
 pub mod driver;
