@@ -110,7 +110,7 @@ fn two_vms_cannot_have_the_same_device_or_disk() {
     ));
     seen.ended_with(&[1, 1, 1, 3, 1, 5]);
     let first = seen.after("host: the first is ")[0];
-    says(&seen, &["0000:01:00.0 is in use by process", first]);
+    says(&seen, &["0000:01:00.0 is in use by this host", "through VFIO in process", first]);
     says(
         &seen,
         &["disk /dev/sda", "in use", &format!("sda is open for exclusive use by process {first} (skep)")],
