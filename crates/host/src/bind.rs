@@ -150,6 +150,10 @@ impl Host {
             return self.drop_record(address); // unplugged: nothing to give back
         }
         let now = self.driver_of(address);
+        let of_others = now.as_ref().is_some_and(|now| now != VFIO && Some(now) != before.driver.as_ref());
+        if of_others && self.override_of(address).as_deref() != Some(VFIO) {
+            return self.drop_record(address); // somebody has given it to another driver since: that is to stay
+        }
         if now.as_deref() == Some(VFIO) {
             self.unbind(address)?;
         }
@@ -493,6 +497,22 @@ mod tests {
             host.give_back_leftover(&leftover).unwrap();
             assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
         }
+    }
+
+    #[test]
+    fn a_leftover_that_somebody_has_given_to_another_driver_stays_with_it_and_is_none_any_more() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+        fake.kill_owner();
+        fake.dir("/sys/bus/pci/drivers/uio");
+        fake.link(format!("/sys/devices/pci0000:00/{BDF}/driver"), "/sys/bus/pci/drivers/uio");
+        fake.set_override(BDF, "uio");
+        let before = fake.writes();
+        host.give_back_leftover(&host.leftovers()[0]).unwrap();
+        assert_eq!((fake.state(BDF), fake.writes()), ((Some("uio".into()), Some("uio".into())), before));
+        assert!(host.leftovers().is_empty());
     }
 
     #[test]

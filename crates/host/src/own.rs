@@ -92,13 +92,26 @@ impl OwnError {
 impl OwnFolder {
     /// Opens the folder, and makes it (mode 0700, whatever the umask) if it is not there, with those above it.
     pub fn make(path: &Path) -> Result<OwnFolder, OwnError> {
-        match OwnFolder::open(path)? {
+        OwnFolder::made(path, OwnFolder::open)
+    }
+
+    /// The same for a folder that is skep's by its name alone: one of this user's that others can write to is closed to
+    /// them first. What they have put there is refused file by file.
+    pub(crate) fn make_private(path: &Path) -> Result<OwnFolder, OwnError> {
+        OwnFolder::made(path, OwnFolder::open_private)
+    }
+
+    fn made(
+        path: &Path,
+        open: impl Fn(&Path) -> Result<Option<OwnFolder>, OwnError>,
+    ) -> Result<OwnFolder, OwnError> {
+        match open(path)? {
             Some(folder) => Ok(folder),
             None => {
                 let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
                 made.map_err(|cause| failed("make", path, cause))?;
                 let gone = || failed("open", path, io::ErrorKind::NotFound.into());
-                OwnFolder::open(path)?.ok_or_else(gone)
+                open(path)?.ok_or_else(gone)
             }
         }
     }
@@ -109,25 +122,46 @@ impl OwnFolder {
     ///
     /// It is a symbolic link or a file, others can write to it or to one above it, or it cannot be opened.
     pub fn open(path: &Path) -> Result<Option<OwnFolder>, OwnError> {
+        OwnFolder::unchecked(path)?.map(OwnFolder::checked).transpose()
+    }
+
+    /// The same, as with [`OwnFolder::make_private`].
+    pub(crate) fn open_private(path: &Path) -> Result<Option<OwnFolder>, OwnError> {
+        let Some(found) = OwnFolder::unchecked(path)? else { return Ok(None) };
+        let facts = found.facts()?;
+        if facts.uid() == own_user() && facts.mode() & 0o022 != 0 {
+            let closed = found.folder.set_permissions(Permissions::from_mode(0o700));
+            closed.map_err(|cause| failed("change the mode of", path, cause))?;
+        }
+        found.checked().map(Some)
+    }
+
+    fn unchecked(path: &Path) -> Result<Option<OwnFolder>, OwnError> {
         let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
-        let folder = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
-            Ok(folder) => folder,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+            Ok(folder) => Ok(Some(OwnFolder { folder, path: path.to_owned() })),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(cause) if matches!(cause.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP)) => {
-                return Err(OwnError::Kind { path: path.to_owned(), wanted: "folder" });
+                Err(OwnError::Kind { path: path.to_owned(), wanted: "folder" })
             }
-            Err(cause) => return Err(failed("open", path, cause)),
-        };
-        let facts = folder.metadata().map_err(|cause| failed("look at", path, cause))?;
-        check(path, &facts, 0o700)?;
-        for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+            Err(cause) => Err(failed("open", path, cause)),
+        }
+    }
+
+    fn facts(&self) -> Result<Metadata, OwnError> {
+        self.folder.metadata().map_err(|cause| failed("look at", &self.path, cause))
+    }
+
+    fn checked(self) -> Result<OwnFolder, OwnError> {
+        check(&self.path, &self.facts()?, 0o700)?;
+        for above in self.path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
             let facts = fs::metadata(above).map_err(|cause| failed("look at", above, cause))?;
             // In a folder such as /tmp nobody can rename what belongs to others.
             if facts.mode() & 0o002 != 0 && facts.mode() & 0o1000 == 0 {
                 return Err(foreign(above, &facts, 0o755));
             }
         }
-        Ok(Some(OwnFolder { folder, path: path.to_owned() }))
+        Ok(self)
     }
 
     /// What it was called when it was opened.
@@ -306,6 +340,12 @@ mod tests {
         assert!(text.contains("/run is not safe"), "{text}");
         chmod(path.parent().unwrap(), 0o1777);
         OwnFolder::open(&path).unwrap().unwrap();
+        // One that has skep's own name is closed to others instead.
+        for open in [0o777, 0o1777, 0o775] {
+            chmod(&path, open);
+            OwnFolder::make_private(&path).unwrap();
+            assert_eq!(mode(&path), 0o700);
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl Host {
     /// Devices that processes which are gone did not give back, and an error for each record that cannot be read or that
     /// another user may have written.
     pub fn try_leftovers(&self) -> Vec<Result<Leftover, BindError>> {
-        let files = match OwnFolder::open(&self.path(DIR))
+        let files = match OwnFolder::open_private(&self.path(DIR))
             .and_then(|folder| folder.map_or(Ok(Vec::new()), |folder| folder.names()))
         {
             Ok(files) => files,
@@ -72,8 +72,13 @@ impl Host {
 
     /// Waits until no other process binds or gives back this device; holds them off as long as the file is open.
     pub(crate) fn hold(&self, address: PciAddress) -> Result<File, BindError> {
-        let lock =
-            || OwnFolder::make(&self.path(DIR))?.lock(self, &format!("vfio-{address}.lock"), LOCK_PATIENCE);
+        let lock = || {
+            OwnFolder::make_private(&self.path(DIR))?.lock(
+                self,
+                &format!("vfio-{address}.lock"),
+                LOCK_PATIENCE,
+            )
+        };
         lock().map_err(|cause| match cause {
             OwnError::Held { path, after, by } => BindError::Held { address, path, after, by },
             cause => BindError::Record { address, cause },
@@ -83,7 +88,7 @@ impl Host {
     /// The record of a device, if there is one.
     pub(crate) fn record(&self, address: PciAddress) -> Result<Option<Record>, BindError> {
         let fail = |cause| BindError::Record { address, cause };
-        let Some(folder) = OwnFolder::open(&self.path(DIR)).map_err(fail)? else { return Ok(None) };
+        let Some(folder) = OwnFolder::open_private(&self.path(DIR)).map_err(fail)? else { return Ok(None) };
         let name = record_name(address);
         let Some(bytes) = folder.read(&name).map_err(fail)? else { return Ok(None) };
         let wrong = |cause: io::Error| {
@@ -100,7 +105,7 @@ impl Host {
     /// Puts a record in place whole: a reader sees the old one or the new one.
     pub(crate) fn keep_record(&self, address: PciAddress, record: &Record) -> Result<(), BindError> {
         let keep = || {
-            let folder = OwnFolder::make(&self.path(DIR))?;
+            let folder = OwnFolder::make_private(&self.path(DIR))?;
             let failed = |cause: serde_json::Error| OwnError::Failed {
                 what: "write",
                 path: folder.path().join(record_name(address)),
@@ -113,7 +118,7 @@ impl Host {
 
     pub(crate) fn drop_record(&self, address: PciAddress) -> Result<(), BindError> {
         let fail = |cause| BindError::Record { address, cause };
-        let Some(folder) = OwnFolder::open(&self.path(DIR)).map_err(fail)? else { return Ok(()) };
+        let Some(folder) = OwnFolder::open_private(&self.path(DIR)).map_err(fail)? else { return Ok(()) };
         folder.remove(&record_name(address)).map_err(fail)
     }
 
@@ -233,10 +238,11 @@ mod tests {
             }
             assert_eq!(fake.writes(), 0);
         };
-        refused(&record);
-        fake.mode(&record, 0o600);
+        // A folder that a careless umask made is closed; what others may have put there still does not count.
         fake.mode("/run/skep", 0o777);
-        refused("/run/skep is not safe");
+        refused(&record);
+        let folder = std::fs::metadata(fake.path("/run/skep")).unwrap();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&folder.permissions()) & 0o7777, 0o700);
     }
 
     #[test]
