@@ -342,6 +342,7 @@ impl Vm {
                     return Outcome::Failed(format!("vCPU {cpu}: {what}"));
                 }
                 Event::Trouble(what) => self.inbox.tell(&what),
+                Event::Provoked(what) => self.inbox.tell_provoked(&what),
                 Event::PressPowerButton => self.power.press_button(),
                 Event::Pause(why) => self.pause(why),
                 Event::Resume => self.resume(),
