@@ -66,8 +66,14 @@ impl Host {
     /// Takes a device for vfio-pci, unless the host uses it. On failure it is as it was.
     pub fn bind_to_vfio(&self, device: &PciDevice) -> Result<Bound, BindError> {
         let address = device.address;
-        let _held = self.hold(address)?;
-        let old = self.record(address)?;
+        let is_with_vfio = || self.driver_of(address).as_deref() == Some(VFIO);
+        let (_held, old) = match self.hold(address) {
+            Ok(held) => (Some(held), self.record(address)?),
+            // A user for whom root has set the device aside: nothing is to be done that would have to be undone, and the
+            // kernel lets one process have it.
+            Err(BindError::Record { cause, .. }) if is_with_vfio() && cause.is_denied() => (None, None),
+            Err(error) => return Err(error),
+        };
         if let Some(other) = old.as_ref().filter(|record| self.is_alive(record)) {
             return Err(BindError::Taken { address, pid: other.pid });
         }
@@ -75,7 +81,7 @@ impl Host {
         if !reasons.is_empty() {
             return Err(BindError::InUse { address, reasons });
         }
-        let with_vfio = self.driver_of(address).as_deref() == Some(VFIO);
+        let with_vfio = is_with_vfio();
         if with_vfio && old.is_none() {
             return Ok(Bound { host: self.clone(), address, before: None });
         }

@@ -142,6 +142,10 @@ fn a_user_without_privileges_is_told_the_limit_on_locked_memory() {
          echo $NVME > /sys/bus/pci/drivers_probe
          wait_for 10 test -e /sys/bus/pci/drivers/vfio-pci/$NVME
          chmod 666 /dev/vfio/vfio /dev/vfio/[0-9]*
+         # The records are root's alone.
+         mkdir -p /run/skep
+         chown 0:0 /run/skep
+         chmod 700 /run/skep
          as_user 64 \"--assign $NVME\"
          as_user 131072 \"--assign $NVME\"
          say set aside: $(driver $NVME)"
