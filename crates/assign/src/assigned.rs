@@ -365,7 +365,7 @@ impl State {
 impl Drop for Assigned {
     fn drop(&mut self) {
         if let Err(error) = self.shut_down() {
-            eprintln!("skep: {error}");
+            say::error(error);
         }
     }
 }

@@ -9,6 +9,8 @@
 //! Once a guest runs, its device's DMA and most of its registers and interrupts are carried by hardware and
 //! kernel; code of this crate runs when the guest sets the device up.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod alarms;
 mod assigned;
 mod bars;

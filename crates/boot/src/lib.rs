@@ -5,6 +5,8 @@
 //! here knows about KVM. The machine that the tables describe is a [`platform::Platform`]; its fixed ports,
 //! interrupts and addresses are named in [`platform`], once, for the device models too.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod acpi;
 mod cpu;
 mod initrd;

@@ -21,6 +21,8 @@
 //!
 //! Relative paths mean relative to the working directory, in a file as well as in a flag.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod describe;
 mod finding;
 mod model;

@@ -9,7 +9,7 @@ use crate::http::{self, MAX_BODY, MAX_HEAD, Parsed, Request};
 use crate::routes::{self, Reply};
 use crate::server::Gate;
 use crate::source::Source;
-use crate::unix::{self, Peer};
+use crate::unix;
 
 /// How long a connection and its peer may take.
 #[derive(Clone, Copy, Debug)]
@@ -37,13 +37,9 @@ pub(crate) fn turn_away(stream: &UnixStream, status: u16, why: &str) {
     drop(send(stream, &Reply::error(status, why), false, Duration::ZERO));
 }
 
-/// Whether the peer is this process's user or root; others are turned away, whatever the socket's mode says.
-pub(crate) fn is_allowed(stream: &UnixStream) -> bool {
-    let allowed = Peer::of(stream).is_ok_and(Peer::is_allowed);
-    if !allowed {
-        turn_away(stream, 403, "this VM belongs to another user. Its owner and root may use its socket");
-    }
-    allowed
+/// Says to another user than the VM's and root that he gets no answer, whatever the socket's mode says.
+pub(crate) fn turn_away_a_stranger(stream: &UnixStream) {
+    turn_away(stream, 403, "this VM belongs to another user. Its owner and root may use its socket");
 }
 
 /// Answers requests until the peer, its silence or its nonsense ends that.

@@ -1,15 +1,14 @@
 //! Where the sockets of running VMs lie, and the claim of one.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use config::VmName;
+use host::{OwnError, OwnFolder, own_user};
 
-use crate::unix::{self, Peer};
+use crate::own_socket::{OwnSocket, SocketError};
 
 /// Names another folder than the usual one; for tests and for several worlds on one host.
 const OVERRIDE: &str = "SKEP_RUNTIME_DIR";
@@ -31,32 +30,17 @@ pub enum FolderError {
         /// What was named.
         value: OsString,
     },
-    /// The folder could not be made, read or locked.
-    #[error("cannot {what} the folder of control sockets {}: {cause}. Name another one: {OVERRIDE}=/path", path.display())]
-    Folder {
-        /// What was tried.
-        what: &'static str,
+    /// The folder cannot be read.
+    #[error("cannot read the folder of control sockets {}: {cause}. Name another one: {OVERRIDE}=/path", path.display())]
+    Unreadable {
         /// The folder.
         path: PathBuf,
         /// The system's answer.
         cause: io::Error,
     },
-    /// Others could put sockets of theirs into the folder.
-    #[error(
-        "the folder of control sockets {} can be written by others (owner {owner}, mode {mode:04o}). Make it yours alone: \
-         chown {user} and chmod 700, or name another one: {OVERRIDE}=/path",
-        path.display()
-    )]
-    Foreign {
-        /// The folder.
-        path: PathBuf,
-        /// Its owner.
-        owner: u32,
-        /// Its mode.
-        mode: u32,
-        /// Who should own it.
-        user: u32,
-    },
+    /// The folder could not be made, opened or locked, or others could put sockets of theirs into it.
+    #[error("the folder of control sockets cannot be used: {0}. Or name another one: {OVERRIDE}=/path")]
+    Folder(#[from] OwnError),
     /// A VM of this name runs.
     #[error(
         "a VM called {name} runs already{}: it listens on {}. Give this one another name (--name), or end that one: \
@@ -73,17 +57,8 @@ pub enum FolderError {
         pid: Option<u32>,
     },
     /// The socket could not be made.
-    #[error("cannot {what} the control socket {}: {cause}. {hint}", path.display())]
-    Socket {
-        /// What was tried.
-        what: &'static str,
-        /// The socket.
-        path: PathBuf,
-        /// The system's answer.
-        cause: io::Error,
-        /// What a person can do.
-        hint: &'static str,
-    },
+    #[error("the VM's control socket cannot be had: {0}")]
+    Socket(SocketError),
 }
 
 /// The folder in which the sockets of VMs lie, one for each: `NAME.sock`.
@@ -95,7 +70,7 @@ impl Folder {
     /// `SKEP_RUNTIME_DIR` names. It need not exist.
     pub fn of_this_user() -> Result<Folder, FolderError> {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        Folder::of(set(OVERRIDE), unix::own_user(), set("XDG_RUNTIME_DIR"))
+        Folder::of(set(OVERRIDE), own_user(), set("XDG_RUNTIME_DIR"))
     }
 
     fn of(named: Option<OsString>, user: u32, runtime: Option<OsString>) -> Result<Folder, FolderError> {
@@ -125,11 +100,11 @@ impl Folder {
         let entries = match fs::read_dir(&self.0) {
             Ok(entries) => entries,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(cause) => return Err(self.failed("read", cause)),
+            Err(cause) => return Err(self.unreadable(cause)),
         };
         let mut names = Vec::new();
         for entry in entries {
-            let file = entry.map_err(|cause| self.failed("read", cause))?.file_name();
+            let file = entry.map_err(|cause| self.unreadable(cause))?.file_name();
             names.extend(file.to_str().and_then(|name| name.strip_suffix(SUFFIX)?.parse::<VmName>().ok()));
         }
         names.sort();
@@ -139,115 +114,47 @@ impl Folder {
     /// Claims the name: makes its socket, for this user alone, in place of one that a killed VM left. Refused while
     /// a VM of that name runs.
     pub fn claim(&self, name: &VmName) -> Result<Claim, FolderError> {
-        self.prepare()?;
-        let path = self.socket(name);
-        let _lock = self.lock()?;
-        let hint = "Is something else at that path? Remove it.";
-        let fail = |what, hint| {
-            let path = path.clone();
-            move |cause| FolderError::Socket { what, path, cause, hint }
-        };
-        match unix::connect(&path) {
-            Ok(stream) => {
-                let pid = Peer::of(&stream).ok().map(|peer| peer.pid);
-                return Err(FolderError::Alive { name: name.clone(), path, pid });
+        let folder = OwnFolder::make(&self.0)?;
+        match OwnSocket::in_folder(folder, &format!("{name}{SUFFIX}")) {
+            Ok(socket) => Ok(Claim { socket }),
+            Err(SocketError::Alive { path, pid }) => {
+                Err(FolderError::Alive { name: name.clone(), path, pid })
             }
-            // No room to connect, for so many do: somebody listens.
-            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
-                return Err(FolderError::Alive { name: name.clone(), path, pid: None });
-            }
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
-            // Nobody listens: its VM is dead.
-            Err(cause) if cause.kind() == io::ErrorKind::ConnectionRefused && is_socket(&path) => {}
-            Err(cause) => return Err(fail("use", hint)(cause)),
+            Err(SocketError::Lock(cause)) => Err(FolderError::Folder(cause)),
+            Err(other) => Err(FolderError::Socket(other)),
         }
-        // It gets its mode before it gets its name, so nobody ever finds it open to others.
-        let draft = self.0.join(format!("{name}.new"));
-        let listener = bind(&draft).map_err(fail("make", "Give the VM a shorter name (--name)."))?;
-        fs::set_permissions(&draft, Permissions::from_mode(0o600))
-            .and_then(|()| fs::rename(&draft, &path))
-            .map_err(|cause| {
-            // What remains is removed by the next claim, if not now.
-            drop(fs::remove_file(&draft));
-            fail("make", hint)(cause)
-        })?;
-        Ok(Claim { listener, path, folder: self.clone() })
     }
 
-    /// Makes the folder if need be, and sees that nobody else can put anything into it.
-    fn prepare(&self) -> Result<(), FolderError> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
-        made.map_err(|cause| self.failed("make", cause))?;
-        let metadata = fs::metadata(&self.0).map_err(|cause| self.failed("look at", cause))?;
-        let (owner, mode, user) = (metadata.uid(), metadata.mode() & 0o7777, unix::own_user());
-        if owner != user || mode & 0o022 != 0 {
-            return Err(FolderError::Foreign { path: self.0.clone(), owner, mode, user });
-        }
-        Ok(())
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 
-    /// Holds off all other claims while the file is open.
-    fn lock(&self) -> Result<File, FolderError> {
-        let lock = || {
-            let folder = File::open(&self.0)?;
-            folder.lock()?;
-            Ok(folder)
-        };
-        lock().map_err(|cause| self.failed("lock", cause))
-    }
-
-    fn failed(&self, what: &'static str, cause: io::Error) -> FolderError {
-        FolderError::Folder { what, path: self.0.clone(), cause }
+    fn unreadable(&self, cause: io::Error) -> FolderError {
+        FolderError::Unreadable { path: self.0.clone(), cause }
     }
 }
 
 /// A name that is ours: its socket, on which somebody may connect from now on. The socket goes when this is dropped.
 #[derive(Debug)]
 pub struct Claim {
-    pub(crate) listener: UnixListener,
-    path: PathBuf,
-    folder: Folder,
+    pub(crate) socket: OwnSocket,
 }
 
 impl Claim {
     /// The socket.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.socket.path()
     }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        // We still listen, so nobody could replace the socket; without the lock somebody could be about to.
-        let lock = self.folder.lock();
-        if let Err(cause) = fs::remove_file(&self.path)
-            && cause.kind() != io::ErrorKind::NotFound
-        {
-            eprintln!(
-                "skep: cannot remove the control socket {}: {cause}. Remove it by hand.",
-                self.path.display()
-            );
-        }
-        unix::stop_listening(&self.listener);
-        drop(lock);
-    }
-}
-
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),
-        _ => UnixListener::bind(path),
-    }
-}
-
-fn is_socket(path: &Path) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unix;
+    use std::fs::Permissions;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::net::UnixListener;
 
     fn name(text: &str) -> VmName {
         text.parse().unwrap()
@@ -281,7 +188,8 @@ mod tests {
         assert_eq!(fs::metadata(&folder.0).unwrap().mode() & 0o777, 0o700);
         assert_eq!(folder.names().unwrap(), [name("web")]);
         drop(claim);
-        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
+        assert_eq!(folder.names().unwrap(), []);
+        assert!(!folder.socket(&name("web")).exists());
     }
 
     #[test]
@@ -299,11 +207,10 @@ mod tests {
     #[test]
     fn what_a_killed_vm_left_is_replaced() {
         let (_place, folder) = folder();
-        folder.prepare().unwrap();
+        OwnFolder::make(folder.path()).unwrap();
         let path = folder.socket(&name("web"));
         // A listener that is closed without more leaves its file, as a killed process does.
         drop(UnixListener::bind(&path).unwrap());
-        drop(UnixListener::bind(folder.0.join("web.new")).unwrap());
         let claim = folder.claim(&name("web")).unwrap();
         assert!(unix::connect(claim.path()).is_ok());
     }
@@ -311,11 +218,11 @@ mod tests {
     #[test]
     fn something_else_at_the_place_is_left_alone() {
         let (_place, folder) = folder();
-        folder.prepare().unwrap();
+        OwnFolder::make(folder.path()).unwrap();
         let path = folder.socket(&name("web"));
         fs::write(&path, "mine").unwrap();
         let error = folder.claim(&name("web")).unwrap_err().to_string();
-        assert!(error.contains("Remove it"), "{error}");
+        assert!(error.contains("remove it"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"mine");
     }
 

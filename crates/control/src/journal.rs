@@ -7,8 +7,11 @@ use std::time::{Duration, SystemTime};
 use crate::api::{Count, DiskError, Event, EventKind, Events, Fault};
 use crate::time::rfc3339;
 
-/// Events that are kept at most.
+/// Events that are kept at most, without what the guest provokes.
 pub const KEPT: usize = 4096;
+/// Events that the guest provoked which are kept at most: it can cause as many as it likes, and they must push out nothing
+/// else.
+pub const PROVOKED_KEPT: usize = 512;
 /// Events in one answer at most.
 const TOLD: usize = 512;
 /// Bytes of an event's sentence at most; a guest may have a part in what it says.
@@ -28,6 +31,8 @@ pub struct Journal {
 #[derive(Default)]
 struct State {
     ring: VecDeque<Event>,
+    /// What the guest provoked, in a ring of its own.
+    provoked: VecDeque<Event>,
     /// The number of the latest event, 0 before the first.
     latest: u64,
     faults: Faults,
@@ -112,6 +117,16 @@ impl Journal {
         self.add(kind, text, None, None)
     }
 
+    /// Records a trouble that the guest can cause as often as it likes.
+    pub fn record_provoked(&self, text: &str) -> u64 {
+        let mut state = self.state();
+        let event = state.event(EventKind::Trouble, text, None, None);
+        let number = event.number;
+        keep(&mut state.provoked, PROVOKED_KEPT, event);
+        self.news.notify_all();
+        number
+    }
+
     /// Records DMA that failed, or that a burst of it has grown ([`crate::view::fault`]). What is told again is counted
     /// as what it has grown by.
     pub fn record_fault(&self, text: &str, fault: Fault) -> u64 {
@@ -125,15 +140,12 @@ impl Journal {
 
     fn add(&self, kind: EventKind, text: &str, fault: Option<Fault>, disk: Option<DiskError>) -> u64 {
         let mut state = self.state();
-        state.latest += 1;
         if let Some(fault) = &fault {
             state.faults.add(fault);
         }
-        let (number, time) = (state.latest, rfc3339(SystemTime::now()));
-        if state.ring.len() == KEPT {
-            state.ring.pop_front();
-        }
-        state.ring.push_back(Event { number, time, kind, text: shortened(text), fault, disk });
+        let event = state.event(kind, text, fault, disk);
+        let number = event.number;
+        keep(&mut state.ring, KEPT, event);
         self.news.notify_all();
         number
     }
@@ -146,12 +158,12 @@ impl Journal {
             .news
             .wait_timeout_while(self.state(), wait, nothing_new)
             .expect("no code panics with it held");
-        let first = state.ring.front().map_or(state.latest + 1, |event| event.number);
-        let events: Vec<Event> =
-            state.ring.iter().filter(|event| event.number > after).take(TOLD).cloned().collect();
+        let events = state.after(after);
         let next_after = events.last().map_or(after, |event| event.number);
         let ended = state.closed && next_after >= state.latest;
-        Events { events, next_after, lost: first.saturating_sub(after.saturating_add(1)), ended }
+        // Numbers have no gaps, so what is missing is no longer kept.
+        let lost = next_after - after - events.len() as u64;
+        Events { events, next_after, lost, ended }
     }
 
     /// All faults so far.
@@ -168,6 +180,35 @@ impl Journal {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics with this lock held")
     }
+}
+
+impl State {
+    /// The next event.
+    fn event(&mut self, kind: EventKind, text: &str, fault: Option<Fault>, disk: Option<DiskError>) -> Event {
+        self.latest += 1;
+        let (number, time) = (self.latest, rfc3339(SystemTime::now()));
+        Event { number, time, kind, text: shortened(text), fault, disk }
+    }
+
+    /// The first events behind this number that are kept, in order; one answer's worth.
+    fn after(&self, number: u64) -> Vec<Event> {
+        let behind = |ring: &'_ VecDeque<Event>| ring.partition_point(|event| event.number <= number);
+        let mut one = self.ring.range(behind(&self.ring)..).peekable();
+        let mut other = self.provoked.range(behind(&self.provoked)..).peekable();
+        let next = || match (one.peek(), other.peek()) {
+            (Some(first), Some(second)) if first.number > second.number => other.next(),
+            (Some(_), _) => one.next(),
+            (None, _) => other.next(),
+        };
+        std::iter::from_fn(next).take(TOLD).cloned().collect()
+    }
+}
+
+fn keep(ring: &mut VecDeque<Event>, most: usize, event: Event) {
+    if ring.len() == most {
+        ring.pop_front();
+    }
+    ring.push_back(event);
 }
 
 fn shortened(text: &str) -> String {
@@ -197,6 +238,32 @@ mod tests {
         let none = journal.after(KEPT as u64 + 10, AT_ONCE);
         assert_eq!((none.lost, none.events.len(), none.next_after), (0, 0, KEPT as u64 + 10));
         assert_eq!(journal.after(u64::MAX, AT_ONCE).lost, 0);
+    }
+
+    #[test]
+    fn what_a_guest_provokes_pushes_out_its_own_kind_alone_and_all_come_in_order() {
+        let journal = Journal::new();
+        let flush = journal.record(EventKind::Trouble, "the flush failed");
+        for number in 0..10_000 {
+            journal.record_provoked("a bad descriptor");
+            if number == 9_900 {
+                journal.record(EventKind::Life, "paused");
+            }
+        }
+        let (mut after, mut seen, mut lost) = (0, Vec::new(), 0);
+        loop {
+            let answer = journal.after(after, AT_ONCE);
+            if answer.events.is_empty() {
+                break;
+            }
+            (after, lost) = (answer.next_after, lost + answer.lost);
+            seen.extend(answer.events);
+        }
+        assert_eq!((seen[0].number, seen.len()), (flush, PROVOKED_KEPT + 2));
+        assert!(
+            seen.is_sorted_by_key(|event| event.number) && seen.iter().any(|event| event.text == "paused")
+        );
+        assert_eq!(lost as usize, 10_000 - PROVOKED_KEPT);
     }
 
     #[test]

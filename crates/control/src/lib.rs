@@ -7,6 +7,8 @@
 //! Only the VM's user and root get an answer: by the socket's mode, by its folder's, and by who connects. What they
 //! send may still be anything; it is bounded in size and time, and cannot make the VM fail.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod api;
 mod client;
 mod connection;
@@ -15,6 +17,7 @@ pub mod fake;
 mod folder;
 pub mod http;
 mod journal;
+mod own_socket;
 mod routes;
 mod server;
 mod source;
@@ -25,6 +28,7 @@ pub mod view;
 pub use client::{Client, ClientError};
 pub use folder::{Claim, Folder, FolderError};
 pub use journal::{Faults, Journal, KEPT};
+pub use own_socket::{Callers, OwnSocket, SocketError};
 pub use routes::LONGEST_WAIT;
 pub use server::{MAX_CONNECTIONS, Server, Unanswered};
 pub use source::{Refused, Source};

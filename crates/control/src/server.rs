@@ -2,20 +2,18 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::connection::{self, Patience};
 use crate::folder::Claim;
+use crate::own_socket::Callers;
 use crate::source::Source;
 
 /// Connections at a time at most.
 pub const MAX_CONNECTIONS: usize = 16;
-/// How long to wait with the next connection after one could not be taken.
-const RESPITE: Duration = Duration::from_millis(100);
 /// How long clients have to ask for the last events when the VM ends.
 const LAST_QUESTIONS: Duration = Duration::from_millis(200);
 /// How long answers that are under way may take when the VM ends.
@@ -32,7 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Server {
     claim: Option<Claim>,
     source: Arc<dyn Source>,
-    ending: Arc<AtomicBool>,
     gate: Arc<Gate>,
     acceptor: Option<JoinHandle<()>>,
 }
@@ -110,18 +107,12 @@ impl Server {
     }
 
     fn with(claim: Claim, source: Arc<dyn Source>, patience: Patience) -> io::Result<Server> {
-        let listener = claim.listener.try_clone()?;
-        let (ending, gate) = (Arc::new(AtomicBool::new(false)), Arc::new(Gate::default()));
-        let mut reception = Reception {
-            source: source.clone(),
-            patience,
-            ending: ending.clone(),
-            gate: gate.clone(),
-            connections: Vec::new(),
-        };
+        let (callers, gate) = (claim.socket.callers(), Arc::new(Gate::default()));
+        let mut reception =
+            Reception { source: source.clone(), patience, gate: gate.clone(), connections: Vec::new() };
         let acceptor =
-            std::thread::Builder::new().name("control".into()).spawn(move || reception.receive(&listener))?;
-        Ok(Server { claim: Some(claim), source, ending, gate, acceptor: Some(acceptor) })
+            std::thread::Builder::new().name("control".into()).spawn(move || reception.receive(&callers))?;
+        Ok(Server { claim: Some(claim), source, gate, acceptor: Some(acceptor) })
     }
 
     /// From now on only the VM's state and its events are to be had, for it is being taken apart. Waits for answers to
@@ -145,7 +136,6 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.ending.store(true, Ordering::SeqCst);
         // Wakes those who wait for events.
         self.source.journal().close();
         // Removes the socket, and wakes the acceptor.
@@ -153,7 +143,7 @@ impl Drop for Server {
         if let Some(acceptor) = self.acceptor.take()
             && acceptor.join().is_err()
         {
-            eprintln!("skep: the control socket's thread had panicked. This is a fault in skep.");
+            say::error("the control socket's thread had panicked. This is a fault in skep.");
         }
     }
 }
@@ -162,7 +152,6 @@ impl Drop for Server {
 struct Reception {
     source: Arc<dyn Source>,
     patience: Patience,
-    ending: Arc<AtomicBool>,
     gate: Arc<Gate>,
     connections: Vec<Connection>,
 }
@@ -173,23 +162,15 @@ struct Connection {
 }
 
 impl Reception {
-    fn receive(&mut self, listener: &UnixListener) {
-        while !self.ending.load(Ordering::SeqCst) {
-            match listener.accept() {
-                Ok((stream, _)) => self.take_in(stream),
-                // Out of file descriptors or memory, as a rule: others will give some back.
-                Err(_) if self.ending.load(Ordering::SeqCst) => {}
-                Err(_) => std::thread::sleep(RESPITE),
-            }
+    fn receive(&mut self, callers: &Callers) {
+        while let Some(stream) = callers.next(connection::turn_away_a_stranger) {
+            self.take_in(stream);
         }
         self.see_off();
     }
 
     fn take_in(&mut self, stream: UnixStream) {
         self.connections.retain(|connection| !connection.thread.is_finished());
-        if !connection::is_allowed(&stream) {
-            return;
-        }
         if self.connections.len() >= MAX_CONNECTIONS {
             let why =
                 format!("this VM serves {MAX_CONNECTIONS} connections already. Close one, or try again");

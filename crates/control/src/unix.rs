@@ -6,11 +6,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use host::own_user;
+
 /// File descriptors that the kernel carries in one message at most (SCM_MAX_FD).
 pub const MAX_FDS: usize = 253;
 
 /// Room for a control message of [`MAX_FDS`] descriptors, aligned as the kernel wants its header: 8 bytes a unit.
 const CONTROL: usize = 2 + MAX_FDS.div_ceil(2);
+
+/// Connections that wait to be accepted at most.
+const BACKLOG: libc::c_int = 128;
 
 /// Who is at the other end of a connection; for a client, who listened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,19 +51,49 @@ impl Peer {
     }
 }
 
-/// The effective user of this process.
-pub fn own_user() -> u32 {
-    // SAFETY: asks for a number; cannot fail.
-    unsafe { libc::geteuid() }
-}
-
 /// Connects, but does not wait for a listener that has no room: that one lives and is [`io::ErrorKind::WouldBlock`].
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let (socket, address) = (socket(kind)?, address(path)?);
+    // SAFETY: the address is a whole structure of ours, zero-terminated.
+    let done = unsafe {
+        libc::connect(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of_val(&address) as libc::socklen_t,
+        )
+    };
+    check(done as isize)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Makes a socket with this name, to which only this user and root may connect, whatever the umask, and listens on it.
+/// There must be nothing of that name.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    let (socket, address) = (socket(libc::SOCK_STREAM | libc::SOCK_CLOEXEC)?, address(path)?);
+    // SAFETY: a plain call on our own descriptor. Its mode is what the name gets, of which a umask can only take away
+    // (unix_bind in the kernel's net/unix/af_unix.c).
+    check(unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) } as isize)?;
+    // SAFETY: the address is a whole structure of ours, zero-terminated.
+    let done = unsafe {
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as libc::socklen_t)
+    };
+    check(done as isize)?;
+    // SAFETY: a plain call on our own descriptor.
+    check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) } as isize)?;
+    Ok(UnixListener::from(socket))
+}
+
+fn socket(kind: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: plain numbers.
     let fd = check(unsafe { libc::socket(libc::AF_UNIX, kind, 0) } as isize)? as i32;
     // SAFETY: the kernel just gave us this descriptor, and nothing else owns it.
-    let stream = unsafe { UnixStream::from_raw_fd(fd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
     let mut address =
         libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
     let bytes = path.as_os_str().as_bytes();
@@ -71,12 +106,7 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     for (to, from) in address.sun_path.iter_mut().zip(bytes) {
         *to = from.cast_signed();
     }
-    // SAFETY: the address is a whole structure of ours, zero-terminated.
-    let done =
-        unsafe { libc::connect(fd, (&raw const address).cast(), size_of_val(&address) as libc::socklen_t) };
-    check(done as isize)?;
-    stream.set_nonblocking(false)?;
-    Ok(stream)
+    Ok(address)
 }
 
 /// Has whoever waits in `accept` return with an error, for good.

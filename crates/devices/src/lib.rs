@@ -1,5 +1,7 @@
 //! What the guest sees: device models. Guest data is hostile here: copied once, checked once, never asserted on.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod ahci;
 pub mod nvme;
 mod ports;

@@ -41,6 +41,8 @@
 //! for each disk, and the engine that gives a
 //! request to the ring or to the crew.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod backend;
 mod capacity;
 mod counters;

@@ -60,9 +60,7 @@ impl Drop for SizeWatch {
             thread.join().unwrap_or_default();
         } else {
             // It asks for the size of a file whose server does not answer, as a rule.
-            eprintln!(
-                "skep: a disk does not say how large it is; who asks is left behind. See the host's log."
-            );
+            say::error("a disk does not say how large it is; who asks is left behind. See the host's log.");
         }
     }
 }

@@ -399,7 +399,7 @@ const UNKNOWN_LAST: u64 = (1 << 39) - 1;
 impl Drop for Domain {
     fn drop(&mut self) {
         if let Err(error) = self.unmap_all() {
-            eprintln!("skep: {error}");
+            say::error(&error);
             self.state().remark(error.to_string());
             // Devices may reach that RAM still: it must not become anything else's memory in this process.
             self.state().rows.drain(..).for_each(|row| std::mem::forget(row.memory));

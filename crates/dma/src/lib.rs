@@ -8,6 +8,8 @@
 //! The [`vfio`] part is a thin layer over the kernel's interface (linux/vfio.h) in which no call's failure is
 //! swallowed.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod backend;
 mod choice;
 mod domain;

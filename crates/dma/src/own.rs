@@ -52,7 +52,7 @@ impl Drop for OwnMemory {
     fn drop(&mut self) {
         if let Err(error) = self.domain.unmap_own(self.iova) {
             // The row stays in the ledger and keeps the memory, so that it becomes nobody else's.
-            eprintln!("skep: {error}");
+            say::error(error);
         }
     }
 }

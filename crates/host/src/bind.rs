@@ -57,7 +57,7 @@ impl Bound {
 impl Drop for Bound {
     fn drop(&mut self) {
         if let Err(error) = self.restore() {
-            eprintln!("skep: {error}");
+            say::error(error);
         }
     }
 }
@@ -66,8 +66,14 @@ impl Host {
     /// Takes a device for vfio-pci, unless the host uses it. On failure it is as it was.
     pub fn bind_to_vfio(&self, device: &PciDevice) -> Result<Bound, BindError> {
         let address = device.address;
-        let _held = self.hold(address)?;
-        let old = self.record(address)?;
+        let is_with_vfio = || self.driver_of(address).as_deref() == Some(VFIO);
+        let (_held, old) = match self.hold(address) {
+            Ok(held) => (Some(held), self.record(address)?),
+            // A user for whom root has set the device aside: nothing is to be done that would have to be undone, and the
+            // kernel lets one process have it.
+            Err(BindError::Record { cause, .. }) if is_with_vfio() && cause.is_denied() => (None, None),
+            Err(error) => return Err(error),
+        };
         if let Some(other) = old.as_ref().filter(|record| self.is_alive(record)) {
             return Err(BindError::Taken { address, pid: other.pid });
         }
@@ -75,7 +81,7 @@ impl Host {
         if !reasons.is_empty() {
             return Err(BindError::InUse { address, reasons });
         }
-        let with_vfio = self.driver_of(address).as_deref() == Some(VFIO);
+        let with_vfio = is_with_vfio();
         if with_vfio && old.is_none() {
             return Ok(Bound { host: self.clone(), address, before: None });
         }
@@ -102,10 +108,18 @@ impl Host {
 
     /// Gives back a device that a killed process left with vfio-pci, unless another process has done so or taken
     /// it meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Used`] while a process has it, or another device of its group, through VFIO.
     pub fn give_back_leftover(&self, leftover: &Leftover) -> Result<(), BindError> {
         let _held = self.hold(leftover.address)?;
         if self.record(leftover.address)?.as_ref() != Some(&leftover.record) {
             return Ok(()); // another process was faster
+        }
+        let by = self.vfio_users(leftover.address);
+        if !by.is_empty() {
+            return Err(BindError::Used { address: leftover.address, pid: leftover.pid, by });
         }
         self.restore(leftover.address, &leftover.record)
     }
@@ -142,6 +156,10 @@ impl Host {
             return self.drop_record(address); // unplugged: nothing to give back
         }
         let now = self.driver_of(address);
+        let of_others = now.as_ref().is_some_and(|now| now != VFIO && Some(now) != before.driver.as_ref());
+        if of_others && self.override_of(address).as_deref() != Some(VFIO) {
+            return self.drop_record(address); // somebody has given it to another driver since: that is to stay
+        }
         if now.as_deref() == Some(VFIO) {
             self.unbind(address)?;
         }
@@ -456,5 +474,89 @@ mod tests {
         let text = host.bind_to_vfio(&device(&host)).unwrap_err().to_string();
         assert!(text.contains("nvme0n1 is mounted on /srv"), "{text}");
         assert_eq!(fake.writes(), 0);
+    }
+    #[test]
+    fn a_leftover_stays_with_whoever_uses_it_now_and_goes_back_when_that_has_ended() {
+        const OTHER: &str = "0000:01:00.1";
+        for file in ["/dev/vfio/9", "/dev/vfio/devices/vfio0", "/dev/vfio/devices/vfio1"] {
+            let fake = FakeHost::new();
+            fake.nvme(BDF, 9);
+            fake.pci(OTHER, 0x010802, Some("vfio-pci"), 9);
+            let host = fake.host();
+            std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+            fake.kill_owner();
+            fake.dir(format!("/sys/bus/pci/devices/{BDF}/vfio-dev/vfio0"));
+            fake.dir(format!("/sys/bus/pci/devices/{OTHER}/vfio-dev/vfio1"));
+            fake.opens(77, "qemu", file);
+            let (before, leftover) = (fake.writes(), host.leftovers().remove(0));
+            let text = host.give_back_leftover(&leftover).unwrap_err().to_string();
+            assert!(
+                text.contains("in use by process 77 (qemu)")
+                    && text.contains("skep host give-back 0000:01:00.0"),
+                "{text}"
+            );
+            // Nor does a start that wants it: when that failed it would give the device back.
+            let text = host.bind_to_vfio(&device(&host)).unwrap_err().to_string();
+            assert!(text.contains("open through VFIO in process 77 (qemu)"), "{text}");
+            assert_eq!((fake.state(BDF).0.as_deref(), fake.writes()), (Some("vfio-pci"), before), "{file}");
+            fake.remove("/proc/77/fd/3");
+            host.give_back_leftover(&leftover).unwrap();
+            assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
+        }
+    }
+
+    #[test]
+    fn a_leftover_that_somebody_has_given_to_another_driver_stays_with_it_and_is_none_any_more() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+        fake.kill_owner();
+        fake.dir("/sys/bus/pci/drivers/uio");
+        fake.link(format!("/sys/devices/pci0000:00/{BDF}/driver"), "/sys/bus/pci/drivers/uio");
+        fake.set_override(BDF, "uio");
+        let before = fake.writes();
+        host.give_back_leftover(&host.leftovers()[0]).unwrap();
+        assert_eq!((fake.state(BDF), fake.writes()), ((Some("uio".into()), Some("uio".into())), before));
+        assert!(host.leftovers().is_empty());
+    }
+
+    #[test]
+    fn a_leftover_stays_while_a_vm_that_lives_has_another_device_of_its_group() {
+        const OTHER: &str = "0000:01:00.1";
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        fake.nvme(OTHER, 9);
+        let host = fake.host();
+        std::mem::forget(host.bind_to_vfio(&device(&host)).unwrap());
+        fake.kill_owner();
+        let alive = "{\"address\":\"0000:01:00.1\",\"driver\":\"nvme\",\"driver_override\":null,\"pid\":78,\"started\":5}";
+        fake.file(format!("/run/skep/vfio-{OTHER}.json"), alive);
+        fake.process(78, "skep", 5);
+        let leftover = host.leftovers().remove(0);
+        let text = host.give_back_leftover(&leftover).unwrap_err().to_string();
+        assert!(text.contains("process 78 (skep)"), "{text}");
+    }
+
+    /// A process of its own, whose standard error nobody reads.
+    #[test]
+    fn a_device_that_cannot_be_given_back_ends_no_process_whose_standard_error_is_a_closed_pipe() {
+        const CHILD: &str = "SKEP_TEST_BROKEN_STDERR";
+        if std::env::var_os(CHILD).is_some() {
+            let fake = FakeHost::new();
+            fake.nvme(BDF, 9);
+            let host = fake.host();
+            let bound = host.bind_to_vfio(&device(&host)).unwrap();
+            fake.fail_at(fake.writes());
+            drop(bound);
+            assert_eq!(fake.state(BDF).0.as_deref(), Some("vfio-pci"), "that failed");
+            std::process::exit(7);
+        }
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let name = "bind::tests::a_device_that_cannot_be_given_back_ends_no_process_whose_standard_error_is_a_closed_pipe";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").stderr(writer);
+        assert_eq!(child.stdout(std::process::Stdio::null()).status().unwrap().code(), Some(7));
     }
 }

@@ -51,7 +51,12 @@ impl FakeHost {
 
     pub fn file(&self, path: impl AsRef<Path>, text: &str) {
         self.dir(path.as_ref().parent().unwrap());
-        fs::write(self.path(path), text).unwrap();
+        fs::write(self.path(&path), text).unwrap();
+    }
+
+    pub fn mode(&self, path: &str, mode: u32) {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(self.path(path), fs::Permissions::from_mode(mode)).unwrap();
     }
 
     pub fn link(&self, at: impl AsRef<Path>, to: impl AsRef<Path>) {
@@ -170,6 +175,12 @@ impl FakeHost {
     pub fn opens(&self, pid: u32, name: &str, file: &str) {
         self.file(format!("/proc/{pid}/comm"), name);
         self.link(format!("/proc/{pid}/fd/3"), file);
+    }
+
+    /// A process that lives, and when it began.
+    pub fn process(&self, pid: u32, name: &str, started: u64) {
+        self.file(format!("/proc/{pid}/comm"), name);
+        self.file(format!("/proc/{pid}/stat"), &stat('S', started));
     }
 
     /// No write is answered any more.

@@ -67,6 +67,11 @@ pub enum Reason {
         /// The file that could not be read.
         path: PathBuf,
     },
+    /// It is with vfio-pci, and a process has it, or another device of its IOMMU group.
+    Vfio {
+        /// The processes.
+        by: Vec<String>,
+    },
     /// It is a bridge: part of the host's PCI tree.
     Bridge,
 }
@@ -108,6 +113,11 @@ impl fmt::Display for Reason {
             Reason::Unknown { path } => {
                 write!(f, "whether it is mounted cannot be known, for {} is not readable", path.display())
             }
+            Reason::Vfio { by } => write!(
+                f,
+                "it, or another device of its IOMMU group, is open through VFIO in {} (stop that first)",
+                by.join(", ")
+            ),
             Reason::Bridge => write!(f, "it is a bridge; assign the devices behind it instead"),
         }
     }
@@ -123,9 +133,11 @@ impl Reason {
             | Reason::Held { block, .. }
             | Reason::Member { block, .. }
             | Reason::Exclusive { block, .. } => Some(block),
-            Reason::Interface { .. } | Reason::Console { .. } | Reason::Unknown { .. } | Reason::Bridge => {
-                None
-            }
+            Reason::Interface { .. }
+            | Reason::Console { .. }
+            | Reason::Unknown { .. }
+            | Reason::Vfio { .. }
+            | Reason::Bridge => None,
         }
     }
 }
@@ -144,6 +156,11 @@ impl Host {
         reasons.dedup();
         reasons.extend(self.interfaces_in_use(&home));
         reasons.extend(self.console_on(device, &home));
+        // What waits for its driver with nobody at it may be taken.
+        if link_name(&home.join("driver")).as_deref() == Some("vfio-pci") {
+            let by = self.vfio_users(device.address);
+            reasons.extend((!by.is_empty()).then_some(Reason::Vfio { by }));
+        }
         reasons
     }
 

@@ -4,6 +4,8 @@
 //! come with their evidence; a device is only taken when nothing on the host uses it, and what was taken is
 //! given back as it was, also by a later process when the first one was killed.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod address;
 mod bind;
 mod cdev;
@@ -14,6 +16,7 @@ mod in_use;
 mod iommu;
 mod kernel;
 mod openers;
+mod own;
 mod pci;
 mod reach;
 mod record;
@@ -29,6 +32,7 @@ pub use group::{IommuGroup, Member, NotViable};
 pub use in_use::Reason;
 pub use iommu::{Iommu, IommuKind, ReservedRegion};
 pub use openers::Openers;
+pub use own::{OwnError, OwnFolder, own_user};
 pub use pci::{HostError, PciDevice};
 pub use reach::{Reach, Unreachable, Why};
 pub use record::Leftover;

@@ -1,21 +1,21 @@
 //! What was bound, on record, so that a later process can give it back when the first one was killed.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BindError, Host, Openers, PciAddress, attribute, names};
+use crate::own::{OwnError, OwnFolder};
+use crate::{BindError, Host, PciAddress, attribute, names};
 
 /// Where records lie. Gone after a boot, and so are the bindings.
 const DIR: &str = "/run/skep";
 
-/// How long others may bind or give back. A single step of theirs may take as long as the kernel is waited for, which
-/// is 60 s; who takes longer has been stopped.
+/// How long others may bind or give back the same device. A single step of theirs may take as long as the kernel is
+/// waited for, which is 60 s; who takes longer has been stopped.
 const LOCK_PATIENCE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(90) };
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a device was before it was bound, and who bound it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,10 +48,17 @@ impl Host {
         self.try_leftovers().into_iter().flatten().collect()
     }
 
-    /// Devices that processes which are gone did not give back, and an error for each record that cannot be read.
+    /// Devices that processes which are gone did not give back, and an error for each record that cannot be read or that
+    /// another user may have written.
     pub fn try_leftovers(&self) -> Vec<Result<Leftover, BindError>> {
-        let files = names(&self.path(DIR)).into_iter();
+        let files = match OwnFolder::open_private(&self.path(DIR))
+            .and_then(|folder| folder.map_or(Ok(Vec::new()), |folder| folder.names()))
+        {
+            Ok(files) => files,
+            Err(cause) => return vec![Err(BindError::Records { cause })],
+        };
         let addresses = files
+            .iter()
             .filter_map(|name| name.strip_prefix("vfio-")?.strip_suffix(".json")?.parse::<PciAddress>().ok());
         let leftover = |address| match self.record(address) {
             Ok(Some(record)) if !self.is_alive(&record) => {
@@ -63,59 +70,56 @@ impl Host {
         addresses.filter_map(leftover).collect()
     }
 
-    /// Waits until no other process binds or gives back; holds them off as long as the file is open.
+    /// Waits until no other process binds or gives back this device; holds them off as long as the file is open.
     pub(crate) fn hold(&self, address: PciAddress) -> Result<File, BindError> {
-        let path = self.path(DIR).join("lock");
-        let failed = |cause| BindError::Record { address, path: path.clone(), cause };
-        let open = || {
-            std::fs::create_dir_all(self.path(DIR))?;
-            File::options().create(true).append(true).open(&path)
+        let lock = || {
+            OwnFolder::make_private(&self.path(DIR))?.lock(
+                self,
+                &format!("vfio-{address}.lock"),
+                LOCK_PATIENCE,
+            )
         };
-        let file = open().map_err(failed)?;
-        let end = Instant::now() + LOCK_PATIENCE;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::Error(cause)) => return Err(failed(cause)),
-                Err(TryLockError::WouldBlock) if Instant::now() >= end => break,
-                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
-            }
-        }
-        let by = file.metadata().map_or_else(|_| Vec::new(), |facts| self.openers(&facts, Openers::WithLock));
-        Err(BindError::Held { address, path: path.clone(), after: LOCK_PATIENCE, by })
+        lock().map_err(|cause| match cause {
+            OwnError::Held { path, after, by } => BindError::Held { address, path, after, by },
+            cause => BindError::Record { address, cause },
+        })
     }
 
     /// The record of a device, if there is one.
     pub(crate) fn record(&self, address: PciAddress) -> Result<Option<Record>, BindError> {
-        let path = self.record_path(address);
-        let fail = |cause| BindError::Record { address, path: path.clone(), cause };
-        match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|wrong| fail(wrong.into())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(fail(error)),
+        let fail = |cause| BindError::Record { address, cause };
+        let Some(folder) = OwnFolder::open_private(&self.path(DIR)).map_err(fail)? else { return Ok(None) };
+        let name = record_name(address);
+        let Some(bytes) = folder.read(&name).map_err(fail)? else { return Ok(None) };
+        let wrong = |cause: io::Error| {
+            fail(OwnError::Failed { what: "make sense of", path: folder.path().join(&name), cause })
+        };
+        let record: Record = serde_json::from_slice(&bytes).map_err(|cause| wrong(cause.into()))?;
+        if record.address != address.to_string() {
+            let other = format!("it is about {:?}", record.address);
+            return Err(wrong(io::Error::new(io::ErrorKind::InvalidData, other)));
         }
+        Ok(Some(record))
     }
 
     /// Puts a record in place whole: a reader sees the old one or the new one.
     pub(crate) fn keep_record(&self, address: PciAddress, record: &Record) -> Result<(), BindError> {
-        let path = self.record_path(address);
-        let write = || {
-            std::fs::create_dir_all(self.path(DIR))?;
-            let draft = path.with_extension(format!("{}.new", std::process::id()));
-            std::fs::write(&draft, serde_json::to_vec(record)?)?;
-            std::fs::rename(&draft, &path)
+        let keep = || {
+            let folder = OwnFolder::make_private(&self.path(DIR))?;
+            let failed = |cause: serde_json::Error| OwnError::Failed {
+                what: "write",
+                path: folder.path().join(record_name(address)),
+                cause: cause.into(),
+            };
+            folder.write(&record_name(address), &serde_json::to_vec(record).map_err(failed)?)
         };
-        write().map_err(|cause| BindError::Record { address, path: path.clone(), cause })
+        keep().map_err(|cause| BindError::Record { address, cause })
     }
 
     pub(crate) fn drop_record(&self, address: PciAddress) -> Result<(), BindError> {
-        let path = self.record_path(address);
-        match std::fs::remove_file(&path) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                Err(BindError::Record { address, path, cause })
-            }
-            _ => Ok(()),
-        }
+        let fail = |cause| BindError::Record { address, cause };
+        let Some(folder) = OwnFolder::open_private(&self.path(DIR)).map_err(fail)? else { return Ok(()) };
+        folder.remove(&record_name(address)).map_err(fail)
     }
 
     /// Whether the process that wrote the record still runs. One that has ended and that nobody has waited for, as in a
@@ -140,10 +144,10 @@ impl Host {
     pub(crate) fn started(&self, pid: u32) -> Option<u64> {
         fields(&self.path(format!("/proc/{pid}/stat")))?.get(19)?.parse().ok()
     }
+}
 
-    fn record_path(&self, address: PciAddress) -> PathBuf {
-        self.path(DIR).join(format!("vfio-{address}.json"))
-    }
+fn record_name(address: PciAddress) -> String {
+    format!("vfio-{address}.json")
 }
 
 /// The fields of proc_pid_stat(5) from the third on, which is the state. The second is the program's name in brackets
@@ -160,20 +164,21 @@ mod tests {
     use crate::fake::FakeHost;
 
     const BDF: &str = "0000:01:00.0";
+    const LOCK: &str = "/run/skep/vfio-0000:01:00.0.lock";
 
     #[test]
     fn who_holds_the_others_off_for_too_long_is_named_and_who_is_done_in_time_is_waited_for() {
         let fake = FakeHost::new();
         fake.nvme(BDF, 9);
-        fake.file("/run/skep/lock", "");
-        fake.opens(77, "skep", "/run/skep/lock");
+        fake.file(LOCK, "");
+        fake.opens(77, "skep", LOCK);
         fake.file("/proc/77/fdinfo/3", "pos:\t0\nlock:\t1: FLOCK  ADVISORY  WRITE 77\n");
-        let other = File::open(fake.path("/run/skep/lock")).unwrap();
+        let other = File::open(fake.path(LOCK)).unwrap();
         other.lock().unwrap();
         let host = fake.host();
         let device = PciDevice::open(&host, BDF.parse().unwrap()).unwrap();
         let text = host.bind_to_vfio(&device).unwrap_err().to_string();
-        assert!(text.contains("process 77 (skep) has held") && text.contains("/run/skep/lock"), "{text}");
+        assert!(text.contains("process 77 (skep) has held") && text.contains(LOCK), "{text}");
         assert_eq!(fake.writes(), 0);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -197,5 +202,58 @@ mod tests {
         assert_eq!(host.leftovers().len(), 1);
         host.bind_to_vfio(&device()).unwrap().give_back().unwrap();
         assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
+    }
+    #[test]
+    fn who_is_at_work_on_another_device_holds_nobody_off() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        let _other = host.hold("0000:02:00.0".parse().unwrap()).unwrap();
+        let device = PciDevice::open(&host, BDF.parse().unwrap()).unwrap();
+        host.bind_to_vfio(&device).unwrap().give_back().unwrap();
+    }
+
+    #[test]
+    fn records_that_others_may_have_written_are_refused_by_name_owner_and_mode_and_nothing_is_touched() {
+        let fake = FakeHost::new();
+        fake.pci(BDF, 0x010802, Some("vfio-pci"), 9);
+        let host = fake.host();
+        let device = PciDevice::open(&host, BDF.parse().unwrap()).unwrap();
+        let planted = format!(
+            "{{\"address\":\"{BDF}\",\"driver\":\"evil\",\"driver_override\":\"evil\",\"pid\":7,\"started\":1}}"
+        );
+        let record = format!("/run/skep/vfio-{BDF}.json");
+        fake.file(&record, &planted);
+        let own = host.leftovers();
+        assert_eq!(own.len(), 1, "as written by a user of mine");
+        fake.mode(&record, 0o666);
+        let refused = |what: &str| {
+            let texts = [
+                host.try_leftovers().remove(0).unwrap_err().to_string(),
+                host.bind_to_vfio(&device).unwrap_err().to_string(),
+                host.give_back_leftover(&own[0]).unwrap_err().to_string(),
+            ];
+            for text in texts {
+                assert!(text.contains(what) && text.contains("owner") && text.contains("mode 0"), "{text}");
+            }
+            assert_eq!(fake.writes(), 0);
+        };
+        // A folder that a careless umask made is closed; what others may have put there still does not count.
+        fake.mode("/run/skep", 0o777);
+        refused(&record);
+        let folder = std::fs::metadata(fake.path("/run/skep")).unwrap();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&folder.permissions()) & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn a_record_of_another_device_is_no_record() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        fake.file(
+            format!("/run/skep/vfio-{BDF}.json"),
+            "{\"address\":\"0000:02:00.0\",\"driver\":null,\"driver_override\":null,\"pid\":7,\"started\":1}",
+        );
+        let text = fake.host().try_leftovers().remove(0).unwrap_err().to_string();
+        assert!(text.contains("it is about") && text.contains("0000:02:00.0"), "{text}");
     }
 }

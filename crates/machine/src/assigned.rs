@@ -87,8 +87,12 @@ impl Claimed {
         for address in self.claim.assigned() {
             let at = bus.free_address()?;
             let events = events.clone();
-            // Nobody listens before the VM runs; what is said waits until then.
-            let report = Arc::new(move |event: assign::Event| events.trouble(event.to_string()));
+            // Nobody listens before the VM runs; what is said waits until then. Warnings come from what the guest reads
+            // and writes.
+            let report = Arc::new(move |event: assign::Event| match event {
+                warning @ assign::Event::Warning { .. } => events.provoked(warning.to_string()),
+                other => events.trouble(other.to_string()),
+            });
             let (windows, services) = (bus.windows(), services.clone());
             let assigned = Assigned::new(&self.claim, address, at, windows, services, report)?;
             bus.add(at, assigned.clone())?;

@@ -25,7 +25,7 @@ impl Board {
     /// The guest's access is done in any case; what went wrong is news for the VM's owner.
     fn report(&self, result: Result<(), PciError>) {
         if let Err(error) = result {
-            self.events.trouble(error.to_string());
+            self.events.provoked(error.to_string());
         }
     }
 }

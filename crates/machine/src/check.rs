@@ -10,7 +10,6 @@ use crate::disks::{self, CheckedDisk};
 use crate::error::StartError;
 use crate::kvm::Hypervisor;
 use crate::layout::Layout;
-use crate::notice::{Notice, Reporter};
 use crate::plan;
 use crate::ram;
 
@@ -84,19 +83,4 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
 fn holes(host: &Host, devices: &[PciAddress]) -> Vec<GpaRange> {
     let groups = devices.iter().filter_map(|address| PciDevice::open(host, *address).ok()?.group);
     groups.filter_map(|group| host.reach(&[group]).ok()).flat_map(|reach| reach.holes()).collect()
-}
-
-/// Gives back what VMs that were killed left bound. That it fails concerns this VM only if it wants such a device,
-/// and then claiming it says why.
-pub fn give_back_leftovers(host: &Host, report: &Reporter) {
-    for leftover in host.leftovers() {
-        let said = match host.give_back_leftover(&leftover) {
-            Ok(()) => format!(
-                "gave {} back, which a killed VM (process {}) had left",
-                leftover.address, leftover.pid
-            ),
-            Err(error) => error.to_string(),
-        };
-        report(&Notice::Trouble(said));
-    }
 }

@@ -55,7 +55,7 @@ impl PortDevice for ConfigPorts {
         } else if let Some((function, register)) = self.target(offset, data.len())
             && let Err(error) = self.bus.write_config(function, register, data)
         {
-            self.events.trouble(error.to_string());
+            self.events.provoked(error.to_string());
         }
     }
 

@@ -1,7 +1,8 @@
 //! What happens to a running VM, on its way to the VM's owner.
 //!
 //! A guest can cause trouble as fast as it likes (move a BAR that cannot be mapped, for ever), so troubles that
-//! wait are bounded, and told at a bounded rate; what is not told is counted, and the count is told. It can also ask
+//! wait are bounded, and told at a bounded rate; what is not told is counted, and the count is told. What the guest
+//! provokes has a budget of its own, so that none of it takes the place of what this host fails at. It can also ask
 //! for power off and reset as fast as it likes, so one such request waits at most.
 
 use std::sync::Arc;
@@ -14,9 +15,9 @@ use devices::PowerRequest;
 use crate::cpus::End;
 use crate::notice::{Life, Notice, Reporter};
 
-/// Troubles that wait at most.
+/// Troubles of one kind that wait at most.
 const WAITING: u64 = 64;
-/// Troubles told in one [`PERIOD`].
+/// Troubles of one kind told in one [`PERIOD`].
 const TOLD: u32 = 20;
 const PERIOD: Duration = Duration::from_secs(10);
 
@@ -29,6 +30,8 @@ pub enum Event {
     Ended(End),
     /// Something failed that the guest was not told of.
     Trouble(String),
+    /// The same, where the guest can cause as many as it likes.
+    Provoked(String),
     /// DMA failed.
     Fault(dma::fault::Event),
     /// This host failed a request of a disk.
@@ -54,10 +57,37 @@ pub struct Events {
 
 #[derive(Default)]
 struct Tally {
-    waiting: AtomicU64,
-    lost: AtomicU64,
+    troubles: Queue,
+    provoked: Queue,
     /// A request for power off or reset waits.
     power: AtomicBool,
+}
+
+/// Troubles of one kind on their way.
+#[derive(Default)]
+struct Queue {
+    waiting: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl Queue {
+    /// Whether there is room for one more; if not, it is counted.
+    fn enters(&self) -> bool {
+        let enters = self.waiting.fetch_add(1, Ordering::Relaxed) < WAITING;
+        if !enters {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        enters
+    }
+
+    fn leaves(&self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn take_lost(&self) -> u64 {
+        self.lost.swap(0, Ordering::Relaxed)
+    }
 }
 
 /// The owner's end, and its way to tell on what came.
@@ -67,15 +97,18 @@ struct Tally {
 pub struct Inbox {
     receiver: Receiver<Event>,
     tally: Arc<Tally>,
-    teller: Teller,
+    report: Reporter,
+    troubles: Teller,
+    provoked: Teller,
 }
 
 /// Both ends; what happens is told to `report`.
 pub fn events(report: Reporter) -> (Events, Inbox) {
     let (sender, receiver) = channel();
     let tally = Arc::new(Tally::default());
-    let teller = Teller::new(report);
-    (Events { sender, tally: tally.clone() }, Inbox { receiver, tally, teller })
+    let troubles = Teller::new(Notice::Trouble, "more troubles of this VM were not told");
+    let provoked = Teller::new(Notice::Provoked, "more troubles that the guest caused were not told");
+    (Events { sender, tally: tally.clone() }, Inbox { receiver, tally, report, troubles, provoked })
 }
 
 impl Events {
@@ -93,11 +126,15 @@ impl Events {
 
     /// Sends something that failed without the guest being told.
     pub fn trouble(&self, what: String) {
-        if self.tally.waiting.fetch_add(1, Ordering::Relaxed) < WAITING {
+        if self.tally.troubles.enters() {
             self.send(Event::Trouble(what));
-        } else {
-            self.tally.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.tally.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The same, for what the guest can cause as often as it likes.
+    pub fn provoked(&self, what: String) {
+        if self.tally.provoked.enters() {
+            self.send(Event::Provoked(what));
         }
     }
 }
@@ -124,6 +161,7 @@ impl Inbox {
                 Event::Power(_) | Event::Ended(_) => {}
                 Event::Stop => stop = true,
                 Event::Trouble(what) => self.tell(&what),
+                Event::Provoked(what) => self.tell_provoked(&what),
                 later @ (Event::Fault(_)
                 | Event::Disk(_)
                 | Event::PressPowerButton
@@ -137,7 +175,7 @@ impl Inbox {
 
     /// Whom everything is told.
     pub fn reporter(&self) -> &Reporter {
-        &self.teller.report
+        &self.report
     }
 
     /// Tells of DMA that failed. It comes at a bounded rate already, and every count matters.
@@ -157,7 +195,12 @@ impl Inbox {
 
     /// Tells a trouble, or counts it.
     pub fn tell(&mut self, what: &str) {
-        self.teller.tell(what, self.tally.lost.swap(0, Ordering::Relaxed));
+        self.troubles.tell(what, self.tally.troubles.take_lost(), &self.report);
+    }
+
+    /// Tells a trouble that the guest caused, or counts it.
+    pub fn tell_provoked(&mut self, what: &str) {
+        self.provoked.tell(what, self.tally.provoked.take_lost(), &self.report);
     }
 
     /// Tells the troubles and faults that wait now, and how many troubles were not told.
@@ -165,6 +208,7 @@ impl Inbox {
         for event in self.waiting() {
             match event {
                 Event::Trouble(what) => self.tell(&what),
+                Event::Provoked(what) => self.tell_provoked(&what),
                 Event::Fault(fault) => self.fault(fault),
                 // One that asks for a pause has ended without it, of which its disk has told.
                 Event::Disk(failure) if failure.answer != disk::Answer::Held => self.disk(failure),
@@ -172,7 +216,8 @@ impl Inbox {
                 _ => {}
             }
         }
-        self.teller.tell_count(self.tally.lost.swap(0, Ordering::Relaxed));
+        self.troubles.tell_count(self.tally.troubles.take_lost(), &self.report);
+        self.provoked.tell_count(self.tally.provoked.take_lost(), &self.report);
     }
 
     /// Takes the events that wait now.
@@ -182,7 +227,8 @@ impl Inbox {
 
     fn taken(&self, event: &Event) {
         match event {
-            Event::Trouble(_) => drop(self.tally.waiting.fetch_sub(1, Ordering::Relaxed)),
+            Event::Trouble(_) => self.tally.troubles.leaves(),
+            Event::Provoked(_) => self.tally.provoked.leaves(),
             Event::Power(_) => self.tally.power.store(false, Ordering::SeqCst),
             _ => {}
         }
@@ -195,40 +241,41 @@ impl Drop for Inbox {
     }
 }
 
-/// Tells troubles at a bounded rate.
+/// Tells troubles of one kind at a bounded rate.
 struct Teller {
-    report: Reporter,
+    kind: fn(String) -> Notice,
+    /// What the count of those that were not told is called.
+    not_told: &'static str,
     since: Instant,
     told: u32,
     untold: u64,
 }
 
 impl Teller {
-    fn new(report: Reporter) -> Teller {
-        Teller { report, since: Instant::now(), told: 0, untold: 0 }
+    fn new(kind: fn(String) -> Notice, not_told: &'static str) -> Teller {
+        Teller { kind, not_told, since: Instant::now(), told: 0, untold: 0 }
     }
 
     /// Tells a trouble, or counts it; `lost` found no room on the way.
-    fn tell(&mut self, what: &str, lost: u64) {
+    fn tell(&mut self, what: &str, lost: u64, report: &Reporter) {
         self.untold += lost;
         if self.since.elapsed() >= PERIOD {
             (self.since, self.told) = (Instant::now(), 0);
-            self.tell_count(0);
+            self.tell_count(0, report);
         }
         if self.told < TOLD {
             self.told += 1;
-            (self.report)(&Notice::Trouble(what.to_owned()));
+            report(&(self.kind)(what.to_owned()));
         } else {
             self.untold += 1;
         }
     }
 
     /// Says how many were not told.
-    fn tell_count(&mut self, lost: u64) {
+    fn tell_count(&mut self, lost: u64, report: &Reporter) {
         self.untold += lost;
         if self.untold > 0 {
-            let count = format!("{} more troubles of this VM were not told", self.untold);
-            (self.report)(&Notice::Trouble(count));
+            report(&(self.kind)(format!("{} {}", self.untold, self.not_told)));
             self.untold = 0;
         }
     }
@@ -284,6 +331,26 @@ mod tests {
         let lines = lines.lock().unwrap();
         assert_eq!((waited, lines.len()), (WAITING, 21));
         assert_eq!(lines[20], "980 more troubles of this VM were not told");
+    }
+
+    #[test]
+    fn what_a_guest_provokes_for_ever_takes_the_place_of_nothing_that_the_host_failed_at() {
+        let (events, mut inbox, lines) = recorded();
+        // Both on the way and where it is told: the guest was first, and goes on.
+        for _ in 0..1000 {
+            events.provoked("a bad descriptor".to_owned());
+        }
+        events.trouble("the flush at the guest's shutdown failed".to_owned());
+        events.send(fault("beyond RAM"));
+        for _ in 0..1000 {
+            events.provoked("a bad descriptor".to_owned());
+        }
+        inbox.tell_rest();
+        let count = |text: &str| lines.lock().unwrap().iter().filter(|line| line.contains(text)).count();
+        assert_eq!(count("the flush at the guest's shutdown failed"), 1);
+        assert_eq!(count("beyond RAM"), 1);
+        assert_eq!(count("a bad descriptor"), TOLD as usize);
+        assert_eq!(count("1980 more troubles that the guest caused were not told"), 1);
     }
 
     #[test]

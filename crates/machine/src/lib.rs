@@ -3,6 +3,8 @@
 //! [`Vm::build`] makes everything or nothing; [`Vm::run`] returns when the VM has ended, with the reason. In
 //! between a [`Control`] presses the power button, stops the VM and types on its console.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod alarms;
 mod assemble;
 mod assigned;
@@ -25,6 +27,7 @@ mod faults;
 mod interrupts;
 mod kvm;
 mod layout;
+mod leftovers;
 mod notice;
 mod phase;
 mod plan;

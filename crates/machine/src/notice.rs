@@ -13,6 +13,8 @@ pub enum Notice {
     Disk(disk::Failure),
     /// Something failed that the guest was not told of, in a sentence or more.
     Trouble(String),
+    /// A trouble that the guest can cause as often as it likes. It must not push out anything else.
+    Provoked(String),
 }
 
 /// A step in a VM's life.
@@ -40,7 +42,7 @@ impl fmt::Display for Notice {
             Notice::Life(life) => life.fmt(f),
             Notice::Fault(event) => event.fmt(f),
             Notice::Disk(failure) => failure.fmt(f),
-            Notice::Trouble(what) => f.write_str(what),
+            Notice::Trouble(what) | Notice::Provoked(what) => f.write_str(what),
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::alarms::AlarmWatch;
 use crate::assemble::assemble;
 use crate::assigned::Claimed;
 use crate::board::Board;
-use crate::check::{check, give_back_leftovers};
+use crate::check::check;
 use crate::chips::Chips;
 use crate::console::Console;
 use crate::cpus::{Cpus, End};
@@ -37,6 +37,7 @@ use crate::error::StartError;
 use crate::events::{Event, Events, Inbox};
 use crate::failures;
 use crate::faults::{self, Policies};
+use crate::leftovers;
 use crate::notice::{Life, Reporter};
 use crate::phase::{Phase, Phases};
 use crate::steps::Steps;
@@ -250,7 +251,7 @@ impl Vm {
         report: Reporter,
         cancelled: Arc<AtomicBool>,
     ) -> Result<Vm, Vec<StartError>> {
-        give_back_leftovers(&Host::here(), &report);
+        leftovers::give_back(&Host::here(), &report);
         let checked = check(config)?;
         let steps = Steps::new(cancelled);
         let vm = assemble(config, checked, output, report, &steps).map_err(|error| vec![error])?;
@@ -341,6 +342,7 @@ impl Vm {
                     return Outcome::Failed(format!("vCPU {cpu}: {what}"));
                 }
                 Event::Trouble(what) => self.inbox.tell(&what),
+                Event::Provoked(what) => self.inbox.tell_provoked(&what),
                 Event::PressPowerButton => self.power.press_button(),
                 Event::Pause(why) => self.pause(why),
                 Event::Resume => self.resume(),

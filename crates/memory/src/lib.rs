@@ -6,6 +6,8 @@
 //! copies that the compiler may neither split nor repeat ([`GuestSlice`]), by atomics for ring indices, or by
 //! address for the kernel and for devices ([`Buffers`]).
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod address;
 mod available;
 mod backing;

@@ -8,6 +8,8 @@
 //! Register names and offsets are those of the PCI Local Bus Specification 3.0, chapter 6, and the PCI Express
 //! Base Specification, chapter 7.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod address;
 mod bar;
 mod bus;

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use config::Console;
+use control::{Callers, OwnSocket, SocketError};
 
 /// An opened console.
 pub struct Opened {
@@ -16,6 +17,8 @@ pub struct Opened {
     pub input: Input,
     /// A file whose old contents go once the VM starts.
     pub stale: Option<File>,
+    /// A socket, whose file goes when this is dropped.
+    pub socket: Option<OwnSocket>,
 }
 
 /// Where input comes from.
@@ -29,24 +32,31 @@ pub enum Input {
 }
 
 /// A console that could not be opened.
-#[derive(Debug)]
-pub struct ConsoleError {
-    path: PathBuf,
-    what: &'static str,
-    cause: io::Error,
-    hint: &'static str,
-}
-
-impl std::fmt::Display for ConsoleError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "cannot {} the console {}: {}. {}", self.what, self.path.display(), self.cause, self.hint)
-    }
+#[derive(Debug, thiserror::Error)]
+pub enum ConsoleError {
+    /// A file.
+    #[error("cannot {what} the console {}: {cause}. {hint}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// The system's answer.
+        cause: io::Error,
+        /// What a person can do.
+        hint: &'static str,
+    },
+    /// A socket.
+    #[error("the console cannot be served: {0} (--console socket:PATH)")]
+    Socket(#[from] SocketError),
 }
 
 /// Opens the console that the description names.
 pub fn open(console: &Console) -> Result<Opened, ConsoleError> {
     match console {
-        Console::Stdio => Ok(Opened { output: Box::new(io::stdout()), input: Input::Standard, stale: None }),
+        Console::Stdio => {
+            Ok(Opened { output: Box::new(io::stdout()), input: Input::Standard, stale: None, socket: None })
+        }
         Console::File(path) => {
             let path = path.as_path().to_owned();
             let hint = "Check that its folder exists and may be written to (--console file:PATH).";
@@ -56,46 +66,47 @@ pub fn open(console: &Console) -> Result<Opened, ConsoleError> {
                 .truncate(false)
                 .open(&path)
                 .and_then(|file| Ok((file.try_clone()?, file)));
-            let (stale, file) = opened.map_err(|cause| ConsoleError { path, what: "create", cause, hint })?;
+            let (stale, file) =
+                opened.map_err(|cause| ConsoleError::File { path, what: "create", cause, hint })?;
             let is_plain = file.metadata().is_ok_and(|metadata| metadata.is_file());
-            Ok(Opened { output: Box::new(file), input: Input::Nothing, stale: is_plain.then_some(stale) })
+            let stale = is_plain.then_some(stale);
+            Ok(Opened { output: Box::new(file), input: Input::Nothing, stale, socket: None })
         }
         Console::Socket(path) => {
-            let path = path.as_path().to_owned();
-            let hint = "If no other VM uses it, remove the file that is left there (--console socket:PATH).";
-            let listener = UnixListener::bind(&path).map_err(|cause| ConsoleError {
-                path: path.clone(),
-                what: "listen on",
-                cause,
-                hint,
-            })?;
-            let socket = Socket { listener, path, peer: Peer::default() };
-            Ok(Opened { output: Box::new(socket.peer.clone()), input: Input::Socket(socket), stale: None })
+            let socket = OwnSocket::at(path.as_path())?;
+            let peer = Peer::default();
+            let input = Socket { callers: socket.callers(), peer: peer.clone() };
+            let output = Box::new(peer);
+            Ok(Opened { output, input: Input::Socket(input), stale: None, socket: Some(socket) })
         }
     }
 }
 
-/// A console on a Unix socket: one peer at a time, the next one waits. The socket's file goes with it.
+/// A console on a Unix socket: one peer at a time, the next one waits.
 pub struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
+    callers: Callers,
     peer: Peer,
 }
 
 impl Socket {
-    /// What is to be removed at the end.
-    pub fn path(&self) -> PathBuf {
-        self.path.clone()
-    }
-
-    /// Serves one peer after the other, for ever; what they send goes to `give`.
-    pub fn serve(&self, mut give: impl FnMut(&[u8])) -> io::Result<()> {
-        loop {
-            let (mut stream, _) = self.listener.accept()?;
-            *self.peer.lock() = Some(stream.try_clone()?);
+    /// Serves one peer after the other until the socket is gone; what they send goes to `give`.
+    pub fn serve(&self, mut give: impl FnMut(&[u8])) {
+        let turn_away = |mut stranger: &UnixStream| {
+            let why = b"This VM belongs to another user. Its owner and root may use its console.\n";
+            // Nobody waits for a peer that does not take it.
+            drop(stranger.set_nonblocking(true).and_then(|()| stranger.write_all(why)));
+        };
+        while let Some(mut stream) = self.callers.next(turn_away) {
+            // Without a second descriptor it cannot be served, and it sees its end.
+            let Ok(own) = stream.try_clone() else { continue };
+            *self.peer.lock() = Some(own);
             let mut buffer = [0; 256];
-            while let Ok(len @ 1..) = stream.read(&mut buffer) {
-                give(&buffer[..len]);
+            loop {
+                match stream.read(&mut buffer) {
+                    Ok(len @ 1..) => give(&buffer[..len]),
+                    Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                    Ok(0) | Err(_) => break,
+                }
             }
             *self.peer.lock() = None;
         }
@@ -114,7 +125,11 @@ impl Peer {
 
 impl Write for Peer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let stream = self.lock().as_ref().map(UnixStream::try_clone).transpose()?;
+        let stream = match self.lock().as_ref().map(UnixStream::try_clone) {
+            Some(Ok(stream)) => Some(stream),
+            // As without a peer, for this time: the next try may find a descriptor.
+            Some(Err(_)) | None => None,
+        };
         if let Some(mut stream) = stream
             && stream.write_all(bytes).is_err()
         {

@@ -49,9 +49,10 @@ struct GiveBack {
 
 const HELP: &str = "\
 Without a command: lists what VMs which were killed left: PCI devices bound to vfio-pci, and the probes by which skep
-learns of DMA faults (tracefs; only root sees them). The next `skep run` with devices sees to it by itself; `skep host
-give-back` does it now, and touches nothing that a running process has. `skep host rehearse` shows whether devices survive being given
-to a VM: it takes them from their drivers for a moment, and refuses what is in use.
+learns of DMA faults (tracefs; only root sees them). The next `skep run` sees to it by itself; `skep host give-back`
+does it now. Neither touches what a running process has, nor another device of its IOMMU group. `skep host rehearse`
+shows whether devices survive being given to a VM: it takes them from their drivers for a moment, and refuses what is
+in use.
 
 Exit status: 0 when all went well (also when nothing is left), 1 when something failed, 2 for wrong flags.";
 

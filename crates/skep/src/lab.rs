@@ -101,14 +101,14 @@ impl Exec {
         if let Some(file) = &self.json
             && let Err(error) = fs::write(file, format!("{:#}\n", report(&result)))
         {
-            eprintln!("skep lab: cannot write {}: {error}", file.display());
+            drop(writeln!(io::stderr(), "skep lab: cannot write {}: {error}", file.display()));
             return ExitCode::from(125);
         }
         match result {
             // The status of a process has 8 bits, in the emulated host as here.
             Ok(outcome) => ExitCode::from(outcome.status as u8),
             Err(error) => {
-                eprintln!("skep lab: {error}");
+                drop(writeln!(io::stderr(), "skep lab: {error}"));
                 ExitCode::from(error.exit_status())
             }
         }

@@ -2,6 +2,8 @@
 //!
 //! One module per command; this file only says which there are.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::io::stdout;
 use std::process::ExitCode;
 

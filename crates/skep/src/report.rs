@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -47,13 +47,24 @@ fn write(text: &str) {
 
 /// Notices that wait at most for an output that is slow.
 const WAITING: usize = 256;
+/// Of these, what the guest can cause as often as it likes.
+const PROVOKED: usize = 32;
 
 /// Says troubles on a thread of its own, so that an error output that stands still (a terminal after Ctrl-S, a pipe
 /// that nobody reads) holds nobody up. What finds no room is counted, and the count is said.
 pub struct Troubles {
-    lines: SyncSender<String>,
+    lines: SyncSender<Line>,
     dropped: Arc<AtomicU64>,
+    provoked: Arc<AtomicUsize>,
     done: Receiver<()>,
+}
+
+/// What waits to be said.
+enum Line {
+    /// The guest caused it, and can cause more.
+    Provoked(String),
+    /// Anything else.
+    Other(String),
 }
 
 impl Troubles {
@@ -63,12 +74,20 @@ impl Troubles {
     }
 
     fn said_by(mut say: impl FnMut(&str) + Send + 'static) -> std::io::Result<Troubles> {
-        let (lines, taken) = sync_channel::<String>(WAITING);
+        let (lines, taken) = sync_channel::<Line>(WAITING);
         let (finished, done) = sync_channel::<()>(1);
         let dropped = Arc::new(AtomicU64::new(0));
         let not_said = dropped.clone();
+        let provoked = Arc::new(AtomicUsize::new(0));
+        let waiting = provoked.clone();
         std::thread::Builder::new().name("troubles".into()).spawn(move || {
-            taken.iter().for_each(|text| say(&text));
+            taken.iter().for_each(|line| match line {
+                Line::Provoked(text) => {
+                    waiting.fetch_sub(1, Ordering::SeqCst);
+                    say(&text);
+                }
+                Line::Other(text) => say(&text),
+            });
             let count = not_said.load(Ordering::SeqCst);
             if count > 0 {
                 say(&format!(
@@ -79,12 +98,24 @@ impl Troubles {
             // Dropping it wakes whoever waits.
             drop(finished);
         })?;
-        Ok(Troubles { lines, dropped, done })
+        Ok(Troubles { lines, dropped, provoked, done })
     }
 
     /// How to say one, and have it recorded.
     pub fn reporter(&self, journal: Arc<Journal>) -> machine::Reporter {
-        let (lines, dropped) = (self.lines.clone(), self.dropped.clone());
+        let (lines, dropped, provoked) = (self.lines.clone(), self.dropped.clone(), self.provoked.clone());
+        // What was provoked has few places only, so that there is room for the rest.
+        let send = move |line: Line| match line {
+            line @ Line::Other(_) => lines.try_send(line).is_ok(),
+            line @ Line::Provoked(_) => {
+                let enters =
+                    provoked.fetch_add(1, Ordering::SeqCst) < PROVOKED && lines.try_send(line).is_ok();
+                if !enters {
+                    provoked.fetch_sub(1, Ordering::SeqCst);
+                }
+                enters
+            }
+        };
         Box::new(move |notice| {
             let text = notice.to_string();
             match notice {
@@ -92,14 +123,16 @@ impl Troubles {
                 Notice::Fault(event) => journal.record_fault(&text, view::fault(event)),
                 Notice::Disk(failure) => journal.record_disk(&text, view::disk_error(failure)),
                 Notice::Trouble(_) => journal.record(EventKind::Trouble, &text),
+                Notice::Provoked(_) => journal.record_provoked(&text),
             };
             // What is held makes the VM pause, which is said with the reason.
             let said_by_the_pause = matches!(notice, Notice::Disk(failure) if failure.answer == Answer::Held);
+            let line = if matches!(notice, Notice::Provoked(_)) { Line::Provoked } else { Line::Other };
             // That it was started is no news to who started it, nor is a reset to the guest's user; and how things
             // were made is for those who ask (`skep events`).
             if !said_by_the_pause
                 && !matches!(notice, Notice::Life(Life::Made(_) | Life::Started | Life::Restarted))
-                && lines.try_send(text).is_err()
+                && !send(line(text))
             {
                 dropped.fetch_add(1, Ordering::SeqCst);
             }
@@ -145,6 +178,36 @@ mod tests {
         // One may have been taken, and be at the output, while the others wait.
         assert!((WAITING..=WAITING + 1).contains(&shown.len()), "{}", shown.len());
         assert!(last.starts_with(&format!("{} more messages", 1000 - shown.len())), "{last}");
+    }
+
+    #[test]
+    fn what_a_guest_provokes_leaves_room_for_the_rest_while_an_output_stands_still() {
+        let (go, wait) = sync_channel::<()>(0);
+        let said = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let to = said.clone();
+        let troubles = Troubles::said_by(move |text| {
+            assert!(wait.recv().is_err());
+            to.lock().unwrap().push(text.to_owned());
+        })
+        .unwrap();
+        let journal = Arc::new(Journal::new());
+        let reporter = troubles.reporter(journal.clone());
+        reporter(&Notice::Trouble("first".to_owned()));
+        for _ in 0..10_000 {
+            reporter(&Notice::Provoked("again".to_owned()));
+        }
+        reporter(&Notice::Trouble("the flush failed".to_owned()));
+        drop((reporter, go));
+        troubles.finish();
+        let said = said.lock().unwrap();
+        assert_eq!(said.iter().filter(|line| *line == "again").count(), PROVOKED);
+        assert!(said.iter().any(|line| line == "the flush failed"), "{said:?}");
+        let kept = journal.after(0, Duration::ZERO);
+        assert_eq!(
+            (kept.events[0].text.as_str(), kept.lost > 0),
+            ("first", true),
+            "nor is the journal full of it"
+        );
     }
 
     #[test]

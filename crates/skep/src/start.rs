@@ -37,20 +37,15 @@ pub fn start(description: &config::Vm, report: Option<&Path>) -> Exit {
     let console = console::open(&description.console).map_err(report::error);
     let summary = report.map(open_report).transpose().map_err(report::error);
     let name = claim(&description.name).map_err(report::error);
-    let (Ok(console), Ok(summary), Ok(name)) = (console, summary, name) else {
+    let (Ok(mut console), Ok(summary), Ok(name)) = (console, summary, name) else {
         for finding in Vm::findings(description) {
             report::error(finding);
         }
         return Exit::CouldNotStart;
     };
-    let socket = if let Input::Socket(socket) = &console.input { Some(socket.path()) } else { None };
-    let exit = run(description, signals, console, summary, name);
-    if let Some(path) = socket
-        && let Err(cause) = std::fs::remove_file(&path)
-    {
-        report::error(format_args!("cannot remove the console's socket {}: {cause}.", path.display()));
-    }
-    exit
+    // Its file goes at the very end, however that comes.
+    let _socket = console.socket.take();
+    run(description, signals, console, summary, name)
 }
 
 fn run(
@@ -114,7 +109,8 @@ fn run(
     if let Some(server) = &server
         && let Err(unanswered) = server.retire()
     {
-        report::error(unanswered);
+        // Standard error that stands still must not keep the devices.
+        say::error(unanswered);
     }
     let ended = stopped.dismantle();
     drop(server);
@@ -255,12 +251,9 @@ fn listen_to(input: Input, end: &Arc<End>, terminal: &OnceLock<Terminal>) -> io:
             })
         }
         Input::Socket(socket) => spawn("console-socket", move || {
-            let served = socket.serve(|bytes| {
+            socket.serve(|bytes| {
                 control.type_on_console(bytes, FOR_EVER);
             });
-            if let Err(cause) = served {
-                report::error(format_args!("the console's socket takes no connections any more: {cause}."));
-            }
         }),
         Input::Nothing => Ok(()),
     }

@@ -29,6 +29,11 @@ fn a_start_that_fails_at_any_step_leaves_the_host_as_it_was() {
              [ $lost -lt 64 ] && say memory is back || say lost $lost MiB
              dd if=/dev/nvme0n1 of=/dev/null bs=64K count=16 iflag=direct 2> /dev/null && say readable
          done
+         # The last step once more, with a standard error that nobody reads any more.
+         {{ sleep 1; env \"{VARIABLE}=$step\" skep run --memory 256M --kernel /lab/guest/vmlinux --initrd /lab/guest/initrd \
+             --disk /dev/sda --assign $NVME < /dev/null || echo $? > /tmp/status; }} 2>&1 | true
+         disk_is_back nvme0n1
+         drivers | cmp - /tmp/before && say without a reader: status $(cat /tmp/status), all as before
          sums nvme0n1
          # A file system is made and mounted: both want the disk for themselves.
          mke2fs -F /dev/sda > /dev/null 2>&1
@@ -45,6 +50,7 @@ fn a_start_that_fails_at_any_step_leaves_the_host_as_it_was() {
             "host: said skep: the start was made to fail before the step {step:?}, as {VARIABLE} asks"
         ));
     }
+    seen.expect("host: without a reader: status 1, all as before");
     for line in [
         "host: drivers as before",
         "host: no records",

@@ -7,10 +7,12 @@ use scenario::tiny::{CRASH, DEAF, written_to};
 
 #[test]
 fn what_a_killed_skep_left_is_listed_and_given_back_on_request() {
-    let deaf = written_to("/tmp/deaf", &DEAF);
+    let (deaf, crash) = (written_to("/tmp/deaf", &DEAF), written_to("/tmp/crash", &CRASH));
     let seen = Scenario::quick().run(&format!(
         "NVME=$(of_class 0x010802 | head -n 1)
          {deaf}
+         {crash}
+         umask 0
          try skep host
          skep run --memory 64M --kernel /tmp/deaf --assign $NVME < /dev/null &
          wait_for 20 test -e /run/skep/vfio-$NVME.json
@@ -19,11 +21,28 @@ fn what_a_killed_skep_left_is_listed_and_given_back_on_request() {
          # A VM that lives has left nothing.
          try skep host give-back
          say while it lives: driver $(driver $NVME)
+         say modes $(stat -c %a /run/skep /run/skep/vm /run/skep/vm/vm.sock /run/skep/vfio-$NVME.json /run/skep/vfio-$NVME.lock)
          kill -KILL $!
          wait $! || true
          try skep host
          skep host --json > /tmp/left.json
          say json $(tr -d ' \\n' < /tmp/left.json)
+         # Another program takes the device as it is; neither a start that has nothing to do with it nor a request
+         # takes it away.
+         mkdir -p /tmp/elsewhere
+         unshare -m sh -c \"mount -t tmpfs none /run/skep; exec skep run --name other --memory 64M --kernel /tmp/deaf --assign $NVME\" < /dev/null &
+         wait_for 30 sh -c 'ls -l /proc/[0-9]*/fd 2> /dev/null | grep -q \"/dev/vfio/[0-9d]\"'
+         begin=$(cut -d . -f 1 /proc/uptime)
+         try skep run --memory 64M --kernel /tmp/crash
+         took=$(($(cut -d . -f 1 /proc/uptime) - begin))
+         [ $took -lt 30 ] && say the start was not held up || say the start took $took s
+         try skep host give-back $NVME
+         kill -0 $! && say in use: driver $(driver $NVME)
+         kill -KILL $!
+         wait $! || true
+         chmod 666 /run/skep/vfio-$NVME.json
+         try skep host give-back $NVME
+         chmod 600 /run/skep/vfio-$NVME.json
          try skep host give-back 0000:77:00.0
          try skep host give-back $NVME
          given_back $NVME nvme
@@ -34,7 +53,10 @@ fn what_a_killed_skep_left_is_listed_and_given_back_on_request() {
          disk_is_back nvme0n1
          sums nvme0n1"
     ));
-    seen.ended_with(&[0, 0, 0, 1, 0, 0, 0]);
+    seen.ended_with(&[0, 0, 0, 3, 1, 1, 1, 0, 0, 0]);
+    seen.expect("host: modes 700 700 600 600 600");
+    seen.expect("host: the start was not held up");
+    seen.expect("host: in use: driver vfio-pci");
     let said = seen.after("host: said ");
     assert_eq!(
         said.iter().filter(|line| **line == "No VM that was killed has left anything.").count(),
@@ -51,6 +73,12 @@ fn what_a_killed_skep_left_is_listed_and_given_back_on_request() {
     seen.expect("host: said gave 0000:01:00.0 back to nvme");
     assert!(
         said.iter().any(|line| line.starts_with("removed the probes on DMA faults of process ")),
+        "{seen}"
+    );
+    let stays = |line: &&&str| line.contains("which a killed VM") && line.contains("is in use by process");
+    assert_eq!(said.iter().filter(stays).count(), 2, "{seen}");
+    assert!(
+        said.iter().any(|line| line.contains("is not safe to use") && line.contains("mode 0666")),
         "{seen}"
     );
     seen.expect("host: left 0 0");

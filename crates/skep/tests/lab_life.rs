@@ -130,7 +130,8 @@ fn what_a_killed_skep_left_is_put_right_by_the_next() {
 }
 
 fn the_console_can_be_a_socket() {
-    let seen = Scenario::quick().run(
+    let (deaf, crash) = (written_to("/tmp/deaf", &DEAF), written_to("/tmp/crash", &CRASH));
+    let seen = Scenario::quick().run(&format!(
         "start 'say ready; while read line; do say heard $line; [ $line != end ] || exit 7; done' --console socket:/tmp/console &
          wait_for 30 test -S /tmp/console
          # What comes before the guest has opened its serial port is lost, as on any.
@@ -140,9 +141,28 @@ fn the_console_can_be_a_socket() {
          wait $! && ended=0 || ended=$?
          cat /tmp/heard
          say skep ended with $ended
-         [ ! -e /tmp/console ] || say the socket is left",
+         [ ! -e /tmp/console ] || say the socket is left
+         # Of a VM that was killed it is left, and is nobody else's business meanwhile.
+         {deaf}
+         {crash}
+         umask 0
+         skep run --memory 64M --kernel /tmp/deaf --console socket:/tmp/console &
+         wait_for 30 test -S /tmp/console
+         say mode $(stat -c %a /tmp/console)
+         try skep run --name other --memory 64M --kernel /tmp/crash --console socket:/tmp/console
+         kill -KILL $!
+         wait $! || true
+         try skep run --memory 64M --kernel /tmp/crash --console socket:/tmp/console
+         [ ! -e /tmp/console ] || say the socket is left"
+    ));
+    seen.ended_with(&[0, 1, 3]);
+    seen.expect("host: mode 600");
+    assert!(
+        seen.after("host: said skep: ")
+            .iter()
+            .any(|line| line.contains("listens on the socket /tmp/console already")),
+        "{seen}"
     );
-    seen.ended_with(&[0]);
     seen.expect("guest: heard hello");
     seen.expect("lab: exit 7");
     assert_eq!(seen.count("host: the socket is left"), 0, "{seen}");

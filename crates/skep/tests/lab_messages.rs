@@ -108,7 +108,7 @@ fn two_vms_cannot_have_the_same_device_or_disk() {
     ));
     seen.ended_with(&[1, 1, 1, 3, 1, 5]);
     let first = seen.after("host: the first is ")[0];
-    says(&seen, &["0000:01:00.0 is in use by process", first]);
+    says(&seen, &["0000:01:00.0 is in use by this host", "through VFIO in process", first]);
     says(
         &seen,
         &["disk /dev/sda", "in use", &format!("sda is open for exclusive use by process {first} (skep)")],
@@ -139,6 +139,10 @@ fn a_user_without_privileges_is_told_the_limit_on_locked_memory() {
          echo $NVME > /sys/bus/pci/drivers_probe
          wait_for 10 test -e /sys/bus/pci/drivers/vfio-pci/$NVME
          chmod 666 /dev/vfio/vfio /dev/vfio/[0-9]*
+         # The records are root's alone.
+         mkdir -p /run/skep
+         chown 0:0 /run/skep
+         chmod 700 /run/skep
          as_user 64 \"--assign $NVME\"
          as_user 131072 \"--assign $NVME\"
          say set aside: $(driver $NVME)"

@@ -7,9 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ::pci::{Line, Vector};
 
 use crate::queue::Gate;
-
-/// Where messages for people go: one sentence each, with the name of the device.
-pub type Report = Arc<dyn Fn(String) + Send + Sync>;
+use crate::reports::{Report, Reports};
 
 /// ISR status: a queue has used buffers (4.1.4.5).
 const ISR_QUEUE: u8 = 1;
@@ -30,8 +28,7 @@ pub(crate) enum Route {
 
 /// What a device's threads and its transport share.
 pub(crate) struct Shared {
-    name: String,
-    report: Report,
+    reports: Reports,
     /// Moves when a route does, so that queues notice without a lock.
     epoch: AtomicU32,
     routes: Mutex<Routes>,
@@ -58,10 +55,9 @@ struct PinState {
 }
 
 impl Shared {
-    pub(crate) fn new(name: String, queues: usize, line: Arc<dyn Line>, report: Report) -> Shared {
+    pub(crate) fn new(name: &str, queues: usize, line: Arc<dyn Line>, report: Report) -> Shared {
         Shared {
-            name,
-            report,
+            reports: Reports::new(name, report),
             epoch: AtomicU32::new(0),
             routes: Mutex::new(Routes { config: Route::Line, queues: vec![Route::Line; queues] }),
             pin: Mutex::default(),
@@ -151,17 +147,31 @@ impl Shared {
         self.needs_reset.load(Ordering::Acquire)
     }
 
-    /// The device cannot go on: the driver is told, and so are people.
+    /// The device cannot go on, for what its driver did: the driver is told, and so are people.
     pub(crate) fn ask_for_reset(&self, why: &dyn fmt::Display) {
-        let before = self.needs_reset.swap(true, Ordering::AcqRel);
-        if !before {
-            (self.report)(format!("{}: {why}. The device waits for its driver to reset it.", self.name));
-            self.config_changed();
+        if self.stop() {
+            self.reports.driver(&waits(why));
         }
     }
 
-    pub(crate) fn report(&self, what: &dyn fmt::Display) {
-        (self.report)(format!("{}: {what}", self.name));
+    /// The device cannot go on, for this host failed at something: the driver is told, and so are people.
+    pub(crate) fn host_failed(&self, why: &dyn fmt::Display) {
+        if self.stop() {
+            self.reports.host(&waits(why));
+        }
+    }
+
+    /// Whether it had gone on until now.
+    fn stop(&self) -> bool {
+        let before = self.needs_reset.swap(true, Ordering::AcqRel);
+        if !before {
+            self.config_changed();
+        }
+        !before
+    }
+
+    pub(crate) fn reports(&self) -> &Reports {
+        &self.reports
     }
 
     /// Back to the state before any driver.
@@ -170,6 +180,10 @@ impl Shared {
         self.take_isr();
         lock(&self.pin).change_to_tell = false;
     }
+}
+
+fn waits(why: &dyn fmt::Display) -> String {
+    format!("{why}. The device waits for its driver to reset it.")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -199,14 +213,14 @@ impl Interrupt {
         self.shared.send(&self.route, ISR_QUEUE);
     }
 
-    /// The queue cannot go on, for the reason given: sets DEVICE_NEEDS_RESET and tells driver and people.
+    /// The queue cannot go on, for what the driver did: sets DEVICE_NEEDS_RESET and tells driver and people.
     pub fn ask_for_reset(&self, why: &dyn fmt::Display) {
         self.shared.ask_for_reset(&format_args!("queue {}: {why}", self.queue));
     }
 
-    /// Tells people something about the device; the sentence needs no name in front.
-    pub fn report(&self, what: &dyn fmt::Display) {
-        self.shared.report(what);
+    /// The queue cannot go on, for this host failed at something: sets DEVICE_NEEDS_RESET and tells driver and people.
+    pub fn host_failed(&self, why: &dyn fmt::Display) {
+        self.shared.host_failed(&format_args!("queue {}: {why}", self.queue));
     }
 }
 

@@ -11,6 +11,8 @@
 //! Requests already under way are not called back: their data, their status and their used elements may still
 //! be written. Only a reset waits for them.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod device;
 #[cfg(any(test, feature = "driver"))]
 pub mod driver;
@@ -18,12 +20,14 @@ mod features;
 mod interrupt;
 mod pci;
 mod queue;
+mod reports;
 
 pub use crate::pci::VirtioPci;
 pub use device::{QueueSetup, StartError, Stop, VirtioDevice, Worker};
 pub use features::Features;
-pub use interrupt::{ConfigChange, Interrupt, Report};
+pub use interrupt::{ConfigChange, Interrupt};
 pub use queue::{
     Chain, Cursor, DESCRIPTOR_SIZE, Gate, Head, MAX_QUEUE_SIZE, Malformed, Piece, Queue, QueueAddresses,
     QueueRefused,
 };
+pub use reports::{Message, Report, Reports};

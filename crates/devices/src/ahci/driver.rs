@@ -50,7 +50,9 @@ impl Guest {
         let services = Arc::new(FakeServices::default());
         let reports: Arc<Mutex<Vec<String>>> = Arc::default();
         let sink = reports.clone();
-        let report = Arc::new(move |report| sink.lock().expect("no panic was survived").push(report));
+        let report = Arc::new(move |report: virtio::Message| {
+            sink.lock().expect("no panic was survived").push(report.to_string());
+        });
         let bus = Bus::new(&windows);
         let address = bus.free_address().expect("the bus is empty");
         let ahci = Ahci::new(ports, address, ram.clone(), services.clone(), &windows, report);

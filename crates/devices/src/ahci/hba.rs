@@ -7,14 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memory::{Ram, RegisterPages};
 use pci::{Line, Vector};
-use virtio::Report;
+use virtio::{Report, Reports};
 
 use super::registers::{ABAR_SIZE, host, port};
 
 /// The part of a controller that its ports know.
 pub(super) struct Hba {
-    name: String,
-    report: Report,
+    reports: Reports,
     ram: Arc<Ram>,
     /// Whether the controller may reach memory.
     bus_master: AtomicBool,
@@ -58,17 +57,23 @@ impl Hba {
         shown.store(host::GHC, host::GHC_AHCI);
         shown.store(host::PI, u32::MAX >> (32 - ports));
         shown.store(host::VS, host::VERSION);
-        Ok(Hba { name, report, ram, bus_master, line, interrupt, shown })
+        let reports = Reports::new(&name, report);
+        Ok(Hba { reports, ram, bus_master, line, interrupt, shown })
     }
 
     /// "ahci 00:03.0".
     pub fn name(&self) -> &str {
-        &self.name
+        self.reports.name()
     }
 
-    /// Tells people.
+    /// Tells people something that the driver can cause as often as it likes.
     pub fn report(&self, what: &dyn fmt::Display) {
-        (self.report)(format!("{}: {what}", self.name));
+        self.reports.driver(what);
+    }
+
+    /// Tells people that this host failed at something.
+    pub fn host_failed(&self, what: &dyn fmt::Display) {
+        self.reports.host(what);
     }
 
     /// All of RAM, to make buffers of it.

@@ -246,7 +246,7 @@ impl Live {
         std::mem::take(&mut self.queues).into_values().for_each(IoQueue::finish);
         for namespace in self.shared.namespaces.iter().filter(|namespace| namespace.caches()) {
             if let Err(why) = flush(&self.shared, namespace) {
-                self.shared.report(&format_args!(
+                self.shared.host_failed(&format_args!(
                     "disk {}: the flush at the guest's shutdown failed: {why}. What was written last may be lost when the host's power goes.",
                     namespace.disk.name()
                 ));

@@ -31,7 +31,6 @@ mod io;
 mod log;
 mod namespace;
 mod registers;
-mod reports;
 mod ring;
 mod shared;
 pub mod spec;
@@ -46,7 +45,7 @@ use std::time::{Duration, Instant};
 
 use ::pci::{Address, ConfigSpace, Msix, Pin, ServiceError, Services, Windows};
 use memory::Ram;
-use virtio::{Gate, Report};
+use virtio::{Gate, Report, Reports};
 
 use bell::Bell;
 use doorbells::Doorbells;
@@ -56,7 +55,6 @@ use log::Log;
 use namespace::Attached;
 pub use namespace::Namespace;
 use registers::Registers;
-use reports::Reports;
 use shared::{Shared, lock};
 use wires::Wires;
 
@@ -293,7 +291,7 @@ impl Drop for Nvme {
             // A thread that panicked has said so.
             thread.join().ok();
         } else {
-            self.shared.report(&format_args!(
+            self.shared.host_failed(&format_args!(
                 "a disk has not ended in {} s what is under way. The controller's threads are left behind; see the host's log for the disk.",
                 PATIENCE.as_secs()
             ));

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use disk::DiskError;
 use memory::Ram;
-use virtio::Gate;
+use virtio::{Gate, Reports};
 
 use super::abort::Fulfilled;
 use super::bell::Bell;
@@ -18,7 +18,6 @@ use super::interrupts::Interrupts;
 use super::log::{Failed, Log};
 use super::namespace::Attached;
 use super::registers::Registers;
-use super::reports::Reports;
 use super::spec::IdentifyController;
 use super::wires::Wires;
 
@@ -60,9 +59,14 @@ impl Shared {
         self.namespaces.get(usize::try_from(nsid.checked_sub(1)?).ok()?)
     }
 
-    /// Tells people something about the device.
+    /// Tells people something that the driver can cause as often as it likes.
     pub(super) fn report(&self, what: &dyn fmt::Display) {
-        self.reports.tell(what);
+        self.reports.driver(what);
+    }
+
+    /// Tells people that this host failed at something.
+    pub(super) fn host_failed(&self, what: &dyn fmt::Display) {
+        self.reports.host(what);
     }
 
     /// A queue's thread has done what an abort command asked for, or could not.
@@ -74,7 +78,7 @@ impl Shared {
     /// The controller cannot go on: the driver is told, and so are people.
     pub(super) fn fatal(&self, why: &dyn fmt::Display) {
         self.registers.failed(self.registers.order().epoch);
-        self.report(&format_args!("{why}. The controller waits for its driver to reset it."));
+        self.host_failed(&format_args!("{why}. The controller waits for its driver to reset it."));
     }
 
     /// A command failed at the disk.

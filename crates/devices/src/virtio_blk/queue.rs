@@ -96,7 +96,7 @@ impl BlockQueue {
         });
         let started = match started {
             Ok(started) => started,
-            Err(why) => return interrupt.ask_for_reset(&why),
+            Err(why) => return interrupt.host_failed(&why),
         };
         // One `Arc` of the RAM for this queue, so that its count is not passed between threads.
         let buffers = || Buffers::new(queue.ram().clone());
@@ -117,8 +117,10 @@ impl BlockQueue {
             interrupt,
             queue,
         };
-        if let Err(why) = served.serve(stop) {
-            served.interrupt.ask_for_reset(&why);
+        match served.serve(stop) {
+            Ok(()) => {}
+            Err(Broken::Disk(why)) => served.interrupt.host_failed(&why),
+            Err(why) => served.interrupt.ask_for_reset(&why),
         }
     }
 

@@ -148,7 +148,7 @@ impl<K: Kernel> Drop for Ioas<K> {
         let mut rows = self.share.rows();
         rows.retain(|row| row.ioas != self.id);
         if let Err(error) = self.share.kernel.destroy(self.id) {
-            eprintln!("skep: /dev/iommu: cannot remove IOAS {}: {error}", self.id.0);
+            say::error(format_args!("/dev/iommu: cannot remove IOAS {}: {error}", self.id.0));
         }
     }
 }

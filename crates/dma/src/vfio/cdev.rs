@@ -187,7 +187,7 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         if let Err(error) = self.cdev.detach() {
-            eprintln!("skep: {error}");
+            say::error(error);
         }
     }
 }

@@ -137,7 +137,7 @@ impl Drop for MappedArea {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `new`; whoever handed its address on has taken it back by then.
         if unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) } != 0 {
-            eprintln!("skep: cannot unmap a device's memory: {}", io::Error::last_os_error());
+            say::error(format_args!("cannot unmap a device's memory: {}", io::Error::last_os_error()));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::in_use::Reason;
+use crate::own::{OwnError, holders};
 use crate::{HostError, PciAddress};
 
 /// Why a device could not be taken or given back.
@@ -66,25 +67,42 @@ pub enum BindError {
         /// The one that has.
         found: Option<String>,
     },
+    /// A process has a leftover, or another device of its group, through VFIO.
+    #[error(
+        "PCI device {address}, which a killed VM (process {pid}) had left, is in use by {}, so it stays with vfio-pci. When \
+         that has ended: skep host give-back {address}",
+        by.join(", ")
+    )]
+    Used {
+        /// The device.
+        address: PciAddress,
+        /// The process that had bound it, and is gone.
+        pid: u32,
+        /// Who has it now.
+        by: Vec<String>,
+    },
+    /// The records of what was bound could not be read.
+    #[error("cannot see what killed VMs have left: {cause}{}", needs_root(cause))]
+    Records {
+        /// What went wrong.
+        cause: OwnError,
+    },
     /// The record of what was bound could not be read or kept.
     #[error(
-        "cannot keep the record of PCI device {address} in {}: {cause}. skep needs it to give the device back \
-         after a crash; run as root, or make that folder writable",
-        path.display()
+        "cannot use the record of PCI device {address}, which is needed to give it back after a crash: {cause}{}",
+        needs_root(cause)
     )]
     Record {
         /// The device.
         address: PciAddress,
-        /// The record's file.
-        path: PathBuf,
         /// What went wrong.
-        cause: io::Error,
+        cause: OwnError,
     },
     /// Another skep has been binding or giving back for longer than that can take.
     #[error(
         "cannot wait any longer to take or give back PCI device {address}: {} held {} all the {} s. If that one is \
          stopped, let it go on (`kill -CONT`) or kill it, then try again",
-        if by.is_empty() { "another process has".to_owned() } else { format!("{} has", by.join(", ")) },
+        holders(by),
         path.display(),
         after.as_secs()
     )]
@@ -106,6 +124,10 @@ pub enum BindError {
         /// The failure while undoing.
         undo: Box<BindError>,
     },
+}
+
+fn needs_root(cause: &OwnError) -> &'static str {
+    if cause.is_denied() { ". This needs root" } else { "" }
 }
 
 fn list(reasons: &[Reason]) -> String {

@@ -11,7 +11,7 @@ use devices::ahci::{Ahci, AhciDisk, AhciPort};
 use devices::{Namespace, Nvme, NvmeOptions, VirtioBlk};
 use disk::Disk;
 use pci::{Address, Bus, Function, PciError};
-use virtio::{Report, VirtioPci};
+use virtio::{Message, Report, VirtioPci};
 
 use super::resizes::{Listener, tell_people};
 use super::seats::{SataController, Seat};
@@ -132,7 +132,10 @@ impl Controller {
         let at = bus.free_address()?;
         let (ram, services, windows) = (ram.clone(), services.clone(), bus.windows());
         let events = events.clone();
-        let report: Report = Arc::new(move |what: String| events.trouble(what));
+        let report: Report = Arc::new(move |message| match message {
+            Message::Driver(what) => events.provoked(what),
+            Message::Host(what) => events.trouble(what),
+        });
         match self {
             Controller::VirtioBlk(device) => {
                 let (disk, notice) = (device.disk().clone(), device.size_notice());

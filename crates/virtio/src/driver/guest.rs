@@ -50,7 +50,7 @@ impl Guest {
         let services = Arc::new(FakeServices::default());
         let reports: Arc<Mutex<Vec<String>>> = Arc::default();
         let sink = reports.clone();
-        let report = Arc::new(move |report| sink.lock().unwrap().push(report));
+        let report = Arc::new(move |report: crate::Message| sink.lock().unwrap().push(report.to_string()));
         let bus = Bus::new(&windows);
         let address = bus.free_address().unwrap();
         let function =

@@ -459,7 +459,7 @@ impl Drop for Common {
     fn drop(&mut self) {
         self.queues.iter_mut().for_each(Slot::stop);
         let Err(stuck) = self.drain_within(LAST_PATIENCE) else { return };
-        self.shared.report(&format_args!(
+        self.shared.reports().host(&format_args!(
             "{stuck} not ended in {} s what is under way. What serves them is left behind; see the host's log for what it waits for.",
             LAST_PATIENCE.as_secs()
         ));

@@ -20,7 +20,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::device::VirtioDevice;
 use crate::features::Features;
-use crate::interrupt::{ConfigChange, Report, Route, Shared};
+use crate::interrupt::{ConfigChange, Route, Shared};
+use crate::reports::Report;
 use common::Common;
 use layout::{MSIX_BAR, VIRTIO_BAR, Window};
 
@@ -73,7 +74,7 @@ impl VirtioPci {
         };
         let kicks: Vec<EventFd> = std::iter::repeat_with(kick).take(queues).collect::<Result<_, _>>()?;
         let line = services.line(address, Pin::A);
-        let shared = Arc::new(Shared::new(name.clone(), queues, line, report));
+        let shared = Arc::new(Shared::new(&name, queues, line, report));
 
         let vectors = queues as u16 + 1;
         let msix = Msix::new(address, services.clone(), vectors);
@@ -117,7 +118,7 @@ impl VirtioPci {
             Some((Window::Common, offset)) => {
                 state.common.read(offset, data);
                 if let Err(error) = self.route(state) {
-                    self.shared.report(&error);
+                    self.shared.reports().driver(&error);
                 }
             }
             Some((Window::Isr, 0)) => data[0] = self.shared.take_isr(),

@@ -88,7 +88,7 @@ impl PortEngine {
         // Waits for everything under way.
         engine.queue = None;
         if let Err(why) = outcome {
-            engine.port.hba().report(&format_args!("{why} The guest sees the device as unplugged."));
+            engine.port.hba().host_failed(&format_args!("{why} The guest sees the device as unplugged."));
             engine.port.change(|state, ram| state.plug(None, ram));
         }
         engine.port.change(PortState::release_all);
@@ -126,7 +126,7 @@ impl PortEngine {
             // A queue that is broken is waited for as well as can be.
             if begin.elapsed() >= GRACE || queue.poll(&mut self.events).is_err() {
                 if let Err(why) = queue.cancel() {
-                    self.port.hba().report(&format_args!("{why}"));
+                    self.port.hba().host_failed(&format_args!("{why}"));
                 }
                 return;
             }
@@ -424,7 +424,7 @@ impl PortEngine {
                 self.queue = None;
                 drive.insert(disc.geometry());
                 if let Err(why) = self.start(prepared) {
-                    self.port.hba().report(&why);
+                    self.port.hba().host_failed(&why);
                     if let Device::Cd(drive) = &mut self.device {
                         drive.refuse();
                     }

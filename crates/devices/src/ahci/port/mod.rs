@@ -253,7 +253,7 @@ impl Port {
             return;
         }
         let PortShared { hba, index, .. } = &*self.shared;
-        hba.report(&format_args!(
+        hba.host_failed(&format_args!(
             "port {index}: the disk does not end what is under way. Its thread is left behind; see the host's log."
         ));
         if let Seat::Leaving(worker) = std::mem::replace(&mut *self.seat(), Seat::Empty) {

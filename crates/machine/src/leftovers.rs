@@ -1,0 +1,150 @@
+//! What VMs that were killed left bound is given back at the next start, as far as that holds nobody up.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use host::{BindError, Host, Leftover};
+
+use crate::notice::{Notice, Reporter};
+
+/// How long a start waits for all of them. Most drivers take a device in well under a second, and a disk of this VM may be
+/// behind one; but a driver may also take a minute, and then this VM is not to wait.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Gives back what nobody uses. That something fails concerns this VM only if it wants such a device, and then claiming it
+/// says why.
+pub fn give_back(host: &Host, report: &Reporter) {
+    give_back_within(PATIENCE, host, report);
+}
+
+fn give_back_within(patience: Duration, host: &Host, report: &Reporter) {
+    let (left, errors): (Vec<_>, Vec<_>) = host.try_leftovers().into_iter().partition(Result::is_ok);
+    for error in errors.into_iter().filter_map(Result::err) {
+        // What root's VMs left is nothing to a user who may not even look.
+        if !matches!(&error, BindError::Records { cause } if cause.is_denied()) {
+            report(&Notice::Trouble(error.to_string()));
+        }
+    }
+    let until = Instant::now() + patience;
+    // All at once: one that takes long must not use up the time of the others.
+    let under_way: Vec<_> =
+        left.into_iter().flatten().map(|left| (begin(host, left.clone()), left)).collect();
+    for (outcome, left) in under_way {
+        let wait = until.saturating_duration_since(Instant::now());
+        report(&Notice::Trouble(said(&left, patience, &outcome.recv_timeout(wait))));
+    }
+}
+
+/// Gives one back on a thread that nobody needs to wait for. If the process ends meanwhile, its record is still there.
+fn begin(host: &Host, left: Leftover) -> Receiver<Result<(), BindError>> {
+    let (done, outcome) = channel();
+    let host = host.clone();
+    // Without a thread the outcome is that there is none.
+    drop(thread::Builder::new().name("leftover".into()).spawn(move || {
+        // Nobody waits any more after a time-out.
+        drop(done.send(host.give_back_leftover(&left)));
+    }));
+    outcome
+}
+
+fn said(
+    left: &Leftover,
+    patience: Duration,
+    outcome: &Result<Result<(), BindError>, RecvTimeoutError>,
+) -> String {
+    let Leftover { address, pid, .. } = left;
+    match outcome {
+        Ok(Ok(())) => format!("gave {address} back, which a killed VM (process {pid}) had left"),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!(
+            "PCI device {address}, which a killed VM (process {pid}) had left, has not gone back within {} s. This VM does \
+             not wait for it; see what becomes of it with: skep host give-back {address}",
+            patience.as_secs()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+
+    /// A host on which a process that is gone left these devices, which are gone, too.
+    fn host(records: &[&str]) -> (tempfile::TempDir, Host) {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("run/skep")).unwrap();
+        for address in records {
+            let record = format!(
+                "{{\"address\":\"{address}\",\"driver\":\"nvme\",\"driver_override\":null,\"pid\":7,\"started\":1}}"
+            );
+            fs::write(record_of(root.path(), address), record).unwrap();
+        }
+        let host = Host::at(root.path());
+        (root, host)
+    }
+
+    fn record_of(root: &Path, address: &str) -> std::path::PathBuf {
+        root.join(format!("run/skep/vfio-{address}.json"))
+    }
+
+    fn told(host: &Host) -> (Vec<String>, Duration) {
+        let lines: Arc<Mutex<Vec<String>>> = Arc::default();
+        let sink = lines.clone();
+        let report: Reporter = Box::new(move |notice| sink.lock().unwrap().push(notice.to_string()));
+        let begin = Instant::now();
+        give_back_within(Duration::from_secs(1), host, &report);
+        let lines = lines.lock().unwrap().clone();
+        (lines, begin.elapsed())
+    }
+
+    #[test]
+    fn all_that_is_left_is_given_back_and_said() {
+        let (root, host) = host(&["0000:01:00.0", "0000:02:00.0"]);
+        let (lines, _) = told(&host);
+        assert_eq!(
+            lines,
+            ["0000:01:00.0", "0000:02:00.0"]
+                .map(|address| format!("gave {address} back, which a killed VM (process 7) had left"))
+        );
+        assert!(!record_of(root.path(), "0000:01:00.0").exists());
+        assert_eq!(told(&host).0, [""; 0]);
+    }
+
+    #[test]
+    fn a_start_waits_neither_for_one_that_takes_long_nor_keeps_the_others_waiting() {
+        let (root, host) = host(&["0000:01:00.0", "0000:02:00.0"]);
+        let lock = root.path().join("run/skep/vfio-0000:01:00.0.lock");
+        fs::write(&lock, "").unwrap();
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o600)).unwrap();
+        let at_work = fs::File::open(&lock).unwrap();
+        at_work.lock().unwrap();
+        let (lines, took) = told(&host);
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        assert!(
+            lines[0].contains("has not gone back within 1 s") && lines[0].contains("skep host give-back"),
+            "{lines:?}"
+        );
+        assert!(lines[1].contains("gave 0000:02:00.0 back"), "{lines:?}");
+        // And it goes on by itself.
+        drop(at_work);
+        let until = Instant::now() + Duration::from_secs(20);
+        while record_of(root.path(), "0000:01:00.0").exists() {
+            assert!(Instant::now() < until);
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn records_that_anybody_may_have_written_are_said_and_not_obeyed() {
+        let (root, host) = host(&["0000:01:00.0"]);
+        let record = record_of(root.path(), "0000:01:00.0");
+        fs::set_permissions(&record, fs::Permissions::from_mode(0o666)).unwrap();
+        let (lines, _) = told(&host);
+        assert!(lines.len() == 1 && lines[0].contains("mode 0666"), "{lines:?}");
+        assert!(record.exists());
+    }
+}
