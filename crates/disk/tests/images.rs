@@ -281,6 +281,7 @@ fn marks_that_a_change_makes_untrue_are_gone_before_it() {
     for change in changes {
         Image { marks: 1 | 1 << 63, data: 1, ..PLAIN }.write(&path);
         let mut bench = Bench::open(&qcow2(&path));
+        assert!(bench.disk.remarks()[0].contains("bitmaps"), "{:?}", bench.disk.remarks());
         // Learn first where it lies: a write there must not go past the marks.
         bench.run(read(0), &[(0, 4096)]).unwrap();
         let pieces: &[_] = if change == write(0) { &[(0, 4096)] } else { &[] };
@@ -409,7 +410,9 @@ fn what_qemu_makes_is_opened_or_refused_by_its_name() {
     let folder = subjects::folder();
     let path = folder.path().join("disk");
     let make = |options: &[&str]| {
-        let _ = std::fs::remove_file(&path);
+        if path.exists() {
+            std::fs::remove_file(&path).unwrap();
+        }
         let made =
             Command::new("qemu-img").arg("create").arg("-q").args(options).arg(&path).arg("4M").status();
         made.is_ok_and(|made| made.success())
@@ -418,6 +421,8 @@ fn what_qemu_makes_is_opened_or_refused_by_its_name() {
         return eprintln!("skipped: there is no qemu-img");
     }
     assert_eq!(remarks(&qcow2(&path)), "");
+    File::options().write(true).open(&path).unwrap().write_all_at(&[0; 8], 24).unwrap();
+    assert!(refusal(&qcow2(&path)).contains("`qemu-img resize"), "its file is to keep its size");
     for options in [
         "compat=0.10",
         "lazy_refcounts=on",
