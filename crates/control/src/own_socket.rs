@@ -216,8 +216,7 @@ impl Callers {
                 Ok(_) if stopped.load(Ordering::SeqCst) => {}
                 Ok((stream, _)) if Peer::of(&stream).is_ok_and(Peer::is_allowed) => return Some(stream),
                 Ok((stream, _)) => turn_away(&stream),
-                Err(_) if stopped.load(Ordering::SeqCst) => {}
-                Err(cause) if is_of_the_caller(&cause) => {}
+                Err(cause) if is_of_the_caller(&cause) || stopped.load(Ordering::SeqCst) => {}
                 // Out of file descriptors or memory, as a rule: others will give some back.
                 Err(_) => std::thread::sleep(RESPITE),
             }

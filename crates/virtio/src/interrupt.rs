@@ -57,7 +57,7 @@ struct PinState {
 impl Shared {
     pub(crate) fn new(name: &str, queues: usize, line: Arc<dyn Line>, report: Report) -> Shared {
         Shared {
-            reports: Reports::new(name, report),
+            reports: Reports::new(name.to_owned(), report),
             epoch: AtomicU32::new(0),
             routes: Mutex::new(Routes { config: Route::Line, queues: vec![Route::Line; queues] }),
             pin: Mutex::default(),

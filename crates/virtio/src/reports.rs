@@ -39,8 +39,8 @@ pub struct Reports {
 
 impl Reports {
     /// For the device of this name ("nvme disk0").
-    pub fn new(name: &str, report: Report) -> Reports {
-        Reports { name: name.to_owned(), report, driver: Budget::default(), host: Budget::default() }
+    pub fn new(name: String, report: Report) -> Reports {
+        Reports { name, report, driver: Budget::default(), host: Budget::default() }
     }
 
     /// The device's name.
@@ -118,7 +118,7 @@ mod tests {
     fn recorded() -> (Reports, Arc<Mutex<Vec<Message>>>) {
         let messages: Arc<Mutex<Vec<Message>>> = Arc::default();
         let sink = messages.clone();
-        (Reports::new("nvme d", Arc::new(move |message| sink.lock().unwrap().push(message))), messages)
+        (Reports::new("nvme d".into(), Arc::new(move |message| sink.lock().unwrap().push(message))), messages)
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Hba {
         shown.store(host::GHC, host::GHC_AHCI);
         shown.store(host::PI, u32::MAX >> (32 - ports));
         shown.store(host::VS, host::VERSION);
-        let reports = Reports::new(&name, report);
+        let reports = Reports::new(name, report);
         Ok(Hba { reports, ram, bus_master, line, interrupt, shown })
     }
 

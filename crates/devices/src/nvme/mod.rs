@@ -224,7 +224,7 @@ impl Nvme {
         gate.set(false);
         let shared = Arc::new(Shared {
             identity: identify::controller(&identity, namespaces.len() as u32, caches, deallocates),
-            reports: Reports::new(&name, report),
+            reports: Reports::new(name.clone(), report),
             short: short.clone(),
             ram,
             gate,
