@@ -1,6 +1,7 @@
 //! What the guest sees: device models. Guest data is hostile here: copied once, checked once, never asserted on.
 
 pub mod ahci;
+mod aside;
 pub mod nvme;
 mod ports;
 mod power;

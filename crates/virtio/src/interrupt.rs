@@ -4,9 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ::pci::{Line, Vector};
-
-use crate::queue::Gate;
+use ::pci::{Gate, Line, Vector};
 
 /// Where messages for people go: one sentence each, with the name of the device.
 pub type Report = Arc<dyn Fn(String) + Send + Sync>;
@@ -39,7 +37,7 @@ pub(crate) struct Shared {
     line: Arc<dyn Line>,
     needs_reset: AtomicBool,
     config_generation: AtomicU8,
-    /// Whether the device may write to guest memory, which messages do as well.
+    /// Bus mastering.
     gate: Gate,
 }
 
@@ -53,8 +51,6 @@ struct Routes {
 struct PinState {
     isr: u8,
     disabled: bool,
-    /// A change of configuration whose message waits for bus mastering.
-    change_to_tell: bool,
 }
 
 impl Shared {
@@ -68,7 +64,7 @@ impl Shared {
             line,
             needs_reset: AtomicBool::new(false),
             config_generation: AtomicU8::new(0),
-            gate: Gate::open(),
+            gate: Gate::shut(),
         }
     }
 
@@ -122,29 +118,13 @@ impl Shared {
     fn config_changed(&self) {
         let route = lock(&self.routes).config.clone();
         if let Route::Vector(_) = route {
-            let mut pin = lock(&self.pin);
-            pin.isr |= ISR_CONFIG;
-            pin.change_to_tell = !self.gate.is_open();
-            if pin.change_to_tell {
-                return;
-            }
+            lock(&self.pin).isr |= ISR_CONFIG;
         }
         self.send(&route, ISR_CONFIG);
     }
 
     pub(crate) fn gate(&self) -> &Gate {
         &self.gate
-    }
-
-    /// The driver allows or forbids bus mastering. Returns whether it is allowed now and was not before: then
-    /// the queues are to be kicked.
-    pub(crate) fn set_bus_master(&self, allowed: bool) -> bool {
-        let before = self.gate.set(allowed);
-        // The gate is open before the lock is taken, so that a change is told either here or by its finder.
-        if allowed && std::mem::take(&mut lock(&self.pin).change_to_tell) {
-            self.config_changed();
-        }
-        allowed && !before
     }
 
     pub(crate) fn needs_reset(&self) -> bool {
@@ -168,7 +148,6 @@ impl Shared {
     pub(crate) fn reset(&self) {
         self.needs_reset.store(false, Ordering::Release);
         self.take_isr();
-        lock(&self.pin).change_to_tell = false;
     }
 }
 

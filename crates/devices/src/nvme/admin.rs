@@ -211,7 +211,7 @@ impl Live {
         let coalescing = self.shared.interrupts.coalescing();
         self.shared.interrupts.set_coalescing(0);
         self.send_all_held();
-        queue.finish();
+        self.pass.outside(|| queue.finish());
         self.shared.interrupts.set_coalescing(coalescing);
         self.shared.doorbells.close_sq(id);
         Ok(0)

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use disk::{Event as Done, Operation, Request};
 use memory::Buffers;
+use pci::Pass;
 
 use super::abort::Fulfilled;
 use super::admin::Features;
@@ -23,14 +24,14 @@ pub(super) const MAX_EVENT_REQUESTS: usize = 4;
 pub(super) const MAX_ABORTS: usize = 4;
 
 /// Serves the controller until the device goes.
-pub(super) fn run(shared: &Arc<Shared>) {
+pub(super) fn run(shared: &Arc<Shared>, pass: &Arc<Pass>) {
     let mut live: Option<Live> = None;
     let mut stopped = None;
     loop {
         let order = shared.registers.order();
         if live.as_ref().is_some_and(|live| live.epoch != order.epoch) {
-            // Waits for everything under way.
-            live = None;
+            // Waits for everything under way, and writes nothing itself.
+            pass.outside(|| live = None);
         }
         if live.is_none() && stopped != Some(order.epoch) {
             reset(shared);
@@ -42,20 +43,25 @@ pub(super) fn run(shared: &Arc<Shared>) {
         }
         let sleep = match &mut live {
             None => {
-                if start(shared, order, &mut live) {
+                if start(shared, pass, order, &mut live) {
                     continue;
                 }
                 None
             }
             Some(live) => {
                 if order.shutdown {
-                    live.shut_down();
+                    pass.outside(|| live.shut_down());
                     shared.registers.shut_down(order.epoch);
                     continue;
                 }
-                match live.serve() {
-                    Round::More => continue,
-                    Round::Empty(at_most) => at_most,
+                // While bus mastering is off there is nothing to do but what the registers order.
+                if !pass.renew() {
+                    None
+                } else {
+                    match live.serve() {
+                        Round::More => continue,
+                        Round::Empty(at_most) => at_most,
+                    }
                 }
             }
         };
@@ -64,7 +70,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
 }
 
 /// Begins to serve if the registers say so; returns whether something changed.
-fn start(shared: &Arc<Shared>, order: Order, live: &mut Option<Live>) -> bool {
+fn start(shared: &Arc<Shared>, pass: &Arc<Pass>, order: Order, live: &mut Option<Live>) -> bool {
     if order.shutdown {
         shared.registers.shut_down(order.epoch);
         return true;
@@ -72,7 +78,7 @@ fn start(shared: &Arc<Shared>, order: Order, live: &mut Option<Live>) -> bool {
     if !order.enabled {
         return false;
     }
-    match Live::new(shared, order.epoch) {
+    match Live::new(shared, pass, order.epoch) {
         Ok(new) => {
             *live = Some(new);
             shared.registers.ready(order.epoch);
@@ -116,6 +122,8 @@ enum Round {
 /// An enabled controller.
 pub(super) struct Live {
     pub(super) shared: Arc<Shared>,
+    /// Of the controller's thread.
+    pub(super) pass: Arc<Pass>,
     epoch: u64,
     queue: SubmissionQueue,
     completions: Arc<CompletionQueue>,
@@ -132,7 +140,7 @@ pub(super) struct Live {
 }
 
 impl Live {
-    fn new(shared: &Arc<Shared>, epoch: u64) -> Result<Live, Box<dyn std::error::Error>> {
+    fn new(shared: &Arc<Shared>, pass: &Arc<Pass>, epoch: u64) -> Result<Live, Box<dyn std::error::Error>> {
         let at: AdminQueues = shared.registers.admin_queues()?;
         shared.doorbells.open_sq(0, at.submission_entries);
         shared.doorbells.open_cq(0, at.completion_entries);
@@ -157,6 +165,7 @@ impl Live {
         lock(&shared.completion_queues).insert(0, completions.clone());
         Ok(Live {
             shared: shared.clone(),
+            pass: pass.clone(),
             epoch,
             queue,
             completions,
@@ -198,6 +207,9 @@ impl Live {
             };
             if let Some(answer) = self.execute(&command) {
                 self.answers.push_back(answer);
+            }
+            if !self.pass.renew() {
+                return Round::More;
             }
             self.tell_events();
             self.post();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use disk::DiskError;
 use memory::Ram;
-use virtio::Gate;
+use pci::Gate;
 
 use super::abort::Fulfilled;
 use super::bell::Bell;

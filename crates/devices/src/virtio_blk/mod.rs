@@ -264,7 +264,7 @@ impl VirtioDevice for VirtioBlk {
         let (serial, write_back) = (self.serial, self.write_back.clone());
         let thread = format!("vq-{}-{}", self.short, setup.index);
         Ok(Worker::spawn(thread, &kick, move |stop| {
-            BlockQueue::run(setup, prepared, &disk, serial, write_back, &stop);
+            BlockQueue::run(setup, prepared, &disk, serial, write_back, stop);
         })?)
     }
 

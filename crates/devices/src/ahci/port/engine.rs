@@ -1,12 +1,15 @@
 //! The thread of a port: it takes commands, lets the device decode them, and moves data between the guest's memory
 //! and the disk. One queue of the disk is its own.
 
+mod obedience;
+
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use disk::{DiskError, DiskQueue, Event, Operation, PreparedQueue, Request, WaitError};
-use memory::Buffers;
+use memory::{Buffers, GpaRange};
+use pci::Pass;
 use virtio::Stop;
 
 use super::{Ending, PortShared, PortState, Taken};
@@ -15,6 +18,7 @@ use crate::ahci::ata::Fault;
 use crate::ahci::atapi::Handling;
 use crate::ahci::command::{Command, Unreadable};
 use crate::ahci::device::Device;
+use crate::aside::{self, Then};
 
 /// Command slots of a port.
 const SLOTS: usize = 32;
@@ -32,6 +36,8 @@ struct UnderWay {
     protocol: Protocol,
     /// What is left to do, the last first, of a command without data.
     rest: Vec<Change>,
+    /// Where the disk may write.
+    written: Option<GpaRange>,
 }
 
 /// How a round of taking commands ended.
@@ -57,12 +63,19 @@ pub(super) struct PortEngine {
     /// Empty buffers, whose room is used again.
     spare: Vec<Buffers>,
     events: Vec<Event>,
+    stop: Stop,
 }
 
 impl PortEngine {
     /// Serves the port until it is asked to stop or the disk's queue breaks. Everything under way has ended when
     /// this returns.
-    pub fn run(port: Arc<PortShared>, device: Device, prepared: Option<PreparedQueue>, stop: &Stop) {
+    pub fn run(
+        port: Arc<PortShared>,
+        device: Device,
+        prepared: Option<PreparedQueue>,
+        stop: Stop,
+        pass: &Pass,
+    ) {
         let mut engine = PortEngine {
             device,
             queue: None,
@@ -72,13 +85,14 @@ impl PortEngine {
             resets: 0,
             spare: Vec::new(),
             events: Vec::new(),
+            stop,
             port,
         };
         let outcome = match prepared {
             None => Ok(()),
             Some(prepared) => engine.start(prepared),
         };
-        let outcome = outcome.and_then(|()| engine.serve(stop));
+        let outcome = outcome.and_then(|()| engine.serve(pass));
         if outcome.is_err()
             && let Device::Cd(drive) = &mut engine.device
         {
@@ -101,7 +115,10 @@ impl PortEngine {
         Ok(())
     }
 
-    fn serve(&mut self, stop: &Stop) -> Result<(), WaitError> {
+    fn serve(&mut self, pass: &Pass) -> Result<(), WaitError> {
+        if !pass.is_valid() && aside::step_aside(self, pass)? == Then::End {
+            return Ok(());
+        }
         loop {
             self.look_at_the_tray();
             let round = self.take_a_round();
@@ -110,7 +127,7 @@ impl PortEngine {
                 Round::Idle => self.wait()?,
                 Round::Full => self.poll()?,
             }
-            if stop.requested() {
+            if !pass.is_valid() && aside::step_aside(self, pass)? == Then::End || self.stop.requested() {
                 return Ok(());
             }
             self.finish();
@@ -236,7 +253,9 @@ impl PortEngine {
                 self.transfer(slot, command, operation, bytes, protocol);
             }
             Action::Trim { bytes, protocol } => self.trim(slot, command, bytes, protocol),
-            Action::Series(rest) => self.go_on(slot, UnderWay { command, protocol: Protocol::Dma, rest }),
+            Action::Series(rest) => {
+                self.go_on(slot, UnderWay { command, protocol: Protocol::Dma, rest, written: None });
+            }
         }
     }
 
@@ -269,7 +288,8 @@ impl PortEngine {
             self.port.change(|state, _| state.note_overflow(slot));
             return self.fail(slot, &command, protocol, DiskError::Unaligned);
         }
-        self.submit(slot, operation, buffers, UnderWay { command, protocol, rest: Vec::new() });
+        let written = aside::written(operation, &buffers);
+        self.submit(slot, operation, buffers, UnderWay { command, protocol, rest: Vec::new(), written });
     }
 
     /// Data from the guest that says what to discard.
@@ -294,7 +314,7 @@ impl PortEngine {
                 if protocol != Protocol::Queued {
                     self.note_transferred(slot, &command, bytes);
                 }
-                self.go_on(slot, UnderWay { command, protocol, rest });
+                self.go_on(slot, UnderWay { command, protocol, rest, written: None });
             }
         }
     }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use disk::{DiskError, DiskQueue, Durability, Event, Operation, PreparedQueue, Request, WaitError};
-use memory::{Buffers, Ram};
+use memory::{Buffers, GpaRange, Ram};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::job::{Job, Next, Plan, Planner, Scratches};
+use crate::aside;
 use crate::nvme::completion::{Answer, CompletionQueue};
 use crate::nvme::log::{self, Failed};
 use crate::nvme::namespace::Attached;
@@ -31,6 +32,8 @@ struct Slot {
     job: Job,
     /// The abort command that wants it back.
     wanted: Option<u16>,
+    /// Where the disk may write.
+    written: Option<GpaRange>,
 }
 
 /// Nothing on the way of reads and writes allocates or locks a lock that others hold: commands under way have
@@ -89,7 +92,7 @@ impl Executor {
         !self.free.is_empty() && self.answers.len() < self.slots.len()
     }
 
-    /// Whether answers wait for room in the completion queue, or for bus mastering.
+    /// Whether answers wait for room in the completion queue.
     pub(super) fn is_stuck(&self) -> bool {
         !self.answers.is_empty()
     }
@@ -124,6 +127,21 @@ impl Executor {
         self.disk.poll(&mut self.events)
     }
 
+    /// The disk's queue and what it has brought.
+    pub(super) fn disk(&mut self) -> (&mut DiskQueue, &mut Vec<Event>) {
+        (&mut self.disk, &mut self.events)
+    }
+
+    /// Where in guest memory the disk may write.
+    pub(super) fn reads(&self) -> impl Iterator<Item = GpaRange> {
+        self.slots.iter().flatten().filter_map(|slot| slot.written)
+    }
+
+    /// Tells people about the disk.
+    pub(super) fn report(&self, what: &dyn std::fmt::Display) {
+        self.shared.report(&format_args!("disk {}: {what}", self.namespace.disk.name()));
+    }
+
     /// Posts what is answered.
     pub(super) fn post(&mut self) {
         self.to.queue.post(&mut self.answers, self.to.sq, self.to.head.load(Ordering::Relaxed));
@@ -147,15 +165,15 @@ impl Executor {
                 Durability::Cached
             },
         };
-        let slot = |job| Slot { cid, lba: command.lba(), job, wanted: None };
+        let slot = |job, written| Slot { cid, lba: command.lba(), job, wanted: None, written };
         match planner.plan(command, buffers) {
             Ok(Plan::Request(operation, buffers)) => {
-                let index = self.take_slot(slot(Job::Once));
+                let index = self.take_slot(slot(Job::Once, aside::written(operation, &buffers)));
                 self.ask(index, operation, buffers);
             }
             Ok(Plan::Steps(job)) => {
                 let compare = job.is_compare();
-                let index = self.take_slot(slot(job));
+                let index = self.take_slot(slot(job, None));
                 if compare {
                     self.comparing.push_back(index);
                 }
