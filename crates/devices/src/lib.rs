@@ -2,10 +2,12 @@
 
 pub mod ahci;
 mod aside;
+mod durability;
 pub mod nvme;
 mod ports;
 mod power;
 mod rtc;
+mod scratch;
 mod serial;
 mod virtio_blk;
 

@@ -189,7 +189,7 @@ impl Interrupt {
     }
 }
 
-/// Tells the driver that configuration space changed by itself.
+/// Tells the driver that configuration space changed by itself, and people what concerns the device as a whole.
 #[derive(Clone)]
 pub struct ConfigChange(pub(crate) Arc<Shared>);
 
@@ -198,5 +198,10 @@ impl ConfigChange {
     pub fn notify(&self) {
         self.0.config_generation.fetch_add(1, Ordering::AcqRel);
         self.0.config_changed();
+    }
+
+    /// Tells people something about the device; the sentence needs no name in front.
+    pub fn report(&self, what: &dyn fmt::Display) {
+        self.0.report(what);
     }
 }

@@ -4,19 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use disk::{Event as Done, Operation, Request};
-use memory::Buffers;
 use pci::Pass;
 
 use super::abort::Fulfilled;
 use super::admin::Features;
 use super::completion::{Answer, Around, CompletionQueue};
 use super::io::IoQueue;
-use super::namespace::Attached;
 use super::registers::{AdminQueues, Order};
 use super::ring::SubmissionQueue;
 use super::shared::{Shared, lock};
 use super::spec::Status;
+use crate::durability::flush;
 
 /// Asynchronous event requests that may wait at once (AERL, 0's based: 3).
 pub(super) const MAX_EVENT_REQUESTS: usize = 4;
@@ -257,26 +255,11 @@ impl Live {
         self.queues.values().for_each(IoQueue::stop_taking);
         std::mem::take(&mut self.queues).into_values().for_each(IoQueue::finish);
         for namespace in self.shared.namespaces.iter().filter(|namespace| namespace.caches()) {
-            if let Err(why) = flush(&self.shared, namespace) {
+            if let Err(why) = flush(&namespace.disk) {
                 self.shared.report(&format_args!(
                     "disk {}: the flush at the guest's shutdown failed: {why}. What was written last may be lost when the host's power goes.",
                     namespace.disk.name()
                 ));
-            }
-        }
-    }
-}
-
-fn flush(shared: &Shared, namespace: &Attached) -> Result<(), Box<dyn std::error::Error>> {
-    let mut queue = namespace.disk.prepare_queue(1)?.start()?;
-    let buffers = Buffers::new(shared.ram.clone());
-    queue.submit(Request { tag: 0, operation: Operation::Flush, buffers })?;
-    let mut events = Vec::new();
-    loop {
-        queue.wait(&mut events)?;
-        for event in events.drain(..) {
-            if let Done::Done { result, .. } = event {
-                return Ok(result?);
             }
         }
     }

@@ -77,10 +77,14 @@ impl Cache {
         if cached { Durability::Cached } else { Durability::Stable }
     }
 
-    /// Whether what is done is not on stable storage yet and should be. Writes are that by themselves when they
-    /// complete; zeroes need a flush.
+    /// Whether what is done is not on stable storage yet and should be: zeroes, and writes during which the driver has
+    /// switched the cache off. Other writes are that by themselves when they complete.
     fn flush_after(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::WriteZeroes(..)) && self.durability() == Durability::Stable
+        let unsure = matches!(
+            operation,
+            Operation::WriteZeroes(..) | Operation::Write { durability: Durability::Cached, .. }
+        );
+        unsure && self.durability() == Durability::Stable
     }
 }
 
@@ -218,10 +222,11 @@ impl BlockQueue {
     fn finish(&mut self) -> Result<(), Broken> {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
-            let Event::Done { tag, operation, result, buffers } = event else { continue };
+            let Event::Done { tag, operation, result, mut buffers } = event else { continue };
             let slot = self.slots[tag as usize].take().expect("the disk returns each tag once");
             self.free.push(tag as u16);
             if result.is_ok() && self.cache.flush_after(operation) {
+                buffers.clear();
                 self.submit(slot, Operation::Flush, buffers)?;
                 continue;
             }

@@ -159,11 +159,7 @@ impl Executor {
         let planner = Planner {
             namespace: &self.namespace,
             ram: &self.ram,
-            durability: if self.namespace.caches() && !self.shared.write_cache.load(Ordering::Relaxed) {
-                Durability::Stable
-            } else {
-                Durability::Cached
-            },
+            durability: if self.writes_through() { Durability::Stable } else { Durability::Cached },
         };
         let slot = |job, written| Slot { cid, lba: command.lba(), job, wanted: None, written };
         match planner.plan(command, buffers) {
@@ -207,6 +203,11 @@ impl Executor {
         }
     }
 
+    /// Whether the driver has switched off a cache that the disk has.
+    fn writes_through(&self) -> bool {
+        !self.shared.write_cache.load(Ordering::Relaxed) && self.namespace.caches()
+    }
+
     fn take_slot(&mut self, slot: Slot) -> u16 {
         let index = self.free.pop().expect("the caller saw that there is room");
         self.slots[usize::from(index)] = Some(slot);
@@ -215,9 +216,9 @@ impl Executor {
 
     /// Asks the disk for the next step of a job.
     fn step(&mut self, index: u16) {
-        let empty = self.empty();
+        let (empty, through) = (self.empty(), self.writes_through());
         let slot = self.slots[usize::from(index)].as_mut().expect("a job has its slot until it is done");
-        match slot.job.next(&self.namespace, &mut self.scratches, empty) {
+        match slot.job.next(&self.namespace, &mut self.scratches, empty, through) {
             Next::Ask(operation, buffers) => self.ask(index, operation, buffers),
             Next::Done(status) => self.finish(index, status),
         }
@@ -255,6 +256,12 @@ impl Executor {
         let outcome = slot.job.answered(operation, result, &buffers, &mut self.copied);
         if once {
             self.recycle(buffers);
+        }
+        let cached = matches!(operation, Operation::Write { durability: Durability::Cached, .. });
+        if once && cached && outcome.is_ok() && self.writes_through() {
+            // The driver has switched the cache off since this began.
+            let empty = self.empty();
+            return self.ask(index, Operation::Flush, empty);
         }
         match outcome {
             Ok(None) | Err(DiskError::Cancelled) if wanted => self.finish(index, Status::ABORT_REQUESTED),
