@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use disk::{DiskError, DiskQueue, Event, Operation, PreparedQueue, Request, WaitError};
+use disk::{DiskError, DiskQueue, Event, Operation, PreparedQueue, Request, Sectors, WaitError};
 use memory::{Buffers, GpaRange};
 use pci::Pass;
 use virtio::Stop;
@@ -19,6 +19,7 @@ use crate::ahci::atapi::Handling;
 use crate::ahci::command::{Command, Unreadable};
 use crate::ahci::device::Device;
 use crate::aside::{self, Then};
+use crate::scratch::Scratch;
 
 /// Command slots of a port.
 const SLOTS: usize = 32;
@@ -34,8 +35,8 @@ const LOOK: Duration = Duration::from_millis(1);
 struct UnderWay {
     command: Command,
     protocol: Protocol,
-    /// What is left to do, the last first, of a command without data.
-    rest: Vec<Change>,
+    /// What is left to do, the last first, of a command that moves no data of the guest's.
+    rest: Option<Vec<Change>>,
     /// Where the disk may write.
     written: Option<GpaRange>,
 }
@@ -63,6 +64,8 @@ pub(super) struct PortEngine {
     /// Empty buffers, whose room is used again.
     spare: Vec<Buffers>,
     events: Vec<Event>,
+    /// What is verified is read into this.
+    scratch: Scratch,
     stop: Stop,
 }
 
@@ -85,6 +88,7 @@ impl PortEngine {
             resets: 0,
             spare: Vec::new(),
             events: Vec::new(),
+            scratch: Scratch::default(),
             stop,
             port,
         };
@@ -254,7 +258,10 @@ impl PortEngine {
             }
             Action::Trim { bytes, protocol } => self.trim(slot, command, bytes, protocol),
             Action::Series(rest) => {
-                self.go_on(slot, UnderWay { command, protocol: Protocol::Dma, rest, written: None });
+                self.go_on(
+                    slot,
+                    UnderWay { command, protocol: Protocol::Dma, rest: Some(rest), written: None },
+                );
             }
         }
     }
@@ -289,7 +296,7 @@ impl PortEngine {
             return self.fail(slot, &command, protocol, DiskError::Unaligned);
         }
         let written = aside::written(operation, &buffers);
-        self.submit(slot, operation, buffers, UnderWay { command, protocol, rest: Vec::new(), written });
+        self.submit(slot, operation, buffers, UnderWay { command, protocol, rest: None, written });
     }
 
     /// Data from the guest that says what to discard.
@@ -314,19 +321,23 @@ impl PortEngine {
                 if protocol != Protocol::Queued {
                     self.note_transferred(slot, &command, bytes);
                 }
-                self.go_on(slot, UnderWay { command, protocol, rest, written: None });
+                self.go_on(slot, UnderWay { command, protocol, rest: Some(rest), written: None });
             }
         }
     }
 
     /// Begins what comes next of a command without data, or ends it.
     fn go_on(&mut self, slot: u8, mut work: UnderWay) {
-        match self.device.next_change(&mut work.rest) {
+        match work.rest.as_mut().and_then(|rest| self.device.next_change(rest)) {
             None if work.protocol == Protocol::Queued => self.ended |= 1 << slot,
             None => self.end(slot, Ending::Registers(self.device.good())),
-            Some(operation) => {
+            Some(Change::Verify(range)) => match self.scratch.lend(range.count.0 * Sectors::SIZE) {
+                Ok(buffers) => self.submit(slot, Operation::Read { at: range.start }, buffers, work),
+                Err(_) => self.fail(slot, &work.command, work.protocol, DiskError::Other(libc::ENOMEM)),
+            },
+            Some(change) => {
                 let buffers = self.buffers();
-                self.submit(slot, operation, buffers, work);
+                self.submit(slot, change.into(), buffers, work);
             }
         }
     }
@@ -334,13 +345,13 @@ impl PortEngine {
     fn submit(&mut self, slot: u8, operation: Operation, buffers: Buffers, work: UnderWay) {
         let Some(queue) = &mut self.queue else {
             // The disc has gone since the command was decoded.
-            self.recycle(buffers);
+            self.recycle_of(&work, buffers);
             return self.fail(slot, &work.command, work.protocol, DiskError::Gone);
         };
         match queue.submit(Request { tag: u64::from(slot), operation, buffers }) {
             Ok(()) => self.slots[usize::from(slot)] = Some(work),
             Err(refused) => {
-                self.recycle(refused.buffers);
+                self.recycle_of(&work, refused.buffers);
                 self.fail(slot, &work.command, work.protocol, refused.error);
             }
         }
@@ -350,14 +361,14 @@ impl PortEngine {
     fn finish(&mut self) {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
-            let Event::Done { tag, operation, result, buffers } = event else { continue };
+            let Event::Done { tag, result, buffers, .. } = event else { continue };
             let slot = tag as u8;
             let work = self.slots[usize::from(slot)].take().expect("the disk returns each tag once");
             let bytes = buffers.bytes();
-            self.recycle(buffers);
+            self.recycle_of(&work, buffers);
             match result {
                 Err(error) => self.fail(slot, &work.command, work.protocol, error),
-                Ok(()) if matches!(operation, Operation::Read { .. } | Operation::Write { .. }) => {
+                Ok(()) if work.rest.is_none() => {
                     self.transferred(slot, &work.command, work.protocol, bytes);
                 }
                 // A command that nobody waits for any more ends with what it has done so far.
@@ -478,6 +489,13 @@ impl PortEngine {
 
     fn buffers(&mut self) -> Buffers {
         self.spare.pop().unwrap_or_else(|| Buffers::new(self.port.hba().ram().clone()))
+    }
+
+    /// Those of commands that move none of the guest's data may lie in the scratch, and are not for others.
+    fn recycle_of(&mut self, work: &UnderWay, buffers: Buffers) {
+        if work.rest.is_none() {
+            self.recycle(buffers);
+        }
     }
 
     fn recycle(&mut self, mut buffers: Buffers) {

@@ -36,8 +36,9 @@ impl Obedient for PortEngine {
         for event in std::mem::take(&mut self.events) {
             match event {
                 Event::Done { tag, buffers, .. } if !is_awaited(tag as u8) => {
-                    self.slots[tag as usize] = None;
-                    self.recycle(buffers);
+                    if let Some(work) = self.slots[tag as usize].take() {
+                        self.recycle_of(&work, buffers);
+                    }
                     self.end(tag as u8, Ending::Silent);
                 }
                 other => self.events.push(other),
