@@ -351,7 +351,7 @@ impl Live {
         let features = &mut self.features;
         match id {
             feature::WRITE_CACHE if identify::has_cache(&self.shared) => {
-                self.set_write_cache(value & 1 != 0)?
+                self.set_write_cache(value & 1 != 0)?;
             }
             feature::ARBITRATION => features.arbitration = value & 0xffff_ff07,
             // There is one power state.
