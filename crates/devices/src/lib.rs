@@ -3,10 +3,13 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod ahci;
+mod aside;
+mod durability;
 pub mod nvme;
 mod ports;
 mod power;
 mod rtc;
+mod scratch;
 mod serial;
 mod virtio_blk;
 

@@ -540,3 +540,20 @@ fn smart_and_power_commands_answer_through_the_port() {
     assert_eq!(port.received::<20>(0x40)[12], 0, "in standby");
     assert_eq!(setup.backing.disk.counters().flushes, 1);
 }
+
+#[test]
+fn a_verify_leaves_the_guests_memory_alone_and_reads_after_it_reach_it() {
+    let setup = Setup::new();
+    let port = setup.start();
+    let (len, count) = (0x4000, setup.backing.blocks(0x4000) as u16);
+    let written = setup.fill(DATA, len, 7);
+    assert_eq!(port.run(Ata::at(WRITE_DMA_EXT, 0, count), &[(DATA, len as u32)]), Ok(len as u32));
+    setup.guest.ram.zero(Gpa(DATA), len as u64).unwrap();
+    for _ in 0..3 {
+        port.run(Ata::at(0x42, 0, count), &[]).unwrap();
+        assert!(setup.bytes(DATA, len) == vec![0; len]);
+    }
+    assert_eq!(port.run(Ata::at(READ_DMA_EXT, 0, count), &[(DATA, len as u32)]), Ok(len as u32));
+    assert!(setup.bytes(DATA, len) == written);
+    assert_eq!(setup.backing.disk.counters().reads, 4);
+}

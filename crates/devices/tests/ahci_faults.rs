@@ -341,3 +341,30 @@ fn disks_that_do_not_answer_are_waited_for_together_when_their_controller_goes()
     assert!(begin.elapsed() < Duration::from_secs(9), "{:?}", begin.elapsed());
     orders.iter().for_each(|orders| orders.hold.store(false, Ordering::SeqCst));
 }
+
+#[test]
+fn a_verify_reads_the_whole_range_and_finds_what_cannot_be_read() {
+    let (guest, [orders, _]) = guest(WriteCache::WriteBack);
+    let port = start(&guest, 0);
+    let before = guest.ram.read_obj::<[u8; 4096]>(Gpa(DATA)).unwrap();
+    for (command, lba, count) in [(0x40, 8, 300u64), (0x42, 1000, 1 << 16)] {
+        orders.seen.lock().unwrap().clear();
+        // A count of 0 is the most there can be.
+        let ata = Ata::at(command, lba, count as u16 & if command == 0x40 { 0xff } else { 0xffff });
+        let count = if command == 0x40 { count & 0xff } else { count };
+        port.run(ata, &[]).unwrap();
+        let mut next = lba;
+        for operation in orders.seen.lock().unwrap().iter() {
+            let Operation::Read { at } = operation else { panic!("{operation:?}") };
+            assert_eq!(at.0, next, "without a gap");
+            next += (lba + count - next).min(128);
+        }
+        assert_eq!(next, lba + count, "to the end");
+    }
+    // The data is for nobody, and the memory it went to is not taken for the guest's afterwards.
+    assert_eq!(guest.ram.read_obj::<[u8; 4096]>(Gpa(DATA)).unwrap(), before);
+    assert_eq!(port.run(Ata::at(READ_DMA_EXT, 0, 1), &[(DATA, 512)]), Ok(512));
+    *orders.fail.lock().unwrap() = Some(DiskError::Media);
+    let failed = port.run(Ata::at(0x42, 8, 8), &[]).unwrap_err();
+    assert_eq!((failed.status, failed.error), (0x51, 0x40));
+}

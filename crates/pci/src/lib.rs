@@ -19,6 +19,7 @@ mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod function;
+mod gate;
 mod host_bridge;
 mod msi;
 mod msix;
@@ -31,6 +32,7 @@ pub use bus::Bus;
 pub use config_space::{ConfigSpace, Identity};
 pub use error::PciError;
 pub use function::Function;
+pub use gate::{Gate, Pass};
 pub use host_bridge::HostBridge;
 pub use msi::Msi;
 pub use msix::{MSIX_ENTRY_SIZE, Msix};

@@ -17,15 +17,18 @@ pub struct Msi {
     /// log2 of how many vectors the function can use.
     capable: u16,
     maskable: bool,
+    /// Messages are writes to memory, which the command register may forbid.
+    bus_master: bool,
     vectors: Vec<Arc<dyn Vector>>,
     set: Vec<Option<MsiMessage>>,
 }
 
 impl Msi {
-    /// `count` vectors: a power of two up to 32 (others are rounded down).
+    /// `count` vectors: a power of two up to 32 (others are rounded down). Messages may be sent until
+    /// [`Msi::set_bus_master`] forbids it.
     pub fn new(device: Address, services: Arc<dyn Services>, count: u8, maskable: bool) -> Msi {
         let capable = u16::from(count.clamp(1, 32)).ilog2() as u16;
-        Msi { device, services, capable, maskable, vectors: Vec::new(), set: Vec::new() }
+        Msi { device, services, capable, maskable, bus_master: true, vectors: Vec::new(), set: Vec::new() }
     }
 
     /// Body of the capability behind its two header bytes, and the bits of it a guest may write, for
@@ -65,7 +68,7 @@ impl Msi {
         for index in 0..self.vectors.len() {
             // Software gives a message whose low bits are free for the function to count in.
             let message = MsiMessage { address, data: data & !(count.max(1) as u32 - 1) | index as u32 };
-            let wanted = (index < count && mask >> index & 1 == 0).then_some(message);
+            let wanted = (self.bus_master && index < count && mask >> index & 1 == 0).then_some(message);
             if self.set[index] != wanted {
                 match self.vectors[index].set(wanted) {
                     Ok(()) => self.set[index] = wanted,
@@ -74,6 +77,13 @@ impl Msi {
             }
         }
         PciError::all(errors)
+    }
+
+    /// The guest allows or forbids bus mastering; `body` is what the capability holds, behind the two header bytes. What is
+    /// raised while it is forbidden waits, as for a masked vector.
+    pub fn set_bus_master(&mut self, allowed: bool, body: &[u8]) -> Result<(), PciError> {
+        self.bus_master = allowed;
+        self.update(body)
     }
 
     /// The vectors in use: all of those that the guest enabled, masked or not.
@@ -114,6 +124,10 @@ mod tests {
         body[14] = 0;
         msi.update(&body).unwrap();
         assert_eq!(services.messages()[1], Some(MsiMessage { address: 0xfee0_0000, data: 0x41 }));
+        msi.set_bus_master(false, &body).unwrap();
+        assert_eq!(services.messages(), [None, None]);
+        msi.set_bus_master(true, &body).unwrap();
+        assert!(services.messages().iter().all(Option::is_some));
         msi.update(&[]).unwrap();
         assert_eq!(services.messages(), [None, None]);
     }

@@ -31,15 +31,23 @@ pub struct Msix {
     device: Address,
     services: Arc<dyn Services>,
     control: u16,
+    /// Messages are writes to memory, which the command register may forbid.
+    bus_master: bool,
     entries: Vec<Entry>,
 }
 
 impl Msix {
-    /// A table of `count` vectors (1 to 2048), all masked.
+    /// A table of `count` vectors (1 to 2048), all masked. Messages may be sent until [`Msix::set_bus_master`] forbids it.
     pub fn new(device: Address, services: Arc<dyn Services>, count: u16) -> Msix {
         let blank =
             Entry { message: MsiMessage { address: 0, data: 0 }, control: MASKED, vector: None, set: None };
-        Msix { device, services, control: 0, entries: vec![blank; usize::from(count.clamp(1, 2048))] }
+        Msix {
+            device,
+            services,
+            control: 0,
+            bus_master: true,
+            entries: vec![blank; usize::from(count.clamp(1, 2048))],
+        }
     }
 
     /// Body of the capability behind its two header bytes, and the bits of it a guest may write, for
@@ -66,7 +74,14 @@ impl Msix {
     /// again at the next write.
     pub fn set_control(&mut self, control: u16) -> Result<(), PciError> {
         self.control = control & (ENABLE | FUNCTION_MASK);
-        PciError::all((0..self.entries.len()).filter_map(|index| self.apply(index).err()))
+        self.apply_all()
+    }
+
+    /// The guest allows or forbids bus mastering. What is raised while it is forbidden waits, as for a masked vector.
+    /// Vectors that fail keep no other from following.
+    pub fn set_bus_master(&mut self, allowed: bool) -> Result<(), PciError> {
+        self.bus_master = allowed;
+        self.apply_all()
     }
 
     /// Reads the table.
@@ -142,9 +157,13 @@ impl Msix {
         entry.and_then(|entry| entry.vector.as_ref()).is_some_and(|vector| vector.pending())
     }
 
+    fn apply_all(&mut self) -> Result<(), PciError> {
+        PciError::all((0..self.entries.len()).filter_map(|index| self.apply(index).err()))
+    }
+
     /// Gives the vector the message it ought to have now.
     fn apply(&mut self, index: usize) -> Result<(), ServiceError> {
-        let open = self.control & (ENABLE | FUNCTION_MASK) == ENABLE;
+        let open = self.bus_master && self.control & (ENABLE | FUNCTION_MASK) == ENABLE;
         let entry = &mut self.entries[index];
         let wanted = (open && entry.control & MASKED == 0).then_some(entry.message);
         if wanted == entry.set {
@@ -169,6 +188,25 @@ mod tests {
     fn msix() -> (Arc<FakeServices>, Msix) {
         let services = Arc::new(FakeServices::default());
         (services.clone(), Msix::new(Address::new(0, 1, 0).unwrap(), services, 4))
+    }
+
+    #[test]
+    fn no_vector_has_a_message_while_bus_mastering_is_off() {
+        let (services, mut msix) = msix();
+        msix.set_bus_master(false).unwrap();
+        msix.set_control(ENABLE).unwrap();
+        msix.write_table(0, &0xfee0_0000u64.to_le_bytes()).unwrap();
+        msix.write_table(8, &0x41u64.to_le_bytes()).unwrap();
+        let vector = msix.vector(0).unwrap().unwrap();
+        vector.eventfd().write(1).unwrap();
+        let mut pending = [0];
+        msix.read_pending(0, &mut pending);
+        assert_eq!((services.messages(), pending), (vec![None], [1]));
+        let message = MsiMessage { address: 0xfee0_0000, data: 0x41 };
+        msix.set_bus_master(true).unwrap();
+        assert_eq!((services.messages(), services.raised(0)), (vec![Some(message)], 1));
+        msix.set_bus_master(false).unwrap();
+        assert_eq!(services.messages(), [None]);
     }
 
     #[test]

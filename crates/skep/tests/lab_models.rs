@@ -135,9 +135,56 @@ fn a_running_guest_sees_disks_of_all_models_grow() {
     assert!(!seen.after("host: sum ").contains(&seen.after("host: zeroes ")[0]), "{seen}");
 }
 
+/// As a kernel does before it starts another one, and as some drivers do: the bit goes off under load, and on again.
+fn a_guest_that_switches_bus_mastering_off_and_on_while_it_reads_and_writes_loses_nothing() {
+    let seen = Scenario::quick().run(
+        r#"
+        for name in a b c; do head -c 24M /dev/urandom > /tmp/$name.img; done
+        for name in a b c; do say image $name $(sha256sum < /tmp/$name.img | cut -d " " -f 1); done
+        guest '
+            function_of_disk() {
+                at=$(readlink -f /sys/block/$1/device)
+                while [ ! -e $at/config ]; do at=${at%/*}; done
+                echo $at/config
+            }
+            put() { printf $2 | dd of=$1 bs=1 seek=4 count=1 conv=notrunc 2> /dev/null; }
+            toggle() {
+                count=0
+                while [ ! -e /tmp/over ]; do
+                    put $1 "\002"
+                    put $1 "\006"
+                    count=$((count + 1))
+                done
+                [ $count -lt 5 ] || say toggled $2
+            }
+            wait_for 60 test -b /dev/sda
+            wait_for 60 test -b /dev/nvme0n1
+            for disk in vda nvme0n1 sda; do
+                rm -f /tmp/over
+                toggle $(function_of_disk $disk) $disk &
+                sums $disk
+                patterns fill /dev/$disk 1
+                patterns check /dev/$disk 1
+                touch /tmp/over
+                wait
+            done
+        ' --cpus 2 --disk /tmp/a.img --disk /tmp/b.img,model=nvme --disk /tmp/c.img,model=ahci
+        for name in a b c; do patterns check /tmp/$name.img 1; done"#,
+    );
+    seen.ended_with(&[0]);
+    for (image, disk) in [("a", "vda"), ("b", "nvme0n1"), ("c", "sda")] {
+        let sum = seen.after(&format!("host: image {image} ")).concat();
+        seen.expect(&format!("guest: sum {disk} {sum}"));
+        seen.expect(&format!("guest: check /dev/{disk} 1 ok"));
+        seen.expect(&format!("guest: toggled {disk}"));
+        seen.expect(&format!("host: check /tmp/{image}.img 1 ok"));
+    }
+}
+
 together::together! { stories_of_models_in_one_host:
     a_guest_and_its_host_share_an_nvme_disk_whoever_drives_the_real_one,
     a_guest_keeps_what_it_wrote_into_a_qcow2_image_unless_changes_are_thrown_away,
     a_file_that_looks_like_an_image_is_refused_until_its_format_is_given,
     a_running_guest_sees_disks_of_all_models_grow,
+    a_guest_that_switches_bus_mastering_off_and_on_while_it_reads_and_writes_loses_nothing,
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ::pci::Pass;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::features::Features;
@@ -25,6 +26,8 @@ pub struct QueueSetup {
     pub interrupt: Interrupt,
     /// What was negotiated.
     pub features: Features,
+    /// Says when the thread may touch guest memory, which the queue is in. `kick` wakes the thread when that changes.
+    pub pass: Pass,
 }
 
 /// Why a device could not take a queue into use.
@@ -61,7 +64,7 @@ pub trait VirtioDevice: Send {
     fn write_config(&mut self, offset: u64, data: &[u8]);
 
     /// Starts to serve a queue, on a thread of its own. The thread ends when it is asked to, and before that
-    /// waits for everything that may still touch guest memory.
+    /// waits for everything that may still touch guest memory. It keeps its pass as long, and looks at it after each wait.
     fn start_queue(&mut self, setup: QueueSetup) -> Result<Worker, StartError>;
 
     /// Back to the state before any driver; all queues have stopped.

@@ -4,9 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ::pci::{Line, Vector};
+use ::pci::{Gate, Line, Vector};
 
-use crate::queue::Gate;
 use crate::reports::{Report, Reports};
 
 /// ISR status: a queue has used buffers (4.1.4.5).
@@ -36,7 +35,7 @@ pub(crate) struct Shared {
     line: Arc<dyn Line>,
     needs_reset: AtomicBool,
     config_generation: AtomicU8,
-    /// Whether the device may write to guest memory, which messages do as well.
+    /// Bus mastering.
     gate: Gate,
 }
 
@@ -50,8 +49,6 @@ struct Routes {
 struct PinState {
     isr: u8,
     disabled: bool,
-    /// A change of configuration whose message waits for bus mastering.
-    change_to_tell: bool,
 }
 
 impl Shared {
@@ -64,7 +61,7 @@ impl Shared {
             line,
             needs_reset: AtomicBool::new(false),
             config_generation: AtomicU8::new(0),
-            gate: Gate::open(),
+            gate: Gate::shut(),
         }
     }
 
@@ -118,29 +115,13 @@ impl Shared {
     fn config_changed(&self) {
         let route = lock(&self.routes).config.clone();
         if let Route::Vector(_) = route {
-            let mut pin = lock(&self.pin);
-            pin.isr |= ISR_CONFIG;
-            pin.change_to_tell = !self.gate.is_open();
-            if pin.change_to_tell {
-                return;
-            }
+            lock(&self.pin).isr |= ISR_CONFIG;
         }
         self.send(&route, ISR_CONFIG);
     }
 
     pub(crate) fn gate(&self) -> &Gate {
         &self.gate
-    }
-
-    /// The driver allows or forbids bus mastering. Returns whether it is allowed now and was not before: then
-    /// the queues are to be kicked.
-    pub(crate) fn set_bus_master(&self, allowed: bool) -> bool {
-        let before = self.gate.set(allowed);
-        // The gate is open before the lock is taken, so that a change is told either here or by its finder.
-        if allowed && std::mem::take(&mut lock(&self.pin).change_to_tell) {
-            self.config_changed();
-        }
-        allowed && !before
     }
 
     pub(crate) fn needs_reset(&self) -> bool {
@@ -178,7 +159,6 @@ impl Shared {
     pub(crate) fn reset(&self) {
         self.needs_reset.store(false, Ordering::Release);
         self.take_isr();
-        lock(&self.pin).change_to_tell = false;
     }
 }
 
@@ -218,13 +198,18 @@ impl Interrupt {
         self.shared.ask_for_reset(&format_args!("queue {}: {why}", self.queue));
     }
 
+    /// Tells people of a failure of this host, after which the queue goes on.
+    pub fn report(&self, what: &dyn fmt::Display) {
+        self.shared.reports.host(what);
+    }
+
     /// The queue cannot go on, for this host failed at something: sets DEVICE_NEEDS_RESET and tells driver and people.
     pub fn host_failed(&self, why: &dyn fmt::Display) {
         self.shared.host_failed(&format_args!("queue {}: {why}", self.queue));
     }
 }
 
-/// Tells the driver that configuration space changed by itself.
+/// Tells the driver that configuration space changed by itself, and people what concerns the device as a whole.
 #[derive(Clone)]
 pub struct ConfigChange(pub(crate) Arc<Shared>);
 
@@ -233,5 +218,10 @@ impl ConfigChange {
     pub fn notify(&self) {
         self.0.config_generation.fetch_add(1, Ordering::AcqRel);
         self.0.config_changed();
+    }
+
+    /// Tells people of a failure of this host, after which the device goes on.
+    pub fn report(&self, what: &dyn fmt::Display) {
+        self.0.reports.host(what);
     }
 }

@@ -6,10 +6,9 @@
 //! on pointers whose lengths it keeps beside them; it reads every descriptor once, into types of its own, and
 //! reports nonsense as a [`Malformed`] chain, upon which its device asks to be reset.
 //!
-//! A driver that clears bus mastering (a kernel about to start another one does) shuts the [`Gate`] of all
-//! queues: no chain is taken, no ring index written and no message sent until bus mastering is allowed again.
-//! Requests already under way are not called back: their data, their status and their used elements may still
-//! be written. Only a reset waits for them.
+//! A driver that clears bus mastering (a kernel about to start another one does) closes the device's [gate](::pci::Gate): the
+//! threads of its queues end what is under way and step out, and then the write to the command register is answered. No
+//! chain is taken, nothing is written to guest memory and no message is sent until bus mastering is allowed again.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -27,7 +26,7 @@ pub use device::{QueueSetup, StartError, Stop, VirtioDevice, Worker};
 pub use features::Features;
 pub use interrupt::{ConfigChange, Interrupt};
 pub use queue::{
-    Chain, Cursor, DESCRIPTOR_SIZE, Gate, Head, MAX_QUEUE_SIZE, Malformed, Piece, Queue, QueueAddresses,
+    Chain, Cursor, DESCRIPTOR_SIZE, Head, MAX_QUEUE_SIZE, Malformed, Piece, Queue, QueueAddresses,
     QueueRefused,
 };
 pub use reports::{Message, Report, Reports};

@@ -35,15 +35,17 @@ pub(super) enum Action {
     Transfer { operation: Operation, bytes: u64, protocol: Protocol },
     /// Data from the guest that says which ranges to discard.
     Trim { bytes: u64, protocol: Protocol },
-    /// Operations without data, one after the other; the last comes first.
+    /// Operations without data for the guest, one after the other; the last comes first.
     Series(Vec<Change>),
 }
 
-/// An operation without data.
+/// An operation without data for the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Change {
     Flush,
     Discard(SectorRange),
+    /// A read whose data goes nowhere.
+    Verify(SectorRange),
 }
 
 impl From<Change> for Operation {
@@ -51,6 +53,7 @@ impl From<Change> for Operation {
         match change {
             Change::Flush => Operation::Flush,
             Change::Discard(range) => Operation::Discard(range),
+            Change::Verify(range) => Operation::Read { at: range.start },
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What can be behind a port.
 
-use disk::{DiskError, Operation};
+use disk::DiskError;
 
 use super::action::{Action, Change, Protocol};
 use super::ata::{Fault, HardDisk};
@@ -62,12 +62,11 @@ impl Device {
     }
 
     /// The next thing to do of `rest`, whose last comes first.
-    pub fn next_change(&self, rest: &mut Vec<Change>) -> Option<Operation> {
-        let change = match self {
+    pub fn next_change(&self, rest: &mut Vec<Change>) -> Option<Change> {
+        match self {
             Device::Disk(disk) => disk.next_change(rest),
             Device::Cd(_) => rest.pop(),
-        };
-        change.map(Operation::from)
+        }
     }
 
     /// What the guest learns of a failure.

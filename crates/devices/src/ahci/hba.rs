@@ -2,11 +2,10 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memory::{Ram, RegisterPages};
-use pci::{Line, Vector};
+use pci::{Gate, Line, Vector};
 use virtio::{Report, Reports};
 
 use super::registers::{ABAR_SIZE, host, port};
@@ -15,8 +14,8 @@ use super::registers::{ABAR_SIZE, host, port};
 pub(super) struct Hba {
     reports: Reports,
     ram: Arc<Ram>,
-    /// Whether the controller may reach memory.
-    bus_master: AtomicBool,
+    /// Bus mastering.
+    gate: Gate,
     line: Arc<dyn Line>,
     interrupt: Mutex<Interrupt>,
     /// What vCPUs read: equal to the registers whenever nobody is changing them.
@@ -51,14 +50,14 @@ impl Hba {
         line: Arc<dyn Line>,
         report: Report,
     ) -> io::Result<Hba> {
-        let (bus_master, interrupt) = (AtomicBool::new(false), Mutex::default());
+        let (gate, interrupt) = (Gate::shut(), Mutex::default());
         let shown = Arc::new(RegisterPages::new(ABAR_SIZE)?);
         shown.store(host::CAP, host::CAPABILITIES | (ports - 1));
         shown.store(host::GHC, host::GHC_AHCI);
         shown.store(host::PI, u32::MAX >> (32 - ports));
         shown.store(host::VS, host::VERSION);
         let reports = Reports::new(name, report);
-        Ok(Hba { reports, ram, bus_master, line, interrupt, shown })
+        Ok(Hba { reports, ram, gate, line, interrupt, shown })
     }
 
     /// "ahci 00:03.0".
@@ -83,15 +82,12 @@ impl Hba {
 
     /// RAM, while the driver allows the controller to reach it.
     pub fn reach(&self) -> Option<&Ram> {
-        self.bus_master.load(Ordering::Acquire).then_some(&*self.ram)
+        (!self.gate.is_shut()).then_some(&*self.ram)
     }
 
-    /// The driver allows or forbids the controller to reach memory; messages are writes to memory as well.
-    pub fn set_bus_master(&self, allowed: bool) {
-        let before = self.bus_master.swap(allowed, Ordering::AcqRel);
-        if allowed && !before {
-            self.send(&mut self.interrupt(), true);
-        }
+    /// Bus mastering, as the threads of ports obey it.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// Port `port` wants an interrupt or no longer does.
@@ -181,7 +177,6 @@ impl Hba {
         let pending = state.enabled && state.status != 0;
         if pending
             && new
-            && self.reach().is_some()
             && let Some(vector) = &state.vector
         {
             // The only failure is a counter at its limit: then the interrupt is pending already.

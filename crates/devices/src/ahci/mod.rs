@@ -102,8 +102,9 @@ impl Ahci {
         let bar = BarSpec::new(ABAR, BarKind::Memory32 { prefetchable: false }, ABAR_SIZE as u64);
         let mut space = ConfigSpace::new(IDENTITY, &[bar.expect("a possible BAR")], windows);
         space.set(register::INTERRUPT_PIN, &[Pin::A as u8]);
-        let msi = Msi::new(at, services.clone(), 1, false);
+        let mut msi = Msi::new(at, services.clone(), 1, false);
         let (body, writable) = msi.capability();
+        msi.set_bus_master(false, &body).expect("no vector is there yet");
         space.place_capability(MSI_AT, capability::MSI, &body, &writable);
         // Drivers of an ICH9 enable the first ports here, which changes nothing.
         space.set(PORT_CONTROL, &[0x3f, 0]);
@@ -214,6 +215,29 @@ impl Ahci {
         self.hba.route(msi, config.msi.vectors(&body).first().cloned(), disabled);
     }
 
+    /// The driver allows or forbids the controller to reach memory. When it is forbidden, this waits until nothing is under
+    /// way that does.
+    fn set_bus_master(&self, config: &mut Config, allowed: bool) -> Result<(), PciError> {
+        let gate = self.hba.gate();
+        if !allowed && !gate.is_shut() {
+            let hung = gate.close();
+            // vCPUs write frames, too, each under the lock of a port.
+            self.ports.iter().for_each(Port::wait_for_writers);
+            if hung > 0 {
+                self.hba.host_failed(&format_args!(
+                    "bus mastering was switched off, and {hung} of its ports do not stop. What the disk has under way may \
+                     still be written to the guest's memory; see the host's log for the disk."
+                ));
+            }
+        }
+        // What ports have ended just now is told by message, and what comes later is not.
+        let outcome = config.msi.set_bus_master(allowed, &config.msi_body());
+        if allowed {
+            gate.open();
+        }
+        outcome
+    }
+
     fn config(&self) -> MutexGuard<'_, Config> {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -254,19 +278,18 @@ impl Function for Ahci {
         config.space.write(offset, data);
         let touches = |at: u16, len: u16| offset < at + len && offset as usize + data.len() > usize::from(at);
         let (command, msi) = (touches(register::COMMAND, 2), touches(MSI_AT, 2 + MSI_BODY as u16));
-        let mut outcome = Ok(());
+        let mut errors = Vec::new();
+        if command {
+            let allowed = config.space.command() & register::COMMAND_BUS_MASTER != 0;
+            errors.extend(self.set_bus_master(config, allowed).err());
+        }
         if msi {
-            outcome = config.msi.update(&config.msi_body());
+            errors.extend(config.msi.update(&config.msi_body()).err());
         }
         if command || msi {
             self.route(config);
         }
-        if command {
-            self.hba.set_bus_master(config.space.command() & register::COMMAND_BUS_MASTER != 0);
-            // What was issued meanwhile is looked at now.
-            self.ports.iter().for_each(Port::look_again);
-        }
-        outcome
+        PciError::all(errors)
     }
 
     fn decoded(&self) -> Decoded {
@@ -313,7 +336,7 @@ impl Function for Ahci {
     }
 
     fn reset(&self) -> Result<(), PciError> {
-        self.hba.set_bus_master(false);
+        self.hba.gate().slam();
         self.ports.iter().for_each(Port::reset);
         let until = Instant::now() + PATIENCE;
         let hung = self.ports.iter().position(|port| {
@@ -330,7 +353,8 @@ impl Function for Ahci {
         }
         self.hba.reset();
         let config = &mut *self.config();
-        let outcome = config.msi.reset();
+        let outcomes = [config.msi.set_bus_master(false, &config.msi_body()), config.msi.reset()];
+        let outcome = PciError::all(outcomes.into_iter().filter_map(Result::err));
         let (body, _) = config.msi.capability();
         config.space.set(MSI_AT + 2, &body);
         config.space.reset();

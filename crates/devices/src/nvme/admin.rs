@@ -17,6 +17,7 @@ use super::registers::MAX_ENTRIES;
 use super::ring::SubmissionQueue;
 use super::shared::lock;
 use super::spec::{Command, PAGE, Status, admin, feature, log_page};
+use crate::durability::flush;
 
 /// All namespaces at once.
 pub(super) const BROADCAST: u32 = 0xffff_ffff;
@@ -211,7 +212,7 @@ impl Live {
         let coalescing = self.shared.interrupts.coalescing();
         self.shared.interrupts.set_coalescing(0);
         self.send_all_held();
-        queue.finish();
+        self.pass.outside(|| queue.finish());
         self.shared.interrupts.set_coalescing(coalescing);
         self.shared.doorbells.close_sq(id);
         Ok(0)
@@ -349,14 +350,14 @@ impl Live {
         }
         let features = &mut self.features;
         match id {
+            feature::WRITE_CACHE if identify::has_cache(&self.shared) => {
+                self.set_write_cache(value & 1 != 0)?;
+            }
             feature::ARBITRATION => features.arbitration = value & 0xffff_ff07,
             // There is one power state.
             feature::POWER_MANAGEMENT if value & 0x1f == 0 => {}
             feature::TEMPERATURE => features.temperature[temperature_kind(value)?] = value as u16,
             feature::ERROR_RECOVERY => features.error_recovery = value & 0xffff,
-            feature::WRITE_CACHE if identify::has_cache(&self.shared) => {
-                self.shared.write_cache.store(value & 1 != 0, Ordering::Relaxed);
-            }
             feature::QUEUES => {
                 if value & 0xffff == 0xffff || value >> 16 == 0xffff {
                     return Err(Status::INVALID_FIELD);
@@ -381,6 +382,29 @@ impl Live {
             _ => return Err(Status::INVALID_FIELD),
         }
         Ok(0)
+    }
+}
+
+impl Live {
+    /// Feature 06h (5.21.1.6). When the cache is switched off, what it holds goes to stable storage first. Writes that end
+    /// meanwhile are flushed by their queues.
+    fn set_write_cache(&self, on: bool) -> Result<(), Status> {
+        let shared = &self.shared;
+        let was_on = shared.write_cache.swap(on, Ordering::SeqCst);
+        if on || !was_on {
+            return Ok(());
+        }
+        for namespace in shared.namespaces.iter().filter(|namespace| namespace.caches()) {
+            if let Err(why) = self.pass.outside(|| flush(&namespace.disk)) {
+                shared.write_cache.store(true, Ordering::SeqCst);
+                shared.report(&format_args!(
+                    "disk {}: the flush failed with which the guest's write cache is switched off: {why}. The cache stays on.",
+                    namespace.disk.name()
+                ));
+                return Err(Status::INTERNAL_ERROR);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use memory::{Gpa, OutsideRam, Ram};
-use virtio::Gate;
+use pci::Gate;
 use zerocopy::IntoBytes;
 
 use super::bell::Bell;
@@ -101,11 +101,14 @@ impl CompletionQueue {
     /// Posts as many answers as there is room for, and sends one interrupt for all of them. What is left waits for
     /// the driver to take entries; then the bell of submission queue `sq` rings.
     pub(super) fn post(&self, answers: &mut VecDeque<Answer>, sq: u16, sq_head: u16) {
-        if answers.is_empty() || !self.around.gate.is_open() {
-            // Whoever opens the gate rings.
+        if answers.is_empty() {
             return;
         }
         let state = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.around.gate.is_shut() {
+            // Threads wake when it opens.
+            return;
+        }
         let mut posted = 0;
         while let Some(answer) = answers.front() {
             if !self.has_room(state) && !self.makes_room(state, sq) {

@@ -4,18 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use disk::{Event as Done, Operation, Request};
-use memory::Buffers;
+use pci::Pass;
 
 use super::abort::Fulfilled;
 use super::admin::Features;
 use super::completion::{Answer, Around, CompletionQueue};
 use super::io::IoQueue;
-use super::namespace::Attached;
 use super::registers::{AdminQueues, Order};
 use super::ring::SubmissionQueue;
 use super::shared::{Shared, lock};
 use super::spec::Status;
+use crate::durability::flush;
 
 /// Asynchronous event requests that may wait at once (AERL, 0's based: 3).
 pub(super) const MAX_EVENT_REQUESTS: usize = 4;
@@ -23,14 +22,14 @@ pub(super) const MAX_EVENT_REQUESTS: usize = 4;
 pub(super) const MAX_ABORTS: usize = 4;
 
 /// Serves the controller until the device goes.
-pub(super) fn run(shared: &Arc<Shared>) {
+pub(super) fn run(shared: &Arc<Shared>, pass: &Arc<Pass>) {
     let mut live: Option<Live> = None;
     let mut stopped = None;
     loop {
         let order = shared.registers.order();
         if live.as_ref().is_some_and(|live| live.epoch != order.epoch) {
-            // Waits for everything under way.
-            live = None;
+            // Waits for everything under way, and writes nothing itself.
+            pass.outside(|| live = None);
         }
         if live.is_none() && stopped != Some(order.epoch) {
             reset(shared);
@@ -42,20 +41,25 @@ pub(super) fn run(shared: &Arc<Shared>) {
         }
         let sleep = match &mut live {
             None => {
-                if start(shared, order, &mut live) {
+                if start(shared, pass, order, &mut live) {
                     continue;
                 }
                 None
             }
             Some(live) => {
                 if order.shutdown {
-                    live.shut_down();
+                    pass.outside(|| live.shut_down());
                     shared.registers.shut_down(order.epoch);
                     continue;
                 }
-                match live.serve() {
-                    Round::More => continue,
-                    Round::Empty(at_most) => at_most,
+                // While bus mastering is off there is nothing to do but what the registers order.
+                if !pass.renew() {
+                    None
+                } else {
+                    match live.serve() {
+                        Round::More => continue,
+                        Round::Empty(at_most) => at_most,
+                    }
                 }
             }
         };
@@ -64,7 +68,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
 }
 
 /// Begins to serve if the registers say so; returns whether something changed.
-fn start(shared: &Arc<Shared>, order: Order, live: &mut Option<Live>) -> bool {
+fn start(shared: &Arc<Shared>, pass: &Arc<Pass>, order: Order, live: &mut Option<Live>) -> bool {
     if order.shutdown {
         shared.registers.shut_down(order.epoch);
         return true;
@@ -72,7 +76,7 @@ fn start(shared: &Arc<Shared>, order: Order, live: &mut Option<Live>) -> bool {
     if !order.enabled {
         return false;
     }
-    match Live::new(shared, order.epoch) {
+    match Live::new(shared, pass, order.epoch) {
         Ok(new) => {
             *live = Some(new);
             shared.registers.ready(order.epoch);
@@ -116,6 +120,8 @@ enum Round {
 /// An enabled controller.
 pub(super) struct Live {
     pub(super) shared: Arc<Shared>,
+    /// Of the controller's thread.
+    pub(super) pass: Arc<Pass>,
     epoch: u64,
     queue: SubmissionQueue,
     completions: Arc<CompletionQueue>,
@@ -132,7 +138,7 @@ pub(super) struct Live {
 }
 
 impl Live {
-    fn new(shared: &Arc<Shared>, epoch: u64) -> Result<Live, Box<dyn std::error::Error>> {
+    fn new(shared: &Arc<Shared>, pass: &Arc<Pass>, epoch: u64) -> Result<Live, Box<dyn std::error::Error>> {
         let at: AdminQueues = shared.registers.admin_queues()?;
         shared.doorbells.open_sq(0, at.submission_entries);
         shared.doorbells.open_cq(0, at.completion_entries);
@@ -157,6 +163,7 @@ impl Live {
         lock(&shared.completion_queues).insert(0, completions.clone());
         Ok(Live {
             shared: shared.clone(),
+            pass: pass.clone(),
             epoch,
             queue,
             completions,
@@ -198,6 +205,9 @@ impl Live {
             };
             if let Some(answer) = self.execute(&command) {
                 self.answers.push_back(answer);
+            }
+            if !self.pass.renew() {
+                return Round::More;
             }
             self.tell_events();
             self.post();
@@ -245,26 +255,11 @@ impl Live {
         self.queues.values().for_each(IoQueue::stop_taking);
         std::mem::take(&mut self.queues).into_values().for_each(IoQueue::finish);
         for namespace in self.shared.namespaces.iter().filter(|namespace| namespace.caches()) {
-            if let Err(why) = flush(&self.shared, namespace) {
+            if let Err(why) = flush(&namespace.disk) {
                 self.shared.host_failed(&format_args!(
                     "disk {}: the flush at the guest's shutdown failed: {why}. What was written last may be lost when the host's power goes.",
                     namespace.disk.name()
                 ));
-            }
-        }
-    }
-}
-
-fn flush(shared: &Shared, namespace: &Attached) -> Result<(), Box<dyn std::error::Error>> {
-    let mut queue = namespace.disk.prepare_queue(1)?.start()?;
-    let buffers = Buffers::new(shared.ram.clone());
-    queue.submit(Request { tag: 0, operation: Operation::Flush, buffers })?;
-    let mut events = Vec::new();
-    loop {
-        queue.wait(&mut events)?;
-        for event in events.drain(..) {
-            if let Done::Done { result, .. } = event {
-                return Ok(result?);
             }
         }
     }

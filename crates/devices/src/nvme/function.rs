@@ -28,8 +28,8 @@ fn pending_at(vectors: usize) -> u64 {
     (vectors as u64 * MSIX_ENTRY_SIZE).next_multiple_of(2048)
 }
 
-/// Configuration space, and where the MSI-X capability lies in it.
-pub(super) fn config_space(msix: &Msix, windows: &Windows) -> (ConfigSpace, u16) {
+/// Configuration space, and where capabilities lie in it: power management and MSI-X.
+pub(super) fn config_space(msix: &Msix, windows: &Windows) -> (ConfigSpace, u16, u16) {
     let identity = Identity {
         vendor: VENDOR,
         device: DEVICE,
@@ -47,7 +47,7 @@ pub(super) fn config_space(msix: &Msix, windows: &Windows) -> (ConfigSpace, u16)
     let mut config = ConfigSpace::new(identity, &bars, windows);
     config.set(register::INTERRUPT_PIN, &[Pin::A as u8]);
     // D0 and D3hot, between which nothing is lost; the driver moves between them and nothing else happens.
-    config.add_capability(capability::POWER_MANAGEMENT, &[3, 0, 8, 0, 0, 0], &[0, 0, 3, 0]);
+    let power_at = config.add_capability(capability::POWER_MANAGEMENT, &[3, 0, 8, 0, 0, 0], &[0, 0, 3, 0]);
     // Version 2, an endpoint integrated in the root complex, role-based error reporting.
     let mut express = [0; 58];
     express[..2].copy_from_slice(&0x0092u16.to_le_bytes());
@@ -55,7 +55,7 @@ pub(super) fn config_space(msix: &Msix, windows: &Windows) -> (ConfigSpace, u16)
     config.add_capability(capability::EXPRESS, &express, &[0, 0, 0, 0, 0, 0, 0xff, 0x7f]);
     let (body, writable) = msix.capability((MSIX_BAR as u8, 0), (MSIX_BAR as u8, pending as u32));
     let msix_at = config.add_capability(capability::MSIX, &body, &writable);
-    (config, msix_at)
+    (config, power_at, msix_at)
 }
 
 impl Nvme {
@@ -63,13 +63,25 @@ impl Nvme {
         lock(&self.config)
     }
 
-    /// The driver allows or forbids the device to reach memory.
-    fn set_bus_master(&self, allowed: bool) {
-        let before = self.shared.gate.set(allowed);
-        if allowed && !before {
-            // What came meanwhile is looked at now.
-            self.shared.doorbells.ring_all();
+    /// The driver allows or forbids the device to reach memory. When it is forbidden, this waits until nothing is under way
+    /// that does.
+    fn set_bus_master(&self, allowed: bool) -> Result<(), PciError> {
+        let gate = &self.shared.gate;
+        if !allowed && !gate.is_shut() {
+            let hung = gate.close();
+            if hung > 0 {
+                self.shared.host_failed(&format_args!(
+                    "bus mastering was switched off, and {hung} of its threads do not stop. What the disk has under way may \
+                     still be written to the guest's memory; see the host's log for the disk."
+                ));
+            }
         }
+        // What queues have ended just now is told by message, and what comes later is not.
+        let outcome = self.shared.interrupts.msix().set_bus_master(allowed);
+        if allowed {
+            gate.open();
+        }
+        outcome
     }
 
     fn write_register(&self, offset: u64, value: u32) {
@@ -87,7 +99,7 @@ impl Nvme {
     /// Back to power-on, unless disks take longer than this to end what is under way.
     pub(super) fn reset_within(&self, patience: Duration) -> Result<(), PciError> {
         // Whatever becomes of the disks, nothing more is taken or told.
-        self.set_bus_master(false);
+        self.shared.gate.slam();
         self.shared.registers.reset();
         self.shared.bell.ring();
         if !self.shared.registers.stops_within(patience) {
@@ -99,7 +111,11 @@ impl Nvme {
             return Err(PciError::Function { function: self.name().to_owned(), what });
         }
         let interrupts = &self.shared.interrupts;
-        let outcome = interrupts.msix().reset();
+        let outcome = {
+            let mut msix = interrupts.msix();
+            let outcomes = [msix.set_bus_master(false), msix.reset()];
+            PciError::all(outcomes.into_iter().filter_map(Result::err))
+        };
         interrupts.rerouted();
         {
             let mut config = self.config();
@@ -144,21 +160,24 @@ impl Function for Nvme {
         config.write(offset, data);
         let touches = |at: u16, len: u16| offset < at + len && offset as usize + data.len() > usize::from(at);
         let (command, control) = (config.command(), config.u16(self.msix_at + 2));
+        // In D3hot a function may not be bus master either (PCI Bus Power Management Interface Specification 1.2, 5.4.1).
+        let power = config.u16(self.power_at + 4) & 3;
         drop(config);
-        if touches(register::COMMAND, 2) {
-            self.set_bus_master(command & register::COMMAND_BUS_MASTER != 0);
+        let mut errors = Vec::new();
+        if touches(register::COMMAND, 2) || touches(self.power_at + 4, 2) {
+            let allowed = command & register::COMMAND_BUS_MASTER != 0 && power == 0;
+            errors.extend(self.set_bus_master(allowed).err());
         }
-        let mut outcome = Ok(());
         let interrupts = &self.shared.interrupts;
         if touches(self.msix_at + 2, 2) {
-            outcome = interrupts.msix().set_control(control);
+            errors.extend(interrupts.msix().set_control(control).err());
             interrupts.rerouted();
         }
         if touches(register::COMMAND, 2) || touches(self.msix_at + 2, 2) {
             let disabled = command & register::COMMAND_INTX_DISABLE != 0;
             interrupts.disable_pin(disabled || interrupts.msix().enabled());
         }
-        outcome
+        PciError::all(errors)
     }
 
     fn decoded(&self) -> Decoded {

@@ -11,8 +11,8 @@
 //! - *Completions* of one round are posted together, with one interrupt.
 //! - *Data* goes between guest memory and disk as PRPs and SGLs name it. Through memory of skep's own goes only what
 //!   is compared, and zeroes for disks that cannot write them themselves; [`Nvme::copied`] counts that.
-//! - *Bus mastering* switched off shuts a gate: no command is taken, no completion posted, no interrupt sent.
-//!   Commands already under way are not called back; only a reset waits for them.
+//! - *Bus mastering* switched off closes a [gate](Gate): threads end and answer what is under way, and then nothing
+//!   is taken, written to guest memory or told until it is on again.
 
 mod abort;
 mod admin;
@@ -43,9 +43,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ::pci::{Address, ConfigSpace, Msix, Pin, ServiceError, Services, Windows};
+use ::pci::{Address, ConfigSpace, Gate, Msix, Pin, ServiceError, Services, Windows};
 use memory::Ram;
-use virtio::{Gate, Report, Reports};
+use virtio::{Report, Reports};
 
 use bell::Bell;
 use doorbells::Doorbells;
@@ -182,6 +182,7 @@ impl Identity {
 pub struct Nvme {
     shared: Arc<Shared>,
     config: Mutex<ConfigSpace>,
+    power_at: u16,
     msix_at: u16,
     thread: Option<JoinHandle<()>>,
 }
@@ -214,14 +215,15 @@ impl Nvme {
 
         // The admin queues beside the others.
         let pairs = options.queues.max(LEAST_QUEUES) + 1;
-        let msix = Msix::new(at, services.clone(), pairs);
-        let (config, msix_at) = function::config_space(&msix, windows);
+        let mut msix = Msix::new(at, services.clone(), pairs);
+        msix.set_bus_master(false).expect("no vector is there yet");
+        let (config, power_at, msix_at) = function::config_space(&msix, windows);
         let interrupts = Arc::new(Interrupts::new(msix, services.line(at, Pin::A)));
         let bell = Bell::new().map_err(failed)?;
         let events = Arc::new(Events::new(bell.another().map_err(failed)?));
         let doorbells = Arc::new(Doorbells::new(pairs, &bell, events.clone()).map_err(failed)?);
-        let gate = Gate::open();
-        gate.set(false);
+        let gate = Gate::shut();
+        let pass = Arc::new(gate.pass(bell.eventfd()).map_err(failed)?);
         let shared = Arc::new(Shared {
             identity: identify::controller(&identity, namespaces.len() as u32, caches, deallocates),
             reports: Reports::new(name.clone(), report),
@@ -243,8 +245,8 @@ impl Nvme {
         });
         let theirs = shared.clone();
         let thread = thread::Builder::new().name(format!("nvme-{short}"));
-        let thread = thread.spawn(move || controller::run(&theirs)).map_err(failed)?;
-        Ok(Nvme { shared, config: Mutex::new(config), msix_at, thread: Some(thread) })
+        let thread = thread.spawn(move || controller::run(&theirs, &pass)).map_err(failed)?;
+        Ok(Nvme { shared, config: Mutex::new(config), power_at, msix_at, thread: Some(thread) })
     }
 
     /// A disk has got another size: the driver is told to look at the namespace (1 for the first) again.

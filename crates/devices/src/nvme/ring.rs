@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use memory::{Gpa, GuestSlice, OutsideRam, Ram};
-use virtio::Gate;
+use pci::Gate;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::doorbells::{Doorbells, Shadow};
@@ -129,7 +129,7 @@ impl SubmissionQueue {
     #[must_use = "sleeping now would miss commands whose doorbell was suppressed"]
     pub(super) fn arm(&mut self) -> bool {
         if !self.gate.is_open() {
-            // Whoever opens the gate rings.
+            // The thread wakes when it opens.
             return false;
         }
         self.doorbells.set_asleep(self.id, true);

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use disk::DiskError;
 use memory::Ram;
-use virtio::{Gate, Reports};
+use pci::Gate;
+use virtio::Reports;
 
 use super::abort::Fulfilled;
 use super::bell::Bell;

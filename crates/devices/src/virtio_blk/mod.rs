@@ -10,6 +10,7 @@ mod request;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use disk::{Access, Disk, WriteCache};
 use virtio::{ConfigChange, Features, QueueSetup, StartError, VirtioDevice, Worker};
@@ -18,6 +19,10 @@ use config::Config;
 use queue::BlockQueue;
 use request::SERIAL_LENGTH;
 
+use crate::durability::Flusher;
+
+/// How long a vCPU waits for the flush with which the write cache is switched off.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 /// Device type of a block device.
 const BLOCK: u16 = 2;
 /// PCI class: mass storage, SCSI by name, as every hypervisor has it.
@@ -132,6 +137,7 @@ pub struct VirtioBlk {
     initial_cache: WriteCache,
     /// Whether completed writes may wait in a cache until the next flush; the driver may change it.
     write_back: Arc<AtomicBool>,
+    flusher: Flusher,
     size_notice: SizeNotice,
 }
 
@@ -180,6 +186,7 @@ impl VirtioBlk {
             queue_sizes: vec![queue_size; usize::from(queues)],
             serial,
             short: name,
+            flusher: Flusher::default(),
             size_notice: SizeNotice::default(),
             disk,
         })
@@ -188,6 +195,23 @@ impl VirtioBlk {
     /// The disk behind it.
     pub fn disk(&self) -> &Arc<Disk> {
         &self.disk
+    }
+
+    /// The driver switches its cache on or off (5.2.5.2). A driver that has switched it off sends no flushes any more, so what
+    /// the cache holds goes to stable storage first; if that cannot be done, the cache stays on, which the driver reads.
+    fn set_write_back(&mut self, on: bool) {
+        let was_on = self.write_back.swap(on, Ordering::SeqCst);
+        if on || !was_on || self.disk.geometry().write_cache == WriteCache::WriteThrough {
+            return;
+        }
+        if let Err(why) = self.flusher.flush_within(&self.disk, FLUSH_PATIENCE) {
+            self.write_back.store(true, Ordering::SeqCst);
+            if let Some(transport) = self.size_notice.0.get() {
+                transport.report(&format_args!(
+                    "the flush failed with which the guest's write cache is switched off: {why}. The cache stays on."
+                ));
+            }
+        }
     }
 
     /// To tell the driver of another size of the disk, which it sees from then on.
@@ -253,7 +277,7 @@ impl VirtioDevice for VirtioBlk {
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         if let (config::WRITEBACK, [value @ (0 | 1)]) = (offset, data) {
-            self.write_back.store(*value == 1, Ordering::Relaxed);
+            self.set_write_back(*value == 1);
         }
     }
 
@@ -264,7 +288,7 @@ impl VirtioDevice for VirtioBlk {
         let (serial, write_back) = (self.serial, self.write_back.clone());
         let thread = format!("vq-{}-{}", self.short, setup.index);
         Ok(Worker::spawn(thread, &kick, move |stop| {
-            BlockQueue::run(setup, prepared, &disk, serial, write_back, &stop);
+            BlockQueue::run(setup, prepared, &disk, serial, write_back, stop);
         })?)
     }
 

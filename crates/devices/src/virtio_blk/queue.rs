@@ -1,18 +1,21 @@
 //! The thread of one queue.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use disk::{Disk, DiskQueue, Durability, Event, Operation, PreparedQueue, WriteCache};
-use memory::{Buffers, Gpa, OutsideRam};
+use memory::{Buffers, Gpa, GpaRange, OutsideRam};
+use pci::Pass;
 use virtio::{Chain, Head, Interrupt, Malformed, Queue, QueueSetup, Stop};
 
 use super::feature;
 use super::request::{Command, NoRequest, Request, SERIAL_LENGTH, Status};
+use crate::aside::{self, Obedient, Then};
 
 /// What ends a queue before its driver does.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+pub(super) enum Broken {
     #[error(transparent)]
     Chain(#[from] Malformed),
     #[error(transparent)]
@@ -27,6 +30,8 @@ enum Broken {
 struct Slot {
     head: Head,
     status: Gpa,
+    /// Where the disk may write.
+    written: Option<GpaRange>,
 }
 
 /// One queue of the device, on its thread. Nothing on the way of a request allocates or locks: requests under
@@ -43,6 +48,7 @@ pub(super) struct BlockQueue {
     events: Vec<Event>,
     serial: [u8; SERIAL_LENGTH],
     cache: Cache,
+    stop: Stop,
 }
 
 /// How a round of taking chains ended.
@@ -71,10 +77,14 @@ impl Cache {
         if cached { Durability::Cached } else { Durability::Stable }
     }
 
-    /// Whether what is done is not on stable storage yet and should be. Writes are that by themselves when they
-    /// complete; zeroes need a flush.
+    /// Whether what is done is not on stable storage yet and should be: zeroes, and writes during which the driver has
+    /// switched the cache off. Other writes are that by themselves when they complete.
     fn flush_after(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::WriteZeroes(..)) && self.durability() == Durability::Stable
+        let unsure = matches!(
+            operation,
+            Operation::WriteZeroes(..) | Operation::Write { durability: Durability::Cached, .. }
+        );
+        unsure && self.durability() == Durability::Stable
     }
 }
 
@@ -87,9 +97,9 @@ impl BlockQueue {
         disk: &Disk,
         serial: [u8; SERIAL_LENGTH],
         write_back: Arc<AtomicBool>,
-        stop: &Stop,
+        stop: Stop,
     ) {
-        let QueueSetup { queue, kick, interrupt, features, .. } = setup;
+        let QueueSetup { queue, kick, interrupt, features, pass, .. } = setup;
         let started = prepared.start().and_then(|mut started| {
             started.watch(&kick)?;
             Ok(started)
@@ -116,18 +126,22 @@ impl BlockQueue {
             disk: started,
             interrupt,
             queue,
+            stop,
         };
-        match served.serve(stop) {
+        match served.serve(&pass) {
             Ok(()) => {}
             Err(Broken::Disk(why)) => served.interrupt.host_failed(&why),
             Err(why) => served.interrupt.ask_for_reset(&why),
         }
     }
 
-    fn serve(&mut self, stop: &Stop) -> Result<(), Broken> {
+    fn serve(&mut self, pass: &Pass) -> Result<(), Broken> {
+        if !pass.is_valid() && aside::step_aside(self, pass)? == Then::End {
+            return Ok(());
+        }
         loop {
             let round = self.take_a_round()?;
-            self.tell();
+            self.publish();
             // Chains that are left, or came meanwhile, are no reason to sleep, but none either not to look at
             // `stop` and at what the disk has completed. While it pays to look at disk and ring, the driver need not
             // kick: it is asked to only before sleeping.
@@ -140,12 +154,15 @@ impl BlockQueue {
                     self.disk.sleep(&mut self.events)?;
                 }
             }
+            if !pass.is_valid() && aside::step_aside(self, pass)? == Then::End {
+                return Ok(());
+            }
             self.queue.disarm();
-            if stop.requested() {
+            if self.stop.requested() {
                 return Ok(());
             }
             self.finish()?;
-            self.tell();
+            self.publish();
         }
     }
 
@@ -160,7 +177,7 @@ impl BlockQueue {
     }
 
     /// Publishes what was answered, with an interrupt if the driver wants one.
-    fn tell(&mut self) {
+    fn publish(&mut self) {
         if self.queue.publish() {
             self.interrupt.signal();
         }
@@ -170,7 +187,7 @@ impl BlockQueue {
     fn begin(&mut self, head: Head) -> Result<(), Broken> {
         let mut buffers = self.spare.pop().unwrap_or_else(|| Buffers::new(self.queue.ram().clone()));
         let request = Request::read(&self.chain, self.queue.ram(), &mut buffers)?;
-        let slot = Slot { head, status: request.status };
+        let slot = Slot { head, status: request.status, written: None };
         let (status, written) = match request.command {
             Command::Disk(operation) => return self.submit(slot, operation, buffers),
             Command::Refused(status) => (status, 1),
@@ -189,6 +206,7 @@ impl BlockQueue {
             other => other,
         };
         let index = self.free.pop().expect("the queue gives out no more heads than it is long");
+        let slot = Slot { written: aside::written(operation, &buffers), ..slot };
         match self.disk.submit(disk::Request { tag: u64::from(index), operation, buffers }) {
             Ok(()) => {
                 self.slots[usize::from(index)] = Some(slot);
@@ -206,10 +224,11 @@ impl BlockQueue {
     fn finish(&mut self) -> Result<(), Broken> {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
-            let Event::Done { tag, operation, result, buffers } = event else { continue };
+            let Event::Done { tag, operation, result, mut buffers } = event else { continue };
             let slot = self.slots[tag as usize].take().expect("the disk returns each tag once");
             self.free.push(tag as u16);
             if result.is_ok() && self.cache.flush_after(operation) {
+                buffers.clear();
                 self.submit(slot, Operation::Flush, buffers)?;
                 continue;
             }
@@ -235,6 +254,32 @@ impl BlockQueue {
     fn recycle(&mut self, mut buffers: Buffers) {
         buffers.clear();
         self.spare.push(buffers);
+    }
+}
+
+impl Obedient for BlockQueue {
+    type Error = Broken;
+
+    fn disk(&mut self) -> Option<(&mut DiskQueue, &mut Vec<Event>)> {
+        Some((&mut self.disk, &mut self.events))
+    }
+
+    fn answer(&mut self) -> Result<(), Broken> {
+        self.finish()?;
+        self.publish();
+        Ok(())
+    }
+
+    fn is_to_end(&self) -> bool {
+        self.stop.requested()
+    }
+
+    fn reads(&self) -> Vec<GpaRange> {
+        self.slots.iter().flatten().filter_map(|slot| slot.written).collect()
+    }
+
+    fn report(&self, what: &dyn fmt::Display) {
+        self.interrupt.report(what);
     }
 }
 

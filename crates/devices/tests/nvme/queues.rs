@@ -189,6 +189,24 @@ fn nothing_moves_while_bus_mastering_is_off() {
 }
 
 #[test]
+fn nothing_moves_in_d3hot_although_the_driver_left_bus_mastering_on() {
+    let Fixture { guest, disks, .. } = fixture();
+    let mut admin = guest.enable();
+    let mut queue = guest.create_pair(&mut admin, 1, 32, None).unwrap();
+    let mut at = u16::from(guest.config_read::<1>(0x34)[0]);
+    while guest.config_read::<1>(at)[0] != 1 {
+        at = u16::from(guest.config_read::<1>(at + 1)[0]);
+    }
+    guest.config_write(at + 4, &[3, 0]);
+    guest.submit(&mut queue, io(spec::io::READ, 1, 0, 8, [Guest::DATA.0, 0]));
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(disks[0].counters().reads, 0);
+    assert!(guest.look(&queue).is_none());
+    guest.config_write(at + 4, &[0, 0]);
+    assert_eq!(guest.wait(&mut queue).status.get() >> 1, 0);
+}
+
+#[test]
 fn a_controller_that_cannot_be_enabled_says_why_and_can_be_reset() {
     let Fixture { guest, .. } = fixture();
     guest.set(register::AQA, 0x001f_001f);

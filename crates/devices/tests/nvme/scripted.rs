@@ -182,6 +182,7 @@ fn zeroes_and_discards_are_cut_to_the_disks_limits_or_written() {
     seen.lock().unwrap().clear();
     let (status, _) = guest.admin(&mut admin, admin::SET_FEATURES, feature::WRITE_CACHE.into(), 0);
     assert_eq!(status, 0);
+    assert_eq!(seen.lock().unwrap().pop(), Some(Operation::Flush), "what the cache held");
     assert_eq!(guest.run(&mut queue, io(spec::io::WRITE_ZEROES, 1, 0, 1, [0, 0])).0, 0);
     assert_eq!(guest.run(&mut queue, io(spec::io::WRITE, 1, 0, 1, [Guest::DATA.0, 0])).0, 0);
     let stable = Operation::Write { at: Sectors(0), durability: disk::Durability::Stable };
@@ -268,4 +269,57 @@ fn a_command_of_many_steps_is_aborted_between_them_and_one_that_has_ended_is_not
     assert_eq!(guest.wait(&mut queue).cid.get(), short);
     assert_eq!(guest.admin(&mut admin, admin::ABORT, abort(short), 0), (0, 1), "it has ended");
     assert_eq!(guest.admin(&mut admin, admin::ABORT, 7, 0), (0, 1), "there is no such queue");
+}
+
+/// How often the disk was flushed, and what it saw last.
+fn flushes(seen: &std::sync::Mutex<Vec<disk::Operation>>) -> (usize, Option<disk::Operation>) {
+    let seen = seen.lock().unwrap();
+    (seen.iter().filter(|operation| **operation == disk::Operation::Flush).count(), seen.last().copied())
+}
+
+#[test]
+fn a_cache_that_is_switched_off_is_flushed_before_that_is_answered() {
+    let (guest, seen) = scripted(|_| Ok(()), Duration::ZERO, |_| {});
+    let mut admin = guest.enable();
+    let mut queue = guest.create_pair(&mut admin, 1, 32, None).unwrap();
+    let set =
+        |admin: &mut Queue, on| guest.admin(admin, admin::SET_FEATURES, feature::WRITE_CACHE.into(), on);
+    assert_eq!(guest.run(&mut queue, io(spec::io::WRITE, 1, 0, 1, [Guest::DATA.0, 0])).0, 0);
+    assert_eq!(set(&mut admin, 0), (0, 0));
+    assert_eq!(flushes(&seen), (1, Some(disk::Operation::Flush)));
+    // There is nothing in a cache that is off, nor does one that is on need it.
+    for on in [0, 1, 1] {
+        assert_eq!(set(&mut admin, on), (0, 0));
+    }
+    assert_eq!(flushes(&seen).0, 1);
+}
+
+#[test]
+fn a_cache_that_cannot_be_flushed_stays_on() {
+    let (guest, _) = scripted(
+        |operation| if operation == disk::Operation::Flush { Err(disk::DiskError::Media) } else { Ok(()) },
+        Duration::ZERO,
+        |_| {},
+    );
+    let mut admin = guest.enable();
+    let cache = u32::from(feature::WRITE_CACHE);
+    assert_ne!(guest.admin(&mut admin, admin::SET_FEATURES, cache, 0).0, 0);
+    assert_eq!(guest.admin(&mut admin, admin::GET_FEATURES, cache, 0), (0, 1));
+    let reports = guest.reports();
+    assert!(reports.len() == 1 && reports[0].contains("The cache stays on"), "{reports:?}");
+}
+
+#[test]
+fn what_is_under_way_when_the_cache_is_switched_off_is_flushed_when_it_ends() {
+    let long = io(spec::io::WRITE_ZEROES, 1, 0, 100, [0, 0]);
+    for command in [io(spec::io::WRITE, 1, 0, 1, [Guest::DATA.0, 0]), long] {
+        let (guest, seen) = scripted(|_| Ok(()), Duration::from_millis(100), |_| {});
+        let mut admin = guest.enable();
+        let mut queue = guest.create_pair(&mut admin, 1, 32, None).unwrap();
+        guest.submit(&mut queue, command);
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(guest.admin(&mut admin, admin::SET_FEATURES, feature::WRITE_CACHE.into(), 0), (0, 0));
+        assert_eq!(guest.wait(&mut queue).status.get() >> 1, 0);
+        assert_eq!(flushes(&seen), (2, Some(disk::Operation::Flush)));
+    }
 }

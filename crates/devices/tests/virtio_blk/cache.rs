@@ -48,6 +48,7 @@ fn without_a_cache_writes_are_stable_and_zeroes_are_flushed_before_they_are_answ
     let mut queue = start(&guest, all);
     assert_eq!(becomes(&mut queue, &ledger), cached());
     guest.write(Guest::DEVICE + 32, [0]);
+    assert_eq!(ledger.take(), [Operation::Flush], "what the cache held");
     assert_eq!(becomes(&mut queue, &ledger), lasting());
     guest.write(Guest::DEVICE + 32, [1]);
     assert_eq!(becomes(&mut queue, &ledger), cached());
@@ -74,4 +75,48 @@ fn a_cache_is_off_from_the_start_when_asked_or_when_the_driver_does_not_flush() 
     guest.reset();
     start(&guest, Features::VERSION_1 | feature::CONFIG_WCE);
     assert_eq!(guest.read::<1>(Guest::DEVICE + 32), [0], "without FLUSH");
+}
+
+/// A driver that switches the cache off sends no flushes any more: what was written before is stable when it reads 0.
+#[test]
+fn a_cache_that_is_switched_off_is_flushed_first_and_what_is_under_way_when_it_ends() {
+    let late = Late::new(Duration::from_millis(150));
+    let ledger = late.ledger();
+    let disk = Arc::new(Disk::new("late", Box::new(late)));
+    let device = VirtioBlk::new(disk, VirtioBlkOptions::new("disk0")).unwrap();
+    let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 16 << 20).unwrap()]).unwrap());
+    let guest = Guest::new(Box::new(device), ram);
+    let mut queue = start(&guest, ALL);
+    let (head, _) = queue.send(1, 0, &[piece(DATA, 4096)], &[], Layout::Direct).unwrap();
+    queue.kick();
+    let begin = Instant::now();
+    while ledger.under_way() == 0 {
+        assert!(begin.elapsed() < Duration::from_secs(10));
+    }
+    guest.write(Guest::DEVICE + 32, [0]);
+    assert_eq!(guest.read::<1>(Guest::DEVICE + 32), [0]);
+    assert!(ledger.take().contains(&Operation::Flush));
+    assert_eq!(queue.wait(), (head, 1));
+    assert_eq!(ledger.take().last(), Some(&Operation::Flush), "the write was answered without being stable");
+    assert!(guest.reports().is_empty(), "{:?}", guest.reports());
+}
+
+#[test]
+fn a_cache_that_cannot_be_flushed_stays_on_and_the_driver_reads_so() {
+    let disk = Arc::new(Disk::new("late", Box::new(Late::new(Duration::from_secs(7)))));
+    let device = VirtioBlk::new(disk, VirtioBlkOptions::new("disk0")).unwrap();
+    let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 16 << 20).unwrap()]).unwrap());
+    let guest = Guest::new(Box::new(device), ram);
+    guest.negotiate(ALL);
+    let begin = Instant::now();
+    guest.write(Guest::DEVICE + 32, [0]);
+    assert!((Duration::from_secs(4)..Duration::from_millis(6900)).contains(&begin.elapsed()));
+    assert_eq!(guest.read::<1>(Guest::DEVICE + 32), [1]);
+    let reports = guest.reports();
+    assert!(reports.len() == 1 && reports[0].contains("timed out. The cache stays on."), "{reports:?}");
+    // The flush is under way still: no second one is begun, and nobody waits.
+    let begin = Instant::now();
+    guest.write(Guest::DEVICE + 32, [0]);
+    assert!(begin.elapsed() < Duration::from_secs(1));
+    assert_eq!(guest.read::<1>(Guest::DEVICE + 32), [1]);
 }

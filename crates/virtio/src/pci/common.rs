@@ -386,10 +386,11 @@ impl Common {
         index: u16,
         slot: &Slot,
     ) -> Result<Worker, crate::device::StartError> {
-        let queue = Queue::new(ram.clone(), &slot.at, features)?.behind(shared.gate().clone());
+        let queue = Queue::new(ram.clone(), &slot.at, features)?;
         let kick = slot.kick.try_clone()?;
         let interrupt = Interrupt::new(shared.clone(), index);
-        device.start_queue(QueueSetup { index, queue, kick, interrupt, features })
+        let pass = shared.gate().pass(&kick)?;
+        device.start_queue(QueueSetup { index, queue, kick, interrupt, features, pass })
     }
 
     /// Asks all threads to end. The status reads as before until they have, so that no vCPU waits here.

@@ -77,7 +77,8 @@ impl VirtioPci {
         let shared = Arc::new(Shared::new(&name, queues, line, report));
 
         let vectors = queues as u16 + 1;
-        let msix = Msix::new(address, services.clone(), vectors);
+        let mut msix = Msix::new(address, services.clone(), vectors);
+        msix.set_bus_master(false).expect("no vector is there yet");
         let mut config = ConfigSpace::new(layout::identity(device.as_ref()), &layout::bars(vectors), windows);
         config.set(register::INTERRUPT_PIN, &[Pin::A as u8]);
         let (body, writable) =
@@ -89,16 +90,28 @@ impl VirtioPci {
             .map_err(|cause| ServiceError { device: address, what: format!("set up {name}"), cause })?;
         let state = Mutex::new(State { config, msix, msix_at, window_at, common });
         let doorbells = Mutex::default();
-        shared.set_bus_master(false);
         Ok(VirtioPci { name, address, services, shared, kicks, state, doorbells })
     }
 
-    /// The driver allows or forbids the device to reach memory.
-    fn set_bus_master(&self, allowed: bool) {
-        if self.shared.set_bus_master(allowed) {
-            // What came meanwhile is looked at now.
-            (0..self.kicks.len() as u64).for_each(|queue| self.kick(queue));
+    /// The driver allows or forbids the device to reach memory. When it is forbidden, this waits until nothing is under way
+    /// that does.
+    fn set_bus_master(&self, state: &mut State, allowed: bool) -> Result<(), PciError> {
+        let gate = self.shared.gate();
+        if !allowed && !gate.is_shut() {
+            let hung = gate.close();
+            if hung > 0 {
+                self.shared.reports().host(&format_args!(
+                    "bus mastering was switched off, and {hung} of its queues do not stop. What the disk has under way may \
+                     still be written to the guest's memory; see the host's log for the disk."
+                ));
+            }
         }
+        // What queues have ended just now is told by message, and what comes later is not.
+        let outcome = state.msix.set_bus_master(allowed);
+        if allowed {
+            gate.open();
+        }
+        outcome
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -210,9 +223,9 @@ impl VirtioPci {
 
     /// Back to power-on, unless queues take longer than this to end what is under way.
     fn reset_within(&self, patience: Duration) -> Result<(), PciError> {
-        // Whatever becomes of the queues, they take nothing more.
-        self.set_bus_master(false);
         let state = &mut *self.state();
+        // Whatever becomes of the queues, they take nothing more.
+        self.shared.gate().slam();
         if let Err(stuck) = state.common.reset_within(patience) {
             let what = format!(
                 "{stuck} not ended in {} s what was under way, which could still write into the RAM of a guest that \
@@ -221,7 +234,8 @@ impl VirtioPci {
             );
             return Err(PciError::Function { function: self.name.clone(), what });
         }
-        let mut errors: Vec<PciError> = state.msix.reset().err().into_iter().collect();
+        let mut errors = Vec::from_iter(state.msix.set_bus_master(false).err());
+        errors.extend(state.msix.reset().err());
         state.config.set(state.msix_at + 2, &(state.msix.count() as u16 - 1).to_le_bytes());
         state.config.reset();
         self.shared.disable_pin(false);
@@ -297,10 +311,11 @@ impl Function for VirtioPci {
         let state = &mut *self.state();
         state.config.write(offset, data);
         let touches = |at: u16, len: u16| offset < at + len && offset as usize + data.len() > usize::from(at);
-        if touches(register::COMMAND, 2) {
-            self.set_bus_master(state.config.command() & register::COMMAND_BUS_MASTER != 0);
-        }
         let mut errors = Vec::new();
+        if touches(register::COMMAND, 2) {
+            let allowed = state.config.command() & register::COMMAND_BUS_MASTER != 0;
+            errors.extend(self.set_bus_master(state, allowed).err());
+        }
         if touches(state.msix_at + 2, 2) {
             let control = state.config.u16(state.msix_at + 2);
             errors.extend(state.msix.set_control(control).err());

@@ -3,7 +3,6 @@
 
 mod chain;
 mod cursor;
-mod gate;
 mod packed;
 mod split;
 #[cfg(test)]
@@ -13,7 +12,6 @@ use std::sync::Arc;
 
 pub use chain::{Chain, DESCRIPTOR_SIZE, Malformed, Piece};
 pub use cursor::Cursor;
-pub use gate::Gate;
 use memory::{Gpa, GuestSlice, Ram};
 
 use crate::features::Features;
@@ -91,8 +89,6 @@ pub struct Queue {
     ram: Arc<Ram>,
     features: Features,
     ring: Ring,
-    /// Whether the driver lets the device reach its memory.
-    gate: Gate,
 }
 
 /// How driver and device pass chains.
@@ -111,14 +107,7 @@ impl Queue {
         } else {
             Ring::Split(Split::new(&ram, at, events)?)
         };
-        Ok(Queue { ram, features, ring, gate: Gate::open() })
-    }
-
-    /// Puts the queue behind a gate. While it is shut the rings are neither read nor written, except for the
-    /// used elements of chains that were under way; [`Queue::publish`] shows them once the gate is open.
-    #[must_use]
-    pub fn behind(self, gate: Gate) -> Queue {
-        Queue { gate, ..self }
+        Ok(Queue { ram, features, ring })
     }
 
     /// Number of descriptors; never more than this many chains are taken and not given back.
@@ -137,9 +126,6 @@ impl Queue {
     /// Takes the next chain that the driver has made available, if there is one, and reads its descriptors into
     /// `chain`. After an error the queue's contents mean nothing any more: the device needs a reset.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<Option<Head>, Malformed> {
-        if !self.gate.is_open() {
-            return Ok(None);
-        }
         match &mut self.ring {
             Ring::Split(ring) => ring.pop(chain, &self.ram, self.features),
             Ring::Packed(ring) => ring.pop(chain, &self.ram, self.features),
@@ -149,9 +135,6 @@ impl Queue {
     /// Whether the driver has made chains available that were not taken: for whoever looks instead of waiting for
     /// kicks. It costs one look at memory. The driver sends no kicks before [`Queue::arm`].
     pub fn has_more(&self) -> bool {
-        if !self.gate.is_open() {
-            return false;
-        }
         match &self.ring {
             Ring::Split(ring) => ring.has_more(),
             Ring::Packed(ring) => ring.has_more(),
@@ -171,9 +154,6 @@ impl Queue {
     /// Shows the driver everything noted since the last time; returns whether it wants an interrupt for that.
     #[must_use = "the driver may be waiting for the interrupt"]
     pub fn publish(&mut self) -> bool {
-        if !self.gate.is_open() {
-            return false;
-        }
         match &mut self.ring {
             Ring::Split(ring) => ring.publish(),
             Ring::Packed(ring) => ring.publish(),
@@ -182,9 +162,6 @@ impl Queue {
 
     /// Tells the driver that the device looks by itself and wants no kicks.
     pub fn disarm(&mut self) {
-        if !self.gate.is_open() {
-            return;
-        }
         match &mut self.ring {
             Ring::Split(ring) => ring.disarm(),
             Ring::Packed(ring) => ring.disarm(),
@@ -195,10 +172,6 @@ impl Queue {
     /// meanwhile: then take them instead of sleeping.
     #[must_use = "sleeping now would miss chains whose kick was suppressed"]
     pub fn arm(&mut self) -> Result<bool, Malformed> {
-        if !self.gate.is_open() {
-            // Whoever opens the gate kicks.
-            return Ok(false);
-        }
         match &mut self.ring {
             Ring::Split(ring) => ring.arm(),
             Ring::Packed(ring) => Ok(ring.arm()),

@@ -10,7 +10,7 @@ mod trim;
 use std::sync::Arc;
 use std::time::Instant;
 
-use disk::{Disk, DiskError, Durability, Geometry, Operation, Sectors, Size, Tally, WriteCache};
+use disk::{Disk, DiskError, Durability, Geometry, Operation, SectorRange, Sectors, Size, Tally, WriteCache};
 
 use super::action::{Action, Change, Protocol};
 use super::fis::{CommandFis, Signature, Taskfile};
@@ -190,7 +190,6 @@ impl HardDisk {
             }
             WRITE_DMA_FUA_EXT => self.write(fis, Durability::Stable),
             WRITE_MULTIPLE_FUA_EXT => self.multiple().and_then(|()| self.write(fis, Durability::Stable)),
-            // There is no memory to read into; whether the place is there can be said.
             READ_VERIFY | READ_VERIFY_EXT => self.verify(fis),
             FLUSH_CACHE | FLUSH_CACHE_EXT => Ok(Action::Series(vec![Change::Flush])),
             DATA_SET_MANAGEMENT => self.begin_trim(fis),
@@ -254,13 +253,16 @@ impl HardDisk {
         Ok(Action::Transfer { operation, bytes, protocol: Protocol::Dma })
     }
 
-    fn verify(&self, fis: &CommandFis) -> Result<Action, Taskfile> {
-        let (at, bytes) = self.place(fis)?;
-        let end = at.0.saturating_add(bytes / Sectors::SIZE);
+    /// The medium is read, and the data goes nowhere (ACS-3, 7.30).
+    fn verify(&mut self, fis: &CommandFis) -> Result<Action, Taskfile> {
+        let (start, bytes) = self.place(fis)?;
+        let count = Sectors::in_bytes(bytes);
+        let end = start.0.saturating_add(count.0);
         if end > self.size.now().0 {
             return Err(fis.echo(status::FAILED, error::NOT_FOUND));
         }
-        Ok(Action::Done(Taskfile::good()))
+        self.settings.standby = false;
+        Ok(Action::Series(vec![Change::Verify(SectorRange { start, count })]))
     }
 
     /// First sector and bytes of a command that is not queued.

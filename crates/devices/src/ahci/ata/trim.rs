@@ -4,6 +4,7 @@ use disk::{Access, SectorRange, Sectors};
 
 use super::identify::MOST_TRIM_BLOCKS;
 use super::{Action, Change, CommandFis, HardDisk, Protocol, Taskfile, error};
+use crate::scratch::SCRATCH;
 
 /// The features register's bit for TRIM.
 const TRIM: u16 = 1;
@@ -70,16 +71,18 @@ impl HardDisk {
     /// The next thing to do of `rest`, whose last comes first, in pieces as long as the disk takes them.
     pub fn next_change(&self, rest: &mut Vec<Change>) -> Option<Change> {
         let change = rest.pop()?;
-        let (Change::Discard(range), Some(discard)) = (change, self.geometry.discard) else {
-            return Some(change);
+        let (part, range, max): (fn(SectorRange) -> Change, _, _) = match (change, self.geometry.discard) {
+            (Change::Discard(range), Some(discard)) => (Change::Discard, range, discard.max),
+            (Change::Verify(range), _) => (Change::Verify, range, Sectors::in_bytes(SCRATCH)),
+            _ => return Some(change),
         };
         let block = u64::from(self.geometry.logical_block) / Sectors::SIZE;
-        let most = (discard.max.0 - discard.max.0 % block).max(block);
+        let most = (max.0 - max.0 % block).max(block);
         if range.count.0 <= most {
             return Some(change);
         }
         let (start, count) = (Sectors(range.start.0 + most), Sectors(range.count.0 - most));
-        rest.push(Change::Discard(SectorRange { start, count }));
-        Some(Change::Discard(SectorRange { start: range.start, count: Sectors(most) }))
+        rest.push(part(SectorRange { start, count }));
+        Some(part(SectorRange { start: range.start, count: Sectors(most) }))
     }
 }

@@ -1,12 +1,15 @@
 //! The thread of a port: it takes commands, lets the device decode them, and moves data between the guest's memory
 //! and the disk. One queue of the disk is its own.
 
+mod obedience;
+
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use disk::{DiskError, DiskQueue, Event, Operation, PreparedQueue, Request, WaitError};
-use memory::Buffers;
+use disk::{DiskError, DiskQueue, Event, Operation, PreparedQueue, Request, Sectors, WaitError};
+use memory::{Buffers, GpaRange};
+use pci::Pass;
 use virtio::Stop;
 
 use super::{Ending, PortShared, PortState, Taken};
@@ -15,6 +18,8 @@ use crate::ahci::ata::Fault;
 use crate::ahci::atapi::Handling;
 use crate::ahci::command::{Command, Unreadable};
 use crate::ahci::device::Device;
+use crate::aside::{self, Then};
+use crate::scratch::Scratch;
 
 /// Command slots of a port.
 const SLOTS: usize = 32;
@@ -30,8 +35,10 @@ const LOOK: Duration = Duration::from_millis(1);
 struct UnderWay {
     command: Command,
     protocol: Protocol,
-    /// What is left to do, the last first, of a command without data.
-    rest: Vec<Change>,
+    /// What is left to do, the last first, of a command that moves no data of the guest's.
+    rest: Option<Vec<Change>>,
+    /// Where the disk may write.
+    written: Option<GpaRange>,
 }
 
 /// How a round of taking commands ended.
@@ -57,12 +64,21 @@ pub(super) struct PortEngine {
     /// Empty buffers, whose room is used again.
     spare: Vec<Buffers>,
     events: Vec<Event>,
+    /// What is verified is read into this.
+    scratch: Scratch,
+    stop: Stop,
 }
 
 impl PortEngine {
     /// Serves the port until it is asked to stop or the disk's queue breaks. Everything under way has ended when
     /// this returns.
-    pub fn run(port: Arc<PortShared>, device: Device, prepared: Option<PreparedQueue>, stop: &Stop) {
+    pub fn run(
+        port: Arc<PortShared>,
+        device: Device,
+        prepared: Option<PreparedQueue>,
+        stop: Stop,
+        pass: &Pass,
+    ) {
         let mut engine = PortEngine {
             device,
             queue: None,
@@ -72,13 +88,15 @@ impl PortEngine {
             resets: 0,
             spare: Vec::new(),
             events: Vec::new(),
+            scratch: Scratch::default(),
+            stop,
             port,
         };
         let outcome = match prepared {
             None => Ok(()),
             Some(prepared) => engine.start(prepared),
         };
-        let outcome = outcome.and_then(|()| engine.serve(stop));
+        let outcome = outcome.and_then(|()| engine.serve(pass));
         if outcome.is_err()
             && let Device::Cd(drive) = &mut engine.device
         {
@@ -101,7 +119,10 @@ impl PortEngine {
         Ok(())
     }
 
-    fn serve(&mut self, stop: &Stop) -> Result<(), WaitError> {
+    fn serve(&mut self, pass: &Pass) -> Result<(), WaitError> {
+        if !pass.is_valid() && aside::step_aside(self, pass)? == Then::End {
+            return Ok(());
+        }
         loop {
             self.look_at_the_tray();
             let round = self.take_a_round();
@@ -110,7 +131,7 @@ impl PortEngine {
                 Round::Idle => self.wait()?,
                 Round::Full => self.poll()?,
             }
-            if stop.requested() {
+            if !pass.is_valid() && aside::step_aside(self, pass)? == Then::End || self.stop.requested() {
                 return Ok(());
             }
             self.finish();
@@ -236,7 +257,12 @@ impl PortEngine {
                 self.transfer(slot, command, operation, bytes, protocol);
             }
             Action::Trim { bytes, protocol } => self.trim(slot, command, bytes, protocol),
-            Action::Series(rest) => self.go_on(slot, UnderWay { command, protocol: Protocol::Dma, rest }),
+            Action::Series(rest) => {
+                self.go_on(
+                    slot,
+                    UnderWay { command, protocol: Protocol::Dma, rest: Some(rest), written: None },
+                );
+            }
         }
     }
 
@@ -269,7 +295,8 @@ impl PortEngine {
             self.port.change(|state, _| state.note_overflow(slot));
             return self.fail(slot, &command, protocol, DiskError::Unaligned);
         }
-        self.submit(slot, operation, buffers, UnderWay { command, protocol, rest: Vec::new() });
+        let written = aside::written(operation, &buffers);
+        self.submit(slot, operation, buffers, UnderWay { command, protocol, rest: None, written });
     }
 
     /// Data from the guest that says what to discard.
@@ -294,19 +321,23 @@ impl PortEngine {
                 if protocol != Protocol::Queued {
                     self.note_transferred(slot, &command, bytes);
                 }
-                self.go_on(slot, UnderWay { command, protocol, rest });
+                self.go_on(slot, UnderWay { command, protocol, rest: Some(rest), written: None });
             }
         }
     }
 
     /// Begins what comes next of a command without data, or ends it.
     fn go_on(&mut self, slot: u8, mut work: UnderWay) {
-        match self.device.next_change(&mut work.rest) {
+        match work.rest.as_mut().and_then(|rest| self.device.next_change(rest)) {
             None if work.protocol == Protocol::Queued => self.ended |= 1 << slot,
             None => self.end(slot, Ending::Registers(self.device.good())),
-            Some(operation) => {
+            Some(Change::Verify(range)) => match self.scratch.lend(range.count.0 * Sectors::SIZE) {
+                Ok(buffers) => self.submit(slot, Operation::Read { at: range.start }, buffers, work),
+                Err(_) => self.fail(slot, &work.command, work.protocol, DiskError::Other(libc::ENOMEM)),
+            },
+            Some(change) => {
                 let buffers = self.buffers();
-                self.submit(slot, operation, buffers, work);
+                self.submit(slot, change.into(), buffers, work);
             }
         }
     }
@@ -314,13 +345,13 @@ impl PortEngine {
     fn submit(&mut self, slot: u8, operation: Operation, buffers: Buffers, work: UnderWay) {
         let Some(queue) = &mut self.queue else {
             // The disc has gone since the command was decoded.
-            self.recycle(buffers);
+            self.recycle_of(&work, buffers);
             return self.fail(slot, &work.command, work.protocol, DiskError::Gone);
         };
         match queue.submit(Request { tag: u64::from(slot), operation, buffers }) {
             Ok(()) => self.slots[usize::from(slot)] = Some(work),
             Err(refused) => {
-                self.recycle(refused.buffers);
+                self.recycle_of(&work, refused.buffers);
                 self.fail(slot, &work.command, work.protocol, refused.error);
             }
         }
@@ -330,14 +361,14 @@ impl PortEngine {
     fn finish(&mut self) {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
-            let Event::Done { tag, operation, result, buffers } = event else { continue };
+            let Event::Done { tag, result, buffers, .. } = event else { continue };
             let slot = tag as u8;
             let work = self.slots[usize::from(slot)].take().expect("the disk returns each tag once");
             let bytes = buffers.bytes();
-            self.recycle(buffers);
+            self.recycle_of(&work, buffers);
             match result {
                 Err(error) => self.fail(slot, &work.command, work.protocol, error),
-                Ok(()) if matches!(operation, Operation::Read { .. } | Operation::Write { .. }) => {
+                Ok(()) if work.rest.is_none() => {
                     self.transferred(slot, &work.command, work.protocol, bytes);
                 }
                 // A command that nobody waits for any more ends with what it has done so far.
@@ -458,6 +489,13 @@ impl PortEngine {
 
     fn buffers(&mut self) -> Buffers {
         self.spare.pop().unwrap_or_else(|| Buffers::new(self.port.hba().ram().clone()))
+    }
+
+    /// Those of commands that move none of the guest's data may lie in the scratch, and are not for others.
+    fn recycle_of(&mut self, work: &UnderWay, buffers: Buffers) {
+        if work.rest.is_none() {
+            self.recycle(buffers);
+        }
     }
 
     fn recycle(&mut self, mut buffers: Buffers) {

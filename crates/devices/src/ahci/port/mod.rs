@@ -186,6 +186,11 @@ impl Port {
         idle
     }
 
+    /// Returns when no vCPU writes to guest memory any more that began before bus mastering was switched off.
+    pub fn wait_for_writers(&self) {
+        drop(self.shared.state());
+    }
+
     /// The thread looks again at what there is to do.
     pub fn look_again(&self) {
         self.shared.kick();
@@ -199,9 +204,10 @@ impl Port {
             Seat::Leaving(worker) if !worker.has_ended() => return Err(PlugError::Leaving),
             Seat::Leaving(_) | Seat::Empty => {}
         }
+        let pass = self.shared.hba.gate().pass(&self.shared.kick).map_err(PlugError::Thread)?;
         let Pluggable { name, device, queue, tray } = pluggable;
         let (shared, signature) = (self.shared.clone(), device.signature());
-        let body = move |stop| PortEngine::run(shared, device, queue, &stop);
+        let body = move |stop| PortEngine::run(shared, device, queue, stop, &pass);
         // The device is there before its thread, which takes it away when it cannot go on.
         self.shared.change(|state, ram| state.plug(Some(signature), ram));
         match Worker::spawn(format!("ahci-{name}"), &self.shared.kick, body) {
@@ -296,7 +302,7 @@ mod tests {
         let line = Arc::new(FakeServices::default()).line(at, Pin::A);
         let hba = Arc::new(Hba::new("ahci".into(), 1, ram, line, Arc::new(|_| {})).unwrap());
         let resetting = |hba: &Hba| hba.shown().load(host::GHC) & host::GHC_RESET != 0;
-        hba.set_bus_master(true);
+        hba.gate().open();
         let port = Port::new(0, hba.clone()).unwrap();
         port.shared.change(|state, ram| state.plug(Some(crate::ahci::fis::Signature::Ata), ram));
         for (register, value) in [(reg::CMD, reg::CMD_START), (reg::CI, 1)] {

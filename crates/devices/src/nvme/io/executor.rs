@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use disk::{DiskError, DiskQueue, Durability, Event, Operation, PreparedQueue, Request, WaitError};
-use memory::{Buffers, Ram};
+use memory::{Buffers, GpaRange, Ram};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::job::{Job, Next, Plan, Planner, Scratches};
+use crate::aside;
 use crate::nvme::completion::{Answer, CompletionQueue};
 use crate::nvme::log::{self, Failed};
 use crate::nvme::namespace::Attached;
@@ -31,6 +32,8 @@ struct Slot {
     job: Job,
     /// The abort command that wants it back.
     wanted: Option<u16>,
+    /// Where the disk may write.
+    written: Option<GpaRange>,
 }
 
 /// Nothing on the way of reads and writes allocates or locks a lock that others hold: commands under way have
@@ -89,7 +92,7 @@ impl Executor {
         !self.free.is_empty() && self.answers.len() < self.slots.len()
     }
 
-    /// Whether answers wait for room in the completion queue, or for bus mastering.
+    /// Whether answers wait for room in the completion queue.
     pub(super) fn is_stuck(&self) -> bool {
         !self.answers.is_empty()
     }
@@ -124,6 +127,21 @@ impl Executor {
         self.disk.poll(&mut self.events)
     }
 
+    /// The disk's queue and what it has brought.
+    pub(super) fn disk(&mut self) -> (&mut DiskQueue, &mut Vec<Event>) {
+        (&mut self.disk, &mut self.events)
+    }
+
+    /// Where in guest memory the disk may write.
+    pub(super) fn reads(&self) -> impl Iterator<Item = GpaRange> {
+        self.slots.iter().flatten().filter_map(|slot| slot.written)
+    }
+
+    /// Tells people about the disk.
+    pub(super) fn report(&self, what: &dyn std::fmt::Display) {
+        self.shared.report(&format_args!("disk {}: {what}", self.namespace.disk.name()));
+    }
+
     /// Posts what is answered.
     pub(super) fn post(&mut self) {
         self.to.queue.post(&mut self.answers, self.to.sq, self.to.head.load(Ordering::Relaxed));
@@ -141,21 +159,17 @@ impl Executor {
         let planner = Planner {
             namespace: &self.namespace,
             ram: &self.ram,
-            durability: if self.namespace.caches() && !self.shared.write_cache.load(Ordering::Relaxed) {
-                Durability::Stable
-            } else {
-                Durability::Cached
-            },
+            durability: if self.writes_through() { Durability::Stable } else { Durability::Cached },
         };
-        let slot = |job| Slot { cid, lba: command.lba(), job, wanted: None };
+        let slot = |job, written| Slot { cid, lba: command.lba(), job, wanted: None, written };
         match planner.plan(command, buffers) {
             Ok(Plan::Request(operation, buffers)) => {
-                let index = self.take_slot(slot(Job::Once));
+                let index = self.take_slot(slot(Job::Once, aside::written(operation, &buffers)));
                 self.ask(index, operation, buffers);
             }
             Ok(Plan::Steps(job)) => {
                 let compare = job.is_compare();
-                let index = self.take_slot(slot(job));
+                let index = self.take_slot(slot(job, None));
                 if compare {
                     self.comparing.push_back(index);
                 }
@@ -189,6 +203,11 @@ impl Executor {
         }
     }
 
+    /// Whether the driver has switched off a cache that the disk has.
+    fn writes_through(&self) -> bool {
+        !self.shared.write_cache.load(Ordering::Relaxed) && self.namespace.caches()
+    }
+
     fn take_slot(&mut self, slot: Slot) -> u16 {
         let index = self.free.pop().expect("the caller saw that there is room");
         self.slots[usize::from(index)] = Some(slot);
@@ -197,9 +216,9 @@ impl Executor {
 
     /// Asks the disk for the next step of a job.
     fn step(&mut self, index: u16) {
-        let empty = self.empty();
+        let (empty, through) = (self.empty(), self.writes_through());
         let slot = self.slots[usize::from(index)].as_mut().expect("a job has its slot until it is done");
-        match slot.job.next(&self.namespace, &mut self.scratches, empty) {
+        match slot.job.next(&self.namespace, &mut self.scratches, empty, through) {
             Next::Ask(operation, buffers) => self.ask(index, operation, buffers),
             Next::Done(status) => self.finish(index, status),
         }
@@ -237,6 +256,12 @@ impl Executor {
         let outcome = slot.job.answered(operation, result, &buffers, &mut self.copied);
         if once {
             self.recycle(buffers);
+        }
+        let cached = matches!(operation, Operation::Write { durability: Durability::Cached, .. });
+        if once && cached && outcome.is_ok() && self.writes_through() {
+            // The driver has switched the cache off since this began.
+            let empty = self.empty();
+            return self.ask(index, Operation::Flush, empty);
         }
         match outcome {
             Ok(None) | Err(DiskError::Cancelled) if wanted => self.finish(index, Status::ABORT_REQUESTED),

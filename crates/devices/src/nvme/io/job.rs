@@ -3,15 +3,13 @@
 use std::sync::Arc;
 
 use disk::{DiskError, Durability, Operation, SectorRange, Sectors, Unmap};
-use memory::{Buffers, Gpa, GpaRange, Ram, RamError};
+use memory::{Buffers, Ram, RamError};
 use zerocopy::IntoBytes;
 
 use crate::nvme::data;
 use crate::nvme::namespace::Attached;
 use crate::nvme::spec::{Command, DatasetRange, Status, io};
-
-/// Bytes of the memory through which compared data, and zeroes for disks that cannot write them themselves, go.
-pub(super) const SCRATCH: u64 = 64 << 10;
+use crate::scratch::{SCRATCH, Scratch};
 
 /// Write and write zeroes: the data is on stable storage when the command completes (FUA).
 const FUA: u32 = 1 << 30;
@@ -32,13 +30,23 @@ pub(super) enum Job {
         unmap: Unmap,
         /// The disk has shown that it cannot zero by itself.
         by_writing: bool,
-        /// Bring it to stable storage afterwards.
-        flush: bool,
+        end: End,
     },
     /// Ranges to deallocate, a limited range at a time.
     Deallocate { left: std::vec::IntoIter<SectorRange>, range: SectorRange },
     /// Guest memory to be compared with the disk, a scratch's length at a time.
     Compare { at: Sectors, guest: Buffers, done: u64 },
+}
+
+/// What follows the last of the zeroes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    /// They are brought to stable storage.
+    Flushed,
+    /// The same, if the cache is off by then.
+    AsTheCacheIs,
+    /// Nothing.
+    Told,
 }
 
 /// What begins with a command.
@@ -96,8 +104,11 @@ impl Planner<'_> {
                 let left = self.range(command)?;
                 let unmap = if command.cdw12.get() & DEAC != 0 { Unmap::Allowed } else { Unmap::Forbidden };
                 let by_writing = self.namespace.geometry().write_zeroes.is_none();
-                let flush = self.durability(command) == Durability::Stable;
-                Ok(Planned::Steps(Job::Zero { left, unmap, by_writing, flush }))
+                let end = match self.durability(command) {
+                    Durability::Stable => End::Flushed,
+                    Durability::Cached => End::AsTheCacheIs,
+                };
+                Ok(Planned::Steps(Job::Zero { left, unmap, by_writing, end }))
             }
             io::DATASET_MANAGEMENT => self.dataset_management(command),
             _ => Err(Status::INVALID_OPCODE),
@@ -167,27 +178,6 @@ pub(super) enum Next {
     Done(Status),
 }
 
-/// Memory of the host's own that data goes through where it cannot go straight.
-#[derive(Default)]
-pub(super) struct Scratch(Option<Arc<Ram>>);
-
-impl Scratch {
-    fn ram(&mut self) -> Result<&Arc<Ram>, RamError> {
-        if self.0.is_none() {
-            let range = GpaRange::new(Gpa(0), SCRATCH).expect("not empty");
-            self.0 = Some(Arc::new(Ram::new(&[range])?));
-        }
-        Ok(self.0.as_ref().expect("made above"))
-    }
-
-    /// The first `len` (at most [`SCRATCH`]) bytes.
-    fn lend(&mut self, len: u64) -> Result<Buffers, RamError> {
-        let mut buffers = Buffers::new(self.ram()?.clone());
-        buffers.push(Gpa(0), len).expect("no longer than the scratch");
-        Ok(buffers)
-    }
-}
-
 /// The scratch memory of one queue.
 #[derive(Default)]
 pub(super) struct Scratches {
@@ -203,8 +193,15 @@ impl Job {
         matches!(self, Job::Compare { .. })
     }
 
-    /// The next request to the disk. `empty` are buffers without pieces, for requests without data.
-    pub(super) fn next(&mut self, namespace: &Attached, scratch: &mut Scratches, empty: Buffers) -> Next {
+    /// The next request to the disk. `empty` are buffers without pieces, for requests without data; `through` says that a
+    /// cache of the disk is off now.
+    pub(super) fn next(
+        &mut self,
+        namespace: &Attached,
+        scratch: &mut Scratches,
+        empty: Buffers,
+        through: bool,
+    ) -> Next {
         let lent = |buffers: Result<Buffers, RamError>, operation| match buffers {
             Ok(buffers) => Next::Ask(operation, buffers),
             Err(_) => Next::Done(Status::INTERNAL_ERROR),
@@ -217,13 +214,11 @@ impl Job {
         let geometry = namespace.geometry();
         match self {
             Job::Once => Next::Done(Status::SUCCESS),
-            Job::Zero { left, flush, .. } if left.count.0 == 0 => {
-                if std::mem::take(flush) {
-                    Next::Ask(Operation::Flush, empty)
-                } else {
-                    Next::Done(Status::SUCCESS)
-                }
-            }
+            Job::Zero { left, end, .. } if left.count.0 == 0 => match std::mem::replace(end, End::Told) {
+                End::Flushed => Next::Ask(Operation::Flush, empty),
+                End::AsTheCacheIs if through => Next::Ask(Operation::Flush, empty),
+                End::AsTheCacheIs | End::Told => Next::Done(Status::SUCCESS),
+            },
             Job::Zero { left, unmap, by_writing, .. } => {
                 let range = most(*left, geometry.write_zeroes.map_or(Sectors(0), |zeroes| zeroes.max));
                 if *by_writing || range.count.0 == 0 {

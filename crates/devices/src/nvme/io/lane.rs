@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use disk::{PreparedQueue, WaitError};
+use pci::Pass;
 
 use super::executor::{Answers, Executor};
 use super::queue::Stop;
+use crate::aside::Then;
 use crate::nvme::bell::Bell;
 use crate::nvme::namespace::Attached;
 use crate::nvme::shared::Shared;
@@ -22,7 +24,7 @@ struct Between {
     load: AtomicUsize,
     /// The queue's thread waits for the load to shrink.
     awaited: AtomicBool,
-    /// Completions wait for room or bus mastering: whoever wakes the queue's thread wakes the lane by it.
+    /// Completions wait for room: whoever wakes the queue's thread wakes the lane by it.
     stuck: AtomicBool,
     stop: Arc<Stop>,
 }
@@ -53,10 +55,10 @@ impl Lane {
         });
         let bell = Bell::new()?;
         let name = format!("nvme-{}-{}.{}", shared.short, to.sq, namespace.nsid);
-        let (theirs, wake) = (between.clone(), bell.another()?);
+        let (theirs, wake, pass) = (between.clone(), bell.another()?, shared.gate.pass(bell.eventfd())?);
         let thread = thread::Builder::new().name(name).spawn(move || {
             let end = Executor::start(shared.clone(), namespace, prepared, depth, to.clone(), wake.eventfd())
-                .and_then(|executor| theirs.serve(executor, &shared, to.sq));
+                .and_then(|executor| theirs.serve(executor, &shared, to.sq, &pass));
             if let Err(why) = end {
                 shared.fatal(&why);
             }
@@ -112,10 +114,14 @@ impl Drop for Lane {
 }
 
 impl Between {
-    fn serve(&self, mut executor: Executor, shared: &Shared, sq: u16) -> Result<(), WaitError> {
+    fn serve(&self, mut executor: Executor, shared: &Shared, sq: u16, pass: &Pass) -> Result<(), WaitError> {
         let mut commands = Vec::new();
         let mut begun = 0;
         loop {
+            if !pass.is_valid() && executor.step_aside(&self.stop, pass)? == Then::End {
+                return Ok(());
+            }
+            executor.reap();
             std::mem::swap(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner), &mut commands);
             begun += commands.len();
             commands.drain(..).for_each(|command| executor.begin(&command));
@@ -135,7 +141,6 @@ impl Between {
                 continue;
             }
             executor.wait()?;
-            executor.reap();
         }
     }
 

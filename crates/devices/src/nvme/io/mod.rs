@@ -8,6 +8,7 @@
 mod executor;
 mod job;
 mod lane;
+mod obedience;
 mod queue;
 
 pub(super) use queue::{IoQueue, Setup};

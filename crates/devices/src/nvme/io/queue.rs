@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::thread::{self, JoinHandle};
 
 use disk::{PreparedQueue, QueueError, WaitError};
+use pci::Pass;
 
 use super::executor::{Answers, Executor};
 use super::lane::Lane;
+use crate::aside::Then;
 use crate::nvme::abort::{Wish, Wishes};
 use crate::nvme::bell::Bell;
 use crate::nvme::completion::CompletionQueue;
@@ -69,12 +71,13 @@ impl IoQueue {
         let depth = queue.entries() as u16;
         let prepared = first.disk.prepare_queue(depth)?;
         let (stop, bell) = (Arc::<Stop>::default(), shared.doorbells.bell(id).another()?);
+        let pass = shared.gate.pass(bell.eventfd())?;
         let served = completions.id();
         let to = Answers { sq: id, head: Arc::new(AtomicU16::new(0)), queue: completions };
         let wishes = Arc::<Wishes>::default();
         let (theirs, asked, shared) = (stop.clone(), wishes.clone(), shared.clone());
         let thread = thread::Builder::new().name(format!("nvme-{}-{id}", shared.short)).spawn(move || {
-            let parts = Parts { queue, prepared, depth };
+            let parts = Parts { queue, prepared, depth, pass: &pass };
             if let Err(why) = Served::run(&shared, parts, &to, &theirs, &asked) {
                 shared.fatal(&why);
             }
@@ -141,10 +144,11 @@ enum Round {
 }
 
 /// What a queue is made of on its thread.
-struct Parts {
+struct Parts<'a> {
     queue: SubmissionQueue,
     prepared: PreparedQueue,
     depth: u16,
+    pass: &'a Pass,
 }
 
 /// The queue on its thread.
@@ -152,6 +156,7 @@ struct Served<'a> {
     shared: &'a Arc<Shared>,
     queue: SubmissionQueue,
     depth: u16,
+    pass: &'a Pass,
     to: &'a Answers,
     stop: &'a Arc<Stop>,
     wishes: &'a Wishes,
@@ -166,7 +171,7 @@ struct Served<'a> {
 impl Served<'_> {
     fn run(
         shared: &Arc<Shared>,
-        Parts { queue, prepared, depth }: Parts,
+        Parts { queue, prepared, depth, pass }: Parts<'_>,
         to: &Answers,
         stop: &Arc<Stop>,
         wishes: &Wishes,
@@ -175,7 +180,7 @@ impl Served<'_> {
         let wake = shared.doorbells.bell(to.sq).eventfd();
         let executor = Executor::start(shared.clone(), first, prepared, depth, to.clone(), wake)?;
         let lanes = BTreeMap::new();
-        let mut served = Served { shared, queue, depth, to, stop, wishes, executor, lanes, held: None };
+        let mut served = Served { shared, queue, depth, pass, to, stop, wishes, executor, lanes, held: None };
         let outcome = served.serve();
         if outcome.is_err() {
             stop.0.store(Stop::ABANDON, Ordering::SeqCst);
@@ -187,6 +192,9 @@ impl Served<'_> {
     }
 
     fn serve(&mut self) -> Result<(), WaitError> {
+        if self.steps_aside()? == Then::End {
+            return Ok(());
+        }
         loop {
             self.grant();
             let stopping = self.stop.finishes();
@@ -196,11 +204,19 @@ impl Served<'_> {
                 return Ok(());
             }
             self.pause(round)?;
+            if self.steps_aside()? == Then::End {
+                return Ok(());
+            }
             self.queue.disarm();
             self.executor.reap();
             self.executor.post();
             self.lanes.values().for_each(Lane::pass_on);
         }
+    }
+
+    /// Obeys bus mastering: looks whether it is on, and waits until it is.
+    fn steps_aside(&mut self) -> Result<Then, WaitError> {
+        if self.pass.is_valid() { Ok(Then::GoOn) } else { self.executor.step_aside(self.stop, self.pass) }
     }
 
     /// Ends the commands that are wanted back, as far as that can be done. Those that wait here end at once; for the

@@ -136,6 +136,7 @@ fn a_reset_that_fails_in_part_says_why() {
     })[0]
         .1;
     // Vector 1 has a message, which the machine will not take back.
+    function.write_config(4, &[6, 0]).unwrap();
     function.write_config(msix + 2, &0x8000u16.to_le_bytes()).unwrap();
     function.write_bar(2, 16, &0xfee0_0000u64.to_le_bytes()).unwrap();
     function.write_bar(2, 28, &0u32.to_le_bytes()).unwrap();
