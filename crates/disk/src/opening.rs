@@ -1,7 +1,5 @@
 //! From what the user asks for to the back end that does it.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +11,7 @@ use crate::image;
 use crate::kernel::{self, DiscardsByThreads, FileOptions, KernelDisk, OpenError, Opened, ring_is_refused};
 use crate::nbd::NbdDisk;
 use crate::options::{Allocation, Changes, DiskOptions, Format, Source};
+use crate::signature;
 
 /// A back end, and what a person should know about it.
 pub(crate) struct Found {
@@ -31,12 +30,22 @@ pub(crate) fn open(options: &DiskOptions) -> Result<Found, OpenError> {
         Source::Nbd(url) => {
             plain(options)?;
             let disk = NbdDisk::open(url, options.access)?;
-            Ok(Found { backend: Box::new(disk), remarks: Vec::new() })
+            let remarks = unseen(Path::new(&url.to_string()), disk.bytes(), disk.geometry().logical_block);
+            Ok(Found { backend: Box::new(disk), remarks: remarks.into_iter().collect() })
         }
     }
 }
 
 fn open_path(path: &Path, options: &DiskOptions) -> Result<Found, OpenError> {
+    let text = path.to_string_lossy();
+    if image::has_driver(&text) && !path.exists() {
+        return Err(OpenError::Options {
+            disk: text.into_owned(),
+            what: "there is no such file, and addresses of drivers of QEMU (json:, nbd: and the like) are not known here"
+                .to_owned(),
+            hint: "Give the path of a file or device, or nbd=nbd://HOST/EXPORT for a disk on a server.",
+        });
+    }
     let format = match options.format {
         Some(format) => format,
         None => {
@@ -53,12 +62,14 @@ fn open_path(path: &Path, options: &DiskOptions) -> Result<Found, OpenError> {
         }
         return image::open(path, format, options);
     }
-    let opened = kernel::open(&FileOptions::new(path, options))?;
+    let mut opened = kernel::open(&FileOptions::new(path, options))?;
     if opened.geometry.capacity.0 == 0 {
         let (path, block) = (path.to_owned(), opened.geometry.logical_block);
         let bytes = std::fs::metadata(&path).map_or(0, |facts| facts.len());
         return Err(OpenError::Empty { path, bytes, block });
     }
+    let bytes = opened.handle.bytes().map_err(|cause| failed(options, cause))?;
+    opened.remarks.extend(unseen(path, bytes, opened.geometry.logical_block));
     match options.logical_block {
         Some(block) if block != opened.geometry.logical_block => emulated(block, opened, options),
         _ => as_it_is(opened, options),
@@ -139,36 +150,24 @@ pub(crate) fn failed(options: &DiskOptions, cause: std::io::Error) -> OpenError 
     OpenError::Failed { path: options.source.to_string().into(), cause }
 }
 
-/// A file that looks like an image of some format is not taken for a raw one: what the guest writes would destroy
-/// it. And since guests write what they like into raw disks, it is not taken for that format either.
-fn refuse_to_guess(path: &Path) -> Result<(), OpenError> {
-    let Some(format) = looks_like(path) else { return Ok(()) };
-    Err(OpenError::Format {
-        path: path.to_owned(),
-        what: format!("the file looks like {format}, and no format was given"),
-        hint: "Say which it is: format=qcow2 or format=vmdk to use it as that, format=raw to give the guest its very bytes.",
+/// What a person should know of a disk whose size is no multiple of its blocks.
+pub(crate) fn unseen(disk: &Path, bytes: u64, block: u32) -> Option<String> {
+    let rest = bytes % u64::from(block);
+    (rest != 0).then(|| {
+        format!(
+            "disk {}: it has {bytes} bytes, which is no multiple of its block of {block}; the guest does not see the last \
+             {rest} bytes",
+            disk.display()
+        )
     })
 }
 
-/// The format that a file's first bytes, or its last sector, are usual for.
-fn looks_like(path: &Path) -> Option<&'static str> {
-    if !std::fs::metadata(path).is_ok_and(|facts| facts.is_file()) {
-        return None;
-    }
-    let file = File::open(path).ok()?;
-    let mut start = [0; 72];
-    let len = file.read_at(&mut start, 0).ok()?;
-    let start = &start[..len];
-    match () {
-        () if start.starts_with(b"QFI\xfb") => Some("a qcow2 image"),
-        () if start.starts_with(b"KDMV") || start.starts_with(b"# Disk DescriptorFile") => {
-            Some("a vmdk image")
-        }
-        () if start.starts_with(b"vhdxfile") => Some("a vhdx image"),
-        () if start.starts_with(b"conectix") => Some("a vhd image"),
-        () if start.get(64..68) == Some(&[0x7f, 0x10, 0xda, 0xbe]) => Some("a vdi image"),
-        () => None,
-    }
+/// A file that looks like an image of some format is not taken for a raw one: what the guest writes would destroy
+/// it. And since guests write what they like into raw disks, it is not taken for that format either.
+fn refuse_to_guess(path: &Path) -> Result<(), OpenError> {
+    let Some(known) = signature::of(path) else { return Ok(()) };
+    let what = format!("the file looks like {}, and no format was given", known.name);
+    Err(OpenError::Format { path: path.to_owned(), what, hint: known.hint })
 }
 
 /// Access for what only lies below the guest's changes.

@@ -103,8 +103,19 @@ pub enum Claim {
     /// Refuse it, with who it is.
     #[default]
     Exclusive,
-    /// Take it all the same (`force=on`); [`crate::Disk::remarks`] says who else uses it.
+    /// Take it all the same (`force=on`), also an image of which a part is missing; [`crate::Disk::remarks`] says who else
+    /// uses it and what is missing.
     Forced,
+}
+
+/// Files that may be opened because an image names them (`chain=`): as what it stands on, or as the place of its data.
+/// No other file is, whatever the image says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Allowed {
+    /// Files, but no devices and no links, in the folder of the image that names them (`chain=follow`).
+    SameFolder,
+    /// This file or device.
+    File(PathBuf),
 }
 
 /// Which disk to open, and how.
@@ -115,6 +126,8 @@ pub struct DiskOptions {
     /// How a file keeps the data. `None` is raw, unless the file looks like something else, which is then refused:
     /// it is never guessed.
     pub format: Option<Format>,
+    /// Which files an image may lead to.
+    pub chain: Vec<Allowed>,
     /// Whether the VM may change it.
     pub access: Access,
     /// What becomes of the changes.
@@ -143,6 +156,7 @@ impl DiskOptions {
         DiskOptions {
             source,
             format: None,
+            chain: Vec::new(),
             access: Access::ReadWrite,
             changes: Changes::default(),
             bounce: Bounce::default(),
@@ -161,6 +175,11 @@ impl DiskOptions {
     /// The same, of a given format.
     pub fn format(self, format: Format) -> DiskOptions {
         DiskOptions { format: Some(format), ..self }
+    }
+
+    /// The same, where an image may lead to these files, too.
+    pub fn chain(self, chain: impl IntoIterator<Item = Allowed>) -> DiskOptions {
+        DiskOptions { chain: chain.into_iter().collect(), ..self }
     }
 
     /// The same, whose changes are thrown away.

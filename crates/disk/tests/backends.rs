@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use disk::{
-    Access, Allocation, Bounce, Claim, Disk, DiskError, DiskOptions, DiskQueue, Durability, Event, Format,
-    Operation, Request, SectorRange, Sectors, Source, Unmap,
+    Access, Allocation, Allowed, Bounce, Claim, Disk, DiskError, DiskOptions, DiskQueue, Durability, Event,
+    Format, Operation, Request, SectorRange, Sectors, Source, Unmap,
 };
 use memory::{Buffers, Gpa, GpaRange, Ram};
 use subjects::nbd_server::{EVERYTHING, LITTLE, Server};
@@ -226,7 +226,7 @@ fn an_image_on_another_has_its_data_and_leaves_it_alone() {
     Bench::open(&DiskOptions::new(&below)).write(0, 7, 0x20000);
     qcow2(&top, Some((&below, Format::Raw)));
     let before = std::fs::read(&below).unwrap();
-    let mut bench = Bench::open(&DiskOptions::new(&top).format(Format::Qcow2));
+    let mut bench = Bench::open(&DiskOptions::new(&top).format(Format::Qcow2).chain([Allowed::SameFolder]));
     assert_eq!(bench.read(0, 0x20000), [7; 0x20000]);
     // Again, now that it is known where it lies.
     assert_eq!(bench.read(0, 0x20000), [7; 0x20000]);
@@ -239,7 +239,7 @@ fn an_image_on_another_has_its_data_and_leaves_it_alone() {
     assert_eq!(bench.disk.counters().bytes_bounced(), 0);
     drop(bench);
     assert!(std::fs::read(&below).unwrap() == before);
-    let mut bench = Bench::open(&DiskOptions::new(&top).format(Format::Qcow2));
+    let mut bench = Bench::open(&DiskOptions::new(&top).format(Format::Qcow2).chain([Allowed::SameFolder]));
     assert!(bench.read(0, 0x10000) == expected[..0x10000]);
     let error = refusal(&DiskOptions::new(&below));
     assert!(error.contains("in use"), "what lies below must not change: {error}");
@@ -289,7 +289,7 @@ fn a_flat_vmdk_is_read_and_not_written() {
         ),
     )
     .unwrap();
-    let options = DiskOptions::new(&path).format(Format::Vmdk);
+    let options = DiskOptions::new(&path).format(Format::Vmdk).chain([Allowed::SameFolder]);
     assert!(refusal(&options).contains("vmdk images can only be read"));
     let mut bench = Bench::open(&options.clone().read_only());
     assert_eq!(bench.disk.capacity(), Sectors(sectors));

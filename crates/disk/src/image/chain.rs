@@ -1,5 +1,6 @@
 //! An image's files, and the images that it stands on.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,12 +11,15 @@ use imago::raw::Raw;
 use imago::vmdk::Vmdk;
 use imago::{FormatAccess, StorageOpenOptions};
 
-use super::counts::{self, Unfit};
 use super::layer::Layer;
+use super::marks::{self, Marks};
+use super::names::{self, Found, Role};
+use super::qcow2_header::{self, Backing, DATA_IS_RAW, DataFile, Header, Unfit};
+use super::{counts, vmdk, whole};
 use crate::geometry::{Access, Sectors};
 use crate::kernel::{self, FileOptions, Handle, OpenError};
 use crate::opening::below;
-use crate::options::{DiskOptions, Format};
+use crate::options::{Allowed, Changes, Claim, DiskOptions, Format};
 
 /// Images may stand on images this deep.
 const DEEPEST: usize = 64;
@@ -28,17 +32,44 @@ pub(super) struct Chain {
     pub(super) logical_block: u32,
     /// Largest of the files' blocks.
     pub(super) physical_block: u32,
+    /// Marks of the image that is written to.
+    pub(super) marks: Option<Marks>,
+    /// The data file that is a raw image of the disk at any time.
+    pub(super) raw_data: Option<Arc<Handle>>,
+    /// Which files may be opened because an image names them.
+    allowed: Vec<Allowed>,
+    /// What is done with an image of which a part is missing.
+    parts_missing: PartsMissing,
     top: u16,
 }
 
-impl Default for Chain {
-    fn default() -> Chain {
-        let block = Sectors::SIZE as u32;
-        Chain { files: Vec::new(), remarks: Vec::new(), logical_block: block, physical_block: block, top: 0 }
-    }
+/// What is done with an image of which a part is missing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PartsMissing {
+    /// It is refused: the guest would write on the strength of wrong data.
+    Refused,
+    /// A person is told.
+    Said,
 }
 
 impl Chain {
+    pub(super) fn new(options: &DiskOptions) -> Chain {
+        let block = Sectors::SIZE as u32;
+        let writes = options.access == Access::ReadWrite && options.changes == Changes::Kept;
+        let refused = writes && options.claim == Claim::Exclusive;
+        Chain {
+            files: Vec::new(),
+            remarks: Vec::new(),
+            logical_block: block,
+            physical_block: block,
+            marks: None,
+            raw_data: None,
+            allowed: options.chain.clone(),
+            parts_missing: if refused { PartsMissing::Refused } else { PartsMissing::Said },
+            top: 0,
+        }
+    }
+
     /// Opens the image at `path` and everything below it. Only the image itself may be opened for writing.
     pub(super) fn open(
         &mut self,
@@ -95,83 +126,149 @@ impl Chain {
         Ok(FormatAccess::new(raw.map_err(|cause| unreadable(&options.path, Format::Raw, &cause))?))
     }
 
+    /// Everything is judged, and everything below is open, before the library sees the image: it writes to those that it
+    /// opens for writing.
     fn qcow2(&mut self, options: &FileOptions) -> Result<FormatAccess<Layer>, OpenError> {
         let path = &options.path;
         let layer = self.layer(options)?;
-        if self.files.len() == 1 {
-            self.top = layer.number;
-        }
-        let folder = layer.path.clone();
+        let file = layer.handle.clone();
+        let is_top = self.files.len() == 1;
+        let unfit = |Unfit { what, hint }| wrong(path, what, hint);
         let unreadable = |cause| unreadable(path, Format::Qcow2, &cause);
-        let writable = options.access == Access::ReadWrite;
-        let unfit = if writable { counts::unfit(&layer.handle.file).map_err(unreadable)? } else { None };
-        if let Some(Unfit { what, hint }) = unfit {
-            return Err(wrong(path, what, hint));
+        let header = qcow2_header::read(&file.file).map_err(unreadable)?.map_err(unfit)?;
+        if header.size < Sectors::SIZE {
+            let (path, bytes) = (path.clone(), header.size);
+            return Err(OpenError::Empty { path, bytes, block: Sectors::SIZE as u32 });
         }
-        let mut image: Qcow2<Layer> = Qcow2::open_image(layer, writable).map_err(unreadable)?;
-        if image.requires_external_data_file() {
-            let Some(file) = image.implicit_external_data_file().cloned() else {
+        let data = match &header.data_file {
+            None => None,
+            Some(DataFile { name: None, .. }) => {
                 let what = "its data is in another file, which its header does not name".to_owned();
-                return Err(wrong(path, what, "Restore the image from a copy."));
-            };
-            let data = self.layer(&FileOptions { path: beside(&folder, &file), ..options.clone() })?;
-            if self.files.len() == 2 {
-                self.top = data.number;
+                let hint = "Write the name into its header with `qemu-img amend -o data_file=FILE IMAGE`.";
+                return Err(wrong(path, what, hint));
             }
-            image.set_data_file(Some(data));
-        } else {
-            image.set_data_file(None);
-        }
-        let backing = match (image.implicit_backing_file(), image.implicit_backing_format()) {
-            (None, _) => None,
-            (Some(file), format) => {
-                let (file, format) = (beside(&folder, file), format.map(String::as_str));
-                Some(self.backing(&FileOptions { path: file, ..below(options) }, format, path)?)
-            }
+            Some(DataFile { name: Some(name), .. }) => Some(self.data_file(options, name)?),
         };
+        if is_top {
+            self.top = data.as_ref().map_or(layer.number, |data| data.number);
+        }
+        let data_bytes = data.as_ref().map(|data| data.handle.bytes()).transpose().map_err(unreadable)?;
+        if let Err(missing) = whole::missing(&file, &header, data_bytes).map_err(unreadable)? {
+            self.part_is_missing(path, missing)?;
+        }
+        let writable = options.access == Access::ReadWrite;
+        if writable && let Some(why) = counts::unfit(&file, &header).map_err(unreadable)? {
+            return Err(unfit(why));
+        }
+        let backing = header.backing.as_ref().map(|backing| self.backing(options, backing)).transpose()?;
+        let opened = if writable {
+            marks::without(&file, header.marks, || Qcow2::open_image(layer, true))
+        } else {
+            Qcow2::open_image(layer, false)
+        };
+        let mut image: Qcow2<Layer> = opened.map_err(unreadable)?;
+        if writable {
+            self.keep_marks(&header, file, data.as_ref());
+        }
+        image.set_data_file(data);
         image.set_backing(backing);
         Ok(FormatAccess::new(image))
     }
 
-    /// The image that another one stands on, in the format that the other one's header names.
-    fn backing(
-        &mut self,
-        options: &FileOptions,
-        format: Option<&str>,
-        of: &Path,
-    ) -> Result<FormatAccess<Layer>, OpenError> {
-        match format {
-            Some("raw" | "file" | "host_device") => self.raw(options),
-            Some("qcow2") => self.qcow2(options),
-            other => {
-                let below = options.path.display();
-                let what = match other {
-                    None => {
-                        format!("it stands on {below}, but its header does not say which format that has")
-                    }
-                    Some(other) => format!("it stands on {below}, whose format {other:?} cannot be read"),
-                };
-                Err(wrong(
-                    of,
-                    what,
-                    "Say so in its header with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`.",
-                ))
+    /// Remembers what of the header a write makes untrue, and what is to stay true.
+    fn keep_marks(&mut self, header: &Header, image: Arc<Handle>, data: Option<&Layer>) {
+        let kept = header.marks & if data.is_some() { DATA_IS_RAW } else { 0 };
+        if header.marks != kept {
+            self.marks = Some(Marks::new(image, kept));
+        }
+        if kept != 0 {
+            self.raw_data = data.map(|data| data.handle.clone());
+        }
+    }
+
+    fn part_is_missing(&mut self, path: &Path, Unfit { what, hint }: Unfit) -> Result<(), OpenError> {
+        match self.parts_missing {
+            PartsMissing::Refused => Err(wrong(path, what, hint)),
+            PartsMissing::Said => {
+                self.remarks.push(format!("disk {}: {what}. The guest reads zeroes there", path.display()));
+                Ok(())
             }
         }
+    }
+
+    /// How to open a file that an image names, if that is allowed and the file is not open yet.
+    fn named(&self, options: &FileOptions, name: &str, role: Role) -> Result<FileOptions, OpenError> {
+        let image = &options.path;
+        let Found { path, named } = names::find(image, name, role, &self.allowed)?;
+        let facts = std::fs::metadata(&path).ok().map(|facts| (facts.dev(), facts.ino()));
+        let is_it =
+            |file: &Arc<Handle>| file.file.metadata().is_ok_and(|it| Some((it.dev(), it.ino())) == facts);
+        // Extents may be parts of one file.
+        if role != Role::Extent && self.files.iter().any(is_it) {
+            let what =
+                format!("it stands on itself: {role} is {}, which it belongs to already", path.display());
+            let hint =
+                "Write the right one into its header with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`.";
+            return Err(wrong(image, what, hint));
+        }
+        Ok(FileOptions { path, named, ..options.clone() })
+    }
+
+    fn data_file(&mut self, options: &FileOptions, name: &str) -> Result<Layer, OpenError> {
+        let data = self.named(options, name, Role::Data)?;
+        self.layer(&data).map_err(|cause| wanted(&options.path, Role::Data, cause))
+    }
+
+    /// The image that another one stands on, in the format that the other one's header names.
+    fn backing(&mut self, of: &FileOptions, backing: &Backing) -> Result<FormatAccess<Layer>, OpenError> {
+        let Backing { name, format } = backing;
+        let raw = match format.as_deref() {
+            Some("raw" | "file" | "host_device") => true,
+            Some("qcow2") => false,
+            other => {
+                let what = match other {
+                    None => {
+                        format!("it stands on {name:?}, but its header does not say which format that has")
+                    }
+                    Some(other) => format!("it stands on {name:?}, whose format {other:?} cannot be read"),
+                };
+                let hint = "Say which of raw and qcow2 it is with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`, or copy \
+                            all into one image with `qemu-img convert -O qcow2 IMAGE COPY`.";
+                return Err(wrong(&of.path, what, hint));
+            }
+        };
+        let options = below(&self.named(of, name, Role::Backing)?);
+        let opened = if raw { self.raw(&options) } else { self.qcow2(&options) };
+        opened.map_err(|cause| wanted(&of.path, Role::Backing, cause))
     }
 
     fn vmdk(&mut self, options: &FileOptions) -> Result<FormatAccess<Layer>, OpenError> {
         // Extents may start at any sector, which direct I/O need not allow.
         let options = FileOptions { direct: false, ..options.clone() };
+        let path = &options.path;
         let layer = self.layer(&options)?;
+        let needed = vmdk::read(&layer.handle).map_err(|cause| unreadable(path, Format::Vmdk, &cause))?;
+        let needed = needed.map_err(|Unfit { what, hint }| wrong(path, what, hint))?;
         let mut failure = None;
         let gate = Gate { chain: self, options: &options, failure: &mut failure };
         let opened = Vmdk::<Layer>::builder(layer).open(gate);
-        match (opened, failure) {
-            (Ok(image), _) => Ok(FormatAccess::new(image)),
-            (Err(_), Some(failure)) => Err(failure),
-            (Err(cause), None) => Err(unreadable(&options.path, Format::Vmdk, &cause)),
+        let image = match (opened, failure) {
+            (Ok(image), _) => image,
+            (Err(_), Some(failure)) => return Err(failure),
+            (Err(cause), None) => return Err(unreadable(path, Format::Vmdk, &cause)),
+        };
+        let short = self.files[1..]
+            .iter()
+            .zip(&needed)
+            .find(|(file, needed)| file.bytes().is_ok_and(|bytes| bytes < **needed));
+        if let Some((file, needed)) = short {
+            let what = format!(
+                "a part of it is missing: a file of its data has {} bytes, and the image refers to {needed} of it",
+                file.bytes().unwrap_or(0)
+            );
+            self.part_is_missing(path, Unfit { what, hint: "Copy it again from where it came from." })?;
         }
+        Ok(FormatAccess::new(image))
     }
 }
 
@@ -182,6 +279,14 @@ struct Gate<'a> {
     failure: &'a mut Option<OpenError>,
 }
 
+impl Gate<'_> {
+    fn extent(&mut self, path: &Path) -> Result<Layer, OpenError> {
+        let Gate { chain, options, .. } = self;
+        let extent = chain.named(options, &path.to_string_lossy(), Role::Extent)?;
+        chain.layer(&below(&extent)).map_err(|cause| wanted(&options.path, Role::Extent, cause))
+    }
+}
+
 impl ImplicitOpenGate<Layer> for Gate<'_> {
     fn open_format<F: FormatDriverBuilder<Layer>>(&mut self, _: F) -> std::io::Result<FormatAccess<Layer>> {
         Err(std::io::ErrorKind::Unsupported.into())
@@ -189,7 +294,7 @@ impl ImplicitOpenGate<Layer> for Gate<'_> {
 
     fn open_storage(&mut self, asked: StorageOpenOptions) -> std::io::Result<Layer> {
         let path = asked.get_filename().ok_or(std::io::ErrorKind::NotFound)?.to_owned();
-        self.chain.layer(&FileOptions { path, ..below(self.options) }).map_err(|error| {
+        self.extent(&path).map_err(|error| {
             let cause = std::io::Error::other(error.to_string());
             *self.failure = Some(error);
             cause
@@ -197,10 +302,8 @@ impl ImplicitOpenGate<Layer> for Gate<'_> {
     }
 }
 
-/// A name in a header is relative to the folder of its file.
-fn beside(file: &Path, name: &str) -> PathBuf {
-    let home = file.canonicalize().unwrap_or_else(|_| file.to_owned());
-    home.parent().unwrap_or(Path::new("/")).join(name.strip_prefix("file:").unwrap_or(name))
+fn wanted(image: &Path, role: Role, cause: OpenError) -> OpenError {
+    OpenError::Wanted { image: image.to_owned(), role, cause: Box::new(cause) }
 }
 
 fn unreadable(path: &Path, format: Format, cause: &std::io::Error) -> OpenError {

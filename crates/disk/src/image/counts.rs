@@ -6,72 +6,47 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-/// Bytes of the part of a header that every version has.
-const HEADER: usize = 72;
+use super::qcow2_header::{Header, Table, Unfit, unaligned};
+use crate::kernel::Handle;
+
 /// Bytes of the longest table of blocks of counts: as much as QEMU takes, for images of far more than 1 PiB.
-const LONGEST_TABLE: u64 = 8 << 20;
-/// Bits of a cluster's size (specification, "cluster_bits").
-const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
+pub(super) const LONGEST_TABLE: u64 = 8 << 20;
 /// What of an entry is the place of a block.
 const PLACE: u64 = !0x1ff;
 
-/// Why an image cannot be written to, and what to do about it.
-#[derive(PartialEq, Eq, Debug)]
-pub(super) struct Unfit {
-    pub(super) what: String,
-    pub(super) hint: &'static str,
+fn with_gap(what: String) -> Unfit {
+    let hint = "Images whose counts have gaps are sound, but only read here: use readonly=on, or copy it into one \
+                without gaps with `qemu-img convert -O qcow2 IMAGE COPY`.";
+    Unfit { what, hint }
 }
 
-impl Unfit {
-    fn damaged(what: String) -> Unfit {
-        Unfit { what, hint: "Mend the image with `qemu-img check -r all`, or use readonly=on." }
-    }
-
-    fn with_gap(what: String) -> Unfit {
-        let hint = "Images whose counts have gaps are sound, but only read here: use readonly=on, or copy it into one \
-                    without gaps with `qemu-img convert -O qcow2 IMAGE COPY`.";
-        Unfit { what, hint }
-    }
+fn damaged(what: String) -> Unfit {
+    Unfit { what, hint: "Repair the image with `qemu-img check -r all`, or use readonly=on." }
 }
 
-/// What keeps this image from being written to, if anything does. A file that is no qcow2 image is left to others.
-pub(super) fn unfit(image: &File) -> io::Result<Option<Unfit>> {
-    // The image may be open for direct I/O, which would have to be aligned.
-    let file = File::open(format!("/proc/self/fd/{}", image.as_raw_fd()))?;
-    let bytes = file.metadata()?.len();
-    let mut header = [0; HEADER];
-    if bytes < HEADER as u64 {
-        return Ok(None);
-    }
-    file.read_exact_at(&mut header, 0)?;
-    let Some((at, len)) = table(&header) else { return Ok(None) };
+/// What keeps this image from being written to, if anything does.
+pub(super) fn unfit(image: &Handle, header: &Header) -> io::Result<Option<Unfit>> {
+    let file = unaligned(&image.file, File::options().read(true))?;
+    unfit_table(&file, image.bytes()?, header.counts)
+}
+
+fn unfit_table(file: &File, bytes: u64, Table { at, bytes: len }: Table) -> io::Result<Option<Unfit>> {
     if len > LONGEST_TABLE {
-        return Ok(Some(Unfit::damaged(format!("the table of its reference counts has {len} bytes"))));
+        return Ok(Some(damaged(format!("the table of its reference counts has {len} bytes"))));
     }
     if at.checked_add(len).is_none_or(|end| end > bytes) {
         let what = format!("the table of its reference counts lies at {at:#x}, behind the file's end");
-        return Ok(Some(Unfit::damaged(what)));
+        return Ok(Some(damaged(what)));
     }
     let mut table = vec![0; len as usize];
     file.read_exact_at(&mut table, at)?;
     Ok(behind(&table, bytes).or_else(|| gap(&table)))
 }
 
-/// Where the table is and how long, in bytes; `None` when the header cannot be understood, which the library says.
-fn table(header: &[u8; HEADER]) -> Option<(u64, u64)> {
-    let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    let bits = word(20);
-    if &header[..4] != b"QFI\xfb" || !CLUSTER_BITS.contains(&bits) {
-        return None;
-    }
-    let at = u64::from(word(48)) << 32 | u64::from(word(52));
-    Some((at, u64::from(word(56)) << bits))
-}
-
-fn entries(table: &[u8]) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator {
+/// The places of blocks that a table holds.
+pub(super) fn entries(table: &[u8]) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator {
     table.chunks_exact(8).map(|entry| entry.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)) & PLACE)
 }
 
@@ -79,9 +54,9 @@ fn gap(table: &[u8]) -> Option<Unfit> {
     let last = entries(table).rposition(|place| place != 0);
     let missing = entries(table).position(|place| place == 0).unwrap_or(usize::MAX);
     match last {
-        None => Some(Unfit::damaged("it has no reference counts at all".to_owned())),
+        None => Some(damaged("it has no reference counts at all".to_owned())),
         Some(last) if missing < last => {
-            Some(Unfit::with_gap(format!("its reference counts have a gap: there is no block {missing}")))
+            Some(with_gap(format!("its reference counts have a gap: there is no block {missing}")))
         }
         Some(_) => None,
     }
@@ -89,23 +64,17 @@ fn gap(table: &[u8]) -> Option<Unfit> {
 
 fn behind(table: &[u8], bytes: u64) -> Option<Unfit> {
     let at = entries(table).position(|place| place >= bytes)?;
-    Some(Unfit::damaged(format!("block {at} of its reference counts lies behind the file's end")))
+    Some(damaged(format!("block {at} of its reference counts lies behind the file's end")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A file with a header and a table of 64 entries at 512.
-    fn image(table_at: u64, clusters: u32, blocks: &[u64]) -> File {
+    /// A file of 8 KiB with a table of blocks at 512.
+    fn image(blocks: &[u64]) -> File {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8192).unwrap();
-        let mut header = [0; HEADER];
-        header[..4].copy_from_slice(b"QFI\xfb");
-        header[23] = 9;
-        header[48..56].copy_from_slice(&table_at.to_be_bytes());
-        header[56..60].copy_from_slice(&clusters.to_be_bytes());
-        file.write_all_at(&header, 0).unwrap();
         for (block, at) in blocks.iter().zip((512..).step_by(8)) {
             file.write_all_at(&block.to_be_bytes(), at).unwrap();
         }
@@ -114,27 +83,21 @@ mod tests {
 
     #[test]
     fn counts_without_a_gap_are_good_and_others_are_named() {
-        assert_eq!(unfit(&image(512, 1, &[1024, 2048])).unwrap(), None);
-        for (image, why) in [
-            (image(512, 1, &[]), "no reference counts"),
-            (image(512, 1, &[0, 1024]), "there is no block 0"),
-            (image(512, 1, &[1024, 0, 2048]), "there is no block 1"),
-            (image(512, 1, &[1024, 8192]), "block 1 of its reference counts lies behind"),
-            (image(7680, 2, &[1024]), "at 0x1e00, behind"),
-            (image(u64::MAX - 511, 1, &[1024]), "behind the file's end"),
-            (image(512, u32::MAX, &[1024]), "has 2199023255040 bytes"),
+        let unfit =
+            |at, bytes, blocks: &[u64]| unfit_table(&image(blocks), 8192, Table { at, bytes }).unwrap();
+        assert_eq!(unfit(512, 512, &[1024, 2048]), None);
+        for (found, why) in [
+            (unfit(512, 512, &[]), "no reference counts"),
+            (unfit(512, 512, &[0, 1024]), "there is no block 0"),
+            (unfit(512, 512, &[1024, 0, 2048]), "there is no block 1"),
+            (unfit(512, 512, &[1024, 8192]), "block 1 of its reference counts lies behind"),
+            (unfit(7680, 1024, &[1024]), "at 0x1e00, behind"),
+            (unfit(u64::MAX - 511, 512, &[1024]), "behind the file's end"),
+            (unfit(512, u64::from(u32::MAX) << 9, &[1024]), "has 2199023255040 bytes"),
         ] {
-            let found = unfit(&image).unwrap().unwrap();
+            let found = found.unwrap();
             assert!(found.what.contains(why), "{found:?}");
             assert_eq!(found.hint.contains("convert -O qcow2"), why.contains("no block"), "{found:?}");
         }
-    }
-
-    #[test]
-    fn what_is_no_image_is_left_to_others() {
-        let file = tempfile::tempfile().unwrap();
-        assert_eq!(unfit(&file).unwrap(), None);
-        file.set_len(4096).unwrap();
-        assert_eq!(unfit(&file).unwrap(), None);
     }
 }

@@ -7,8 +7,14 @@
 mod chain;
 mod counts;
 mod extents;
+mod features;
 mod layer;
+mod marks;
+mod names;
 mod overlay;
+mod qcow2_header;
+mod vmdk;
+mod whole;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,15 +24,20 @@ use memory::Buffers;
 
 use crate::counters::Bounced;
 use crate::crewed::CrewedDisk;
-use crate::geometry::{Access, AfterDiscard, Discard, Geometry, Sectors, WriteCache, WriteZeroes};
+use crate::geometry::{
+    Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes,
+};
 use crate::kernel::{Handle, OpenError, PastEnd, Transfer, fill_with_zeroes, kind_of};
-use crate::opening::{Found, failed};
+use crate::opening::{Found, failed, unseen};
 use crate::options::{Changes, DiskOptions, Format};
-use crate::request::{DiskError, Durability, Operation};
+use crate::request::{DiskError, Durability, Operation, Unmap};
 use crate::threads::{Direct, Moved, Work};
 use chain::Chain;
 use extents::{Extent, Extents};
 use layer::Layer;
+use marks::Marks;
+pub use names::Role;
+pub(crate) use names::has_driver;
 
 /// Longest range of zeroes or discards in one request: what a table of the default size covers.
 const LONGEST_RANGE: u64 = 512 << 20;
@@ -35,7 +46,7 @@ const PORTION: u64 = 1 << 20;
 
 /// Opens an image, with those it stands on; changes may go to a temporary one on top.
 pub(crate) fn open(path: &Path, format: Format, options: &DiskOptions) -> Result<Found, OpenError> {
-    let mut chain = Chain::default();
+    let mut chain = Chain::new(options);
     let access = match (options.changes, format) {
         (Changes::ThrownAway, _) => Access::ReadOnly,
         (Changes::Kept, Format::Vmdk) if options.access == Access::ReadWrite => {
@@ -60,13 +71,16 @@ pub(crate) fn open(path: &Path, format: Format, options: &DiskOptions) -> Result
         let (path, bytes) = (path.to_owned(), image.size());
         return Err(OpenError::Empty { path, bytes, block: geometry.logical_block });
     }
-    let (files, remarks) = (chain.files.clone(), chain.remarks);
+    let Chain { files, mut remarks, marks, raw_data, .. } = chain;
+    remarks.extend(unseen(path, image.size(), geometry.logical_block));
     let work = Image {
         image,
         files: files.clone(),
         top,
         size: geometry.capacity.0 * Sectors::SIZE,
         extents: Extents::default(),
+        marks,
+        raw_data,
     };
     let name = options.source.to_string().into();
     let disk = CrewedDisk::with_ring(name, geometry, files, Arc::new(work));
@@ -110,11 +124,17 @@ struct Image {
     /// Bytes of the disk.
     size: u64,
     extents: Extents,
+    /// Marks that the first change takes away.
+    marks: Option<Marks>,
+    /// The file that is to be a raw image of the disk at any time.
+    raw_data: Option<Arc<Handle>>,
 }
 
 impl Image {
     fn read(&self, start: u64, buffers: &Buffers, tally: &mut Moved) -> Result<(), DiskError> {
         let user = self.extents.share();
+        // Whoever writes there directly would not take the marks away.
+        let may_change = self.marks.as_ref().is_none_or(Marks::are_cleared);
         let mut done = 0;
         while done < buffers.bytes() {
             let (offset, left) = (start + done, buffers.bytes() - done);
@@ -131,6 +151,7 @@ impl Image {
                     storage.handle.transfer(transfer, PastEnd::ReadsAsZeroes, tally)?;
                     // What can be neither written to nor lies below may be given to another part of the disk.
                     if writable || storage.number != self.top {
+                        let writable = writable && may_change;
                         let extent = Extent { len: known, file: storage.number, at, writable };
                         user.learn(offset, self.within_its_file(extent));
                     }
@@ -205,6 +226,17 @@ impl Image {
         Extent { len: extent.len.min(end.saturating_sub(extent.at)), ..extent }
     }
 
+    /// What comes before every change.
+    fn change(&self) -> Result<(), DiskError> {
+        self.marks.as_ref().map_or(Ok(()), Marks::clear)
+    }
+
+    /// A file that is a raw image of the disk has zeroes where the disk has them; the format would only note them down.
+    fn zero_raw_data(&self, range: SectorRange) -> Result<(), DiskError> {
+        let zeroes = Operation::WriteZeroes(range, Unmap::Allowed);
+        self.raw_data.as_ref().map_or(Ok(()), |file| file.change_range(zeroes, range))
+    }
+
     /// Tables first go to the file, then all of it to stable storage.
     fn flush(&self) -> Result<(), DiskError> {
         self.image.flush().and_then(|()| self.image.sync()).map_err(|error| kind_of(&error))
@@ -216,18 +248,23 @@ impl Work for Image {
         match operation {
             Operation::Read { at } => self.read(at.0 * Sectors::SIZE, buffers, tally),
             Operation::Write { at, durability } => {
+                self.change()?;
                 self.write(at.0 * Sectors::SIZE, durability, buffers, tally)
             }
             Operation::Flush => self.flush(),
             Operation::Discard(range) => {
+                self.change()?;
                 let _alone = self.extents.alone();
+                self.zero_raw_data(range)?;
                 let (start, len) = (range.start.0 * Sectors::SIZE, range.count.0 * Sectors::SIZE);
                 // SAFETY: nobody uses a place of the image's data now, and none is remembered.
                 let done = unsafe { self.image.discard_to_zero_unsafe(start, len) };
                 done.map_err(|error| kind_of(&error))
             }
             Operation::WriteZeroes(range, _) => {
+                self.change()?;
                 let _alone = self.extents.alone();
+                self.zero_raw_data(range)?;
                 let (start, len) = (range.start.0 * Sectors::SIZE, range.count.0 * Sectors::SIZE);
                 self.image.write_zeroes(start, len).map_err(|error| kind_of(&error))
             }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use host::{Host, Openers};
 
 use crate::geometry::{Access, Geometry};
+use crate::image::Role;
 use crate::kernel::lock::lock;
 use crate::kernel::route::Route;
 use crate::kernel::{Bounce, Handle, Kind, facts};
@@ -103,6 +104,48 @@ pub enum OpenError {
         /// What a person can do.
         hint: &'static str,
     },
+    /// An image names another file, which nobody but the image asked for.
+    #[error(
+        "disk {}: its header says that {role} is {name:?}, and no file is opened only because an image names it. If it is \
+         the right one, add this to the disk: {allow}",
+        image.display()
+    )]
+    NotAllowed {
+        /// The image.
+        image: PathBuf,
+        /// What it wants the file for.
+        role: Role,
+        /// The file, as the image names it.
+        name: String,
+        /// The key, with its value, that allows it.
+        allow: String,
+    },
+    /// An image names something that is no file.
+    #[error(
+        "disk {}: its header says that {role} is {name:?}, which is an address for a driver of QEMU and no path of a file. \
+         Write a path into the header (`qemu-img rebase -u -F FORMAT -b FILE IMAGE` for a backing file), or copy all into \
+         one image with `qemu-img convert -O qcow2 IMAGE COPY`, where the image comes from.",
+        image.display()
+    )]
+    Driver {
+        /// The image.
+        image: PathBuf,
+        /// What it wants it for.
+        role: Role,
+        /// What the image names.
+        name: String,
+    },
+    /// Another file, which belongs to an image, cannot be opened.
+    #[error("disk {}: {role} cannot be used: {cause}", image.display())]
+    Wanted {
+        /// The image.
+        image: PathBuf,
+        /// What it wants the file for.
+        role: Role,
+        /// Why not.
+        #[source]
+        cause: Box<OpenError>,
+    },
     /// The options do not go with this disk.
     #[error("disk {disk}: {what}. {hint}")]
     Options {
@@ -129,10 +172,20 @@ pub enum OpenError {
     },
 }
 
+/// At whose word a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Named {
+    /// The user has given this path; it may lead anywhere, and be a device.
+    ByTheUser,
+    /// An image has this name in it: it must be a file, and no link to one.
+    ByAnImage,
+}
+
 /// How to open one file or device.
 #[derive(Clone, Debug)]
 pub(crate) struct FileOptions {
     pub(crate) path: PathBuf,
+    pub(crate) named: Named,
     pub(crate) access: Access,
     pub(crate) bounce: Bounce,
     pub(crate) allocation: Allocation,
@@ -145,6 +198,7 @@ impl FileOptions {
     pub(crate) fn new(path: &Path, options: &DiskOptions) -> FileOptions {
         FileOptions {
             path: path.to_owned(),
+            named: Named::ByTheUser,
             access: options.access,
             bounce: options.bounce,
             allocation: options.allocation,
@@ -165,15 +219,22 @@ pub(crate) struct Opened {
 /// Opens and claims a block device or file.
 pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
     let path = || options.path.clone();
-    let metadata = std::fs::metadata(&options.path).map_err(|cause| refusal(options, cause))?;
+    // What it is, is asked of the very file that is then opened: a pipe would keep the caller waiting, and a name may lead
+    // elsewhere a moment later.
+    let place = Place::find(options).map_err(|cause| refusal(options, cause))?;
+    let metadata = place.0.metadata().map_err(|cause| refusal(options, cause))?;
     let of = metadata.file_type();
     let kind = match () {
-        () if of.is_block_device() => Kind::BlockDevice,
         () if of.is_file() => Kind::File,
+        () if of.is_block_device() && options.named == Named::ByTheUser => Kind::BlockDevice,
         () => {
             let what = match () {
                 () if of.is_dir() => "a directory",
                 () if of.is_char_device() => "a character device",
+                () if of.is_block_device() => {
+                    "a block device, which only a path given with chain= may lead to"
+                }
+                () if of.is_symlink() => "a symbolic link, which only a path given with chain= may be",
                 () if of.is_socket() => "a socket",
                 () => "a pipe",
             };
@@ -183,10 +244,10 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
     let mut remarks = Vec::new();
     // O_EXCL claims a block device against mounts, swap, md, dm and other claims; files have a lock instead.
     let exclusive = if kind == Kind::BlockDevice { libc::O_EXCL } else { 0 };
-    let (file, route) = match open_directly(options, kind, exclusive) {
+    let (file, route) = match open_directly(&place, options, kind, exclusive) {
         Err(cause) if cause.raw_os_error() == Some(libc::EBUSY) && options.claim == Claim::Forced => {
             remarks.push(overridden(&options.path, &holders(&options.path)));
-            open_directly(options, kind, 0)
+            open_directly(&place, options, kind, 0)
         }
         other => other,
     }
@@ -215,13 +276,18 @@ pub(super) fn overridden(path: &Path, holders: &str) -> String {
 }
 
 /// Opens it past the page cache if that is asked for and possible.
-fn open_directly(options: &FileOptions, kind: Kind, flags: libc::c_int) -> io::Result<(File, Route)> {
+fn open_directly(
+    place: &Place,
+    options: &FileOptions,
+    kind: Kind,
+    flags: libc::c_int,
+) -> io::Result<(File, Route)> {
     if !options.direct {
-        return Ok((open_file(options, flags)?, Route::CacheChosen));
+        return Ok((place.open(options, flags)?, Route::CacheChosen));
     }
-    match open_file(options, flags | libc::O_DIRECT) {
+    match place.open(options, flags | libc::O_DIRECT) {
         Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) && kind == Kind::File => {
-            Ok((open_file(options, flags)?, Route::DirectRefused))
+            Ok((place.open(options, flags)?, Route::DirectRefused))
         }
         other => Ok((other?, Route::Direct)),
     }
@@ -251,12 +317,25 @@ fn holders(path: &Path) -> String {
     if holders.is_empty() { unknown() } else { holders.join("; ") }
 }
 
-fn open_file(options: &FileOptions, flags: libc::c_int) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(options.access == Access::ReadWrite)
-        .custom_flags(flags)
-        .open(&options.path)
+/// A file or device that was found and is not open yet.
+struct Place(File);
+
+impl Place {
+    fn find(options: &FileOptions) -> io::Result<Place> {
+        let links = match options.named {
+            Named::ByTheUser => 0,
+            Named::ByAnImage => libc::O_NOFOLLOW,
+        };
+        File::options().read(true).custom_flags(libc::O_PATH | links).open(&options.path).map(Place)
+    }
+
+    fn open(&self, options: &FileOptions, flags: libc::c_int) -> io::Result<File> {
+        OpenOptions::new()
+            .read(true)
+            .write(options.access == Access::ReadWrite)
+            .custom_flags(flags)
+            .open(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
 }
 
 fn refusal(options: &FileOptions, cause: io::Error) -> OpenError {

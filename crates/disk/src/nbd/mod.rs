@@ -83,6 +83,11 @@ impl NbdDisk {
         Ok(NbdDisk { url: url.clone(), geometry, promises, export, links: Mutex::new(vec![Arc::new(link)]) })
     }
 
+    /// Bytes of the export, also those behind its last whole block.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.export.size
+    }
+
     /// A connection that no queue has, if there can be several and a further one can be made.
     fn link(&self) -> Arc<Link> {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
