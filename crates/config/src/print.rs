@@ -56,7 +56,8 @@ impl Disk {
     /// The value of `--disk` that describes this disk. Read again, it gives an equal one.
     pub fn to_flag(&self) -> String {
         let items = words(self).into_iter().map(|(key, word)| match word {
-            Word::Text(text) => format!("{key}={}", text.replace(',', ",,")),
+            Word::Text(text) => item(key, &text),
+            Word::Texts(texts) => texts.iter().map(|text| item(key, text)).collect::<Vec<String>>().join(","),
             Word::Number(number) => format!("{key}={number}"),
             Word::Switch(on) => format!("{key}={}", if on { "on" } else { "off" }),
         });
@@ -64,9 +65,16 @@ impl Disk {
     }
 }
 
+/// An item of a flag's list.
+fn item(key: &str, text: &str) -> String {
+    format!("{key}={}", text.replace(',', ",,"))
+}
+
 /// A value of a disk.
 enum Word {
     Text(String),
+    /// Not empty.
+    Texts(Vec<String>),
     Number(String),
     Switch(bool),
 }
@@ -109,9 +117,12 @@ fn words(disk: &Disk) -> Vec<(&'static str, Word)> {
 }
 
 fn words_of_file(file: &FileDisk) -> Vec<(&'static str, Word)> {
-    let FileDisk { path, format, logical, preallocate, bounce, buffers, poll, force } = file;
+    let FileDisk { path, format, chain, logical, preallocate, bounce, buffers, poll, force } = file;
     let mut words = vec![("path", text(path))];
     words.extend(format.map(|format| ("format", text(format))));
+    if !chain.is_empty() {
+        words.push(("chain", Word::Texts(chain.iter().map(ToString::to_string).collect())));
+    }
     words.extend(logical.map(|logical| ("logical", number(logical))));
     words.extend(preallocate.then_some(("preallocate", Word::Switch(true))));
     words.push(("bounce", text(bounce)));
@@ -132,6 +143,10 @@ impl Lines {
         for (key, word) in words(disk) {
             match word {
                 Word::Text(text) => self.text(key, text),
+                Word::Texts(texts) => {
+                    let texts: Vec<String> = texts.iter().map(quoted).collect();
+                    self.bare(key, format_args!("[{}]", texts.join(", ")));
+                }
                 Word::Number(number) => self.bare(key, number),
                 Word::Switch(on) => self.bare(key, on),
             }

@@ -430,6 +430,8 @@ fn what_makes_no_sense_together_is_a_finding() {
         ("d,model=ahci-cd,snapshot=on", "`snapshot=on` means nothing with `model=ahci-cd`."),
         ("d,snapshot=on,readonly=on", "`readonly` and `snapshot` exclude each other."),
         ("d,format=vmdk", "vmdk images can only be read. Say readonly, or snapshot"),
+        ("d,chain=follow", "`chain` means something only with `format`."),
+        ("d,format=raw,chain=/b", "`chain` means nothing with `format=raw`."),
         ("d,format=qcow2,logical=512", "`logical` means nothing with `format=qcow2`."),
         ("d,snapshot=on,logical=512", "`logical` means nothing with `snapshot=on`."),
         ("d,format=qcow2,preallocate=on", "`preallocate` means nothing with `format=qcow2`."),
@@ -470,6 +472,27 @@ fn what_makes_no_sense_together_is_a_finding() {
         let error = flag_findings(Key::Disk, text);
         assert!(error.contains(said) && error.lines().count() == 1, "{text}: {error}");
     }
+}
+
+#[test]
+fn an_image_may_lead_to_several_files() {
+    let chain = |disk: Disk| match disk.source {
+        DiskSource::File(file) => file.chain.iter().map(ToString::to_string).collect::<Vec<String>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(chain(disk("d,format=qcow2")), [""; 0]);
+    let both = disk("d,format=qcow2,chain=follow,chain=/a,,b");
+    assert_eq!(chain(both.clone()), ["follow", "/a,b"]);
+    assert_eq!(chain(disk(&both.to_flag())), ["follow", "/a,b"]);
+    for (text, expected) in
+        [("\"/a\"", &["/a"][..]), ("[\"follow\", \"/a\"]", &["follow", "/a"]), ("[]", &[])]
+    {
+        let file = format!("kernel = \"k\"\n[[disk]]\npath = \"d\"\nformat = \"qcow2\"\nchain = {text}\n");
+        let vm = describe(Some(&file), &[]).unwrap();
+        assert_eq!(chain(vm.disks[0].clone()), expected);
+    }
+    let found = findings("kernel = \"k\"\n[[disk]]\npath = \"d\"\nformat = \"qcow2\"\nchain = [\"/a\", 7]");
+    assert!(found[0].contains("`chain` is the number 7; it must be text"), "{found:?}");
 }
 
 #[test]

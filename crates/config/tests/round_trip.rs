@@ -5,9 +5,9 @@ use std::hint::black_box;
 use std::str::FromStr;
 
 use config::{
-    Assign, Backing, Boot, Bounce, Buffers, Console, Cpus, Disk, DiskModel, DiskSize, DiskSource, Distinct,
-    Dma, DmaBackEnd, DomainName, File, FileDisk, Format, HostDomain, HugePages, Key, MemorySize, OnError,
-    OnFault, P2p, PciAddress, Poll, Vm, Wire, Writes,
+    Assign, Backing, Boot, Bounce, Buffers, Chain, Console, Cpus, Disk, DiskModel, DiskSize, DiskSource,
+    Distinct, Dma, DmaBackEnd, DomainName, File, FileDisk, Format, HostDomain, HugePages, Key, MemorySize,
+    OnError, OnFault, P2p, PciAddress, Poll, Vm, Wire, Writes,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -37,10 +37,12 @@ fn file() -> impl Strategy<Value = FileDisk> {
     let format = option::of(word(Format::NAMES));
     let buffers = option::of(word(Buffers::NAMES));
     let poll = option::of(word(Poll::NAMES));
-    (path(), format, any::<bool>(), any::<bool>(), word(Bounce::NAMES), buffers, poll, any::<bool>())
-        .prop_map(|(path, format, small, preallocate, bounce, buffers, poll, force)| {
+    let chain = prop::collection::vec(prop_oneof![Just(Chain::Follow), path().prop_map(Chain::File)], 0..3);
+    let of_image = (format, chain);
+    (path(), of_image, any::<bool>(), any::<bool>(), word(Bounce::NAMES), buffers, poll, any::<bool>())
+        .prop_map(|(path, (format, chain), small, preallocate, bounce, buffers, poll, force)| {
             let logical = small.then(|| 512.try_into().unwrap());
-            FileDisk { path, format, logical, preallocate, bounce, buffers, poll, force }
+            FileDisk { path, format, chain, logical, preallocate, bounce, buffers, poll, force }
         })
 }
 
@@ -84,6 +86,9 @@ fn disk() -> impl Strategy<Value = Disk> {
                         writes = Writes::ThrownAway;
                     }
                     let raw = matches!(file.format, None | Some(Format::Raw)) && writes != Writes::ThrownAway;
+                    if matches!(file.format, None | Some(Format::Raw)) {
+                        file.chain.clear();
+                    }
                     file.logical = file.logical.filter(|_| raw);
                     let looks = raw && file.logical.is_none();
                     file.poll = file.poll.filter(|it| looks || *it == Poll::Off);

@@ -1,7 +1,7 @@
 //! `skep disk`: SATA disks that are plugged into a VM that runs, and unplugged.
 
 use clap::{Args, Subcommand};
-use config::{DiskSource, FileDisk, ModelName};
+use config::{Chain, DiskSource, FileDisk, ModelName};
 use control::api::{Plug, Unplug};
 
 use crate::ask::{self, Failure, Whom};
@@ -62,8 +62,14 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// The disk with its whole path.
 fn absolute(disk: &config::Disk) -> Result<config::Disk, Failure> {
     let mut disk = disk.clone();
-    if let DiskSource::File(FileDisk { path, .. }) = &mut disk.source {
-        *path = ask::absolute(path.as_path())?.parse().map_err(Failure::other)?;
+    if let DiskSource::File(FileDisk { path, chain, .. }) = &mut disk.source {
+        let files = chain.iter_mut().filter_map(|allowed| match allowed {
+            Chain::File(path) => Some(path),
+            Chain::Follow => None,
+        });
+        for path in std::iter::once(path).chain(files) {
+            *path = ask::absolute(path.as_path())?.parse().map_err(Failure::other)?;
+        }
     }
     Ok(disk)
 }

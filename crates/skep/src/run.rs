@@ -69,7 +69,8 @@ struct Flags {
     /// With virtio-blk also [,packed=on][,write-cache=off].
     /// With nvme, ahci and ahci-cd also [,controller=NAME] (disks of one name share a controller)[,product=...]
     /// [,firmware=...].
-    /// With path also [,format=raw|qcow2|vmdk][,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
+    /// With path also [,format=raw|qcow2|vmdk], with images [,chain=follow|PATH] (once for each file that an image may lead
+    /// to; follow: files in its folder), [,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
     /// [,buffers=registered|plain][,force=on].
     /// A comma within a value is written twice. Any number of disks
     #[arg(long, value_name = "SPEC")]

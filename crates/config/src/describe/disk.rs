@@ -4,7 +4,7 @@ use super::key::DISK;
 use super::table::{Given, Keys};
 use crate::finding::{Finding, Place, Problem};
 use crate::model::{
-    Bounce, Buffers, Disk, DiskModel, DiskSource, FileDisk, Format, ModelName, OnError, Poll, Writes,
+    Bounce, Buffers, Chain, Disk, DiskModel, DiskSource, FileDisk, Format, ModelName, OnError, Poll, Writes,
 };
 use crate::source::Table;
 use crate::values::address::PciAddress;
@@ -83,6 +83,7 @@ fn source(keys: &mut Keys<'_>) -> Option<DiskSource> {
 /// The keys of files and devices.
 struct FileKeys {
     format: Given<Format>,
+    chain: Given<Vec<Chain>>,
     logical: Given<LogicalBlock>,
     preallocate: Given<bool>,
     bounce: Given<Bounce>,
@@ -94,6 +95,7 @@ impl FileKeys {
     fn read(keys: &mut Keys<'_>) -> FileKeys {
         FileKeys {
             format: keys.get("format"),
+            chain: keys.all("chain"),
             logical: keys.get("logical"),
             preallocate: keys.get("preallocate"),
             bounce: keys.get("bounce"),
@@ -102,9 +104,10 @@ impl FileKeys {
         }
     }
 
-    fn places(&self) -> [(&'static str, Option<Place>); 6] {
+    fn places(&self) -> [(&'static str, Option<Place>); 7] {
         [
             ("format", self.format.place()),
+            ("chain", self.chain.place()),
             ("logical", self.logical.place()),
             ("preallocate", self.preallocate.place()),
             ("bounce", self.bounce.place()),
@@ -117,6 +120,7 @@ impl FileKeys {
         FileDisk {
             path,
             format: self.format.value(),
+            chain: self.chain.value().unwrap_or_default(),
             logical: self.logical.value(),
             preallocate: self.preallocate.value().unwrap_or_default(),
             bounce: self.bounce.value().unwrap_or_default(),
@@ -234,6 +238,12 @@ fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
     };
     if file.format == Some(Format::Vmdk) && disk.writes == Writes::Kept {
         wrong("format", Problem::VmdkIsOnlyRead);
+    }
+    match file.format {
+        _ if file.chain.is_empty() => {}
+        None => wrong("chain", Problem::OnlyWith { key: "chain", with: "format" }),
+        Some(Format::Raw) => wrong("chain", Problem::NotWith { key: "chain", with: "format=raw" }),
+        Some(Format::Qcow2 | Format::Vmdk) => {}
     }
     let of_raw = match (file.format, disk.writes) {
         (Some(Format::Qcow2), _) => Some("format=qcow2"),

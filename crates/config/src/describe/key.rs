@@ -117,6 +117,7 @@ pub(super) const DISK: &[&str] = &[
     "nbd",
     "ram",
     "format",
+    "chain",
     "logical",
     "preallocate",
     "bounce",
@@ -136,5 +137,7 @@ pub(super) const DISK: &[&str] = &[
     "firmware",
     "on-error",
 ];
+/// The keys of a disk that may be there several times in a flag, and have a list in a file.
+pub(super) const SEVERAL: &[&str] = &["chain"];
 /// The keys of an assigned device.
 pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault"];

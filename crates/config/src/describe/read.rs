@@ -3,8 +3,8 @@
 use std::str::FromStr;
 
 use crate::model::{
-    Bounce, Buffers, Console, DmaBackEnd, Format, HostDomain, HugePages, ModelName, OnError, OnFault, P2p,
-    Poll, Wire,
+    Bounce, Buffers, Chain, Console, DmaBackEnd, Format, HostDomain, HugePages, ModelName, OnError, OnFault,
+    P2p, Poll, Wire,
 };
 use crate::source::Value;
 use crate::values::Invalid;
@@ -46,6 +46,7 @@ read_text! {
     PciAddress: "a PCI address in quotes, \"0000:01:00.0\"",
     ModelName: "text in quotes",
     Format: "text in quotes: raw, qcow2 or vmdk",
+    Chain: "text in quotes, or a list of such: follow, or the path of a file",
     Bounce: "text in quotes: needed or always",
     Buffers: "text in quotes: registered or plain",
     NbdAddress: "text in quotes, \"nbd://host/export\"",

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::key::SEVERAL;
 use super::read::Read;
 use crate::finding::{Finding, Place, Problem};
 use crate::nearest::nearest;
@@ -55,6 +56,8 @@ impl<'a> Keys<'a> {
         for Entry { key, place, .. } in &table.entries {
             let problem = if !valid.contains(&key.as_str()) {
                 Problem::UnknownKey { key: key.clone(), nearest: nearest(key, valid), valid }
+            } else if SEVERAL.contains(&key.as_str()) {
+                continue;
             } else if let Some(first) = first.get(key.as_str()) {
                 Problem::Repeated { what: format!("`{key}`"), first: (*first).clone() }
             } else {
@@ -75,7 +78,13 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn get<T: Read>(&mut self, key: &'static str) -> Given<T> {
-        let Some(node) = self.node(key) else { return Given::No };
+        match self.node(key) {
+            Some(node) => self.one(key, node),
+            None => Given::No,
+        }
+    }
+
+    fn one<T: Read>(&mut self, key: &'static str, node: &Node) -> Given<T> {
         let problem = match T::read(&node.value) {
             Some(Ok(value)) => return Given::Yes(node.place.clone(), value),
             Some(Err(invalid)) => invalid.into(),
@@ -83,6 +92,33 @@ impl<'a> Keys<'a> {
         };
         self.found(&node.place, problem);
         Given::Wrong
+    }
+
+    /// All values of a key that may have several: given several times, or as a list. `No` if there are none.
+    pub(super) fn all<T: Read>(&mut self, key: &'static str) -> Given<Vec<T>> {
+        let table = self.table;
+        let given = table.entries.iter().filter(|entry| entry.key == key);
+        let (mut first, mut values, mut wrong) = (None, Vec::new(), false);
+        for entry in given {
+            let items = match &entry.node.value {
+                Value::List(items) => &items[..],
+                _ => std::slice::from_ref(&entry.node),
+            };
+            for item in items {
+                match self.one(key, item) {
+                    Given::Yes(place, value) => {
+                        first.get_or_insert(place);
+                        values.push(value);
+                    }
+                    _ => wrong = true,
+                }
+            }
+        }
+        match first {
+            _ if wrong => Given::Wrong,
+            Some(place) => Given::Yes(place, values),
+            None => Given::No,
+        }
     }
 
     pub(super) fn required<T: Read>(

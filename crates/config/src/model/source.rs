@@ -1,9 +1,12 @@
 //! What holds a disk's data.
 
+use std::fmt;
 use std::path::{Component, PathBuf};
+use std::str::FromStr;
 
 use super::distinct::Identified;
 use super::words::words;
+use crate::values::Invalid;
 use crate::values::address::PciAddress;
 use crate::values::count::{LogicalBlock, Namespace};
 use crate::values::nbd::NbdAddress;
@@ -38,6 +41,8 @@ pub struct FileDisk {
     /// How the file keeps the data. `None` is raw, unless the file looks like an image, which is then refused: what
     /// it is, is never guessed.
     pub format: Option<Format>,
+    /// Which files an image may lead to. Only of images.
+    pub chain: Vec<Chain>,
     /// The blocks that the guest sees, where they are to be smaller than the disk's own. Only of raw disks whose
     /// changes are not thrown away.
     pub logical: Option<LogicalBlock>,
@@ -62,12 +67,43 @@ impl FileDisk {
         FileDisk {
             path,
             format: None,
+            chain: Vec::new(),
             logical: None,
             preallocate: false,
             bounce: Bounce::default(),
             buffers: None,
             poll: None,
             force: false,
+        }
+    }
+}
+
+/// Files that may be opened because an image names them: as what it stands on, or as the place of its data. No other file
+/// is, whatever the image says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Chain {
+    /// Files in the folder of the image that names them, `follow`.
+    Follow,
+    /// This file or device.
+    File(HostPath),
+}
+
+impl FromStr for Chain {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Chain, Invalid> {
+        match text {
+            "follow" => Ok(Chain::Follow),
+            path => path.parse().map(Chain::File),
+        }
+    }
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Chain::Follow => f.write_str("follow"),
+            Chain::File(path) => path.fmt(f),
         }
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use config::{ControllerName, DiskModel, DiskSource, FileDisk, ModelName, OnError, Writes};
 use devices::ahci::{AhciCd, AhciDisk, AhciPort, AtaText};
 use devices::{InitialCache, NvmeOptions, Rings, VirtioBlk, VirtioBlkOptions};
-use disk::{Allocation, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl, Poll, Sectors, Source};
+use disk::{Allocation, Allowed, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl, Poll, Sectors, Source};
 use memory::Ram;
 use pci::{Bus, Services};
 
@@ -91,13 +91,14 @@ pub fn check(disk: &config::Disk, cpus: config::Cpus) -> Result<CheckedDisk, Sta
 }
 
 fn file_options(file: &FileDisk) -> DiskOptions {
-    let FileDisk { path, format, logical, preallocate, bounce, poll, force, buffers: _ } = file;
+    let FileDisk { path, format, chain, logical, preallocate, bounce, poll, force, buffers: _ } = file;
     DiskOptions {
         format: format.map(|format| match format {
             config::Format::Raw => Format::Raw,
             config::Format::Qcow2 => Format::Qcow2,
             config::Format::Vmdk => Format::Vmdk,
         }),
+        chain: chain.iter().map(allowed).collect(),
         bounce: match bounce {
             config::Bounce::Needed => Bounce::WhenNeeded,
             config::Bounce::Always => Bounce::Always,
@@ -107,6 +108,13 @@ fn file_options(file: &FileDisk) -> DiskOptions {
         poll: poll.map_or(Poll::Adaptive, self::poll),
         logical_block: logical.map(config::LogicalBlock::bytes),
         ..DiskOptions::new(path.as_path())
+    }
+}
+
+fn allowed(chain: &config::Chain) -> Allowed {
+    match chain {
+        config::Chain::Follow => Allowed::SameFolder,
+        config::Chain::File(path) => Allowed::File(path.as_path().to_owned()),
     }
 }
 
