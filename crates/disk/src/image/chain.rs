@@ -14,7 +14,7 @@ use imago::{FormatAccess, StorageOpenOptions};
 use super::layer::Layer;
 use super::marks::{self, Marks};
 use super::names::{self, Found, Role};
-use super::qcow2_header::{self, Backing, DATA_IS_RAW, DataFile, Header, Unfit};
+use super::qcow2_header::{self, BITMAPS, Backing, DATA_IS_RAW, DataFile, Header, Unfit};
 use super::{counts, vmdk, whole};
 use crate::geometry::{Access, Sectors};
 use crate::kernel::{self, FileOptions, Handle, OpenError};
@@ -137,14 +137,14 @@ impl Chain {
         let unreadable = |cause| unreadable(path, Format::Qcow2, &cause);
         let header = qcow2_header::read(&file.file).map_err(unreadable)?.map_err(unfit)?;
         if header.size < Sectors::SIZE {
-            let (path, bytes) = (path.clone(), header.size);
-            return Err(OpenError::Empty { path, bytes, block: Sectors::SIZE as u32 });
+            return Err(too_small(path, header.size, Sectors::SIZE as u32));
         }
         let data = match &header.data_file {
             None => None,
             Some(DataFile { name: None, .. }) => {
                 let what = "its data is in another file, which its header does not name".to_owned();
-                let hint = "Write the name into its header with `qemu-img amend -o data_file=FILE IMAGE`.";
+                let hint = "Write the name into it with `qemu-img amend -o data_file=FILE --image-opts \
+                            driver=qcow2,file.filename=IMAGE,data-file.driver=file,data-file.filename=FILE`.";
                 return Err(wrong(path, what, hint));
             }
             Some(DataFile { name: Some(name), .. }) => Some(self.data_file(options, name)?),
@@ -168,7 +168,7 @@ impl Chain {
         };
         let mut image: Qcow2<Layer> = opened.map_err(unreadable)?;
         if writable {
-            self.keep_marks(&header, file, data.as_ref());
+            self.keep_marks(path, &header, file, data.as_ref());
         }
         image.set_data_file(data);
         image.set_backing(backing);
@@ -176,7 +176,14 @@ impl Chain {
     }
 
     /// Remembers what of the header a write makes untrue, and what is to stay true.
-    fn keep_marks(&mut self, header: &Header, image: Arc<Handle>, data: Option<&Layer>) {
+    fn keep_marks(&mut self, path: &Path, header: &Header, image: Arc<Handle>, data: Option<&Layer>) {
+        if header.marks & BITMAPS != 0 {
+            self.remarks.push(format!(
+                "disk {}: it has bitmaps of what has changed, for backups; they do not follow what the guest writes, and \
+                 are marked as no longer right when it does",
+                path.display()
+            ));
+        }
         let kept = header.marks & if data.is_some() { DATA_IS_RAW } else { 0 };
         if header.marks != kept {
             self.marks = Some(Marks::new(image, kept));
@@ -205,11 +212,7 @@ impl Chain {
             |file: &Arc<Handle>| file.file.metadata().is_ok_and(|it| Some((it.dev(), it.ino())) == facts);
         // Extents may be parts of one file.
         if role != Role::Extent && self.files.iter().any(is_it) {
-            let what =
-                format!("it stands on itself: {role} is {}, which it belongs to already", path.display());
-            let hint =
-                "Write the right one into its header with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`.";
-            return Err(wrong(image, what, hint));
+            return Err(OpenError::Loop { image: image.clone(), role, path });
         }
         Ok(FileOptions { path, named, ..options.clone() })
     }
@@ -225,15 +228,15 @@ impl Chain {
         let raw = match format.as_deref() {
             Some("raw" | "file" | "host_device") => true,
             Some("qcow2") => false,
-            other => {
-                let what = match other {
-                    None => {
-                        format!("it stands on {name:?}, but its header does not say which format that has")
-                    }
-                    Some(other) => format!("it stands on {name:?}, whose format {other:?} cannot be read"),
-                };
-                let hint = "Say which of raw and qcow2 it is with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`, or copy \
-                            all into one image with `qemu-img convert -O qcow2 IMAGE COPY`.";
+            None => {
+                let what =
+                    format!("it stands on {name:?}, but its header does not say which format that has");
+                let hint = "Say so in it with `qemu-img rebase -u -F FORMAT -b FILE IMAGE` (raw or qcow2).";
+                return Err(wrong(&of.path, what, hint));
+            }
+            Some(other) => {
+                let what = format!("it stands on {name:?}, whose format {other:?} cannot be read");
+                let hint = "Copy all into one image with `qemu-img convert -O qcow2 IMAGE COPY`.";
                 return Err(wrong(&of.path, what, hint));
             }
         };
@@ -303,7 +306,11 @@ impl ImplicitOpenGate<Layer> for Gate<'_> {
 }
 
 fn wanted(image: &Path, role: Role, cause: OpenError) -> OpenError {
-    OpenError::Wanted { image: image.to_owned(), role, cause: Box::new(cause) }
+    let image = image.to_owned();
+    match cause {
+        OpenError::NotFound { path } => OpenError::Lost { image, role, path },
+        cause => OpenError::Wanted { image, role, cause: Box::new(cause) },
+    }
 }
 
 fn unreadable(path: &Path, format: Format, cause: &std::io::Error) -> OpenError {
@@ -312,6 +319,12 @@ fn unreadable(path: &Path, format: Format, cause: &std::io::Error) -> OpenError 
         format!("it cannot be used as a {format} image: {cause}"),
         "Check that format= is right, and the image with `qemu-img check`; convert one with features that are unknown here with `qemu-img convert`.",
     )
+}
+
+/// An image is there, and the disk in it has no size.
+pub(super) fn too_small(path: &Path, bytes: u64, block: u32) -> OpenError {
+    let what = format!("the disk in it has {bytes} bytes, which is less than one block of {block}");
+    wrong(path, what, "Give a qcow2 image a size with `qemu-img resize -f qcow2 IMAGE 10G`.")
 }
 
 fn wrong(path: &Path, what: String, hint: &'static str) -> OpenError {

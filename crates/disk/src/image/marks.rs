@@ -4,7 +4,8 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::qcow2_header::{MARKS_AT, unaligned};
 use crate::kernel::{Handle, kind_of};
@@ -17,17 +18,17 @@ pub(super) struct Marks {
     /// Marks that stay true.
     kept: u64,
     one_at_a_time: Mutex<()>,
-    cleared: OnceLock<()>,
+    cleared: AtomicBool,
 }
 
 impl Marks {
     pub(super) fn new(image: Arc<Handle>, kept: u64) -> Marks {
-        Marks { image, kept, one_at_a_time: Mutex::default(), cleared: OnceLock::new() }
+        Marks { image, kept, one_at_a_time: Mutex::default(), cleared: AtomicBool::new(false) }
     }
 
     /// Whether the image may be changed.
     pub(super) fn are_cleared(&self) -> bool {
-        self.cleared.get().is_some()
+        self.cleared.load(Ordering::Acquire)
     }
 
     /// Takes the marks away that a change makes untrue, on stable storage, before the first one.
@@ -38,7 +39,7 @@ impl Marks {
         let _others_wait = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.are_cleared() {
             write(&self.image.file, self.kept).map_err(|error| kind_of(&error))?;
-            let _ = self.cleared.set(());
+            self.cleared.store(true, Ordering::Release);
         }
         Ok(())
     }

@@ -68,8 +68,7 @@ pub(crate) fn open(path: &Path, format: Format, options: &DiskOptions) -> Result
     let top = chain.top();
     let geometry = geometry(&image, &chain, access);
     if geometry.capacity.0 == 0 {
-        let (path, bytes) = (path.to_owned(), image.size());
-        return Err(OpenError::Empty { path, bytes, block: geometry.logical_block });
+        return Err(chain::too_small(path, image.size(), geometry.logical_block));
     }
     let Chain { files, mut remarks, marks, raw_data, .. } = chain;
     remarks.extend(unseen(path, image.size(), geometry.logical_block));

@@ -31,6 +31,22 @@ impl fmt::Display for Role {
     }
 }
 
+impl Role {
+    /// How another name gets into an image, in the middle of a sentence.
+    pub(crate) fn rename(self) -> &'static str {
+        match self {
+            Role::Backing => {
+                "write the right name into the image with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`"
+            }
+            Role::Data => {
+                "write the right name into the image with `qemu-img amend -o data_file=FILE --image-opts \
+                 driver=qcow2,file.filename=IMAGE,data-file.driver=file,data-file.filename=FILE`"
+            }
+            Role::Extent => "write the right name into the image, which is a text",
+        }
+    }
+}
+
 /// A file to be opened, and at whose word.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct Found {

@@ -19,6 +19,8 @@ const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 const LONGEST_NAME: usize = 1023;
 /// Where the mask of marks is that hold only until somebody else writes ("autoclear_features").
 pub(super) const MARKS_AT: u64 = 88;
+/// The mark that the image's bitmaps show what has changed ("Bitmaps extension bit").
+pub(super) const BITMAPS: u64 = 1;
 /// The mark that the data file is the disk's raw image ("Raw external data bit").
 pub(super) const DATA_IS_RAW: u64 = 1 << 1;
 

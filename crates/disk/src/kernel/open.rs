@@ -123,9 +123,9 @@ pub enum OpenError {
     /// An image names something that is no file.
     #[error(
         "disk {}: its header says that {role} is {name:?}, which is an address for a driver of QEMU and no path of a file. \
-         Write a path into the header (`qemu-img rebase -u -F FORMAT -b FILE IMAGE` for a backing file), or copy all into \
-         one image with `qemu-img convert -O qcow2 IMAGE COPY`, where the image comes from.",
-        image.display()
+         If it is on this host, {}.",
+        image.display(),
+        role.rename()
     )]
     Driver {
         /// The image.
@@ -134,6 +134,36 @@ pub enum OpenError {
         role: Role,
         /// What the image names.
         name: String,
+    },
+    /// A file that belongs to an image is not there.
+    #[error(
+        "disk {}: {role} is lost: there is no such file as {}. Put it there, or {}.",
+        image.display(),
+        path.display(),
+        role.rename()
+    )]
+    Lost {
+        /// The image.
+        image: PathBuf,
+        /// What it wants the file for.
+        role: Role,
+        /// Where it is looked for.
+        path: PathBuf,
+    },
+    /// An image stands on itself, by way of others or none.
+    #[error(
+        "disk {}: it stands on itself: {role} is {}, which is part of the same chain already. If that is a mistake, {}.",
+        image.display(),
+        path.display(),
+        role.rename()
+    )]
+    Loop {
+        /// The image.
+        image: PathBuf,
+        /// What it wants the file for.
+        role: Role,
+        /// The file.
+        path: PathBuf,
     },
     /// Another file, which belongs to an image, cannot be opened.
     #[error("disk {}: {role} cannot be used: {cause}", image.display())]
