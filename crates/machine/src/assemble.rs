@@ -121,7 +121,7 @@ pub fn assemble(
     let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender.clone() });
 
     steps.begin("vCPUs")?;
-    let fds = make_cpus(&vm, &hypervisor, cpus, layout.address_bits)?;
+    let fds = make_cpus(&vm, &hypervisor, cpus, layout.address_bits, config.nested)?;
     let threads = Cpus::new(fds, board.clone()).map_err(system("start the vCPUs' threads"))?;
 
     steps.begin("load")?;
@@ -174,8 +174,9 @@ fn make_cpus(
     cpus: platform::Cpus,
     address_bits: u8,
 ) -> Result<Vec<(VcpuFd, PowerOn)>, StartError> {
-    let template = Template::new(hypervisor.cpuid(), cpus, address_bits, hypervisor.tsc_deadline());
+    let template = Template::new(hypervisor.cpuid(), cpus, address_bits, hypervisor.tsc_deadline(), nested);
     let msrs = hypervisor.msrs()?;
+    nested: bool,
     let mut fds = Vec::new();
     for apic_id in cpus.apic_ids() {
         let fd = vm.create_vcpu(apic_id.into()).map_err(failed("make a vCPU"))?;

@@ -49,6 +49,11 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
         hypervisor.check_cpus(count)?;
         Ok(hypervisor)
     }));
+    if config.nested
+        && let Some(hypervisor) = &hypervisor
+    {
+        findings.keep(hypervisor.check_nesting());
+    }
     let disks: Vec<CheckedDisk> = disks::settled(&config.disks)
         .iter()
         .filter_map(|disk| findings.keep(disks::check(disk, config.cpus)))

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use config::OnRequest;
 use devices::PowerRequest;
 
 use crate::cpus::End;
@@ -31,6 +32,8 @@ pub enum Event {
     Trouble(String),
     /// DMA failed.
     Fault(dma::fault::Event),
+    /// This host wants the assigned device of this name back.
+    Requested(String),
     /// This host failed a request of a disk.
     Disk(disk::Failure),
     /// Somebody presses the power button.
@@ -125,6 +128,7 @@ impl Inbox {
                 Event::Stop => stop = true,
                 Event::Trouble(what) => self.tell(&what),
                 later @ (Event::Fault(_)
+                | Event::Requested(_)
                 | Event::Disk(_)
                 | Event::PressPowerButton
                 | Event::Pause(_)
@@ -169,6 +173,9 @@ impl Inbox {
                 // One that asks for a pause has ended without it, of which its disk has told.
                 Event::Disk(failure) if failure.answer != disk::Answer::Held => self.disk(failure),
                 Event::DisksChanged(what) => self.life(Life::DisksChanged(what)),
+                Event::Requested(device) => {
+                    self.life(Life::DeviceRequested(device, OnRequest::Report));
+                }
                 _ => {}
             }
         }

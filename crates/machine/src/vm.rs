@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use assign::Assigned;
 use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
-use config::OnFault;
+use config::{OnFault, OnRequest};
 use devices::{Power, PowerRequest, SerialPort};
 use disk::nvme::NvmeController;
 use disk::{Answer, Failure, Failures, Reading, Tally};
@@ -346,6 +346,11 @@ impl Vm {
                 Event::Resume => self.resume(),
                 Event::DisksChanged(what) => self.inbox.life(Life::DisksChanged(what)),
                 Event::Disk(failure) => self.disk_failed(failure),
+                Event::Requested(device) => {
+                    if let Err(outcome) = self.device_requested(device) {
+                        return outcome;
+                    }
+                }
                 Event::Fault(fault) => {
                     if let Err(outcome) = self.answer(&fault) {
                         return outcome;
@@ -390,6 +395,16 @@ impl Vm {
             self.inbox.disk(failure);
             // Even a VM that is paused: that was for another reason, or somebody tried to have it run on.
             self.stand_still(why);
+        }
+    }
+
+    /// Tells that the host wants a device back, and does what is to be done about it.
+    fn device_requested(&mut self, device: String) -> Result<(), Outcome> {
+        let answer = self.policies.answer_request(&device);
+        self.inbox.life(Life::DeviceRequested(device, answer));
+        match answer {
+            OnRequest::Report => Ok(()),
+            OnRequest::Stop => Err(Outcome::Stopped),
         }
     }
 
