@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use config::OnRequest;
 use devices::PowerRequest;
+use memory::Loss;
 
 use crate::cpus::End;
 use crate::notice::{Life, Notice, Reporter};
@@ -32,6 +33,8 @@ pub enum Event {
     Trouble(String),
     /// DMA failed.
     Fault(dma::fault::Event),
+    /// This host cannot give guest RAM any more, or has lost some.
+    MemoryLost(Loss),
     /// This host wants the assigned device of this name back.
     Requested(String),
     /// This host failed a request of a disk.
@@ -128,6 +131,7 @@ impl Inbox {
                 Event::Stop => stop = true,
                 Event::Trouble(what) => self.tell(&what),
                 later @ (Event::Fault(_)
+                | Event::MemoryLost(_)
                 | Event::Requested(_)
                 | Event::Disk(_)
                 | Event::PressPowerButton
@@ -154,6 +158,11 @@ impl Inbox {
         (self.reporter())(&Notice::Disk(failure));
     }
 
+    /// Tells of guest RAM that is lost. That is once in a VM's life.
+    pub fn memory_lost(&self, what: &str) {
+        (self.reporter())(&Notice::Trouble(what.to_owned()));
+    }
+
     /// Tells a step in the VM's life.
     pub fn life(&self, life: Life) {
         (self.reporter())(&Notice::Life(life));
@@ -173,6 +182,7 @@ impl Inbox {
                 // One that asks for a pause has ended without it, of which its disk has told.
                 Event::Disk(failure) if failure.answer != disk::Answer::Held => self.disk(failure),
                 Event::DisksChanged(what) => self.life(Life::DisksChanged(what)),
+                Event::MemoryLost(loss) => self.memory_lost(&loss.to_string()),
                 Event::Requested(device) => {
                     self.life(Life::DeviceRequested(device, OnRequest::Report));
                 }

@@ -25,6 +25,7 @@ mod faults;
 mod interrupts;
 mod kvm;
 mod layout;
+mod lost;
 mod notice;
 mod phase;
 mod plan;
