@@ -118,6 +118,11 @@ impl Alarms {
         error.into_iter().chain(request).collect()
     }
 
+    /// Whether the host wants the device back, and that was taken.
+    pub(crate) fn was_requested(&self) -> bool {
+        self.request.as_ref().is_some_and(|request| request.awaited().is_none())
+    }
+
     /// Takes the eventfds away from the kernel.
     pub(crate) fn silence(&self, device: &VfioDevice) -> Result<(), VfioError> {
         let error = self.error.as_ref().map_or(Ok(()), |_| device.disable(Interrupt::Error));
@@ -140,10 +145,12 @@ mod tests {
         };
         let device = alarms.device.clone();
         assert_eq!((alarms.take(), alarms.eventfds().count()), (vec![], 2));
+        assert!(!alarms.was_requested());
         for said in [vec![Event::Requested { device: device.clone() }], vec![], vec![]] {
             alarms.request.as_ref().unwrap().eventfd.write(1).unwrap();
             assert_eq!(alarms.take(), said);
         }
+        assert!(alarms.was_requested());
         assert_eq!(alarms.eventfds().count(), 1, "nothing more is waited for");
         for _ in 0..2 {
             alarms.error.as_ref().unwrap().write(1).unwrap();

@@ -44,6 +44,8 @@ pub enum End {
         cpu: u32,
         /// Where the guest used it, if KVM says so (Linux 6.8).
         at: Option<Gpa>,
+        /// Where the vCPU was.
+        place: String,
     },
     /// KVM gave up, or the host did something wrong.
     Failed {
@@ -296,7 +298,7 @@ impl Thread {
             Ok(VcpuExit::Hlt | VcpuExit::Intr) => return Ok(()),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(()),
             Err(error) if matches!(error.errno(), libc::EFAULT | libc::EHWPOISON) => {
-                return Err(End::NoMemory { cpu: self.index, at: lacking() });
+                return Err(End::NoMemory { cpu: self.index, at: lacking(), place: cpu::describe(&self.fd) });
             }
             Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_CRASH, _)) => {
                 let place = cpu::crash_place(&self.fd).unwrap_or_else(|| cpu::describe(&self.fd));

@@ -342,12 +342,13 @@ impl Vm {
                 Event::Ended(End::Failed { cpu, what }) => {
                     return Outcome::Failed(format!("vCPU {cpu}: {what}"));
                 }
-                Event::Ended(End::NoMemory { cpu, at }) => {
-                    let loss = self.boot.ram.find_loss(at);
-                    return self.memory_lost(loss.map_or_else(
-                        || format!("this host cannot give vCPU {cpu} memory that the guest uses. See the kernel's log (dmesg)"),
-                        |loss| loss.to_string(),
-                    ));
+                Event::Ended(End::NoMemory { cpu, at, place }) => {
+                    let Some(loss) = self.boot.ram.find_loss(at) else {
+                        // Such as that of a device that is gone.
+                        let what = "KVM cannot reach memory that the guest uses";
+                        return Outcome::Failed(format!("vCPU {cpu}: {what} ({place})"));
+                    };
+                    return self.memory_lost(loss.to_string());
                 }
                 Event::MemoryLost(loss) => return self.memory_lost(loss.to_string()),
                 Event::Trouble(what) => self.inbox.tell(&what),

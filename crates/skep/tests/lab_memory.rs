@@ -68,9 +68,10 @@ fn ram_that_the_host_does_not_give_is_a_finding_and_once_the_guest_runs_an_order
          sums nvme0n1
          lab-io fill /dev/sda 0 1M 64K 1"
     ));
-    seen.ended_with(&[1, 1, 1, 3, 4, 4]);
+    seen.ended_with(&[1, 1, 1, 1, 4, 4]);
     says(&seen, &["takes 256 MiB of huge pages of 2 MiB", "limit of 64 MiB (/cg/x/hugetlb.2MB.max)"]);
     says(&seen, &["takes 256 MiB, and the cgroup", "limit of 128 MiB (/cg/x/memory.max)", "MemoryMax="]);
+    says(&seen, &["takes 128 MiB, and the cgroup", "(/cg/x/memory.max), of which ", " MiB are in use"]);
     says(
         &seen,
         &["no huge page of 2 MiB left for guest RAM at 0x", "(segment 0x0-0xfffffff)", "hugetlb.*.max"],
@@ -103,7 +104,7 @@ const START: &str = r#"
         grep guest: /tmp/heard
         say reported $(tr -d '\n' < /tmp/report | cut -c 1-200)
         say "skep ended with $ended"
-        kill $talk || true
+        kill $talk 2> /dev/null || true
         rm -f /tmp/go
     }
 "#;
@@ -114,7 +115,7 @@ fn a_device_that_the_host_wants_back_is_told_of_once_and_ends_the_vm_only_if_it_
     let seen = Scenario::quick().run(&format!(
         "NVME=$(of_class 0x010802 | head -n 1)
          {deaf}
-         # Twice as long as the kernel takes to ask again.
+         # The kernel asks again every ten seconds.
          for answer in report stop; do
              skep run --memory 64M --kernel /tmp/deaf --assign $NVME,on-request=$answer > /tmp/tried 2>&1 < /dev/null & vm=$!
              wait_for 20 eval '[ -S /run/skep/vm/vm.sock ] && skep list | grep -q running'
@@ -144,14 +145,16 @@ fn a_device_that_the_host_wants_back_is_told_of_once_and_ends_the_vm_only_if_it_
         2,
         "{seen}"
     );
-    assert!(!events.iter().any(|line| line.contains("fault")), "{seen}");
+    assert!(!events.iter().any(|line| line.contains("  fault  ")), "{seen}");
+    // The unbind holds the device, which is no failure of the VM.
+    assert_eq!(seen.count("host: driver nvme"), 2, "{seen}");
     seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
 }
 
 #[test]
 fn a_guest_can_run_vms_of_its_own_only_if_it_is_to() {
-    let look = "say svm $(grep -c -w svm /proc/cpuinfo); say xsave $(dmesg | grep -c XSAVE); dmesg | grep -i -e xsave -e xstate -e fpu";
-    let seen = Scenario::quick().run(&format!("guest '{look}' --cpus 2\nguest '{look}' --nested --cpus 2"));
+    let look = "say svm $(grep -c -w svm /proc/cpuinfo)";
+    let seen = Scenario::quick().run(&format!("guest '{look}'\nguest '{look}' --nested"));
     seen.ended_with(&[0, 0]);
-    assert_eq!(seen.after("guest: svm "), ["0", "2"], "{seen}");
+    assert_eq!(seen.after("guest: svm "), ["0", "1"], "{seen}");
 }
