@@ -1,7 +1,7 @@
 //! What happens to an assigned device while the guest runs.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use dma::vfio::{Interrupt, VfioDevice, VfioError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -14,7 +14,8 @@ pub enum Event {
         /// The device.
         device: String,
     },
-    /// The host wants the device back: its driver is being unbound, or it is being removed.
+    /// The host wants the device back: its driver is being unbound, or it is being removed. Whoever does that waits until
+    /// it has the device, so this is said once.
     Requested {
         /// The device.
         device: String,
@@ -40,7 +41,7 @@ impl fmt::Display for Event {
             Event::Requested { device } => {
                 write!(
                     f,
-                    "{device}: this host wants the device back. Stop the VM, or remove the device from it"
+                    "{device}: this host wants the device back, and waits until the VM ends. Stop the VM (skep stop)"
                 )
             }
             Event::Warning { device, what } => write!(f, "{device}: {what}"),
@@ -56,7 +57,27 @@ pub type Report = Arc<dyn Fn(Event) + Send + Sync>;
 pub struct Alarms {
     device: String,
     error: Option<EventFd>,
-    request: Option<EventFd>,
+    request: Option<Request>,
+}
+
+/// Whether the host wants the device back. That is never taken back: the kernel's unbind ends when it has the device, and
+/// signals every ten seconds until then (Linux, drivers/vfio/vfio_main.c, vfio_unregister_group_dev).
+#[derive(Debug)]
+struct Request {
+    eventfd: EventFd,
+    made: OnceLock<()>,
+}
+
+impl Request {
+    /// Whether it came since the last call. It comes once.
+    fn take(&self) -> bool {
+        self.made.get().is_none() && self.eventfd.read().is_ok() && self.made.set(()).is_ok()
+    }
+
+    /// The eventfd, while there is something to wait for.
+    fn awaited(&self) -> Option<&EventFd> {
+        self.made.get().is_none().then_some(&self.eventfd)
+    }
 }
 
 impl Alarms {
@@ -78,23 +99,28 @@ impl Alarms {
         Ok(Alarms {
             device: device.name().to_owned(),
             error: register(Interrupt::Error)?,
-            request: register(Interrupt::Request)?,
+            request: register(Interrupt::Request)?.map(|eventfd| Request { eventfd, made: OnceLock::new() }),
         })
     }
 
     /// The eventfds to poll for reading.
     pub fn eventfds(&self) -> impl Iterator<Item = &EventFd> {
-        self.error.iter().chain(&self.request)
+        self.error.iter().chain(self.request.iter().filter_map(Request::awaited))
     }
 
     /// What was signalled since the last call; does not block.
     pub fn take(&self) -> Vec<Event> {
-        let signalled =
-            |eventfd: &Option<EventFd>| eventfd.as_ref().is_some_and(|eventfd| eventfd.read().is_ok());
         let device = || self.device.clone();
-        let error = signalled(&self.error).then(|| Event::DeviceError { device: device() });
-        let request = signalled(&self.request).then(|| Event::Requested { device: device() });
+        let error = self.error.as_ref().is_some_and(|eventfd| eventfd.read().is_ok());
+        let error = error.then(|| Event::DeviceError { device: device() });
+        let request = self.request.as_ref().is_some_and(Request::take);
+        let request = request.then(|| Event::Requested { device: device() });
         error.into_iter().chain(request).collect()
+    }
+
+    /// Whether the host wants the device back, and that was taken.
+    pub(crate) fn was_requested(&self) -> bool {
+        self.request.as_ref().is_some_and(|request| request.awaited().is_none())
     }
 
     /// Takes the eventfds away from the kernel.
@@ -102,5 +128,33 @@ impl Alarms {
         let error = self.error.as_ref().map_or(Ok(()), |_| device.disable(Interrupt::Error));
         let request = self.request.as_ref().map_or(Ok(()), |_| device.disable(Interrupt::Request));
         error.and(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_the_host_wants_the_device_back_is_said_once_however_often_the_kernel_signals_it() {
+        let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+        let alarms = Alarms {
+            device: "0000:01:00.0".to_owned(),
+            error: Some(eventfd()),
+            request: Some(Request { eventfd: eventfd(), made: OnceLock::new() }),
+        };
+        let device = alarms.device.clone();
+        assert_eq!((alarms.take(), alarms.eventfds().count()), (vec![], 2));
+        assert!(!alarms.was_requested());
+        for said in [vec![Event::Requested { device: device.clone() }], vec![], vec![]] {
+            alarms.request.as_ref().unwrap().eventfd.write(1).unwrap();
+            assert_eq!(alarms.take(), said);
+        }
+        assert!(alarms.was_requested());
+        assert_eq!(alarms.eventfds().count(), 1, "nothing more is waited for");
+        for _ in 0..2 {
+            alarms.error.as_ref().unwrap().write(1).unwrap();
+            assert_eq!(alarms.take(), [Event::DeviceError { device: device.clone() }]);
+        }
     }
 }

@@ -18,7 +18,7 @@ mod pvh;
 pub mod smbios;
 mod source;
 
-use memory::{Gpa, GpaRange, OutsideRam, Ram};
+use memory::{Gpa, GpaRange, OutsideRam, Ram, RamError};
 
 pub use cpu::{CpuState, Segment, Table};
 pub use initrd::{Initrd, InitrdError};
@@ -70,6 +70,9 @@ pub enum LoadError {
         /// The byte's place.
         at: usize,
     },
+    /// The host does not give the RAM that they go to.
+    #[error(transparent)]
+    Ram(#[from] RamError),
     /// There is no RAM where every PC has some.
     #[error(
         "the VM has no RAM from address 0 to 1 MiB, where its tables go. Give it at least 16 MiB of memory."
@@ -131,6 +134,10 @@ pub fn load(boot: &LinuxBoot<'_>, platform: &Platform, ram: &Ram) -> Result<CpuS
     let acpi = acpi::tables(platform, ram, low::acpi(), low::FACS)?;
     let smbios = smbios::tables(platform, ram, low::smbios())?;
 
+    let tables = GpaRange::new(Gpa(0), low::HIGH.0).expect("below 1 MiB");
+    for range in [tables, kernel.range()].into_iter().chain(initrd) {
+        ram.make_present(range)?;
+    }
     kernel.copy(ram)?;
     if let Some((image, place)) = boot.initrd.zip(initrd) {
         image.copy(ram, place)?;

@@ -35,8 +35,8 @@ pub use describe::{File, Key, describe, describe_disk};
 pub use finding::{Finding, Findings, Place, Problem};
 pub use model::{
     Assign, Backing, Boot, Bounce, Buffers, Chain, Console, Disk, DiskModel, DiskSource, Distinct, Dma,
-    DmaBackEnd, FileDisk, Format, HostDomain, HugePages, Identified, ModelName, OnError, OnFault, P2p, Poll,
-    Vm, Wire, Writes,
+    DmaBackEnd, FileDisk, Format, HostDomain, HugePages, Identified, ModelName, OnError, OnFault, OnRequest,
+    P2p, Poll, Vm, Wire, Writes,
 };
 pub use values::address::PciAddress;
 pub use values::count::{Cpus, LogicalBlock, Namespace, NodeId, Queues};

@@ -3,7 +3,6 @@
 use std::fmt::{Display, Write};
 
 use crate::model::{Assign, Disk, DiskModel, DiskSource, FileDisk, HostDomain, Vm, Writes};
-use crate::values::name::DomainName;
 
 impl Vm {
     /// The file that describes this VM, with every default written out. Read again, it gives an equal VM.
@@ -11,6 +10,7 @@ impl Vm {
         let mut lines = Lines(String::new());
         lines.text("name", &self.name);
         lines.bare("cpus", self.cpus);
+        lines.bare("nested", self.nested);
         lines.text("memory", self.memory);
         if let Some(pages) = self.backing.hugepages {
             lines.text("hugepages", pages);
@@ -44,12 +44,13 @@ impl Vm {
 
 /// An assigned device: its address alone where the rest is as it is without a word.
 fn assign(assign: &Assign) -> String {
-    let Assign { address, domain, on_fault } = assign;
-    if *domain == DomainName::default() && on_fault.is_none() {
+    let Assign { address, domain, on_fault, on_request } = assign;
+    if *assign == Assign::new(*address) {
         return quoted(address);
     }
     let on_fault = on_fault.map(|answer| format!(", on-fault = {}", quoted(answer))).unwrap_or_default();
-    format!("{{ address = {}, domain = {}{on_fault} }}", quoted(address), quoted(domain))
+    let [address, domain, on_request] = [quoted(address), quoted(domain), quoted(on_request)];
+    format!("{{ address = {address}, domain = {domain}{on_fault}, on-request = {on_request} }}")
 }
 
 impl Disk {

@@ -2,7 +2,7 @@
 
 use config::{
     Bounce, Buffers, Cmdline, Console, Disk, DiskModel, DiskSource, DmaBackEnd, File, FileDisk, Format,
-    HostDomain, HugePages, Key, OnError, OnFault, P2p, Poll, Vm, Wire, Writes,
+    HostDomain, HugePages, Key, OnError, OnFault, OnRequest, P2p, Poll, Vm, Wire, Writes,
 };
 
 fn describe(file: Option<&str>, flags: &[(Key, &str)]) -> Result<Vm, String> {
@@ -60,6 +60,9 @@ fn the_documented_example_reads_as_it_says() {
     assert_eq!((vm.dma.on_fault, vm.dma.p2p), (OnFault::Report, P2p::Off));
     assert_eq!((vm.assigned[0].domain.as_str(), vm.assigned[0].on_fault), ("guest", None));
     assert_eq!((vm.assigned[1].domain.as_str(), vm.assigned[1].on_fault), ("nic", Some(OnFault::Reset)));
+    assert_eq!(vm.assigned[0].on_request, OnRequest::Report);
+    assert_eq!(vm.assigned[1].on_request, OnRequest::Stop);
+    assert!(!vm.nested);
 }
 
 #[test]
@@ -88,21 +91,22 @@ fn a_kernel_is_enough() {
 
 #[test]
 fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
-    let file = "name = \"a\"\ncpus = 2\nmemory = 512\nhugepages = \"2M\"\nnode = 1\nwire = true\np2p = \"required\"\n\
+    let file = "name = \"a\"\ncpus = 2\nnested = true\nmemory = 512\nhugepages = \"2M\"\nnode = 1\nwire = true\np2p = \"required\"\n\
                 dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
-                console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\", domain = \"b\", on-fault = \"pause\" }]\n\
+                console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\", domain = \"b\", on-fault = \"pause\", on-request = \"stop\" }]\n\
                 [[disk]]\npath = \"d\"\nmodel = \"virtio-blk\"\nreadonly = true\nqueues = 3\nserial = \"s\"\n\
                 [[disk]]\nnvme = \"03:00.0\"\nnamespace = 2\npoll = false\non-error = \"pause\"\n";
     let flags = [
         (Key::Name, "a"),
         (Key::Cpus, "2"),
+        (Key::Nested, "on"),
         (Key::Memory, "512"),
         (Key::Kernel, "k"),
         (Key::Initrd, "i"),
         (Key::Cmdline, "c"),
         (Key::Console, "file:o"),
         (Key::Assign, "0000:01:00.0"),
-        (Key::Assign, "address=02:00.0,domain=b,on-fault=pause"),
+        (Key::Assign, "address=02:00.0,domain=b,on-fault=pause,on-request=stop"),
         (Key::Disk, "d,model=virtio-blk,readonly=on,queues=3,serial=s"),
         (Key::Disk, "nvme=03:00.0,namespace=2,poll=off,on-error=pause"),
         (Key::Hugepages, "2M"),
@@ -147,7 +151,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
     assert_eq!(
         findings("kernel = \"k\"\n[network]\n"),
         [
-            "vm.toml:2:2: unknown key `network`. The keys here are: name, cpus, memory, hugepages, node, wire, \
+            "vm.toml:2:2: unknown key `network`. The keys here are: name, cpus, nested, memory, hugepages, node, wire, \
              kernel, initrd, cmdline, console, dma, host-domain, i-know, on-fault, p2p, assign, disk."
         ]
     );
@@ -242,7 +246,7 @@ fn an_error_in_a_flag_names_the_flag_as_written() {
     assert!(flag_findings(Key::Assign, "1").starts_with("--assign 1: \"1\" is not a PCI address."));
     assert!(
         flag_findings(Key::Assign, "01:00.0,rom=off")
-            .contains("unknown key `rom`. The keys here are: address, domain, on-fault.")
+            .contains("unknown key `rom`. The keys here are: address, domain, on-fault, on-request.")
     );
     assert!(flag_findings(Key::Console, "pty").starts_with("--console pty: \"pty\" is not a console."));
     assert!(flag_findings(Key::Name, "-x").starts_with("--name -x: \"-x\" is not a VM name."));
@@ -348,6 +352,17 @@ fn an_assigned_device_can_be_in_a_domain_of_its_own_but_not_in_the_host_domain()
     assert!(flag_findings(Key::Assign, "01:00.0,domain=a b").contains("is not the name of a domain"));
     let error = flag_findings(Key::Assign, "01:00.0,on-fault=panic");
     assert!(error.contains("Write report or pause or reset or stop."), "{error}");
+}
+
+#[test]
+fn a_device_that_the_host_wants_back_can_be_reported_or_end_the_vm_but_not_be_unplugged_yet() {
+    let error = flag_findings(Key::Assign, "01:00.0,on-request=unplug");
+    assert!(error.contains("cannot take an assigned device out of a guest that runs yet"), "{error}");
+    assert!(error.contains("Write stop,"), "{error}");
+    let error = flag_findings(Key::Assign, "01:00.0,on-request=reset");
+    assert!(error.contains("Write report or stop."), "{error}");
+    let file = "kernel = \"k\"\nassign = [{ address = \"01:00.0\", on-request = \"unplug\" }]\n";
+    assert!(findings(file)[0].starts_with("vm.toml:2:47: skep cannot take"), "{:?}", findings(file));
 }
 
 #[test]

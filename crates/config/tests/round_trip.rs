@@ -7,7 +7,7 @@ use std::str::FromStr;
 use config::{
     Assign, Backing, Boot, Bounce, Buffers, Chain, Console, Cpus, Disk, DiskModel, DiskSize, DiskSource,
     Distinct, Dma, DmaBackEnd, DomainName, File, FileDisk, Format, HostDomain, HugePages, Key, MemorySize,
-    OnError, OnFault, P2p, PciAddress, Poll, Vm, Wire, Writes,
+    OnError, OnFault, OnRequest, P2p, PciAddress, Poll, Vm, Wire, Writes,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -125,11 +125,8 @@ fn shown() -> impl Strategy<Value = Disk> {
 
 fn assign() -> impl Strategy<Value = Assign> {
     let domain = prop_oneof![Just(DomainName::default()), parsed("[A-Za-z0-9._-]{1,32}")];
-    (address(), domain, option::of(word(OnFault::NAMES))).prop_map(|(address, domain, on_fault)| Assign {
-        address,
-        domain,
-        on_fault,
-    })
+    (address(), domain, option::of(word(OnFault::NAMES)), word(OnRequest::NAMES))
+        .prop_map(|(address, domain, on_fault, on_request)| Assign { address, domain, on_fault, on_request })
 }
 
 fn dma() -> impl Strategy<Value = Dma> {
@@ -171,10 +168,11 @@ fn vm() -> impl Strategy<Value = Vm> {
         Some((Distinct::try_from(disks).ok()?, Distinct::try_from(assigned).ok()?))
     });
     let cpus = (1i64..=1024).prop_map(|count| Cpus::try_from(count).unwrap());
-    (parsed("[A-Za-z0-9._-]{1,64}"), cpus, memory(), boot, lists, dma(), console).prop_map(
-        |(name, cpus, (memory, backing), boot, (disks, assigned), dma, console)| Vm {
+    (parsed("[A-Za-z0-9._-]{1,64}"), (cpus, any::<bool>()), memory(), boot, lists, dma(), console).prop_map(
+        |(name, (cpus, nested), (memory, backing), boot, (disks, assigned), dma, console)| Vm {
             name,
             cpus,
+            nested,
             memory,
             backing,
             boot,

@@ -9,6 +9,7 @@
 mod address;
 mod bind;
 mod cdev;
+mod cgroup;
 mod disk;
 mod disks;
 mod group;
@@ -27,6 +28,7 @@ mod fake;
 
 pub use address::{BadAddress, PciAddress};
 pub use bind::{BindError, Bound};
+pub use cgroup::OverLimit;
 pub use disks::{Content, Controller, HostDisk, Partition};
 pub use group::{IommuGroup, Member, NotViable};
 pub use in_use::Reason;

@@ -30,6 +30,7 @@ use crate::faults::{self, Policies};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
+use crate::lost::LossWatch;
 use crate::notice::{Life, Notice, Reporter};
 use crate::plan;
 use crate::ports::Ports;
@@ -60,6 +61,7 @@ pub fn assemble(
     let inputs = claimed.as_ref().map(|claimed| listen(claimed, inbox.reporter()));
     steps.begin("RAM")?;
     let ram = ram::make(&layout.ram, &config.backing, claimed.is_some(), inbox.reporter())?;
+    let losses = LossWatch::new(&ram, sender.clone()).map_err(system("listen for lost memory"))?;
     let map = Arc::new(MemoryMap::new(ram.clone()));
     steps.begin("map RAM for devices")?;
     if let Some(claimed) = &claimed {
@@ -121,7 +123,7 @@ pub fn assemble(
     let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender.clone() });
 
     steps.begin("vCPUs")?;
-    let fds = make_cpus(&vm, &hypervisor, cpus, layout.address_bits)?;
+    let fds = make_cpus(&vm, &hypervisor, cpus, layout.address_bits, config.nested)?;
     let threads = Cpus::new(fds, board.clone()).map_err(system("start the vCPUs' threads"))?;
 
     steps.begin("load")?;
@@ -137,6 +139,7 @@ pub fn assemble(
     };
     Ok(Vm {
         alarms,
+        losses,
         faults,
         policies: Policies::new(config)?,
         phases: Arc::default(),
@@ -173,8 +176,9 @@ fn make_cpus(
     hypervisor: &Hypervisor,
     cpus: platform::Cpus,
     address_bits: u8,
+    nested: bool,
 ) -> Result<Vec<(VcpuFd, PowerOn)>, StartError> {
-    let template = Template::new(hypervisor.cpuid(), cpus, address_bits, hypervisor.tsc_deadline());
+    let template = Template::new(hypervisor.cpuid(), cpus, address_bits, hypervisor.tsc_deadline(), nested);
     let msrs = hypervisor.msrs()?;
     let mut fds = Vec::new();
     for apic_id in cpus.apic_ids() {

@@ -48,6 +48,11 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
         hypervisor.check_cpus(count)?;
         Ok(hypervisor)
     }));
+    if config.nested
+        && let Some(hypervisor) = &hypervisor
+    {
+        findings.keep(hypervisor.check_nesting());
+    }
     let disks: Vec<CheckedDisk> = disks::settled(&config.disks)
         .iter()
         .filter_map(|disk| findings.keep(disks::check(disk, config.cpus)))
@@ -66,8 +71,7 @@ pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
     let holes = holes(&host, &devices);
     let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits, &holes));
     let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
-    let in_the_way = ram::check(ram, &config.backing, !devices.is_empty());
-    findings.0.extend(in_the_way.into_iter().map(StartError::from));
+    findings.0.extend(ram::check(&host, ram, &config.backing, !devices.is_empty()));
     let planned = RamPlan { places: ram, locked: ram::locks(&config.backing) };
     findings.keep(assign::check(&host, &plans, planned, plan::choice(config)));
     match (hypervisor, kernel, initrd, layout, cpus) {

@@ -4,6 +4,12 @@
 use boot::platform::Cpus;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
+/// Leaf 1, ECX: VMX.
+const VMX: u32 = 1 << 5;
+/// Leaf 8000_0001h, ECX: SVM.
+const SVM: u32 = 1 << 2;
+/// Tells more of SVM.
+const SVM_LEAF: u32 = 0x8000_000a;
 /// Leaf 1, ECX: the local APIC timer counts in TSC ticks.
 const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1, ECX: this is a VM, so leaf 4000_0000h means something.
@@ -20,17 +26,37 @@ pub struct Template {
     cpus: Cpus,
     address_bits: u8,
     tsc_deadline: bool,
+    nested: bool,
+}
+
+/// Whether a guest can be given what it needs to run VMs of its own.
+pub fn offers_nesting(supported: &CpuId) -> bool {
+    let has = |function, bit| {
+        supported.as_slice().iter().any(|entry| entry.function == function && entry.ecx & bit != 0)
+    };
+    has(1, VMX) || has(0x8000_0001, SVM)
 }
 
 impl Template {
-    /// From what KVM supports.
-    pub fn new(supported: &CpuId, cpus: Cpus, address_bits: u8, tsc_deadline: bool) -> Template {
-        Template { supported: supported.clone(), cpus, address_bits, tsc_deadline }
+    /// From what KVM supports. `nested` is whether the guest can run VMs of its own.
+    ///
+    /// Without it CPUID has neither VMX nor SVM, and with that the rest goes, too: KVM refuses a guest the capability
+    /// registers of VMX, the bit for it in IA32_FEATURE_CONTROL, and EFER.SVME by what CPUID says (Linux,
+    /// arch/x86/kvm/vmx/vmx.c, vmx_get_msr, and x86.c, __kvm_valid_efer).
+    pub fn new(
+        supported: &CpuId,
+        cpus: Cpus,
+        address_bits: u8,
+        tsc_deadline: bool,
+        nested: bool,
+    ) -> Template {
+        Template { supported: supported.clone(), cpus, address_bits, tsc_deadline, nested }
     }
 
     /// CPUID for the vCPU with this APIC id.
     pub fn for_cpu(&self, apic_id: u32) -> CpuId {
-        let kept = self.supported.as_slice().iter().filter(|entry| !TOPOLOGY.contains(&entry.function));
+        let left_out = |leaf| TOPOLOGY.contains(&leaf) || (leaf == SVM_LEAF && !self.nested);
+        let kept = self.supported.as_slice().iter().filter(|entry| !left_out(entry.function));
         let mut entries: Vec<kvm_cpuid_entry2> = kept.copied().collect();
         for entry in &mut entries {
             self.edit(entry, apic_id);
@@ -67,6 +93,7 @@ impl Template {
         match (entry.function, entry.index) {
             (1, _) => {
                 entry.ebx = entry.ebx & 0xffff | count.min(255) << 16 | apic_id << 24;
+                entry.ecx &= if self.nested { !0 } else { !VMX };
                 set(&mut entry.ecx, TSC_DEADLINE, self.tsc_deadline);
                 set(&mut entry.ecx, HYPERVISOR, true);
                 set(&mut entry.edx, HTT, count > 1);
@@ -78,6 +105,7 @@ impl Template {
                 entry.eax =
                     entry.eax & 0x3fff | ids(sharing).min(0xfff) << 14 | ids(self.cpus.cores()).min(63) << 26;
             }
+            (0x8000_0001, _) if !self.nested => set(&mut entry.ecx, SVM, false),
             (0x8000_0008, _) => {
                 entry.eax = entry.eax & 0xffff_ff00 | u32::from(self.address_bits);
                 entry.ecx = self.cpus.package_bits() << 12 | (count - 1).min(0xff);
@@ -106,7 +134,7 @@ mod tests {
         let supported =
             CpuId::from_entries(&[entry(1, 0), entry(0xb, 0), entry(0x8000_0008, 0x3030)]).unwrap();
         let cpus = Cpus::new(1, 3, 1).unwrap();
-        let template = Template::new(&supported, cpus, 39, true);
+        let template = Template::new(&supported, cpus, 39, true, false);
         let two = template.for_cpu(2);
         let leaf = |function| *two.as_slice().iter().find(|entry| entry.function == function).unwrap();
         assert_eq!(leaf(1).ebx, 2 << 24 | 3 << 16);
@@ -118,5 +146,25 @@ mod tests {
         assert!(two.as_slice().iter().all(|entry| entry.function != 0x1f), "the CPU has no such leaf");
         assert_eq!(leaf(0x8000_0008).eax, 0x3027);
         assert_eq!(leaf(0x8000_0008).ecx, 2 << 12 | 2);
+    }
+
+    #[test]
+    fn a_guest_has_svm_and_vmx_only_if_it_is_to_run_vms_of_its_own() {
+        let entry = |function, ecx| kvm_cpuid_entry2 { function, ecx, ..Default::default() };
+        let of = |entries: &[kvm_cpuid_entry2]| CpuId::from_entries(entries).unwrap();
+        let both = of(&[entry(1, !0), entry(0x8000_0001, !0), entry(0x8000_000a, 0)]);
+        let seen = |nested| {
+            let cpuid = Template::new(&both, Cpus::new(1, 1, 1).unwrap(), 39, true, nested).for_cpu(0);
+            let ecx = |function| {
+                let leaf = cpuid.as_slice().iter().find(|entry| entry.function == function);
+                leaf.map(|entry| entry.ecx)
+            };
+            [ecx(1), ecx(0x8000_0001), ecx(0x8000_000a)]
+        };
+        assert_eq!(seen(true), [Some(!0), Some(!0), Some(0)]);
+        assert_eq!(seen(false), [Some(!(1 << 5)), Some(!(1 << 2)), None]);
+        assert!(offers_nesting(&of(&[entry(1, 1 << 5)])));
+        assert!(offers_nesting(&of(&[entry(0x8000_0001, 1 << 2)])));
+        assert!(!offers_nesting(&of(&[entry(1, !(1 << 5)), entry(0x8000_0001, !(1 << 2))])));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use boot::CpuState;
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use memory::Gpa;
 
 use crate::cpu::{self, PowerOn};
 
@@ -35,6 +36,15 @@ pub enum End {
         /// The vCPU.
         cpu: u32,
         /// Where it was.
+        place: String,
+    },
+    /// The host has no page for memory that the guest uses.
+    NoMemory {
+        /// The vCPU.
+        cpu: u32,
+        /// Where the guest used it, if KVM says so (Linux 6.8).
+        at: Option<Gpa>,
+        /// Where the vCPU was.
         place: String,
     },
     /// KVM gave up, or the host did something wrong.
@@ -69,6 +79,8 @@ struct Shared {
     /// Set with every order but `Run`, so that a running vCPU looks for it after each exit.
     look: AtomicBool,
     exits: Arc<dyn Exits>,
+    /// The threads by the kernel's numbers; 0 before a thread has begun.
+    numbers: Vec<AtomicI32>,
 }
 
 struct Orders {
@@ -80,6 +92,12 @@ struct Orders {
 }
 
 impl Shared {
+    /// How many vCPUs will never carry out an order again: RAM that they needed is lost.
+    fn stopped(&self) -> u32 {
+        let numbers = self.numbers.iter().map(|number| number.load(Ordering::Relaxed));
+        numbers.filter(|number| *number != 0 && memory::is_stopped(*number)).count() as u32
+    }
+
     fn lock(&self) -> MutexGuard<'_, Orders> {
         self.order.lock().expect("no code panics with this lock held")
     }
@@ -101,6 +119,7 @@ impl Cpus {
             changed: Condvar::new(),
             look: AtomicBool::new(true),
             exits,
+            numbers: cpus.iter().map(|_| AtomicI32::new(0)).collect(),
         });
         let mut all = Cpus { shared, threads: Vec::new() };
         for (index, (fd, power_on)) in (0u32..).zip(cpus) {
@@ -143,7 +162,7 @@ impl Cpus {
     /// guest is lost, so they are repeated.
     fn wait(&self) {
         let mut orders = self.shared.lock();
-        while orders.done < self.threads.len() as u32 {
+        while orders.done + self.shared.stopped() < self.threads.len() as u32 {
             self.kick();
             let waited = self.shared.changed.wait_timeout(orders, Duration::from_millis(2));
             orders = waited.expect("no code panics with this lock held").0;
@@ -163,8 +182,10 @@ impl Drop for Cpus {
     fn drop(&mut self) {
         self.give(Order::Quit);
         self.wait();
-        for thread in self.threads.drain(..) {
-            drop(thread.join());
+        for (thread, number) in self.threads.drain(..).zip(&self.shared.numbers) {
+            if !memory::is_stopped(number.load(Ordering::Relaxed)) {
+                drop(thread.join());
+            }
         }
     }
 }
@@ -179,6 +200,9 @@ struct Thread {
 
 impl Thread {
     fn work(mut self) {
+        // SAFETY: a system call without arguments.
+        let number = unsafe { libc::syscall(libc::SYS_gettid) };
+        self.shared.numbers[self.index as usize].store(number as i32, Ordering::Relaxed);
         loop {
             match self.next_order() {
                 Order::Run => self.run(),
@@ -248,6 +272,12 @@ impl Thread {
         // How wide each item of a string instruction is; the crate gives them all as one slice.
         // SAFETY: the page of `kvm_run` is mapped as long as `fd`; for these exits the union holds `io`.
         let width = || usize::from(unsafe { (*run).__bindgen_anon_1.io.size }).max(1);
+        // Where KVM could not get memory, if it says so (Linux, Documentation/virt/kvm/api.rst, KVM_EXIT_MEMORY_FAULT).
+        // SAFETY: as above; with this reason the union holds `memory_fault`.
+        let lacking = || unsafe {
+            let told = (*run).exit_reason == kvm_bindings::KVM_EXIT_MEMORY_FAULT;
+            told.then(|| Gpa((*run).__bindgen_anon_1.memory_fault.gpa))
+        };
         let what = match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 data.chunks(width()).for_each(|item| exits.write_port(port, item));
@@ -267,6 +297,9 @@ impl Thread {
             }
             Ok(VcpuExit::Hlt | VcpuExit::Intr) => return Ok(()),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(()),
+            Err(error) if matches!(error.errno(), libc::EFAULT | libc::EHWPOISON) => {
+                return Err(End::NoMemory { cpu: self.index, at: lacking(), place: cpu::describe(&self.fd) });
+            }
             Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_CRASH, _)) => {
                 let place = cpu::crash_place(&self.fd).unwrap_or_else(|| cpu::describe(&self.fd));
                 return Err(End::Crashed { cpu: self.index, place });

@@ -8,7 +8,7 @@ use devices::VirtioBlkError;
 use devices::ahci::{AhciError, AtaTextError};
 use disk::nvme::NvmeError;
 use disk::{BadNbdUrl, OpenError};
-use host::PciAddress;
+use host::{OverLimit, PciAddress};
 use memory::{ChangeError, Difference, RamError};
 use pci::PciError;
 
@@ -27,6 +27,9 @@ pub enum StartError {
     /// RAM.
     #[error(transparent)]
     Ram(#[from] RamError),
+    /// A cgroup that does not let skep have RAM.
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
     /// A mirror of the memory map.
     #[error(transparent)]
     Memory(#[from] ChangeError),

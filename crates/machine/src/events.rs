@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use config::OnRequest;
 use devices::PowerRequest;
+use memory::Loss;
 
 use crate::cpus::End;
 use crate::notice::{Life, Notice, Reporter};
@@ -34,6 +36,10 @@ pub enum Event {
     Provoked(String),
     /// DMA failed.
     Fault(dma::fault::Event),
+    /// This host cannot give guest RAM any more, or has lost some.
+    MemoryLost(Loss),
+    /// This host wants the assigned device of this name back.
+    Requested(String),
     /// This host failed a request of a disk.
     Disk(disk::Failure),
     /// Somebody presses the power button.
@@ -163,6 +169,8 @@ impl Inbox {
                 Event::Trouble(what) => self.tell(&what),
                 Event::Provoked(what) => self.tell_provoked(&what),
                 later @ (Event::Fault(_)
+                | Event::MemoryLost(_)
+                | Event::Requested(_)
                 | Event::Disk(_)
                 | Event::PressPowerButton
                 | Event::Pause(_)
@@ -186,6 +194,11 @@ impl Inbox {
     /// Tells of a disk that failed. It comes at a bounded rate already.
     pub fn disk(&self, failure: disk::Failure) {
         (self.reporter())(&Notice::Disk(failure));
+    }
+
+    /// Tells of guest RAM that is lost. That is once in a VM's life.
+    pub fn memory_lost(&self, what: &str) {
+        (self.reporter())(&Notice::Trouble(what.to_owned()));
     }
 
     /// Tells a step in the VM's life.
@@ -213,6 +226,10 @@ impl Inbox {
                 // One that asks for a pause has ended without it, of which its disk has told.
                 Event::Disk(failure) if failure.answer != disk::Answer::Held => self.disk(failure),
                 Event::DisksChanged(what) => self.life(Life::DisksChanged(what)),
+                Event::MemoryLost(loss) => self.memory_lost(&loss.to_string()),
+                Event::Requested(device) => {
+                    self.life(Life::DeviceRequested(device, OnRequest::Report));
+                }
                 _ => {}
             }
         }

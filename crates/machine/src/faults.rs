@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use assign::{Assigned, DomainPlan};
-use config::OnFault;
+use config::{OnFault, OnRequest};
 use dma::Domain;
 use dma::fault::{self, Classify, Fault, Inputs, Place, Requester, Source, Tell, Watch, Watched, Witness};
 use host::PciAddress;
@@ -17,12 +17,14 @@ use crate::events::{Event, Events};
 /// what is told may be of before.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
-/// What a fault of each device does.
+/// What a fault of each device does, and that the host wants it back.
 #[derive(Debug)]
 pub struct Policies {
     usual: OnFault,
     /// Those with an answer of their own.
     of: Vec<(Requester, OnFault)>,
+    /// What is done when the host wants a device back.
+    requests: Vec<(PciAddress, OnRequest)>,
     /// The bursts that were answered; a burst is told several times, with a growing count.
     answered: u64,
     /// When a burst of each device was answered last, or the VM ran on after that. One entry a device of the VM.
@@ -30,15 +32,22 @@ pub struct Policies {
 }
 
 impl Policies {
+    /// What is done when the host wants this device back.
+    pub fn answer_request(&self, device: &str) -> OnRequest {
+        let of = self.requests.iter().find(|(address, _)| address.to_string() == device);
+        of.map_or(OnRequest::default(), |(_, on_request)| *on_request)
+    }
+
     /// As the description says.
     pub fn new(config: &config::Vm) -> Result<Policies, StartError> {
-        let mut of = Vec::new();
+        let (mut of, mut requests) = (Vec::new(), Vec::new());
         for device in &config.assigned {
+            requests.push((host_address(device.address)?, device.on_request));
             if let Some(on_fault) = device.on_fault {
                 of.push((requester(host_address(device.address)?), on_fault));
             }
         }
-        Ok(Policies { usual: config.dma.on_fault, of, answered: 0, since: Vec::new() })
+        Ok(Policies { usual: config.dma.on_fault, of, requests, answered: 0, since: Vec::new() })
     }
 
     /// What a fault that is told at `now` asks for: nothing more than to be told if it is no device's of this VM, or of
@@ -100,18 +109,15 @@ pub fn watch(
     Watch::start(inputs, watched.collect(), classify, tell).map_err(system("listen for DMA faults"))
 }
 
-/// Says what VFIO has said of a device. What it says by itself is a fault: no rate limit may keep it back.
+/// Passes on what VFIO says of a device. An error of the device is a fault: no rate limit may keep it back. That the host
+/// wants it back is none: nothing failed.
 pub fn tell_alarm(event: &assign::Event, witness: &Witness, events: &Events) {
     match event {
         assign::Event::DeviceError { device } => {
             let reason = "the device reports an error that it cannot recover from".to_owned();
             witness.tell(Fault { device: device.parse().ok(), ..nameless(Source::Vfio, reason) });
         }
-        assign::Event::Requested { device } => {
-            let reason =
-                "this host wants the device back. Stop the VM, or remove the device from it".to_owned();
-            witness.tell(Fault { device: device.parse().ok(), ..nameless(Source::Vfio, reason) });
-        }
+        assign::Event::Requested { device } => events.send(Event::Requested(device.clone())),
         warning @ assign::Event::Warning { .. } => events.trouble(warning.to_string()),
     }
 }
@@ -215,7 +221,7 @@ mod tests {
     }
 
     fn policies(usual: OnFault) -> Policies {
-        Policies { usual, of: Vec::new(), answered: 0, since: Vec::new() }
+        Policies { usual, of: Vec::new(), requests: Vec::new(), answered: 0, since: Vec::new() }
     }
 
     fn told(device: &str, burst: u64) -> fault::Event {

@@ -10,6 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VmFd};
 use memory::{Gpa, GpaRange, Ram};
 
+use crate::cpuid::offers_nesting;
 use crate::layout::IDENTITY_MAP;
 
 /// Why this host cannot run a VM.
@@ -48,6 +49,12 @@ pub enum KvmError {
         /// The limit.
         limit: usize,
     },
+    /// KVM gives guests no SVM or VMX.
+    #[error(
+        "the guest is to run VMs of its own (nested), and this host's KVM gives guests neither SVM nor VMX. Load its \
+         module with that: modprobe -r kvm_intel && modprobe kvm_intel nested=1 (on AMD: kvm_amd), or leave nested away."
+    )]
+    NoNesting,
     /// An ioctl failed.
     #[error("KVM cannot {what}: {cause}. The kernel's log (dmesg) may say more.")]
     Failed {
@@ -127,6 +134,11 @@ impl Hypervisor {
         // Above 255, interrupts could reach only some of the CPUs: the I/O APIC and plain messages name 8 bits.
         let limit = self.kvm.get_max_vcpus().min(255);
         if wanted as usize > limit { Err(KvmError::TooManyCpus { wanted, limit }) } else { Ok(()) }
+    }
+
+    /// Checks whether KVM gives a guest what it needs to run VMs of its own.
+    pub fn check_nesting(&self) -> Result<(), KvmError> {
+        if offers_nesting(&self.cpuid) { Ok(()) } else { Err(KvmError::NoNesting) }
     }
 
     /// The model-specific registers that KVM saves and restores.

@@ -28,6 +28,7 @@ mod interrupts;
 mod kvm;
 mod layout;
 mod leftovers;
+mod lost;
 mod notice;
 mod phase;
 mod plan;

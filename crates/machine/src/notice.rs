@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use config::OnRequest;
+
 /// Something that happened to a VM.
 #[derive(Debug, Clone)]
 pub enum Notice {
@@ -34,6 +36,8 @@ pub enum Life {
     Restarted,
     /// Somebody changed the disc in a drive, plugged a disk in or unplugged one; which, and how.
     DisksChanged(String),
+    /// This host wants the assigned device of this name back, and waits for it from now on; what is done about it.
+    DeviceRequested(String, OnRequest),
 }
 
 impl fmt::Display for Notice {
@@ -51,6 +55,16 @@ impl fmt::Display for Life {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Life::Preparing(what) | Life::Made(what) | Life::DisksChanged(what) => f.write_str(what),
+            Life::DeviceRequested(device, OnRequest::Report) => write!(
+                f,
+                "this host wants the assigned device {device} back, and waits for it until the VM ends. `skep stop` ends it"
+            ),
+            Life::DeviceRequested(device, OnRequest::Stop) => {
+                write!(
+                    f,
+                    "this host wants the assigned device {device} back: the VM is stopped, as on-request says"
+                )
+            }
             Life::Started => f.write_str("the guest runs"),
             Life::Paused(why) => write!(f, "the VM is paused: {why}"),
             Life::Resumed => f.write_str("the VM runs on"),

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use assign::AssignError;
 use config::{Backing, HugePages, Wire};
-use memory::{GpaRange, Node, Pages, Placement, Ram, RamError};
+use host::Host;
+use memory::{GpaRange, Node, Pages, Placement, Ram};
 
 use crate::error::StartError;
 use crate::notice::{Life, Notice, Reporter};
@@ -29,13 +30,16 @@ pub fn placement(backing: &Backing) -> Placement {
 }
 
 /// What stands in the way of RAM at these places. `pinned` as for [`make`].
-pub fn check(places: &[GpaRange], backing: &Backing, pinned: bool) -> Vec<RamError> {
+pub fn check(host: &Host, places: &[GpaRange], backing: &Backing, pinned: bool) -> Vec<StartError> {
     let placement = placement(backing);
-    let mut errors = placement.check(places);
-    if pinned || backing.wire == Wire::On {
-        let bytes = places.iter().map(|place| place.len()).sum();
-        errors.extend(placement.check_available(bytes).err());
+    let mut errors: Vec<StartError> = placement.check(places).into_iter().map(StartError::from).collect();
+    let bytes = places.iter().map(|place| place.len()).sum();
+    let stays = stays(backing, pinned);
+    if stays {
+        errors.extend(placement.check_available(bytes).err().map(StartError::from));
     }
+    let limits = host.cgroup_limits(bytes, placement.pages, stays);
+    errors.extend(limits.into_iter().map(StartError::from));
     errors
 }
 
@@ -104,7 +108,8 @@ mod tests {
     #[test]
     fn more_ram_than_any_host_has_is_a_finding_only_if_it_must_be_present() {
         let places = memory::ram_ranges(1 << 50);
-        let found = |backing: &Backing, pinned| check(&places, backing, pinned).len();
+        let nowhere = Host::at("/nonexistent");
+        let found = |backing: &Backing, pinned| check(&nowhere, &places, backing, pinned).len();
         let wired = Backing { wire: Wire::On, ..Backing::default() };
         assert_eq!(found(&Backing::default(), false), 0);
         assert_eq!((found(&Backing::default(), true), found(&wired, false)), (1, 1));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use assign::Assigned;
 use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
-use config::OnFault;
+use config::{OnFault, OnRequest};
 use devices::{Power, PowerRequest, SerialPort};
 use disk::nvme::NvmeController;
 use disk::{Answer, Failure, Failures, Reading, Tally};
@@ -38,6 +38,7 @@ use crate::events::{Event, Events, Inbox};
 use crate::failures;
 use crate::faults::{self, Policies};
 use crate::leftovers;
+use crate::lost::LossWatch;
 use crate::notice::{Life, Reporter};
 use crate::phase::{Phase, Phases};
 use crate::steps::Steps;
@@ -178,6 +179,7 @@ impl Control {
 /// Fields are in the order in which they go when it is dropped: first whoever uses something, then what was used.
 pub struct Vm {
     pub(crate) alarms: Option<AlarmWatch>,
+    pub(crate) losses: LossWatch,
     pub(crate) policies: Policies,
     pub(crate) phases: Arc<Phases>,
     pub(crate) cpus: Cpus,
@@ -341,13 +343,35 @@ impl Vm {
                 Event::Ended(End::Failed { cpu, what }) => {
                     return Outcome::Failed(format!("vCPU {cpu}: {what}"));
                 }
+                Event::Ended(End::NoMemory { cpu, at, place }) => {
+                    let Some(loss) = self.boot.ram.find_loss(at) else {
+                        // Such as that of a device that is gone.
+                        let what = "KVM cannot reach memory that the guest uses";
+                        return Outcome::Failed(format!("vCPU {cpu}: {what} ({place})"));
+                    };
+                    return self.memory_lost(loss.to_string());
+                }
+                Event::MemoryLost(loss) => return self.memory_lost(loss.to_string()),
                 Event::Trouble(what) => self.inbox.tell(&what),
                 Event::Provoked(what) => self.inbox.tell_provoked(&what),
                 Event::PressPowerButton => self.power.press_button(),
                 Event::Pause(why) => self.pause(why),
                 Event::Resume => self.resume(),
                 Event::DisksChanged(what) => self.inbox.life(Life::DisksChanged(what)),
-                Event::Disk(failure) => self.disk_failed(failure),
+                Event::Disk(failure) => {
+                    // A disk's request can be the first to need a page that the host does not have.
+                    let loss = failure.errno.filter(|errno| *errno == libc::EFAULT);
+                    let loss = loss.and_then(|_| self.boot.ram.find_loss(None));
+                    self.disk_failed(failure);
+                    if let Some(loss) = loss {
+                        return self.memory_lost(loss.to_string());
+                    }
+                }
+                Event::Requested(device) => {
+                    if let Err(outcome) = self.device_requested(device) {
+                        return outcome;
+                    }
+                }
                 Event::Fault(fault) => {
                     if let Err(outcome) = self.answer(&fault) {
                         return outcome;
@@ -392,6 +416,22 @@ impl Vm {
             self.inbox.disk(failure);
             // Even a VM that is paused: that was for another reason, or somebody tried to have it run on.
             self.stand_still(why);
+        }
+    }
+
+    /// Tells of guest RAM that is lost, which ends the VM: neither its guest nor its devices can be trusted to notice.
+    fn memory_lost(&self, what: String) -> Outcome {
+        self.inbox.memory_lost(&what);
+        Outcome::Failed(what)
+    }
+
+    /// Tells that the host wants a device back, and does what is to be done about it.
+    fn device_requested(&mut self, device: String) -> Result<(), Outcome> {
+        let answer = self.policies.answer_request(&device);
+        self.inbox.life(Life::DeviceRequested(device, answer));
+        match answer {
+            OnRequest::Report => Ok(()),
+            OnRequest::Stop => Err(Outcome::Stopped),
         }
     }
 
@@ -455,6 +495,7 @@ impl Vm {
     fn dismantle(self, outcome: Outcome) -> Outcome {
         let Vm {
             alarms,
+            losses,
             faults,
             cpus,
             board,
@@ -482,7 +523,11 @@ impl Vm {
             troubles.extend(stopped.err().map(|error| error.to_string()));
         }
         // The last holders of functions, and so of queues and of device files, go here.
-        wait_for("its disks", inbox.reporter(), || drop((assigned, board, disks, now)));
+        wait_for("its disks", inbox.reporter(), || {
+            // A thread that has stopped over lost RAM keeps the board, and is not to keep the devices with it.
+            board.bus.clear();
+            drop((assigned, board, disks, now));
+        });
         // With no queue left but those that hang; nothing of theirs may stay open when they are given back.
         for controller in controllers {
             let what = format!("NVMe controller {} to shut down", controller.name());
@@ -495,7 +540,7 @@ impl Vm {
             troubles.extend(given_back.err().map(|error| error.to_string()));
         }
         // The VM goes before the RAM that its memory slots name.
-        wait_for("KVM and its console", inbox.reporter(), || drop((power, vm, map, boot, console)));
+        wait_for("KVM and its console", inbox.reporter(), || drop((power, vm, map, boot, console, losses)));
         // Last of what could tell: until here devices may have done DMA.
         wait_for("the watch for DMA faults", inbox.reporter(), || drop(faults));
         failures.iter().for_each(|disk| disk.tell_rest());

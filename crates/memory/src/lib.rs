@@ -12,6 +12,8 @@ mod address;
 mod available;
 mod backing;
 mod buffers;
+mod loss;
+mod lost;
 mod map;
 mod numa;
 mod placement;
@@ -24,6 +26,8 @@ mod wiring;
 
 pub use address::{AMD_HOLE, Gpa, GpaRange, HIGH_RAM_START, LOW_RAM_END, ram_ranges, ram_ranges_around};
 pub use buffers::Buffers;
+pub use loss::{Cause, Loss};
+pub use lost::{Losses, Touch, any_stopped, is_stopped};
 pub use map::{
     Audited, Change, ChangeError, Contents, DeviceMemory, Difference, MemoryMap, Mirror, MirrorError, Place,
     Stuck,

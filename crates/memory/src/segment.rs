@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 
 use crate::address::GpaRange;
 use crate::backing::{self, LargePages};
+use crate::lost::Known;
 use crate::numa;
 use crate::placement::{Node, Pages, Placement};
 use crate::pool::PoolError;
@@ -113,6 +114,8 @@ pub struct Segment {
     large_pages: LargePages,
     host: NonNull<u8>,
     reserved: Reservation,
+    /// Nothing reads it: it keeps the segment known to the handler of touches that fail.
+    known: Option<Known>,
 }
 
 /// Host addresses that hold the segment and its guards, for unmapping.
@@ -139,12 +142,16 @@ impl Segment {
         let fail = |what, hint| move |cause| RamError::System { what, range, cause, hint };
         let smaller = match placement.pages.are_huge() {
             false => "Give the VM less memory (--memory), or free some on this host.",
-            true => "Set more huge pages aside (nr_hugepages), or give the VM less memory (--memory).",
+            true => {
+                "Set more huge pages aside (nr_hugepages), raise the limit of skep's cgroup on them (hugetlb.*.max), or give the \
+                     VM less memory (--memory)."
+            }
         };
         let (file, large_pages) =
             backing::file(range.len(), placement.pages).map_err(fail("allocate", smaller))?;
         let (host, reserved) = map(&file, range.len(), placement.pages).map_err(fail("map", smaller))?;
-        let segment = Segment { range, placement, file, large_pages, host, reserved };
+        let known = Known::new(host, range.len() as usize);
+        let segment = Segment { range, placement, file, large_pages, host, reserved, known };
         if let Some(node) = placement.node {
             numa::bind(segment.host, range.len(), node).map_err(|cause| RamError::Bind {
                 range,
@@ -194,8 +201,7 @@ impl Segment {
         let len = len.min(self.range.len()) as usize;
         for offset in (0..len).step_by(ALIGNMENT) {
             // Collapsing needs a first page to grow from; the rest of the 2 MiB it fills with zeroes itself.
-            // SAFETY: the offset lies in our own mapping, whose first touch this is; the guest does not run yet.
-            unsafe { self.host.add(offset).write_volatile(self.host.add(offset).read_volatile()) };
+            self.populate(offset as u64, 4096)?;
         }
         let start = self.host.as_ptr().cast::<libc::c_void>();
         let whole = len / ALIGNMENT * ALIGNMENT;
@@ -220,6 +226,7 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
+        self.known = None;
         // SAFETY: this is the reservation made in `map`; nothing borrows from a segment beyond its life.
         unsafe { libc::munmap(self.reserved.start, self.reserved.len) };
     }

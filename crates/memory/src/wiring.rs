@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use crate::address::GpaRange;
 use crate::placement::Pages;
 use crate::ram::Ram;
 use crate::segment::{RamError, Segment};
@@ -29,6 +30,21 @@ impl Ram {
     pub fn wire_with(&self, progress: impl FnMut(u64)) -> Result<(), RamError> {
         let segments: Vec<&Segment> = self.segments().iter().map(|segment| &**segment).collect();
         wire(&segments, progress)
+    }
+
+    /// Makes the pages of a range present, for a thread that is about to write there and cannot be stopped
+    /// ([`crate::Losses`]). What is outside RAM is left alone.
+    pub fn make_present(&self, range: GpaRange) -> Result<(), RamError> {
+        for segment in self.segments() {
+            let (own, page) = (segment.range(), segment.page_size());
+            let first = range.start().max(own.start()).0.saturating_sub(own.start().0);
+            let end = range.end().min(own.end()).0.saturating_sub(own.start().0);
+            let first = first - first % page;
+            if first < end {
+                segment.populate(first, end.next_multiple_of(page) - first)?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes every page present, and tells of it likewise, but locks none: for RAM that is mapped for devices next,
@@ -137,7 +153,7 @@ impl Segment {
     }
 
     /// Makes the pages of a part present, which must be whole pages inside the segment.
-    fn populate(&self, offset: u64, len: u64) -> Result<(), RamError> {
+    pub(crate) fn populate(&self, offset: u64, len: u64) -> Result<(), RamError> {
         debug_assert!(offset + len <= self.range().len());
         loop {
             // SAFETY: the part lies in our own mapping (see `pieces`); populating keeps its content.
@@ -152,12 +168,22 @@ impl Segment {
             if cause.kind() == io::ErrorKind::Interrupted {
                 continue;
             }
+            // The kernel's "bad address" is that it has no page to put there (madvise(2)).
+            let cause = match cause.raw_os_error() {
+                Some(libc::EFAULT) => {
+                    io::Error::new(io::ErrorKind::OutOfMemory, "the host has no page for it")
+                }
+                _ => cause,
+            };
             let hint = match (self.pages(), self.node()) {
                 (Pages::Default, None) => "Give the VM less memory (--memory), or free some on this host.",
                 (Pages::Default, Some(_)) => {
                     "Give the VM less memory (--memory), or free some on that NUMA node, or leave the node out (--node)."
                 }
-                _ => "Somebody else took huge pages meanwhile; set more aside (nr_hugepages).",
+                _ => {
+                    "Others took huge pages meanwhile, or skep's cgroup limits them: set more aside (nr_hugepages), or raise \
+                     the limit (hugetlb.*.max)."
+                }
             };
             return Err(RamError::System { what: "populate", range: self.range(), cause, hint });
         }
@@ -167,7 +193,7 @@ impl Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Gpa, GpaRange, Placement};
+    use crate::{Gpa, Placement};
 
     fn range(start: u64, len: u64) -> GpaRange {
         GpaRange::new(Gpa(start), len).unwrap()
@@ -206,6 +232,18 @@ mod tests {
         ram.wire_with(|_| {}).unwrap();
         assert!(locked() >= before + (4 << 10), "{} KiB", locked());
         assert_eq!(present(&ram.segments()[0]), 1024);
+    }
+
+    #[test]
+    fn only_the_pages_of_a_range_are_made_present_wherever_it_ends() {
+        let ram = Ram::new(&[range(0, 32 << 20), range(1 << 32, 32 << 20)]).unwrap();
+        let now = || ram.segments().iter().map(|segment| present(segment)).collect::<Vec<_>>();
+        ram.make_present(range(0x20_0fff, 2)).unwrap();
+        ram.make_present(range(64 << 20, 1 << 20)).unwrap();
+        // One page, or the large page that it is part of.
+        assert!(now()[0] >= 2 && now()[0] <= 512 && now()[1] == 0, "{:?}", now());
+        ram.make_present(range((32 << 20) - 1, 1 << 32)).unwrap();
+        assert!(now()[1] == 8192 && now()[0] <= 1024, "{:?}", now());
     }
 
     /// How many pages of 4 KiB of a segment are present.

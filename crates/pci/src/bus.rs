@@ -66,6 +66,14 @@ impl Bus {
         PciError::all(self.settle(&mut slots))
     }
 
+    /// Lets go of every function: for a bus that is not used any more, but that somebody may keep.
+    pub fn clear(&self) {
+        // They go when no lock is held: what they do then is theirs.
+        let slots = std::mem::take(&mut *self.slots());
+        let claims = std::mem::take(&mut *self.claims.write().expect("no code panics with this lock held"));
+        drop((claims, slots));
+    }
+
     /// The functions, by address.
     pub fn functions(&self) -> Vec<(Address, Arc<dyn Function>)> {
         self.slots().iter().map(|(address, slot)| (*address, slot.function.clone())).collect()

@@ -41,6 +41,9 @@ struct Flags {
     /// How many vCPUs it has [default: 1]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     cpus: Option<String>,
+    /// Let the guest run VMs of its own: its vCPUs have SVM or VMX, as this host's KVM offers it [default: off]
+    #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
+    nested: Option<String>,
     /// How much RAM it has: 512M, 6G, 1GiB; a bare number counts MiB [default: 256M]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     memory: Option<String>,
@@ -76,8 +79,9 @@ struct Flags {
     #[arg(long, value_name = "SPEC")]
     disk: Vec<String>,
     /// A PCI device of the host for the guest alone, as lspci -D prints it:
-    /// 0000:01:00.0[,domain=NAME][,on-fault=report|pause|reset|stop].
-    /// Devices of the same domain [default: guest] share their view of memory. Any number of devices
+    /// 0000:01:00.0[,domain=NAME][,on-fault=report|pause|reset|stop][,on-request=report|stop].
+    /// Devices of the same domain [default: guest] share their view of memory. on-request is what happens when this host
+    /// wants the device back, which it does not get before the VM ends [default: report]. Any number of devices
     #[arg(long, value_name = "ADDRESS")]
     assign: Vec<String>,
     /// How devices reach memory [default: auto, which is iommufd where this host has it]
@@ -161,6 +165,7 @@ impl Flags {
         let once = [
             (Key::Name, &self.name),
             (Key::Cpus, &self.cpus),
+            (Key::Nested, &self.nested),
             (Key::Memory, &self.memory),
             (Key::Hugepages, &self.hugepages),
             (Key::Node, &self.node),

@@ -105,6 +105,7 @@ fn run(
         }
     };
     let stopped = vm.run();
+    end_in_any_case();
     // Nothing may ask for what is being taken apart, but how it goes is told.
     if let Some(server) = &server
         && let Err(unanswered) = server.retire()
@@ -166,6 +167,26 @@ fn open_report(path: &Path) -> Result<File, String> {
     OpenOptions::new().write(true).create(true).truncate(true).open(path).map_err(|cause| {
         format!("cannot write the report {}: {cause}. Check the path after --report.", path.display())
     })
+}
+
+/// How long a VM may take to end when threads of it have stopped for good. Devices are waited for as long as this.
+const LAST_RESORT: Duration = Duration::from_secs(120);
+
+/// Ends the process a while from now if it still has to wait for threads that have stopped because guest RAM is lost:
+/// what they hold may be what the end needs.
+fn end_in_any_case() {
+    let watching = spawn("last-resort", || {
+        std::thread::sleep(LAST_RESORT);
+        if memory::any_stopped() {
+            report::error(
+                "threads that have stopped over lost guest RAM hold up the VM's end, so the process ends now. The next \
+                 start gives its devices back, or `skep host give-back`.",
+            );
+            std::process::exit(Exit::Failed.status().into());
+        }
+    });
+    // Without the thread the end is as good as ever, only without this limit.
+    drop(watching);
 }
 
 /// A VM with many queues and vectors has more eventfds than the usual 1024 files; the hard limit is there to be used.

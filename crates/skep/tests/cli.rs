@@ -95,7 +95,8 @@ fn a_checked_description_prints_as_one_that_reads_the_same() {
         "--assign",
         "0000:01:00.0",
         "--assign",
-        "02:00.0,domain=b",
+        "02:00.0,domain=b,on-request=stop",
+        "--nested",
         "--hugepages=2M",
         "--node=1",
         "--wire=on",
@@ -108,7 +109,7 @@ fn a_checked_description_prints_as_one_that_reads_the_same() {
     let first = skep(&flags);
     assert_eq!((first.status.code(), stderr(&first)), (Some(0), String::new()));
     let text = stdout(&first);
-    for line in ["memory = \"6G\"", "path = \"/dev/a,b\"", "i-know = true", "p2p = \"on\""] {
+    for line in ["memory = \"6G\"", "path = \"/dev/a,b\"", "i-know = true", "nested = true", "p2p = \"on\""] {
         assert!(text.lines().any(|found| found == line), "{line}: {text}");
     }
     let (second, _) = run_file(&text, &["--check-config"]);

@@ -7,6 +7,8 @@ pub enum Key {
     Name,
     /// `cpus`, `--cpus`: see [`crate::Cpus`].
     Cpus,
+    /// `nested`, `--nested`: whether the guest can run VMs of its own.
+    Nested,
     /// `memory`, `--memory`: see [`crate::MemorySize`].
     Memory,
     /// `hugepages`, `--hugepages`: see [`crate::HugePages`].
@@ -41,9 +43,10 @@ pub enum Key {
 
 impl Key {
     /// All keys.
-    pub const ALL: [Key; 17] = [
+    pub const ALL: [Key; 18] = [
         Key::Name,
         Key::Cpus,
+        Key::Nested,
         Key::Memory,
         Key::Hugepages,
         Key::Node,
@@ -66,6 +69,7 @@ impl Key {
         match self {
             Key::Name => "--name",
             Key::Cpus => "--cpus",
+            Key::Nested => "--nested",
             Key::Memory => "--memory",
             Key::Hugepages => "--hugepages",
             Key::Node => "--node",
@@ -94,6 +98,7 @@ impl Key {
 pub(super) const VM: &[&str] = &[
     "name",
     "cpus",
+    "nested",
     "memory",
     "hugepages",
     "node",
@@ -140,4 +145,4 @@ pub(super) const DISK: &[&str] = &[
 /// The keys of a disk that may be there several times in a flag, and have a list in a file.
 pub(super) const SEVERAL: &[&str] = &["chain"];
 /// The keys of an assigned device.
-pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault"];
+pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault", "on-request"];

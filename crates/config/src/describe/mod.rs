@@ -108,6 +108,7 @@ fn as_table(flags: &[(Key, String)], findings: &mut Vec<Finding>) -> Table {
 struct Parts {
     name: Given<VmName>,
     cpus: Given<Cpus>,
+    nested: Given<bool>,
     memory: Given<MemorySize>,
     hugepages: Given<HugePages>,
     node: Given<NodeId>,
@@ -131,6 +132,7 @@ impl Parts {
         Parts {
             name: keys.get("name"),
             cpus: keys.get("cpus"),
+            nested: keys.get("nested"),
             memory: keys.get("memory"),
             hugepages: keys.get("hugepages"),
             node: keys.get("node"),
@@ -160,6 +162,7 @@ impl Parts {
         Parts {
             name: over.name.or(self.name),
             cpus: over.cpus.or(self.cpus),
+            nested: over.nested.or(self.nested),
             memory: over.memory.or(self.memory),
             hugepages: over.hugepages.or(self.hugepages),
             node: over.node.or(self.node),
@@ -201,6 +204,7 @@ impl Parts {
         Some(Vm {
             name: self.name.value().unwrap_or_default(),
             cpus: self.cpus.value().unwrap_or_default(),
+            nested: self.nested.value().unwrap_or_default(),
             memory,
             backing: Backing {
                 hugepages,
@@ -256,7 +260,8 @@ fn assign(table: &Table, findings: &mut Vec<Finding>) -> Option<Assign> {
     let address = keys.required("address", "this assigned device", "Write --assign 0000:01:00.0.");
     let domain = keys.get("domain").value();
     let on_fault = keys.get("on-fault").value();
-    Some(Assign { address: address?, domain: domain.unwrap_or_default(), on_fault })
+    let on_request = keys.get("on-request").value().unwrap_or_default();
+    Some(Assign { address: address?, domain: domain.unwrap_or_default(), on_fault, on_request })
 }
 
 /// The items as a list without repetition; each repeated one is a finding.

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use crate::model::{
     Bounce, Buffers, Chain, Console, DmaBackEnd, Format, HostDomain, HugePages, ModelName, OnError, OnFault,
-    P2p, Poll, Wire,
+    OnRequest, P2p, Poll, Wire,
 };
 use crate::source::Value;
 use crate::values::Invalid;
@@ -60,6 +60,17 @@ read_text! {
     Product: "text in quotes",
     Firmware: "text in quotes",
     ControllerName: "text in quotes",
+}
+
+impl Read for OnRequest {
+    const EXPECTED: &'static str = "text in quotes: report or stop";
+
+    fn read(value: &Value) -> Option<Result<Self, Invalid>> {
+        Some(text(value)?.map_err(|invalid| match invalid {
+            Invalid::Word { text, .. } if text == "unplug" => Invalid::Unplug,
+            other => other,
+        }))
+    }
 }
 
 /// Types that are words, of which `on` and `off` may also be written as true and false.

@@ -1,7 +1,7 @@
 //! A device of the host for the guest alone.
 
 use super::distinct::Identified;
-use super::dma::OnFault;
+use super::dma::{OnFault, OnRequest};
 use crate::values::address::PciAddress;
 use crate::values::name::DomainName;
 
@@ -14,12 +14,14 @@ pub struct Assign {
     pub domain: DomainName,
     /// What happens when its DMA fails; `None` for what the VM has ([`super::Dma::on_fault`]).
     pub on_fault: Option<OnFault>,
+    /// What happens when this host wants it back.
+    pub on_request: OnRequest,
 }
 
 impl Assign {
     /// The function at this address, in the common guest domain.
     pub fn new(address: PciAddress) -> Assign {
-        Assign { address, domain: DomainName::default(), on_fault: None }
+        Assign { address, domain: DomainName::default(), on_fault: None, on_request: OnRequest::default() }
     }
 }
 

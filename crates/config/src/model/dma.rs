@@ -59,6 +59,18 @@ words! {
 }
 
 words! {
+    /// What happens when this host wants an assigned device back, beside the one event that tells of it.
+    #[derive(Default)]
+    pub enum OnRequest, "an answer to a request for a device" {
+        /// Nothing more than the event. The host waits until the VM ends.
+        #[default]
+        Report = "report",
+        /// The VM is stopped, and so gives the device back.
+        Stop = "stop",
+    }
+}
+
+words! {
     /// Whether assigned devices reach each other's BARs by DMA.
     #[derive(Default)]
     pub enum P2p, "a choice for p2p" {

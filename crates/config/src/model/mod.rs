@@ -14,7 +14,7 @@ pub use assign::Assign;
 pub use console::Console;
 pub use disk::{Disk, DiskModel, ModelName, OnError, Writes};
 pub use distinct::{Distinct, Identified};
-pub use dma::{Dma, DmaBackEnd, HostDomain, OnFault, P2p};
+pub use dma::{Dma, DmaBackEnd, HostDomain, OnFault, OnRequest, P2p};
 pub use ram::{Backing, HugePages, Wire};
 pub use source::{Bounce, Buffers, Chain, DiskSource, FileDisk, Format, Poll};
 pub use vm::{Boot, Vm};

@@ -19,6 +19,8 @@ pub struct Vm {
     pub name: VmName,
     /// How many vCPUs it has.
     pub cpus: Cpus,
+    /// Whether it can run VMs of its own: whether its vCPUs have SVM or VMX.
+    pub nested: bool,
     /// How much RAM it has.
     pub memory: MemorySize,
     /// What that RAM is made of.

@@ -155,6 +155,12 @@ pub enum Invalid {
         /// The words there are.
         valid: &'static [&'static str],
     },
+    /// An answer that is not built yet.
+    #[error(
+        "skep cannot take an assigned device out of a guest that runs yet, so \"unplug\" is no answer to a request for \
+         it. Write stop, which ends the VM and so gives the device back, or report."
+    )]
+    Unplug,
     /// Memory that the huge pages asked for do not divide.
     #[error(
         "{size} of memory is not a multiple of huge pages of {page}. Give the VM {} of memory, or pages of 2M.",

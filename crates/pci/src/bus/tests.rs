@@ -121,6 +121,17 @@ fn a_bar_is_reached_where_it_decodes_and_only_while_it_does() {
 }
 
 #[test]
+fn a_bus_that_is_cleared_keeps_no_function() {
+    let (bus, functions) = bus(2);
+    let (at, probe) = functions[0].clone();
+    bus.write_config(at, 4, &[2]).unwrap();
+    drop(functions);
+    bus.clear();
+    assert_eq!((Arc::strong_count(&probe), bus.functions().len()), (1, 0));
+    assert!(!bus.read_memory(Gpa(probe.places()[0]), &mut [0]));
+}
+
+#[test]
 fn of_two_colliding_bars_the_first_stays_until_it_goes() {
     let (bus, probes) = bus(2);
     for (address, _) in &probes {
