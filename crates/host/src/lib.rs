@@ -27,7 +27,7 @@ mod fake;
 
 pub use address::{BadAddress, PciAddress};
 pub use bind::{BindError, Bound};
-pub use disks::{Content, Controller, HostDisk, Partition};
+pub use disks::{Content, Controller, HostDisk, Partition, serial_number};
 pub use group::{IommuGroup, Member, NotViable};
 pub use in_use::Reason;
 pub use iommu::{Iommu, IommuKind, ReservedRegion};
