@@ -219,5 +219,7 @@ impl Bus {
 }
 
 mod place;
+
+pub use place::without_place;
 #[cfg(test)]
 mod tests;
