@@ -38,6 +38,8 @@ pub enum Event {
     Disk(disk::Failure),
     /// Somebody presses the power button.
     PressPowerButton,
+    /// The guest gets a press of the power button that waited. There is one for each press at most.
+    PowerButtonHeard,
     /// Somebody wants the VM to stand still.
     Pause(String),
     /// Somebody wants it to run on.
@@ -165,6 +167,7 @@ impl Inbox {
                 later @ (Event::Fault(_)
                 | Event::Disk(_)
                 | Event::PressPowerButton
+                | Event::PowerButtonHeard
                 | Event::Pause(_)
                 | Event::DisksChanged(_)
                 | Event::Resume) => events.send(later),
@@ -213,6 +216,7 @@ impl Inbox {
                 // One that asks for a pause has ended without it, of which its disk has told.
                 Event::Disk(failure) if failure.answer != disk::Answer::Held => self.disk(failure),
                 Event::DisksChanged(what) => self.life(Life::DisksChanged(what)),
+                Event::PowerButtonHeard => self.life(Life::PowerButtonHeard),
                 _ => {}
             }
         }

@@ -38,6 +38,7 @@ mod slots;
 pub mod steps;
 mod vm;
 
+pub use devices::Press;
 pub use disk::{Answer, Counters, Failure, Reading, Waiting};
 pub use disks::{DriveError, DriveReading, Letting, PlugError, Plugged, TrayLock, UnplugError, Unplugged};
 pub use error::StartError;

@@ -1,5 +1,6 @@
 //! The life of a VM.
 
+use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -55,6 +56,17 @@ pub enum Outcome {
     Failed(String),
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::PoweredOff => f.write_str("the guest powered off"),
+            Outcome::Stopped => f.write_str("it was stopped, as asked"),
+            Outcome::Crashed(how) => write!(f, "the guest crashed: {how}"),
+            Outcome::Failed(how) => f.write_str(how),
+        }
+    }
+}
+
 /// A VM's end, and what went through its disks.
 #[derive(Debug)]
 pub struct Ended {
@@ -71,6 +83,7 @@ pub struct Ended {
 pub struct Control {
     events: Events,
     serial: Arc<SerialPort>,
+    power: Weak<Power>,
     phases: Arc<Phases>,
     domains: Vec<Weak<Domain>>,
     map: Weak<MemoryMap>,
@@ -84,6 +97,11 @@ impl Control {
     /// Presses the power button: the guest shuts down when it listens.
     pub fn press_power_button(&self) {
         self.events.send(Event::PressPowerButton);
+    }
+
+    /// Whether the guest has enabled the power button's ACPI event. What in the guest acts on it may start later.
+    pub fn guest_listens_to_button(&self) -> bool {
+        self.power.upgrade().is_some_and(|power| power.guest_listens())
     }
 
     /// Has the guest stand still; `why` is told to the VM's owner. Returns what the VM does then.
@@ -281,6 +299,7 @@ impl Vm {
         Control {
             events: self.board.events.clone(),
             serial: self.serial.clone(),
+            power: Arc::downgrade(&self.power),
             phases: self.phases.clone(),
             domains: domains.iter().map(Arc::downgrade).collect(),
             map: Arc::downgrade(&self.map),
@@ -295,6 +314,7 @@ impl Vm {
         self.enter(Life::Started);
         let outcome = self.attend();
         self.phases.set(Phase::Ending);
+        self.inbox.life(Life::Ending(outcome.clone()));
         self.console.hurry(true);
         self.cpus.hold();
         Stopped { vm: self, outcome }
@@ -343,7 +363,8 @@ impl Vm {
                 }
                 Event::Trouble(what) => self.inbox.tell(&what),
                 Event::Provoked(what) => self.inbox.tell_provoked(&what),
-                Event::PressPowerButton => self.power.press_button(),
+                Event::PressPowerButton => self.inbox.life(Life::PowerButton(self.power.press_button())),
+                Event::PowerButtonHeard => self.inbox.life(Life::PowerButtonHeard),
                 Event::Pause(why) => self.pause(why),
                 Event::Resume => self.resume(),
                 Event::DisksChanged(what) => self.inbox.life(Life::DisksChanged(what)),
@@ -500,12 +521,14 @@ impl Vm {
         wait_for("the watch for DMA faults", inbox.reporter(), || drop(faults));
         failures.iter().for_each(|disk| disk.tell_rest());
         inbox.tell_rest();
-        match (troubles.is_empty(), outcome) {
+        let outcome = match (troubles.is_empty(), outcome) {
             (false, Outcome::PoweredOff | Outcome::Stopped) => Outcome::Failed(troubles.join("\n")),
             (_, outcome) => {
                 troubles.iter().for_each(|trouble| inbox.tell(trouble));
                 outcome
             }
-        }
+        };
+        inbox.life(Life::Ended(outcome.clone()));
+        outcome
     }
 }
