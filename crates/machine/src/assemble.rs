@@ -53,7 +53,7 @@ pub fn assemble(
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
-    let mut claimed = Claimed::new(&host, &plans, plan::choice(config))?;
+    let mut claimed = Claimed::new(&host, &plans, plan::choice(&config.dma))?;
     if let Some(claimed) = &claimed {
         claimed.check(&layout.ram)?;
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use assign::Assigned;
 use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
-use config::OnFault;
+use config::{Draft, OnFault};
 use devices::{Power, PowerRequest, SerialPort};
 use disk::nvme::NvmeController;
 use disk::{Answer, Failure, Failures, Reading, Tally};
@@ -24,7 +24,7 @@ use crate::alarms::AlarmWatch;
 use crate::assemble::assemble;
 use crate::assigned::Claimed;
 use crate::board::Board;
-use crate::check::check;
+use crate::check::{Checked, check};
 use crate::chips::Chips;
 use crate::console::Console;
 use crate::cpus::{Cpus, End};
@@ -259,18 +259,24 @@ impl BootPlan {
 }
 
 impl Vm {
-    /// Makes a VM from its description, or says everything that stands in the way and leaves the host as it
-    /// was. The console's output goes to `output`.
+    /// Compares a description with this host, once what killed VMs left is given back: everything that stands in the way of
+    /// a start, or what it needs, with nothing else touched.
+    pub fn check(config: &config::Vm, report: &Reporter) -> Result<Checked, Vec<StartError>> {
+        leftovers::give_back(&Host::here(), report);
+        check(&Draft::from(config))
+    }
+
+    /// Makes a VM from its description and what was found when that was checked, or says what failed and leaves the host
+    /// as it was. The console's output goes to `output`.
     ///
     /// `cancelled` is looked at between the steps: once it is set, the start ends there.
     pub fn build(
         config: &config::Vm,
+        checked: Checked,
         output: Box<dyn Write + Send>,
         report: Reporter,
         cancelled: Arc<AtomicBool>,
     ) -> Result<Vm, Vec<StartError>> {
-        leftovers::give_back(&Host::here(), &report);
-        let checked = check(config)?;
         let steps = Steps::new(cancelled);
         let vm = assemble(config, checked, output, report, &steps).map_err(|error| vec![error])?;
         match vm.ready(&steps) {
@@ -288,9 +294,9 @@ impl Vm {
         if differ.is_empty() { Ok(()) } else { Err(differ) }
     }
 
-    /// Everything that stands in the way of a start, with nothing touched; none, if nothing does.
-    pub fn findings(config: &config::Vm) -> Vec<StartError> {
-        check(config).err().unwrap_or_default()
+    /// Everything on this host that stands in the way of a VM of which only a draft is there, with nothing touched.
+    pub fn findings(draft: &Draft) -> Vec<StartError> {
+        check(draft).err().unwrap_or_default()
     }
 
     /// The way to the VM while it runs.
