@@ -202,7 +202,13 @@ pub fn check(host: &Host, plans: &[DomainPlan], ram: RamPlan<'_>, dma: DmaChoice
         // Before VFIO is loaded nobody knows.
         let cdevs = host.has_vfio_cdevs() || !host.has_vfio();
         let domains = plans.iter().filter(|plan| !plan.devices.is_empty()).count() as u64;
-        let mut more = dma.locks(Circumstances { cdevs, p2p }, domains, bytes);
+        let on = Circumstances { cdevs, p2p };
+        errors.extend(devices.iter().flat_map(|(device, _)| host.cannot_take(device)).map(AssignError::from));
+        let module = dma.module(on);
+        if host.remaps_interrupts() == Some(false) && !host.allows_unsafe_interrupts(module) {
+            errors.push(AssignError::NoRemapping { module });
+        }
+        let mut more = dma.locks(on, domains, bytes);
         if ram.locked {
             more.process = more.process.saturating_add(bytes);
         }
@@ -337,6 +343,29 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
+    }
+
+    #[test]
+    fn what_the_kernel_would_refuse_half_way_is_found_before_with_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        device(dir.path(), "0000:02:00.0", "0x010802", "nvme", Some(2));
+        device(dir.path(), "0000:03:00.0", "0x010802", "nvme", Some(3));
+        fs::create_dir_all(dir.path().join("proc")).unwrap();
+        fs::write(dir.path().join("proc/interrupts"), "CPU0\n4: 36 IO-APIC 4-edge ttyS0\n").unwrap();
+        let plans = guest(&["02:00.0", "03:00.0"].map(|text| text.parse().unwrap()));
+        let found = |dma| check(&Host::at(dir.path()), &plans, ram(&[]), dma).unwrap_err().to_string();
+        let text = found(DmaChoice::Type1);
+        for part in [
+            "cannot choose the driver of PCI device 0000:02:00.0",
+            "cannot choose the driver of PCI device 0000:03:00.0",
+            "load vfio_iommu_type1 with allow_unsafe_interrupts=1",
+        ] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        assert_eq!(text.matches("interrupt remapping").count(), 1, "{text}");
+        fs::write(dir.path().join("proc/cmdline"), "vfio_iommu_type1.allow_unsafe_interrupts=1").unwrap();
+        assert!(!found(DmaChoice::Type1).contains("remapping"));
+        assert!(found(DmaChoice::Iommufd).contains("load iommufd with"));
     }
 
     #[test]

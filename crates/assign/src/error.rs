@@ -71,6 +71,16 @@ pub enum AssignError {
         /// The domains.
         domains: Vec<String>,
     },
+    /// Nothing keeps a device from raising interrupts that are not its own.
+    #[error(
+        "interrupt remapping is missing, so an assigned device could raise any interrupt of the host: enable it in the \
+         firmware set-up (VT-d, AMD-Vi, x2APIC). To go without that protection, load {module} with \
+         allow_unsafe_interrupts=1"
+    )]
+    NoRemapping {
+        /// The kernel's module that would refuse.
+        module: &'static str,
+    },
     /// The function is no endpoint.
     #[error(
         "PCI device {address} is a bridge (header type {header:#x}); only endpoints can be assigned. Assign the \

@@ -73,15 +73,15 @@ impl Initrd {
     }
 
     /// Chooses its place: on a page, as high as possible below `ram_end` and at most up to the byte `max`,
-    /// and behind `kernel`.
-    pub(crate) fn place(&self, kernel: GpaRange, ram_end: Gpa, max: Gpa) -> Result<GpaRange, InitrdError> {
+    /// and from `behind` on, where the kernel ends.
+    pub(crate) fn place(&self, behind: Gpa, ram_end: Gpa, max: Gpa) -> Result<GpaRange, InitrdError> {
         let len = self.source.len();
         let limit = Gpa(ram_end.0.min(max.0.saturating_add(1)));
-        let free = limit.0.saturating_sub(kernel.end().0);
+        let free = limit.0.saturating_sub(behind.0);
         let start = limit.0.checked_sub(len).map(|start| Gpa(start / PAGE * PAGE));
-        let place = start.filter(|start| *start >= kernel.end()).and_then(|start| GpaRange::new(start, len));
+        let place = start.filter(|start| *start >= behind).and_then(|start| GpaRange::new(start, len));
         place.ok_or_else(|| {
-            let enough = kernel.end().align_up(PAGE).and_then(|start| start.checked_add(len)?.align_up(PAGE));
+            let enough = behind.align_up(PAGE).and_then(|start| start.checked_add(len)?.align_up(PAGE));
             let ceiling = memory::LOW_RAM_END.0.min(max.0.saturating_add(1));
             let enough = enough.map(|end| end.0).filter(|end| *end <= ceiling);
             InitrdError::NoRoom { path: self.source.name().to_path_buf(), len, free, limit, enough }
@@ -106,23 +106,26 @@ mod tests {
 
     #[test]
     fn an_initrd_lies_on_a_page_at_the_end_of_low_ram() {
-        let place = initrd(5000).place(range(0x100_0000, 0x1000), Gpa(0x800_0000), Gpa(0x37ff_ffff)).unwrap();
+        let place =
+            initrd(5000).place(range(0x100_0000, 0x1000).end(), Gpa(0x800_0000), Gpa(0x37ff_ffff)).unwrap();
         assert_eq!(place, range(0x800_0000 - 0x2000, 5000));
-        let place = initrd(1).place(range(0x100_0000, 0x1000), Gpa(0xc000_0000), Gpa(0x37ff_ffff)).unwrap();
+        let place =
+            initrd(1).place(range(0x100_0000, 0x1000).end(), Gpa(0xc000_0000), Gpa(0x37ff_ffff)).unwrap();
         assert_eq!(place.start(), Gpa(0x37ff_f000));
     }
 
     #[test]
     fn too_large_an_initrd_is_an_error_that_says_how_much_ram_would_do() {
         let error =
-            initrd(0x3000).place(range(0x100_0000, 0x800), Gpa(0x100_2000), Gpa(u64::MAX)).unwrap_err();
+            initrd(0x3000).place(range(0x100_0000, 0x800).end(), Gpa(0x100_2000), Gpa(u64::MAX)).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the initrd initrd.img has 12288 bytes (1 MiB), but only 6144 bytes of RAM between the kernel and \
              0x1002000 can hold it. Give the VM at least 17 MiB of memory."
         );
-        let error =
-            initrd(0x3000).place(range(0x100_0000, 0x800), Gpa(0x200_0000), Gpa(0x100_1fff)).unwrap_err();
+        let error = initrd(0x3000)
+            .place(range(0x100_0000, 0x800).end(), Gpa(0x200_0000), Gpa(0x100_1fff))
+            .unwrap_err();
         assert!(error.to_string().ends_with("More memory would not help: make it smaller."), "{error}");
         assert!(matches!(Initrd::from_bytes("x", Vec::new()), Err(InitrdError::Empty { .. })));
     }
@@ -131,11 +134,11 @@ mod tests {
         #[test]
         fn the_ram_that_is_said_to_be_enough_is_enough_and_less_is_not(len in 1usize..20_000, kernel in 1u64..20_000) {
             let (initrd, kernel) = (initrd(len), range(0x10_0000, kernel));
-            let error = initrd.place(kernel, kernel.end(), Gpa(u64::MAX)).unwrap_err();
+            let error = initrd.place(kernel.end(), kernel.end(), Gpa(u64::MAX)).unwrap_err();
             let InitrdError::NoRoom { enough: Some(enough), .. } = error else { panic!("{error}") };
-            let place = initrd.place(kernel, Gpa(enough), Gpa(u64::MAX)).unwrap();
+            let place = initrd.place(kernel.end(), Gpa(enough), Gpa(u64::MAX)).unwrap();
             prop_assert!(place.start() >= kernel.end() && place.end().0 <= enough);
-            prop_assert!(initrd.place(kernel, Gpa(enough - PAGE), Gpa(u64::MAX)).is_err());
+            prop_assert!(initrd.place(kernel.end(), Gpa(enough - PAGE), Gpa(u64::MAX)).is_err());
         }
     }
 }

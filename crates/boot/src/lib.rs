@@ -109,9 +109,51 @@ struct Handover {
     rsdp: Gpa,
 }
 
+/// Everything that keeps a kernel, an initrd and a command line from RAM at these places, as far as they are known: what
+/// is `None` is not looked at. Nothing is read but what was read when they were opened.
+pub fn check(
+    kernel: Option<&KernelImage>,
+    initrd: Option<&Initrd>,
+    command_line: Option<&str>,
+    ram: &[GpaRange],
+) -> Vec<LoadError> {
+    let low_end = ram.iter().find(|range| range.contains(Gpa(0))).map_or(Gpa(0), |range| range.end());
+    if low_end < low::HIGH {
+        return vec![LoadError::NoLowRam];
+    }
+    let limits = kernel.map_or(Limits::LEAST_STRICT, Limits::of);
+    let behind = kernel.map_or(low::HIGH, |kernel| kernel.range().end());
+    let fits = kernel.and_then(|kernel| kernel.fits(low_end).err()).map(LoadError::from);
+    let room = initrd.and_then(|initrd| initrd.place(behind, low_end, limits.initrd).err());
+    let line = command_line.and_then(|line| terminated(line, limits.command_line).err());
+    fits.into_iter().chain(room.map(LoadError::from)).chain(line).collect()
+}
+
+/// What a kernel's way to boot allows.
+struct Limits {
+    /// The last byte that the initrd may have.
+    initrd: Gpa,
+    /// Bytes of the command line.
+    command_line: u32,
+}
+
+impl Limits {
+    const LEAST_STRICT: Limits = Limits { initrd: Gpa(u64::MAX), command_line: u32::MAX };
+
+    fn of(kernel: &KernelImage) -> Limits {
+        match kernel.format() {
+            Format::Pvh(_) => Limits { initrd: pvh::INITRD_MAX, command_line: pvh::COMMAND_LINE_MAX },
+            Format::BzImage(image) => {
+                Limits { initrd: image.initrd_max(), command_line: image.command_line_max() }
+            }
+        }
+    }
+}
+
 /// Loads a kernel and everything it needs into `ram`, and returns how the boot CPU must enter it.
 ///
-/// Everything is checked before the first write; only a file that cannot be read any more fails later. It
+/// Everything is checked before the first write, and what can be known without RAM by [`check`] before that; only a file
+/// that cannot be read any more fails later. It
 /// may be called again for the same RAM, to restart a guest: all that it writes, it writes anew.
 pub fn load(boot: &LinuxBoot<'_>, platform: &Platform, ram: &Ram) -> Result<CpuState, LoadError> {
     platform.check(ram)?;
@@ -121,12 +163,10 @@ pub fn load(boot: &LinuxBoot<'_>, platform: &Platform, ram: &Ram) -> Result<CpuS
     }
     let kernel = boot.kernel;
     kernel.fits(low_end)?;
-    let (initrd_max, command_line_max) = match kernel.format() {
-        Format::Pvh(_) => (pvh::INITRD_MAX, pvh::COMMAND_LINE_MAX),
-        Format::BzImage(image) => (image.initrd_max(), image.command_line_max()),
-    };
-    let command_line = terminated(boot.command_line, command_line_max)?;
-    let initrd = boot.initrd.map(|initrd| initrd.place(kernel.range(), low_end, initrd_max)).transpose()?;
+    let limits = Limits::of(kernel);
+    let command_line = terminated(boot.command_line, limits.command_line)?;
+    let initrd =
+        boot.initrd.map(|initrd| initrd.place(kernel.range().end(), low_end, limits.initrd)).transpose()?;
     let map = memory_map(platform, ram);
     if map.len() > map::MAX_ENTRIES {
         return Err(LoadError::MapTooLong { count: map.len() });

@@ -220,6 +220,32 @@ fn a_kernel_in_a_file_is_loaded_like_one_in_memory() {
 }
 
 #[test]
+fn what_does_not_fit_is_known_before_there_is_ram_and_all_at_once() {
+    let kernel = KernelImage::from_bytes("tiny", tiny_elf()).unwrap();
+    let initrd = Initrd::from_bytes("big", vec![1; 20 << 20]).unwrap();
+    let (line, places) = ("x".repeat(2048), memory::ram_ranges(16 << 20));
+    let texts = |kernel, initrd, line: Option<&str>, places: &[GpaRange]| {
+        check(kernel, initrd, line, places).iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let all = texts(Some(&kernel), Some(&initrd), Some(&line), &places);
+    let parts =
+        ["the kernel tiny needs the RAM", "the initrd big has 20971520 bytes", "command line has 2048"];
+    assert!(all.len() == 3 && all.iter().zip(parts).all(|(text, part)| text.contains(part)), "{all:?}");
+    // What is unknown keeps nobody from finding the rest.
+    let alone = texts(None, Some(&initrd), None, &places);
+    assert!(alone.len() == 1 && alone[0].contains("Give the VM at least 21 MiB"), "{alone:?}");
+    let fits = memory::ram_ranges(64 << 20);
+    assert_eq!(texts(Some(&kernel), Some(&initrd), Some("quiet"), &fits), [""; 0]);
+    // It says of each what loading says of the first.
+    let boot = LinuxBoot { kernel: &kernel, initrd: Some(&initrd), command_line: "quiet" };
+    for mib in 16..64 {
+        let loaded = load(&boot, &one_cpu(), &ram(mib << 20)).map(drop).map_err(|error| error.to_string());
+        let found = texts(Some(&kernel), Some(&initrd), Some("quiet"), &memory::ram_ranges(mib << 20));
+        assert_eq!(loaded.err(), found.first().cloned(), "{mib} MiB");
+    }
+}
+
+#[test]
 fn the_kernels_in_the_cache_load() {
     let folder = std::env::home_dir().unwrap_or_default().join(".cache/skep");
     let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();

@@ -15,7 +15,7 @@
 //! form (`assign = ["01:00.0"]`).
 //!
 //! Everything that is wrong is found at once ([`Findings`]), and each finding names its place: file, line and
-//! column, or the flag as written.
+//! column, or the flag as written. What is right beside it ([`Draft`]) can be compared with the host all the same.
 //!
 //! The value of one `--disk` by itself is what [`describe_disk`] reads, for disks that come while a VM runs.
 //!
@@ -31,12 +31,12 @@ mod print;
 mod source;
 mod values;
 
-pub use describe::{File, Key, describe, describe_disk};
+pub use describe::{Description, File, Key, describe, describe_disk};
 pub use finding::{Finding, Findings, Place, Problem};
 pub use model::{
     Assign, Backing, Boot, Bounce, Buffers, Chain, Console, Disk, DiskModel, DiskSource, Distinct, Dma,
-    DmaBackEnd, FileDisk, Format, HostDomain, HugePages, Identified, ModelName, OnError, OnFault, OnRequest,
-    P2p, Poll, Vm, Wire, Writes,
+    DmaBackEnd, Draft, FileDisk, Format, HostDomain, HugePages, Identified, ModelName, OnError, OnFault,
+    OnRequest, P2p, Poll, Vm, Wire, Writes,
 };
 pub use values::address::PciAddress;
 pub use values::count::{Cpus, LogicalBlock, Namespace, NodeId, Queues};

@@ -554,3 +554,41 @@ fn a_disk_by_itself_has_the_model_that_is_asked_for_unless_it_says_another() {
     }
     assert!(disk("").is_err() && disk("serial=A").is_err());
 }
+
+#[test]
+fn what_is_right_beside_what_is_wrong_is_in_the_draft_and_nothing_is_made_up_for_what_is_wrong() {
+    let given = |flags: &[(Key, &str)]| {
+        let flags: Vec<(Key, String)> =
+            flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        config::Description::read(None, &flags)
+    };
+    let read = given(&[
+        (Key::Name, "a/b"),
+        (Key::Memory, "1Q"),
+        (Key::Cpus, "0"),
+        (Key::Initrd, "/i"),
+        (Key::Console, "serial"),
+        (Key::Disk, "/dev/a"),
+        (Key::Disk, "/dev/a"),
+        (Key::Disk, "a,b"),
+        (Key::Disk, "/dev/b"),
+        (Key::Assign, "x"),
+        (Key::Assign, "01:00.0"),
+    ]);
+    assert_eq!(read.wrong().len(), 8, "{:?}", read.wrong());
+    let draft = &read.draft;
+    assert_eq!((&draft.name, draft.memory, &draft.console, &draft.kernel), (&None, None, &None, &None));
+    assert_eq!(draft.initrd.as_ref().unwrap().as_str(), "/i");
+    assert_eq!((draft.disks.len(), draft.assigned.len()), (2, 1));
+    assert!(read.vm().is_err());
+
+    let read = given(&[(Key::Kernel, "k")]);
+    assert!(read.wrong().is_empty() && read.draft.memory.is_some() && read.draft.console.is_some());
+    let draft = read.draft.clone();
+    assert_eq!(config::Draft::from(&read.vm().unwrap()), draft);
+
+    // A file that could not be read may have named the kernel.
+    let flags = [(Key::Memory, "1Q".to_owned())];
+    assert_eq!(config::Description::read_without_file(&flags).wrong().len(), 1);
+    assert_eq!(config::Description::read(None, &flags).wrong().len(), 2);
+}

@@ -87,6 +87,9 @@ pub struct Info {
     pub pid: u32,
     /// When the process began to run it: RFC 3339, UTC.
     pub since: String,
+    /// Whether the guest has enabled the power button's ACPI event, without which it notices no press.
+    #[serde(default)]
+    pub listens_to_button: bool,
 }
 
 /// What a VM does.

@@ -1,5 +1,6 @@
 //! A VM that does as it is told, for tests.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use disk::{Counters, Reading};
@@ -22,6 +23,7 @@ pub struct FakeVm {
     state: Mutex<State>,
     disc: Mutex<Option<String>>,
     plugged: Mutex<Option<String>>,
+    listens: AtomicBool,
 }
 
 impl FakeVm {
@@ -45,7 +47,13 @@ impl FakeVm {
             state: Mutex::new(State::Running),
             disc: Mutex::new(Some("/images/a.iso".to_owned())),
             plugged: Mutex::default(),
+            listens: AtomicBool::new(true),
         }
+    }
+
+    /// Whether its guest listens to the power button from now on; at first it does.
+    pub fn set_listens_to_button(&self, listens: bool) {
+        self.listens.store(listens, Ordering::SeqCst);
     }
 
     /// Has all that concerns the drive hang until this is dropped.
@@ -90,6 +98,7 @@ impl Source for FakeVm {
             reason: None,
             pid: std::process::id(),
             since: "2026-11-22T20:30:55.000Z".to_owned(),
+            listens_to_button: self.listens.load(Ordering::SeqCst),
         }
     }
 

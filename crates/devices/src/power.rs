@@ -34,7 +34,18 @@ pub enum PowerRequest {
     Reset,
 }
 
+/// What becomes of a press of the power button.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Press {
+    /// The guest has enabled the button's event, and gets it now.
+    Shown,
+    /// The guest has not, and gets it when it does.
+    Waits,
+}
+
 type Ask = Box<dyn Fn(PowerRequest) + Send + Sync>;
+/// Told when a press that waited is shown.
+type Heard = Box<dyn Fn() + Send + Sync>;
 /// Asserts or releases the SCI.
 type Sci = Box<dyn Fn(bool) + Send + Sync>;
 
@@ -43,6 +54,7 @@ pub struct Power {
     registers: Mutex<Registers>,
     sci: Sci,
     ask: Ask,
+    heard: Heard,
 }
 
 #[derive(Default)]
@@ -50,24 +62,38 @@ struct Registers {
     status: u16,
     enable: u16,
     control: u16,
-    /// The button was pressed, and the guest has not answered yet. Guests forget what happened before they enable the
-    /// event (and over a reset), so the press is shown to them again then.
-    pressed: bool,
+    /// A press that the guest has not answered yet. Guests forget what happened before they enable the event (and over
+    /// a reset), so the press is shown to them again then.
+    press: Option<Press>,
+}
+
+impl Registers {
+    fn listens(&self) -> bool {
+        self.enable & POWER_BUTTON != 0
+    }
 }
 
 impl Power {
     /// `sci` sets the level of the system control interrupt; `ask` is called from a vCPU when the guest powers
-    /// off.
-    pub fn new(sci: Sci, ask: Ask) -> Power {
-        Power { registers: Mutex::default(), sci, ask }
+    /// off; `heard` from a vCPU when the guest gets a press that waited, once for each press at most.
+    pub fn new(sci: Sci, ask: Ask, heard: Heard) -> Power {
+        Power { registers: Mutex::default(), sci, ask, heard }
     }
 
-    /// Presses the power button. A guest that has not enabled it yet sees it when it does.
-    pub fn press_button(&self) {
+    /// Presses the power button. A guest that has not enabled its event (ACPI 6.5, 4.8.3.1.2, PWRBTN_EN) gets it when it
+    /// does.
+    pub fn press_button(&self) -> Press {
         let mut registers = self.lock();
-        registers.pressed = true;
+        let press = if registers.listens() { Press::Shown } else { Press::Waits };
+        registers.press = Some(press);
         registers.status |= POWER_BUTTON;
         self.settle(&registers);
+        press
+    }
+
+    /// Whether the guest has enabled the button's event. What in the guest acts on it may start later.
+    pub fn guest_listens(&self) -> bool {
+        self.lock().listens()
     }
 
     fn settle(&self, registers: &Registers) {
@@ -91,15 +117,17 @@ impl PortDevice for Power {
 
     fn write(&self, offset: u16, data: &[u8]) {
         let mut registers = self.lock();
-        let listened = registers.enable & POWER_BUTTON != 0;
-        let mut off = false;
+        let listened = registers.listens();
+        let (mut off, mut heard) = (false, false);
         for (at, byte) in (offset..).zip(data) {
             let shift = at % 2 * 8;
             let bits = u16::from(*byte) << shift;
             match at / 2 {
                 0 => {
                     registers.status &= !bits;
-                    registers.pressed &= !(listened && bits & POWER_BUTTON != 0);
+                    if listened && bits & POWER_BUTTON != 0 {
+                        registers.press = None;
+                    }
                 }
                 1 => {
                     registers.enable = registers.enable & !(0xff << shift) | bits & ENABLES;
@@ -111,11 +139,19 @@ impl PortDevice for Power {
                 _ => {}
             }
         }
-        if registers.pressed && !listened && registers.enable & POWER_BUTTON != 0 {
+        if let Some(press) = registers.press
+            && !listened
+            && registers.listens()
+        {
             registers.status |= POWER_BUTTON;
+            registers.press = Some(Press::Shown);
+            heard = press == Press::Waits;
         }
         self.settle(&registers);
         drop(registers);
+        if heard {
+            (self.heard)();
+        }
         if off {
             (self.ask)(PowerRequest::Off);
         }
@@ -123,7 +159,7 @@ impl PortDevice for Power {
 
     fn reset(&self) {
         let mut registers = self.lock();
-        *registers = Registers { pressed: registers.pressed, ..Registers::default() };
+        *registers = Registers { press: registers.press, ..Registers::default() };
         self.settle(&registers);
     }
 }
@@ -192,16 +228,30 @@ impl PortDevice for ResetPort {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-    fn power() -> (Power, Arc<AtomicBool>, Arc<Mutex<Vec<PowerRequest>>>) {
+    /// What the guest asked for.
+    type Asked = Arc<Mutex<Vec<PowerRequest>>>;
+
+    fn power() -> (Power, Arc<AtomicBool>, Asked) {
+        let (power, sci, asked, _) = power_with_ear();
+        (power, sci, asked)
+    }
+
+    /// The last counts the presses that waited and were heard.
+    fn power_with_ear() -> (Power, Arc<AtomicBool>, Asked, Arc<AtomicU32>) {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let sci = Arc::new(AtomicBool::new(false));
         let level = sci.clone();
         let log = asked.clone();
         let ask = Box::new(move |request| log.lock().unwrap().push(request));
         let sci_line = Box::new(move |asserted| level.store(asserted, Ordering::SeqCst));
-        (Power::new(sci_line, ask), sci, asked)
+        let heard = Arc::new(AtomicU32::new(0));
+        let count = heard.clone();
+        let hear = Box::new(move || {
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+        (Power::new(sci_line, ask, hear), sci, asked, heard)
     }
 
     #[test]
@@ -232,6 +282,27 @@ mod tests {
         power.write(2, &[0, 0]);
         power.write(2, &POWER_BUTTON.to_le_bytes());
         assert!(!sci.load(Ordering::SeqCst), "it was answered");
+    }
+
+    #[test]
+    fn a_press_that_waited_is_said_to_be_heard_once_however_often_the_guest_enables_the_event() {
+        let (power, _, _, heard) = power_with_ear();
+        let (on, off) = (POWER_BUTTON.to_le_bytes(), [0; 2]);
+        assert_eq!((power.press_button(), power.guest_listens()), (Press::Waits, false));
+        power.write(2, &TIMER.to_le_bytes());
+        assert_eq!(heard.load(Ordering::SeqCst), 0, "that is another event");
+        for _ in 0..1000 {
+            power.write(2, &on);
+            power.write(2, &off);
+        }
+        PortDevice::reset(&power);
+        power.write(2, &on);
+        assert_eq!((heard.load(Ordering::SeqCst), power.guest_listens()), (1, true));
+        power.write(0, &on);
+        assert_eq!(power.press_button(), Press::Shown);
+        power.write(2, &off);
+        power.write(2, &on);
+        assert_eq!(heard.load(Ordering::SeqCst), 1, "it did not wait");
     }
 
     #[test]

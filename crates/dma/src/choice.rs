@@ -91,6 +91,12 @@ impl DmaChoice {
         self.expect(on, Iommufd::open).locks(domains, ram)
     }
 
+    /// The kernel's module that will translate, whose parameters then count.
+    pub fn module(self, on: Circumstances) -> &'static str {
+        let is_type1 = self.expect(on, Iommufd::open) == BackEnd::Type1;
+        if is_type1 { "vfio_iommu_type1" } else { "iommufd" }
+    }
+
     fn expect(self, on: Circumstances, open: impl FnOnce() -> Result<Arc<Iommufd>, VfioError>) -> BackEnd {
         match self.decide(on, open) {
             Ok(Chosen::Type1(_)) => BackEnd::Type1,

@@ -12,7 +12,7 @@ use crate::record::{Leftover, Record};
 use crate::{Host, PciAddress, PciDevice, attribute, link_name};
 
 /// The driver that hands devices to user space.
-const VFIO: &str = "vfio-pci";
+pub(crate) const VFIO: &str = "vfio-pci";
 
 /// How long a driver may take to show up at a device after a probe.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -209,16 +209,24 @@ impl Host {
         path: PathBuf,
         text: &str,
     ) -> Result<(), BindError> {
-        self.kernel.write(&path, text).map_err(|cause| {
-            let hint = match cause.kind() {
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    "This needs root".to_owned()
-                }
-                io::ErrorKind::TimedOut => self.why_it_hangs(address),
-                _ => "See the kernel's log (`dmesg`)".to_owned(),
-            };
-            BindError::Step { step, address, path, cause, hint }
-        })
+        self.kernel.write(&path, text).map_err(|cause| self.step_failed(step, address, path, cause))
+    }
+
+    pub(crate) fn step_failed(
+        &self,
+        step: &'static str,
+        address: PciAddress,
+        path: PathBuf,
+        cause: io::Error,
+    ) -> BindError {
+        let hint = match cause.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                "This needs root".to_owned()
+            }
+            io::ErrorKind::TimedOut => self.why_it_hangs(address),
+            _ => "See the kernel's log (`dmesg`)".to_owned(),
+        };
+        BindError::Step { step, address, path, cause, hint }
     }
 
     /// Drivers may be bound a moment after the probe returns.

@@ -245,6 +245,13 @@ impl Kernel for FakeKernel {
         fs::create_dir_all(self.root.join("sys/bus/pci/drivers").join(module))
     }
 
+    fn can_load(&self, _: &str) -> io::Result<()> {
+        match self.plan.lock().unwrap().no_modules {
+            true => Err(io::Error::other("module not found")),
+            false => Ok(()),
+        }
+    }
+
     fn open_exclusively(&self, path: &Path) -> io::Result<()> {
         let name = path.strip_prefix(self.root.join("dev")).unwrap().to_str().unwrap();
         match self.plan.lock().unwrap().exclusive.iter().any(|other| other == name) {

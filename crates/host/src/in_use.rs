@@ -165,7 +165,7 @@ impl Host {
     }
 
     /// Whole disks that a PCI function carries. Their partitions are looked at with them.
-    fn blocks_below(&self, home: &Path) -> Vec<String> {
+    pub(crate) fn blocks_below(&self, home: &Path) -> Vec<String> {
         let blocks = self.path("/sys/block");
         let on_device = |name: &String| {
             let Ok(place) = blocks.join(name).canonicalize() else { return false };

@@ -19,6 +19,9 @@ pub(crate) trait Kernel: Send + Sync {
     /// Loads a module.
     fn load(&self, module: &str) -> io::Result<()>;
 
+    /// Whether a module could be loaded; it is not.
+    fn can_load(&self, module: &str) -> io::Result<()>;
+
     /// Opens a block device exclusively for a moment, which fails with EBUSY while somebody else has it so.
     fn open_exclusively(&self, path: &Path) -> io::Result<()>;
 }
@@ -46,11 +49,12 @@ impl Kernel for RealKernel {
     }
 
     fn load(&self, module: &str) -> io::Result<()> {
-        let run = Command::new("modprobe").arg(module).output()?;
-        if run.status.success() {
-            return Ok(());
-        }
-        Err(io::Error::other(String::from_utf8_lossy(&run.stderr).trim().to_owned()))
+        modprobe(&[module])
+    }
+
+    fn can_load(&self, module: &str) -> io::Result<()> {
+        // Both kmod and busybox only list what they would load.
+        modprobe(&["-D", module])
     }
 
     fn open_exclusively(&self, path: &Path) -> io::Result<()> {
@@ -58,4 +62,12 @@ impl Kernel for RealKernel {
         let flags = libc::O_EXCL | libc::O_NONBLOCK;
         std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map(drop)
     }
+}
+
+fn modprobe(arguments: &[&str]) -> io::Result<()> {
+    let run = Command::new("modprobe").args(arguments).output()?;
+    if run.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&run.stderr).trim().to_owned()))
 }

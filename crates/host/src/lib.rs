@@ -6,6 +6,7 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod access;
 mod address;
 mod bind;
 mod cdev;
@@ -22,14 +23,16 @@ mod pci;
 mod reach;
 mod record;
 mod stuck;
+mod taking;
 
 #[cfg(test)]
 mod fake;
 
+pub use access::may_write;
 pub use address::{BadAddress, PciAddress};
 pub use bind::{BindError, Bound};
 pub use cgroup::OverLimit;
-pub use disks::{Content, Controller, HostDisk, Partition};
+pub use disks::{Content, Controller, HostDisk, Partition, serial_number};
 pub use group::{IommuGroup, Member, NotViable};
 pub use in_use::Reason;
 pub use iommu::{Iommu, IommuKind, ReservedRegion};
@@ -38,6 +41,7 @@ pub use own::{OwnError, OwnFolder, own_user};
 pub use pci::{HostError, PciDevice};
 pub use reach::{Reach, Unreachable, Why};
 pub use record::Leftover;
+pub use taking::HostBar;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -25,7 +25,7 @@ use crate::cpus::Cpus;
 use crate::disks::{self, Disks, Place};
 use crate::driven::{self, Driven, Drivers};
 use crate::error::{StartError, system};
-use crate::events::{Events, events};
+use crate::events::{Event, Events, events};
 use crate::faults::{self, Policies};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
@@ -54,7 +54,7 @@ pub fn assemble(
 
     // Whoever is made first goes last: devices are given back when nothing uses them any more.
     steps.begin("claim devices")?;
-    let mut claimed = Claimed::new(&host, &plans, plan::choice(config))?;
+    let mut claimed = Claimed::new(&host, &plans, plan::choice(&config.dma))?;
     if let Some(claimed) = &claimed {
         claimed.check(&layout.ram)?;
     }
@@ -118,7 +118,9 @@ pub fn assemble(
     let serial = Arc::new(SerialPort::new(serial_interrupt, Box::new(console.writer())));
     let sci = interrupts.clone();
     let sci = Box::new(move |level| sci.set_pin(gsi::SCI.into(), level));
-    let power = Arc::new(Power::new(sci, ask(&sender)));
+    let owner = sender.clone();
+    let heard = Box::new(move || owner.send(Event::PowerButtonHeard));
+    let power = Arc::new(Power::new(sci, ask(&sender), heard));
     let ports = fixed_ports(&serial, &power, &bus, &sender);
     let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender.clone() });
 

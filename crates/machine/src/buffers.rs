@@ -45,19 +45,22 @@ impl Choice {
 }
 
 /// What of this host keeps RAM from being registered for the disks that ask for it, as far as it is known before there
-/// is RAM.
-pub fn check<'a>(disks: impl Iterator<Item = &'a OpenDisk>) -> Vec<StartError> {
-    let asked = disks.filter(|disk| disk.buffers() == Choice::Asked).map(OpenDisk::disk);
-    in_the_way(asked.map(|disk| (disk.name(), disk.has_rings())), || BufferTable::new().map(drop))
+/// is RAM. `open` are those of the disks that could be opened.
+pub fn check<'a>(disks: &[config::Disk], open: impl Iterator<Item = &'a OpenDisk>) -> Vec<StartError> {
+    let all = disks.iter().filter(|disk| Choice::of(&disk.source) == Choice::Asked).count();
+    let asked = open.filter(|disk| disk.buffers() == Choice::Asked).map(OpenDisk::disk);
+    in_the_way(asked.map(|disk| (disk.name(), disk.has_rings())), all, || BufferTable::new().map(drop))
 }
 
-/// The same of disks by name, each with whether it has rings. A table is tried only for one that has.
+/// The same of those that are open, by name, each with whether it has rings; `all` are the disks that ask for it, open
+/// or not. A table is tried only if one may have use for it.
 fn in_the_way<'a>(
-    asked: impl Iterator<Item = (&'a str, bool)>,
+    open: impl Iterator<Item = (&'a str, bool)>,
+    all: usize,
     try_table: impl FnOnce() -> Result<(), BufferTableError>,
 ) -> Vec<StartError> {
-    let (with, without): (Vec<_>, Vec<_>) = asked.partition(|(_, has_rings)| *has_rings);
-    let tried = if with.is_empty() { Ok(()) } else { try_table() };
+    let without: Vec<_> = open.filter(|(_, has_rings)| !has_rings).collect();
+    let tried = if without.len() == all { Ok(()) } else { try_table() };
     let without = without.into_iter().map(|(name, _)| StartError::NoRing(name.to_owned()));
     without.chain(tried.err().map(StartError::from)).collect()
 }
@@ -155,12 +158,16 @@ mod tests {
     use memory::{Ram, ram_ranges};
     use std::sync::Mutex;
 
-    fn open(buffers: Option<Buffers>, bounce: Bounce, folder: &std::path::Path) -> OpenDisk {
+    fn described(buffers: Option<Buffers>, bounce: Bounce, folder: &std::path::Path) -> config::Disk {
         let path = folder.join(format!("{buffers:?}-{bounce}"));
         std::fs::write(&path, vec![0; 1 << 20]).unwrap();
         let path = path.to_str().unwrap().parse().unwrap();
         let file = config::FileDisk { buffers, bounce, ..config::FileDisk::new(path) };
-        let disk = config::Disk::new(DiskSource::File(file));
+        config::Disk::new(DiskSource::File(file))
+    }
+
+    fn open(buffers: Option<Buffers>, bounce: Bounce, folder: &std::path::Path) -> OpenDisk {
+        let disk = described(buffers, bounce, folder);
         match crate::disks::check(&disk, config::Cpus::default()).unwrap() {
             crate::disks::CheckedDisk::Open(open) => open,
             crate::disks::CheckedDisk::Driven(_) => panic!("a file needs no driver"),
@@ -194,7 +201,8 @@ mod tests {
         // What is always copied has no use for it.
         assert_eq!(registered(&[open(None, Bounce::Always, &folder)], true), (vec![], 0));
         let asked = one(Some(Buffers::Registered));
-        assert!(check(asked.iter()).is_empty());
+        let disk = described(Some(Buffers::Registered), Bounce::Needed, &folder);
+        assert!(check(&[disk], asked.iter()).is_empty());
         drop(asked);
         for (buffers, stays) in [(None, true), (Some(Buffers::Registered), false)] {
             let (said, mirrors) = registered(&one(buffers), stays);
@@ -209,7 +217,7 @@ mod tests {
     fn a_host_that_cannot_register_what_is_asked_for_says_so_for_every_disk_before_the_start() {
         let refused = || Err(BufferTableError::NoClones(std::io::Error::from_raw_os_error(libc::EINVAL)));
         let said = |asked: &[(&str, bool)]| -> Vec<String> {
-            let errors = in_the_way(asked.iter().copied(), refused);
+            let errors = in_the_way(asked.iter().copied(), asked.len(), refused);
             errors.iter().map(StartError::to_string).collect()
         };
         assert_eq!(said(&[]), [""; 0], "nobody asks");
@@ -218,6 +226,8 @@ mod tests {
         assert!(errors[0].starts_with("disk /a: it is not driven by io_uring"), "{errors:?}");
         assert!(errors[1].starts_with("disk /c: "), "{errors:?}");
         assert!(errors[2].contains("Use Linux 6.12 or later"), "{errors:?}");
-        assert!(in_the_way([("/b", true)].into_iter(), || Ok(())).is_empty());
+        assert!(in_the_way([("/b", true)].into_iter(), 1, || Ok(())).is_empty());
+        let errors = in_the_way(std::iter::empty(), 1, refused);
+        assert_eq!(errors.len(), 1, "though the disk that asks could not be opened");
     }
 }

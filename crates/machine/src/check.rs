@@ -1,28 +1,33 @@
 //! Every fact that stands in the way of a start, found before anything on the host is touched.
 
+use std::collections::HashSet;
+
 use assign::{DomainPlan, RamPlan};
 use boot::{Initrd, KernelImage, platform};
+use config::MemorySize;
 use host::{Host, PciAddress, PciDevice};
 use memory::GpaRange;
 
 use crate::buffers;
 use crate::disks::{self, CheckedDisk};
+use crate::driven;
 use crate::error::StartError;
 use crate::kvm::Hypervisor;
 use crate::layout::Layout;
 use crate::plan;
 use crate::ram;
+use crate::room;
 
-/// Facts that hold, and files that are open.
+/// A description that fits this host: facts that hold, and files and disks that are open.
 pub struct Checked {
-    pub hypervisor: Hypervisor,
-    pub kernel: KernelImage,
-    pub initrd: Option<Initrd>,
-    pub layout: Layout,
-    pub cpus: platform::Cpus,
-    pub disks: Vec<CheckedDisk>,
-    pub host: Host,
-    pub plans: Vec<DomainPlan>,
+    pub(crate) hypervisor: Hypervisor,
+    pub(crate) kernel: KernelImage,
+    pub(crate) initrd: Option<Initrd>,
+    pub(crate) layout: Layout,
+    pub(crate) cpus: platform::Cpus,
+    pub(crate) disks: Vec<CheckedDisk>,
+    pub(crate) host: Host,
+    pub(crate) plans: Vec<DomainPlan>,
 }
 
 /// Collects findings, so that all of them are known at once.
@@ -33,52 +38,79 @@ impl Findings {
     fn keep<T>(&mut self, result: Result<T, impl Into<StartError>>) -> Option<T> {
         result.map_err(|error| self.0.push(error.into())).ok()
     }
+
+    fn add(&mut self, errors: impl IntoIterator<Item = impl Into<StartError>>) {
+        self.0.extend(errors.into_iter().map(Into::into));
+    }
+
+    /// What is true of several devices or disks alike is said once.
+    fn each_once(mut self) -> Vec<StartError> {
+        let mut said = HashSet::new();
+        self.0.retain(|error| said.insert(error.to_string()));
+        self.0
+    }
 }
 
-/// Checks a description against this host.
-pub fn check(config: &config::Vm) -> Result<Checked, Vec<StartError>> {
+/// Everything that keeps the VM of a description from starting on this host, or what the start needs. Each check uses
+/// what is known, whatever other checks found; what a draft lacks is not checked, and only then can there be neither a
+/// finding nor a start.
+pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     let mut findings = Findings::default();
-    let kernel = findings.keep(KernelImage::open(config.boot.kernel.as_path()));
-    let initrd = config.boot.initrd.as_ref().map(|path| Initrd::open(path.as_path()));
+    let kernel = draft.kernel.as_ref().and_then(|path| findings.keep(KernelImage::open(path.as_path())));
+    let initrd = draft.initrd.as_ref().map(|path| Initrd::open(path.as_path()));
     let initrd = findings.keep(initrd.transpose());
-    let count = u32::from(config.cpus.get().get());
+    let count = u32::from(draft.cpus.get().get());
     let cpus = platform::Cpus::new(1, count, 1);
-    let hypervisor = findings.keep(Hypervisor::open().and_then(|hypervisor| {
-        hypervisor.check_speed()?;
-        hypervisor.check_cpus(count)?;
-        Ok(hypervisor)
-    }));
-    if config.nested
-        && let Some(hypervisor) = &hypervisor
-    {
-        findings.keep(hypervisor.check_nesting());
+    let hypervisor = findings.keep(Hypervisor::open());
+    if let Some(hypervisor) = &hypervisor {
+        findings.keep(hypervisor.check_speed());
+        findings.keep(hypervisor.check_cpus(count));
+        if draft.nested {
+            findings.keep(hypervisor.check_nesting());
+        }
     }
-    let disks: Vec<CheckedDisk> = disks::settled(&config.disks)
-        .iter()
-        .filter_map(|disk| findings.keep(disks::check(disk, config.cpus)))
-        .collect();
+    let host = Host::here();
+    let described = disks::settled(&draft.disks);
+    let disks: Vec<CheckedDisk> =
+        described.iter().filter_map(|disk| findings.keep(disks::check(disk, draft.cpus))).collect();
+    findings.add(driven::check(&host, &described));
     let open = disks.iter().filter_map(|disk| match disk {
         CheckedDisk::Open(open) => Some(open),
         CheckedDisk::Driven(_) => None,
     });
-    findings.0.extend(buffers::check(open));
-    let host = Host::here();
-    let (plans, wrong) = plan::domains(config);
-    findings.0.extend(wrong);
+    findings.add(buffers::check(&described, open));
+
+    let (plans, wrong) = plan::domains(draft);
+    findings.add(wrong);
+    let devices: Vec<PciAddress> = plans.iter().flat_map(|plan| plan.devices.clone()).collect();
     let iommu = host.iommu_address_width().map_or(52, |bits| bits.clamp(32, 52) as u8);
     let address_bits = hypervisor.as_ref().map_or(52, Hypervisor::address_bits).min(iommu);
-    let devices: Vec<PciAddress> = plans.iter().flat_map(|plan| plan.devices.clone()).collect();
     let holes = holes(&host, &devices);
-    let layout = findings.keep(Layout::new(config.memory.bytes(), address_bits, &holes));
-    let ram = layout.as_ref().map_or(&[][..], |layout| &layout.ram);
-    findings.0.extend(ram::check(&host, ram, &config.backing, !devices.is_empty()));
-    let planned = RamPlan { places: ram, locked: ram::locks(&config.backing) };
-    findings.keep(assign::check(&host, &plans, planned, plan::choice(config)));
+    let bytes = draft.memory.map(MemorySize::bytes);
+    let layout = bytes.and_then(|bytes| findings.keep(Layout::new(bytes, address_bits, &holes)));
+    // Where there is no layout, RAM is where it would be if nothing were in its way.
+    let places = match (&layout, bytes) {
+        (Some(layout), _) => layout.ram.clone(),
+        (None, bytes) => memory::ram_ranges(bytes.unwrap_or(0)),
+    };
+    // As much as there can be below 4 GiB, if it is not known how much there is.
+    let low = if bytes.is_some() { places.clone() } else { memory::ram_ranges(memory::LOW_RAM_END.0) };
+    let line = draft.cmdline.as_ref().map(config::Cmdline::as_str);
+    findings.add(boot::check(kernel.as_ref(), initrd.as_ref().and_then(Option::as_ref), line, &low));
+    findings.add(ram::check(&host, &places, &draft.backing, !devices.is_empty()));
+    if !ram::stays(&draft.backing, !devices.is_empty()) {
+        let bytes = places.iter().map(|place| place.len()).sum();
+        findings.keep(ram::placement(&draft.backing).check_possible(bytes));
+    }
+    let planned = RamPlan { places: &places, locked: ram::locks(&draft.backing) };
+    findings.keep(assign::check(&host, &plans, planned, plan::choice(&draft.dma)));
+    let windows = layout.as_ref().map(|layout| &layout.windows);
+    findings.add(room::check(&host, windows, draft, &described));
     match (hypervisor, kernel, initrd, layout, cpus) {
         (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
             Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans })
         }
-        _ => Err(findings.0),
+        _ => Err(findings.each_once()),
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use config::{DiskSource, Writes};
 use disk::Disk;
-use disk::nvme::{Direction, NvmeController, NvmeError, NvmeOptions, ReportTrouble, TroubleKind};
+use disk::nvme::{Direction, NvmeController, NvmeError, NvmeOptions, Refusal, ReportTrouble, TroubleKind};
 use dma::fault::{self, Fault, Source, Witness};
+use host::{Host, PciDevice};
 
 use crate::assigned::Claimed;
 use crate::disks::{self, CheckedDisk, OpenDisk, queues};
@@ -15,10 +16,37 @@ use crate::error::{StartError, host_address};
 use crate::events::Events;
 use crate::faults;
 
+/// Class and subclass of NVMe controllers (NVMe over PCIe Transport 1.1, 3.2).
+const NVME_CLASS: u32 = 0x0108;
+
 /// How long queues of a controller that was shut down may take to notice that.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often to look whether they have.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// What is known to keep skep from driving the controllers that disks are on, with nothing touched: functions that are
+/// something else, namespaces that the kernel does not know of a controller that it drives now.
+pub fn check(host: &Host, disks: &[config::Disk]) -> Vec<StartError> {
+    let mut found = Vec::new();
+    for disk in disks {
+        let DiskSource::Nvme { address, namespace, .. } = &disk.source else { continue };
+        // Whether there is such a function at all is checked with those that are assigned.
+        let Ok(device) = host_address(*address).map(|address| PciDevice::open(host, address)) else {
+            continue;
+        };
+        let Ok(device) = device else { continue };
+        if device.class >> 8 != NVME_CLASS {
+            found.push(StartError::NotNvme(device.to_string()));
+            continue;
+        }
+        let wanted = namespace.get().get();
+        if host.nvme_namespaces(&device).is_some_and(|there| !there.contains(&wanted)) {
+            let (device, why) = (address.to_string(), Refusal::Absent);
+            found.push(NvmeError::Namespace { device, namespace: wanted, why }.into());
+        }
+    }
+    found
+}
 
 /// What drivers need of the VM, which has devices to drive.
 pub struct Drivers<'a> {

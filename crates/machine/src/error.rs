@@ -92,6 +92,12 @@ pub enum StartError {
     /// A disk on a controller that skep drives itself.
     #[error(transparent)]
     Nvme(#[from] NvmeError),
+    /// A disk on something that is no NVMe controller.
+    #[error(
+        "{0}: that is no NVMe controller, so skep cannot drive it. Give its disks by path (--disk path=/dev/…); `skep \
+         disks` lists them."
+    )]
+    NotNvme(String),
     /// An NVMe controller with too few queues.
     #[error(
         "NVMe controller {device} grants {granted} I/O queues, and its disks need at least {least}. Give them fewer \

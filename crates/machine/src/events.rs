@@ -44,6 +44,8 @@ pub enum Event {
     Disk(disk::Failure),
     /// Somebody presses the power button.
     PressPowerButton,
+    /// The guest gets a press of the power button that waited. There is one for each press at most.
+    PowerButtonHeard,
     /// Somebody wants the VM to stand still.
     Pause(String),
     /// Somebody wants it to run on.
@@ -173,6 +175,7 @@ impl Inbox {
                 | Event::Requested(_)
                 | Event::Disk(_)
                 | Event::PressPowerButton
+                | Event::PowerButtonHeard
                 | Event::Pause(_)
                 | Event::DisksChanged(_)
                 | Event::Resume) => events.send(later),
@@ -230,6 +233,7 @@ impl Inbox {
                 Event::Requested(device) => {
                     self.life(Life::DeviceRequested(device, OnRequest::Report));
                 }
+                Event::PowerButtonHeard => self.life(Life::PowerButtonHeard),
                 _ => {}
             }
         }

@@ -25,6 +25,8 @@ mod events;
 mod failures;
 mod faults;
 mod interrupts;
+#[cfg(test)]
+mod known;
 mod kvm;
 mod layout;
 mod leftovers;
@@ -34,11 +36,14 @@ mod phase;
 mod plan;
 mod ports;
 mod ram;
+mod room;
 mod services;
 mod slots;
 pub mod steps;
 mod vm;
 
+pub use check::Checked;
+pub use devices::Press;
 pub use disk::{Answer, Counters, Failure, Reading, Waiting};
 pub use disks::{DriveError, DriveReading, Letting, PlugError, Plugged, TrayLock, UnplugError, Unplugged};
 pub use error::StartError;

@@ -3,6 +3,9 @@
 use std::fmt;
 
 use config::OnRequest;
+use devices::Press;
+
+use crate::vm::Outcome;
 
 /// Something that happened to a VM.
 #[derive(Debug, Clone)]
@@ -38,6 +41,15 @@ pub enum Life {
     DisksChanged(String),
     /// This host wants the assigned device of this name back, and waits for it from now on; what is done about it.
     DeviceRequested(String, OnRequest),
+    /// Somebody pressed the power button.
+    PowerButton(Press),
+    /// The guest listens to the power button, and gets a press that waited.
+    PowerButtonHeard,
+    /// The guest runs no more, for this reason; the VM is taken apart now.
+    Ending(Outcome),
+    /// The VM is taken apart, and nothing more happens to it. How it ended, which is worse than before if something
+    /// failed meanwhile.
+    Ended(Outcome),
 }
 
 impl fmt::Display for Notice {
@@ -69,6 +81,16 @@ impl fmt::Display for Life {
             Life::Paused(why) => write!(f, "the VM is paused: {why}"),
             Life::Resumed => f.write_str("the VM runs on"),
             Life::Restarted => f.write_str("the guest was reset and starts again"),
+            Life::PowerButton(Press::Shown) => f.write_str("the power button was pressed"),
+            Life::PowerButton(Press::Waits) => f.write_str(
+                "the power button was pressed, but the guest does not listen to it yet (it has not enabled the ACPI \
+                 event). It gets the press when it does",
+            ),
+            Life::PowerButtonHeard => {
+                f.write_str("the guest listens to the power button now, and gets the press that waited")
+            }
+            Life::Ending(outcome) => write!(f, "the VM ends: {outcome}"),
+            Life::Ended(outcome) => write!(f, "the VM has ended: {outcome}"),
         }
     }
 }

@@ -8,8 +8,8 @@ use crate::error::{StartError, host_address};
 
 /// The domains of a VM: those of its assigned devices, in the order in which they are named first, and the host domain
 /// when skep drives controllers itself.
-pub fn domains(config: &config::Vm) -> (Vec<DomainPlan>, Vec<StartError>) {
-    let kind = Kind::Guest(match config.dma.p2p {
+pub fn domains(draft: &config::Draft) -> (Vec<DomainPlan>, Vec<StartError>) {
+    let kind = Kind::Guest(match draft.dma.p2p {
         P2p::Off => P2pWish::Off,
         P2p::On => P2pWish::On,
         P2p::Required => P2pWish::Required,
@@ -23,10 +23,10 @@ pub fn domains(config: &config::Vm) -> (Vec<DomainPlan>, Vec<StartError>) {
         },
         Err(error) => errors.push(error),
     };
-    for Assign { address, domain, .. } in &config.assigned {
+    for Assign { address, domain, .. } in &draft.assigned {
         put(domain.as_str(), kind, *address);
     }
-    for disk in &config.disks {
+    for disk in &draft.disks {
         // Several namespaces of one controller are several disks.
         if let DiskSource::Nvme { address, .. } = &disk.source {
             put(DomainName::HOST, Kind::Host, *address);
@@ -36,8 +36,8 @@ pub fn domains(config: &config::Vm) -> (Vec<DomainPlan>, Vec<StartError>) {
 }
 
 /// What makes the domains.
-pub fn choice(config: &config::Vm) -> DmaChoice {
-    match config.dma.back_end {
+pub fn choice(dma: &config::Dma) -> DmaChoice {
+    match dma.back_end {
         DmaBackEnd::Auto => DmaChoice::Auto,
         DmaBackEnd::Iommufd => DmaChoice::Iommufd,
         DmaBackEnd::Type1 => DmaChoice::Type1,

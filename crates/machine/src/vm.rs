@@ -1,5 +1,6 @@
 //! The life of a VM.
 
+use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use assign::Assigned;
 use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
-use config::{OnFault, OnRequest};
+use config::{Draft, OnFault, OnRequest};
 use devices::{Power, PowerRequest, SerialPort};
 use disk::nvme::NvmeController;
 use disk::{Answer, Failure, Failures, Reading, Tally};
@@ -23,7 +24,7 @@ use crate::alarms::AlarmWatch;
 use crate::assemble::assemble;
 use crate::assigned::Claimed;
 use crate::board::Board;
-use crate::check::check;
+use crate::check::{Checked, check};
 use crate::chips::Chips;
 use crate::console::Console;
 use crate::cpus::{Cpus, End};
@@ -56,6 +57,17 @@ pub enum Outcome {
     Failed(String),
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::PoweredOff => f.write_str("the guest powered off"),
+            Outcome::Stopped => f.write_str("it was stopped, as asked"),
+            Outcome::Crashed(how) => write!(f, "the guest crashed: {how}"),
+            Outcome::Failed(how) => f.write_str(how),
+        }
+    }
+}
+
 /// A VM's end, and what went through its disks.
 #[derive(Debug)]
 pub struct Ended {
@@ -72,6 +84,7 @@ pub struct Ended {
 pub struct Control {
     events: Events,
     serial: Arc<SerialPort>,
+    power: Weak<Power>,
     phases: Arc<Phases>,
     domains: Vec<Weak<Domain>>,
     map: Weak<MemoryMap>,
@@ -85,6 +98,11 @@ impl Control {
     /// Presses the power button: the guest shuts down when it listens.
     pub fn press_power_button(&self) {
         self.events.send(Event::PressPowerButton);
+    }
+
+    /// Whether the guest has enabled the power button's ACPI event. What in the guest acts on it may start later.
+    pub fn guest_listens_to_button(&self) -> bool {
+        self.power.upgrade().is_some_and(|power| power.guest_listens())
     }
 
     /// Has the guest stand still; `why` is told to the VM's owner. Returns what the VM does then.
@@ -243,18 +261,24 @@ impl BootPlan {
 }
 
 impl Vm {
-    /// Makes a VM from its description, or says everything that stands in the way and leaves the host as it
-    /// was. The console's output goes to `output`.
+    /// Compares a description with this host, once what killed VMs left is given back: everything that stands in the way of
+    /// a start, or what it needs, with nothing else touched.
+    pub fn check(config: &config::Vm, report: &Reporter) -> Result<Checked, Vec<StartError>> {
+        leftovers::give_back(&Host::here(), report);
+        check(&Draft::from(config))
+    }
+
+    /// Makes a VM from its description and what was found when that was checked, or says what failed and leaves the host
+    /// as it was. The console's output goes to `output`.
     ///
     /// `cancelled` is looked at between the steps: once it is set, the start ends there.
     pub fn build(
         config: &config::Vm,
+        checked: Checked,
         output: Box<dyn Write + Send>,
         report: Reporter,
         cancelled: Arc<AtomicBool>,
     ) -> Result<Vm, Vec<StartError>> {
-        leftovers::give_back(&Host::here(), &report);
-        let checked = check(config)?;
         let steps = Steps::new(cancelled);
         let vm = assemble(config, checked, output, report, &steps).map_err(|error| vec![error])?;
         match vm.ready(&steps) {
@@ -272,9 +296,9 @@ impl Vm {
         if differ.is_empty() { Ok(()) } else { Err(differ) }
     }
 
-    /// Everything that stands in the way of a start, with nothing touched; none, if nothing does.
-    pub fn findings(config: &config::Vm) -> Vec<StartError> {
-        check(config).err().unwrap_or_default()
+    /// Everything on this host that stands in the way of a VM of which only a draft is there, with nothing touched.
+    pub fn findings(draft: &Draft) -> Vec<StartError> {
+        check(draft).err().unwrap_or_default()
     }
 
     /// The way to the VM while it runs.
@@ -283,6 +307,7 @@ impl Vm {
         Control {
             events: self.board.events.clone(),
             serial: self.serial.clone(),
+            power: Arc::downgrade(&self.power),
             phases: self.phases.clone(),
             domains: domains.iter().map(Arc::downgrade).collect(),
             map: Arc::downgrade(&self.map),
@@ -297,6 +322,7 @@ impl Vm {
         self.enter(Life::Started);
         let outcome = self.attend();
         self.phases.set(Phase::Ending);
+        self.inbox.life(Life::Ending(outcome.clone()));
         self.console.hurry(true);
         self.cpus.hold();
         Stopped { vm: self, outcome }
@@ -354,7 +380,8 @@ impl Vm {
                 Event::MemoryLost(loss) => return self.memory_lost(loss.to_string()),
                 Event::Trouble(what) => self.inbox.tell(&what),
                 Event::Provoked(what) => self.inbox.tell_provoked(&what),
-                Event::PressPowerButton => self.power.press_button(),
+                Event::PressPowerButton => self.inbox.life(Life::PowerButton(self.power.press_button())),
+                Event::PowerButtonHeard => self.inbox.life(Life::PowerButtonHeard),
                 Event::Pause(why) => self.pause(why),
                 Event::Resume => self.resume(),
                 Event::DisksChanged(what) => self.inbox.life(Life::DisksChanged(what)),
@@ -545,12 +572,14 @@ impl Vm {
         wait_for("the watch for DMA faults", inbox.reporter(), || drop(faults));
         failures.iter().for_each(|disk| disk.tell_rest());
         inbox.tell_rest();
-        match (troubles.is_empty(), outcome) {
+        let outcome = match (troubles.is_empty(), outcome) {
             (false, Outcome::PoweredOff | Outcome::Stopped) => Outcome::Failed(troubles.join("\n")),
             (_, outcome) => {
                 troubles.iter().for_each(|trouble| inbox.tell(trouble));
                 outcome
             }
-        }
+        };
+        inbox.life(Life::Ended(outcome.clone()));
+        outcome
     }
 }

@@ -15,18 +15,33 @@ impl Placement {
         self.check_available_on(Path::new("/"), bytes)
     }
 
+    /// Whether `bytes` of ordinary RAM could ever be present: no host has room for more than all its memory and swap, and
+    /// a guest that used so much would be ended by the host's kernel.
+    pub fn check_possible(&self, bytes: u64) -> Result<(), RamError> {
+        self.check_possible_on(Path::new("/"), bytes)
+    }
+
+    fn check_possible_on(&self, root: &Path, bytes: u64) -> Result<(), RamError> {
+        let text = std::fs::read_to_string(root.join("proc/meminfo")).unwrap_or_default();
+        let swap = kib(&text, "SwapTotal:").unwrap_or(0);
+        match kib(&text, "MemTotal:").map(|memory| memory.saturating_add(swap) << 10) {
+            Some(all) if all < bytes && self.pages == Pages::Default => {
+                Err(RamError::MoreThanAll { wanted: bytes, all })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The same for a host whose `/proc` and `/sys` lie below `root`. A host that does not say is believed.
     fn check_available_on(&self, root: &Path, bytes: u64) -> Result<(), RamError> {
         if self.pages != Pages::Default {
             return Ok(());
         }
-        let available = match self.node {
-            None => on_host(root),
-            Some(node) => on_node(root, node),
-        };
-        match available {
-            Some(available) if available < bytes => {
-                Err(RamError::Unavailable { wanted: bytes, available, node: self.node })
+        // A node that is not there is a finding of its own, and hides no other.
+        let on_node = self.node.and_then(|node| Some((on_node(root, node)?, Some(node))));
+        match on_node.or_else(|| Some((on_host(root)?, None))) {
+            Some((available, node)) if available < bytes => {
+                Err(RamError::Unavailable { wanted: bytes, available, node })
             }
             _ => Ok(()),
         }
@@ -96,13 +111,21 @@ mod tests {
         on.check_available_on(host.path(), 3 << 20).unwrap();
         let text = on.check_available_on(host.path(), (3 << 20) + 1).unwrap_err().to_string();
         assert!(text.contains("NUMA node 1 has 3 MiB"), "{text}");
+        let nowhere = Placement { node: Some(Node(7)), ..any };
+        let text = nowhere.check_available_on(host.path(), (5 << 20) + 1).unwrap_err().to_string();
+        assert!(text.contains("this host has 5 MiB"), "{text}");
+        any.check_possible_on(host.path(), 9000 << 10).unwrap();
+        let text = any.check_possible_on(host.path(), (9000 << 10) + 1).unwrap_err().to_string();
+        assert!(text.contains("more than all memory and swap of this host, 8 MiB"), "{text}");
     }
 
     #[test]
     fn a_host_that_does_not_say_and_huge_pages_are_left_alone() {
         let nothing = tempfile::tempdir().unwrap();
         Placement::default().check_available_on(nothing.path(), u64::MAX).unwrap();
+        Placement::default().check_possible_on(nothing.path(), u64::MAX).unwrap();
         let huge = Placement { pages: Pages::Huge2M, node: None };
         huge.check_available_on(host().path(), u64::MAX).unwrap();
+        huge.check_possible_on(host().path(), u64::MAX).unwrap();
     }
 }

@@ -84,6 +84,18 @@ pub enum RamError {
         /// The node that they must come from, if it must be one.
         node: Option<Node>,
     },
+    /// No host has room for it, ever.
+    #[error(
+        "the VM's RAM, {} MiB, is more than all memory and swap of this host, {} MiB. Give the VM less memory (--memory).",
+        wanted.div_ceil(1 << 20),
+        all >> 20
+    )]
+    MoreThanAll {
+        /// Bytes of RAM.
+        wanted: u64,
+        /// Bytes of memory and swap that the host has.
+        all: u64,
+    },
     /// The kernel refused.
     #[error("cannot {what} {} MiB of guest RAM at {range}: {cause}. {hint}", range.len() >> 20)]
     System {

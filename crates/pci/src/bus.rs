@@ -227,5 +227,7 @@ impl Bus {
 }
 
 mod place;
+
+pub use place::without_place;
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,7 @@ mod services;
 
 pub use address::{Address, Pin};
 pub use bar::{BarKind, BarSpec, Decoded, DecodedAt, ROM, Windows};
-pub use bus::Bus;
+pub use bus::{Bus, without_place};
 pub use config_space::{ConfigSpace, Identity};
 pub use error::PciError;
 pub use function::Function;

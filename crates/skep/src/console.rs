@@ -1,13 +1,16 @@
 //! The guest's serial console: where its output goes, and where its input comes from.
 
-use std::fs::File;
+mod file;
+
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use config::Console;
 use control::{Callers, OwnSocket, SocketError};
+
+pub use file::{ConsoleFile, folder};
+use file::{ConsoleFileError, Sink};
 
 /// An opened console.
 pub struct Opened {
@@ -15,8 +18,8 @@ pub struct Opened {
     pub output: Box<dyn Write + Send>,
     /// Gives the guest's input.
     pub input: Input,
-    /// A file whose old contents go once the VM starts.
-    pub stale: Option<File>,
+    /// A file that takes the output once the VM starts.
+    pub file: Option<Arc<ConsoleFile>>,
     /// A socket, whose file goes when this is dropped.
     pub socket: Option<OwnSocket>,
 }
@@ -35,49 +38,30 @@ pub enum Input {
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
     /// A file.
-    #[error("cannot {what} the console {}: {cause}. {hint}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        what: &'static str,
-        /// The system's answer.
-        cause: io::Error,
-        /// What a person can do.
-        hint: &'static str,
-    },
+    #[error(transparent)]
+    File(#[from] ConsoleFileError),
     /// A socket.
     #[error("the console cannot be served: {0} (--console socket:PATH)")]
     Socket(#[from] SocketError),
 }
 
-/// Opens the console that the description names.
+/// Opens the console that the description names, but for a file, which is only looked at: [`ConsoleFile::begin`].
 pub fn open(console: &Console) -> Result<Opened, ConsoleError> {
     match console {
         Console::Stdio => {
-            Ok(Opened { output: Box::new(io::stdout()), input: Input::Standard, stale: None, socket: None })
+            Ok(Opened { output: Box::new(io::stdout()), input: Input::Standard, file: None, socket: None })
         }
         Console::File(path) => {
-            let path = path.as_path().to_owned();
-            let hint = "Check that its folder exists and may be written to (--console file:PATH).";
-            let opened = File::options()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .and_then(|file| Ok((file.try_clone()?, file)));
-            let (stale, file) =
-                opened.map_err(|cause| ConsoleError::File { path, what: "create", cause, hint })?;
-            let is_plain = file.metadata().is_ok_and(|metadata| metadata.is_file());
-            let stale = is_plain.then_some(stale);
-            Ok(Opened { output: Box::new(file), input: Input::Nothing, stale, socket: None })
+            let file = Arc::new(ConsoleFile::look(path.as_path())?);
+            let output = Box::new(Sink(file.clone()));
+            Ok(Opened { output, input: Input::Nothing, file: Some(file), socket: None })
         }
         Console::Socket(path) => {
             let socket = OwnSocket::at(path.as_path())?;
             let peer = Peer::default();
             let input = Socket { callers: socket.callers(), peer: peer.clone() };
             let output = Box::new(peer);
-            Ok(Opened { output, input: Input::Socket(input), stale: None, socket: Some(socket) })
+            Ok(Opened { output, input: Input::Socket(input), file: None, socket: Some(socket) })
         }
     }
 }

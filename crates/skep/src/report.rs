@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use control::api::EventKind;
 use control::{Journal, view};
-use machine::{Answer, Life, Notice};
+use machine::{Answer, Life, Notice, Press};
 
 /// Says an error. Each line of it is a line of its own, so several findings are several lines.
 pub fn error(error: impl Display) {
@@ -128,10 +128,11 @@ impl Troubles {
             // What is held makes the VM pause, which is said with the reason.
             let said_by_the_pause = matches!(notice, Notice::Disk(failure) if failure.answer == Answer::Held);
             let line = if matches!(notice, Notice::Provoked(_)) { Line::Provoked } else { Line::Other };
-            // That it was started is no news to who started it, nor is a reset to the guest's user; and how things
-            // were made is for those who ask (`skep events`).
+            // That it was started is no news to who started it, nor is a press of the power button that the guest gets,
+            // nor a reset to the guest's user; how it ended is said by `skep run` itself, and how things were made is for
+            // those who ask (`skep events`).
             if !said_by_the_pause
-                && !matches!(notice, Notice::Life(Life::Made(_) | Life::Started | Life::Restarted))
+                && !matches!(notice, Notice::Life(life) if is_for_the_journal_alone(life))
                 && !send(line(text))
             {
                 dropped.fetch_add(1, Ordering::SeqCst);
@@ -147,9 +148,28 @@ impl Troubles {
     }
 }
 
+fn is_for_the_journal_alone(life: &Life) -> bool {
+    match life {
+        Life::Made(_)
+        | Life::Started
+        | Life::Restarted
+        | Life::PowerButton(Press::Shown)
+        | Life::Ending(_)
+        | Life::Ended(_) => true,
+        Life::Preparing(_)
+        | Life::Paused(_)
+        | Life::Resumed
+        | Life::DisksChanged(_)
+        | Life::DeviceRequested(..)
+        | Life::PowerButton(Press::Waits)
+        | Life::PowerButtonHeard => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use machine::Outcome;
 
     #[test]
     fn every_finding_is_a_line_with_the_prefix() {
@@ -208,6 +228,32 @@ mod tests {
             ("first", true),
             "nor is the journal full of it"
         );
+    }
+
+    #[test]
+    fn each_press_of_the_button_and_the_end_are_events_and_only_a_press_that_waits_is_said() {
+        let said = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let to = said.clone();
+        let troubles = Troubles::said_by(move |text| to.lock().unwrap().push(text.to_owned())).unwrap();
+        let journal = Arc::new(Journal::new());
+        let reporter = troubles.reporter(journal.clone());
+        let lives = [
+            Life::PowerButton(Press::Waits),
+            Life::PowerButtonHeard,
+            Life::PowerButton(Press::Shown),
+            Life::Ending(Outcome::PoweredOff),
+            Life::Ended(Outcome::Failed("a device stayed".to_owned())),
+        ];
+        lives.into_iter().for_each(|life| reporter(&Notice::Life(life)));
+        drop(reporter);
+        troubles.finish();
+        let events = journal.after(0, Duration::ZERO).events;
+        let texts: Vec<&str> = events.iter().map(|event| event.text.as_str()).collect();
+        assert!(events.iter().all(|event| event.kind == EventKind::Life), "{events:?}");
+        assert_eq!(texts[2..4], ["the power button was pressed", "the VM ends: the guest powered off"]);
+        assert_eq!(texts[4], "the VM has ended: a device stayed");
+        assert_eq!(*said.lock().unwrap(), texts[..2]);
+        assert!(texts[0].contains("does not listen to it yet"), "{texts:?}");
     }
 
     #[test]

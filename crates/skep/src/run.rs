@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use config::{File, Key, Vm};
+use config::{Description, File, Key, Vm};
 
 use crate::escape;
 use crate::exit::Exit;
@@ -117,11 +117,34 @@ fn help() -> String {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Exit {
-    let vm = match arguments.describe() {
-        Ok(vm) => vm,
-        Err(exit) => return exit,
+    let flags = arguments.flags.given();
+    let (description, file) = match arguments.config.as_ref().map(|path| (path, std::fs::read(path))) {
+        None => (Description::read(None, &flags), Ok(())),
+        Some((path, Ok(bytes))) => {
+            let name = path.display().to_string();
+            (Description::read(Some(File { name: &name, bytes: &bytes }), &flags), Ok(()))
+        }
+        Some((path, Err(cause))) => {
+            let path = path.display();
+            let why = format!("cannot read the description {path}: {cause}. Check the path after --config.");
+            (Description::read_without_file(&flags), Err(why))
+        }
     };
-    if arguments.check_config { print(&vm) } else { start::start(&vm, arguments.report.as_deref()) }
+    let draft = description.draft.clone();
+    let summary = arguments.report.as_deref();
+    match (file, description.vm()) {
+        (Ok(()), Ok(vm)) if arguments.check_config => print(&vm),
+        (Ok(()), Ok(vm)) => start::start(&vm, summary),
+        (file, vm) => {
+            file.err().into_iter().for_each(report::error);
+            vm.err().into_iter().for_each(report::error);
+            if !arguments.check_config {
+                // What is right in it is compared with this host all the same: all is said at once.
+                start::say_findings(&draft, summary);
+            }
+            Exit::Usage
+        }
+    }
 }
 
 fn print(vm: &Vm) -> Exit {
@@ -132,31 +155,6 @@ fn print(vm: &Vm) -> Exit {
             Exit::Failed
         }
     }
-}
-
-impl Arguments {
-    /// The VM that flags and file describe together. What is wrong has been said.
-    fn describe(&self) -> Result<Vm, Exit> {
-        let file = match &self.config {
-            None => None,
-            Some(path) => Some((path.display().to_string(), read(path)?)),
-        };
-        let file = file.as_ref().map(|(name, bytes)| File { name, bytes });
-        config::describe(file, &self.flags.given()).map_err(|findings| {
-            report::error(findings);
-            Exit::Usage
-        })
-    }
-}
-
-fn read(path: &PathBuf) -> Result<Vec<u8>, Exit> {
-    std::fs::read(path).map_err(|cause| {
-        let path = path.display();
-        report::error(format_args!(
-            "cannot read the description {path}: {cause}. Check the path after --config."
-        ));
-        Exit::Usage
-    })
 }
 
 impl Flags {

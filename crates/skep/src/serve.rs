@@ -78,6 +78,7 @@ impl Source for Running {
             reason: self.control.why_paused(),
             pid: std::process::id(),
             since: rfc3339(self.since),
+            listens_to_button: self.control.guest_listens_to_button(),
         }
     }
 

@@ -1,19 +1,21 @@
 //! Starting a VM, and staying with it until its end.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use control::{Claim, Folder, FolderError, Journal, Server};
+use config::Draft;
+use control::{Claim, Folder, FolderError, Journal, OwnSocket, Server};
 use machine::{Control, Outcome, Vm};
 
-use crate::console::{self, Input};
+use crate::console::{self, ConsoleError, Input};
 use crate::escape::{self, Escape};
 use crate::exit::Exit;
+use crate::outputs;
 use crate::report::{self, Troubles};
+use crate::report_file::{ReportError, ReportFile};
 use crate::serve::Running;
 use crate::signals::{Signal, Signals};
 use crate::stop::{Stop, Wishes};
@@ -33,28 +35,52 @@ pub fn start(description: &config::Vm, report: Option<&Path>) -> Exit {
         Ok(signals) => signals,
         Err(cause) => return cannot_start(format_args!("cannot take over signals: {cause}.")),
     };
-    // All that stands in the way is said at once, so a console that cannot be had is not the end of the search.
-    let console = console::open(&description.console).map_err(report::error);
-    let summary = report.map(open_report).transpose().map_err(report::error);
-    let name = claim(&description.name).map_err(report::error);
-    let (Ok(mut console), Ok(summary), Ok(name)) = (console, summary, name) else {
-        for finding in Vm::findings(description) {
-            report::error(finding);
-        }
-        return Exit::CouldNotStart;
-    };
+    let mut outside = Outside::look(&Draft::from(description), report);
     // Its file goes at the very end, however that comes.
-    let _socket = console.socket.take();
-    run(description, signals, console, summary, name)
+    let _socket = outside.take_socket();
+    run(description, signals, outside)
 }
 
-fn run(
-    description: &config::Vm,
-    signals: Signals,
-    console: console::Opened,
-    summary: Option<File>,
-    name: Option<Claim>,
-) -> Exit {
+/// Says everything on this host that stands in the way of a VM, beside what is wrong with its description.
+pub fn say_findings(draft: &Draft, report: Option<&Path>) {
+    raise_file_limit();
+    Outside::look(draft, report).say_findings();
+    Vm::findings(draft).into_iter().for_each(report::error);
+}
+
+/// What a VM has in this host beside devices and disks, or why it cannot have it.
+struct Outside {
+    console: Result<Option<console::Opened>, ConsoleError>,
+    summary: Result<Option<ReportFile>, ReportError>,
+    name: Result<Option<Claim>, FolderError>,
+    overwritten: Vec<String>,
+}
+
+impl Outside {
+    /// Looks at all of it. Sockets are made, which go when the start fails; files stay as they are.
+    fn look(draft: &Draft, report: Option<&Path>) -> Outside {
+        Outside {
+            console: draft.console.as_ref().map(console::open).transpose(),
+            summary: report.map(ReportFile::look).transpose(),
+            name: draft.name.as_ref().map_or(Ok(None), claim),
+            overwritten: outputs::overwritten(draft, report),
+        }
+    }
+
+    fn take_socket(&mut self) -> Option<OwnSocket> {
+        self.console.as_mut().ok()?.as_mut()?.socket.take()
+    }
+
+    fn say_findings(self) {
+        let Outside { console, summary, name, overwritten } = self;
+        console.err().into_iter().for_each(report::error);
+        summary.err().into_iter().for_each(report::error);
+        overwritten.into_iter().for_each(report::error);
+        name.err().into_iter().for_each(report::error);
+    }
+}
+
+fn run(description: &config::Vm, signals: Signals, outside: Outside) -> Exit {
     let troubles = match Troubles::new() {
         Ok(troubles) => troubles,
         Err(cause) => return cannot_start(format_args!("cannot start a thread: {cause}.")),
@@ -68,29 +94,42 @@ fn run(
     }
     let journal = Arc::new(Journal::new());
     let reporter = troubles.reporter(journal.clone());
-    let built = Vm::build(description, console.output, reporter, end.cancelled.clone());
+    // All that stands in the way is said at once, whatever it is.
+    let (console, summary, name, checked) = match (outside, Vm::check(description, &reporter)) {
+        (
+            Outside { console: Ok(Some(console)), summary: Ok(summary), name: Ok(name), overwritten },
+            Ok(checked),
+        ) if overwritten.is_empty() => (console, summary, name, checked),
+        (outside, checked) => {
+            drop(reporter);
+            troubles.finish();
+            outside.say_findings();
+            checked.err().into_iter().flatten().for_each(report::error);
+            return end.without_a_start();
+        }
+    };
+    let built = Vm::build(description, checked, console.output, reporter, end.cancelled.clone());
     let vm = match built {
         Ok(vm) => vm,
         Err(findings) => {
             troubles.finish();
             findings.into_iter().for_each(report::error);
-            return if end.cancelled.load(Ordering::SeqCst) { Exit::Stopped } else { Exit::CouldNotStart };
+            return end.without_a_start();
         }
     };
     let running = Running::new(description.name.as_str(), vm.control(), journal);
-    let opened = console
-        .stale
-        .as_ref()
-        .map_or(Ok(()), empty)
-        .and_then(|()| {
-            end.begin(vm.control());
-            // The terminal is taken only now, so that what stood in the way of a start was printed as usual.
-            listen_to(console.input, &end, &terminal)
-                .map_err(|cause| format!("cannot listen to the console: {cause}. Use --console file:PATH."))
-        })
+    end.begin(vm.control());
+    // The terminal is taken only now, so that what stood in the way of a start was printed as usual.
+    let opened = listen_to(console.input, &end, &terminal)
+        .map_err(|cause| format!("cannot listen to the console: {cause}. Use --console file:PATH."))
         .and_then(|()| {
             let server = name.map(|name| Server::start(name, Arc::new(running))).transpose();
             server.map_err(|cause| format!("cannot serve the control socket: {cause}."))
+        })
+        .and_then(|server| {
+            // Last: a start that fails leaves the file as it was.
+            let begun = console.file.as_ref().map_or(Ok(()), |file| file.begin());
+            begun.map(|()| server).map_err(|error| error.to_string())
         });
     let server = match opened {
         Ok(server) => server,
@@ -119,10 +158,10 @@ fn run(
         terminal.close();
     }
     troubles.finish();
-    if let Some(mut file) = summary
-        && let Err(cause) = file.write_all(summary::json(&ended).as_bytes())
+    if let Some(file) = summary
+        && let Err(error) = file.write(&summary::json(&ended))
     {
-        report::error(format_args!("cannot write the report: {cause}. Its disk may be full."));
+        report::error(error);
     }
     match ended.outcome {
         Outcome::PoweredOff => Exit::PoweredOff,
@@ -154,19 +193,6 @@ fn claim(name: &config::VmName) -> Result<Option<Claim>, FolderError> {
 fn cannot_start(why: impl std::fmt::Display) -> Exit {
     report::error(why);
     Exit::CouldNotStart
-}
-
-/// Empties the console's file of what an earlier VM left in it.
-fn empty(stale: &File) -> Result<(), String> {
-    stale.set_len(0).map_err(|cause| {
-        format!("cannot empty the console's file: {cause}. Use --console file:PATH with a plain file.")
-    })
-}
-
-fn open_report(path: &Path) -> Result<File, String> {
-    OpenOptions::new().write(true).create(true).truncate(true).open(path).map_err(|cause| {
-        format!("cannot write the report {}: {cause}. Check the path after --report.", path.display())
-    })
 }
 
 /// How long a VM may take to end when threads of it have stopped for good. Devices are waited for as long as this.
@@ -225,6 +251,11 @@ impl End {
         }
         // Nobody else sets it.
         drop(self.control.set(control));
+    }
+
+    /// The exit of a VM that never was.
+    fn without_a_start(&self) -> Exit {
+        if self.cancelled.load(Ordering::SeqCst) { Exit::Stopped } else { Exit::CouldNotStart }
     }
 
     fn one_more(&self) {

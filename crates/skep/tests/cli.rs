@@ -50,7 +50,7 @@ fn an_unknown_key_is_a_usage_error_that_names_the_line_and_the_nearest() {
 fn every_error_of_file_and_flags_is_said_on_a_line_of_its_own() {
     let (output, path) = run_file(
         "cpus = 0\n[[disk]]\npaht = \"a\"\n",
-        &["--memory", "1.5G", "--assign", "1", "--disk", "a,b"],
+        &["--check-config", "--memory", "1.5G", "--assign", "1", "--disk", "a,b"],
     );
     assert_eq!(output.status.code(), Some(2));
     let text = stderr(&output);

@@ -63,3 +63,51 @@ fn a_start_that_fails_at_any_step_leaves_the_host_as_it_was() {
     }
     seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
 }
+
+#[test]
+fn what_would_fail_half_way_is_found_before_anything_is_taken_and_all_of_it_at_once() {
+    let seen = Scenario::quick().iommu("intel,intremap=off".parse().unwrap()).run(
+        "NVME=$(of_class 0x010802 | head -n 1)
+         OTHER=$(of_class 0x010802 | tail -n 1)
+         truncate -s 400M /tmp/big
+         echo kept > /tmp/console
+         echo kept > /tmp/report
+         truncate -s 16M /tmp/held
+         drivers() { for device in /sys/bus/pci/devices/*; do echo $device $(driver ${device##*/}) $(cat $device/driver_override); done; }
+         files() { ls -R /run/skep 2> /dev/null; cat /tmp/console /tmp/report; }
+         mkdir -p /run/skep/vm; chmod 700 /run/skep/vm
+         drivers > /tmp/before
+         files > /tmp/files-before
+         try skep run --memory 256M --kernel /lab/guest/vmlinux --initrd /tmp/big --cpus 300 --disk /dev/sda \\
+             --assign $NVME --disk nvme=$OTHER,namespace=9 --disk nvme=$(function_of sda) --disk ram=1M,model=nvme,queues=65 \\
+             --console file:/tmp/console --report /tmp/report --disk /dev/nosuch --node 7
+         drivers | cmp - /tmp/before && say drivers as before
+         files | cmp - /tmp/files-before && say files as before
+         echo 'user:x:1000:1000:user:/tmp:/bin/sh' >> /etc/passwd
+         echo 'user:x:1000:' >> /etc/group
+         chmod 666 /dev/kvm
+         try su user -c \"SKEP_RUNTIME_DIR=/tmp/run-of-user skep run --memory 64M --kernel /no/kernel --assign $NVME\"
+         drivers | cmp - /tmp/before && say drivers as before
+         sums nvme0n1",
+    );
+    seen.ended_with(&[1, 1]);
+    for parts in [
+        &["initrd /tmp/big has 419430400 bytes", "Give the VM at least"][..],
+        &["300 CPUs are more"],
+        &["interrupt remapping is missing", "allow_unsafe_interrupts=1"],
+        &["namespace 9", "no active namespace of that number"],
+        &["SATA controller", "no NVMe controller"],
+        &["65 queues"],
+        &["/dev/nosuch"],
+        &["no NUMA node 7"],
+        &["cannot choose the driver of PCI device 0000:01:00.0", "This needs root"],
+        &["/no/kernel"],
+    ] {
+        let said = seen.after("host: said skep: ");
+        let found = said.iter().any(|line| parts.iter().all(|part| line.contains(part)));
+        assert!(found, "no line has all of {parts:?}\n{seen}");
+    }
+    assert_eq!(seen.count("host: drivers as before"), 2, "{seen}");
+    seen.expect("host: files as before");
+    seen.expect(&format!("host: sum nvme0n1 {}", seen.sum("NVME0")));
+}

@@ -168,10 +168,38 @@ fn the_console_can_be_a_socket() {
     assert_eq!(seen.count("host: the socket is left"), 0, "{seen}");
 }
 
+fn a_press_that_the_guest_does_not_hear_is_said_and_waiting_presses_again_and_sees_the_end() {
+    // The button's driver comes late, and the program that acts on it later still.
+    let seen = Scenario::quick().run(
+        "start 'say ready; sleep 10000' --name early > /tmp/console 2> /tmp/said &
+         V=$!
+         wait_for 60 test -S /run/skep/vm/early.sock
+         skep events early --follow > /tmp/events &
+         skep stop early --wait 2> /tmp/stop
+         wait $V && ended=0 || ended=$?
+         say skep ended with $ended
+         sed 's/^/host: early /' /tmp/said /tmp/stop
+         sed 's/^/host: event /' /tmp/events
+         grep -o 'lab: power button' /tmp/console",
+    );
+    seen.ended_with(&[0]);
+    seen.expect("lab: power button");
+    for part in [
+        "host: early skep: the guest of early does not listen to the power button yet",
+        "the power button was pressed, but the guest does not listen to it yet",
+        "the guest listens to the power button now",
+        "the VM ends: the guest powered off",
+        "the VM has ended: the guest powered off",
+    ] {
+        assert!(seen.to_string().contains(part), "{part}\n{seen}");
+    }
+}
+
 together::together! { stories_of_a_vms_life_in_one_host:
     sigterm_presses_the_power_button_and_the_device_is_given_back,
     a_second_sigterm_stops_a_guest_that_does_not_listen,
     a_guest_that_crashes_ends_with_status_3_and_the_device_is_given_back,
     what_a_killed_skep_left_is_put_right_by_the_next,
     the_console_can_be_a_socket,
+    a_press_that_the_guest_does_not_hear_is_said_and_waiting_presses_again_and_sees_the_end,
 }

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::finding::{Finding, Findings, Place, Problem};
 use crate::model::{
-    Assign, Backing, Boot, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, HostDomain, HugePages,
+    Assign, Backing, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, Draft, HostDomain, HugePages,
     Identified, ModelName, OnFault, P2p, Vm, Wire,
 };
 use crate::source::{self, Entry, Node, Table, Value};
@@ -36,10 +36,47 @@ pub struct File<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Puts a VM together from a file and from flags with their values, or says everything that is wrong with them.
-///
-/// Flags win over the file for what a VM has once, and add to the file for disks and assigned devices.
+/// What a file and flags say of a VM together.
+#[derive(Debug)]
+pub struct Description {
+    /// What is right in it.
+    pub draft: Draft,
+    wrong: Vec<Finding>,
+}
+
+impl Description {
+    /// Puts a description together from a file and from flags with their values.
+    ///
+    /// Flags win over the file for what a VM has once, and add to the file for disks and assigned devices.
+    pub fn read(file: Option<File<'_>>, flags: &[(Key, String)]) -> Description {
+        read_all(file, flags)
+    }
+
+    /// The same where there should be a file that could not be read. What such a file may say is not missing.
+    pub fn read_without_file(flags: &[(Key, String)]) -> Description {
+        let mut read = read_all(None, flags);
+        read.wrong.retain(|finding| !matches!(finding.problem, Problem::Missing { .. }));
+        read
+    }
+
+    /// Everything that is wrong with it, in the order of its sources.
+    pub fn wrong(&self) -> &[Finding] {
+        &self.wrong
+    }
+
+    /// The VM, or everything that is wrong with it.
+    pub fn vm(self) -> Result<Vm, Findings> {
+        let vm = self.draft.finished();
+        Findings::none_or(self.wrong, vm)
+    }
+}
+
+/// The VM that [`Description::read`] finds in a file and in flags.
 pub fn describe(file: Option<File<'_>>, flags: &[(Key, String)]) -> Result<Vm, Findings> {
+    read_all(file, flags).vm()
+}
+
+fn read_all(file: Option<File<'_>>, flags: &[(Key, String)]) -> Description {
     let mut findings = Vec::new();
     let mut parts = Parts::default();
     let mut whole = true;
@@ -55,12 +92,12 @@ pub fn describe(file: Option<File<'_>>, flags: &[(Key, String)]) -> Result<Vm, F
     }
     let flags = as_table(flags, &mut findings);
     parts = parts.overlaid(Parts::read(&flags, &mut findings));
-    let vm = parts.assemble(whole, &mut findings);
+    let draft = parts.assemble(whole, &mut findings);
     findings.sort_by_key(|finding| match finding.place {
         Place::File { line, column, .. } => (line, column),
         Place::Flag(_) | Place::Nowhere => (usize::MAX, 0),
     });
-    Findings::none_or(findings, vm)
+    Description { draft, wrong: findings }
 }
 
 /// The disk that `value` describes, as that of `--disk` does, or everything that is wrong with it. Where it says nothing
@@ -124,11 +161,14 @@ struct Parts {
     p2p: Given<P2p>,
     assigned: Vec<(Place, Assign)>,
     disks: Vec<(Place, Disk)>,
+    /// Where devices and disks are written of which something is wrong.
+    doubtful: Vec<Place>,
 }
 
 impl Parts {
     fn read(table: &Table, findings: &mut Vec<Finding>) -> Parts {
         let mut keys = Keys::of(table, VM, findings);
+        let mut doubtful = Vec::new();
         Parts {
             name: keys.get("name"),
             cpus: keys.get("cpus"),
@@ -151,14 +191,17 @@ impl Parts {
                 "a list of PCI addresses, [\"0000:01:00.0\"]",
                 "address",
                 assign,
+                &mut doubtful,
             ),
-            disks: keys.several("disk", "tables that begin with [[disk]]", "path", disk),
+            disks: keys.several("disk", "tables that begin with [[disk]]", "path", disk, &mut doubtful),
+            doubtful,
         }
     }
 
     fn overlaid(mut self, over: Parts) -> Parts {
         self.assigned.extend(over.assigned);
         self.disks.extend(over.disks);
+        self.doubtful.extend(over.doubtful);
         Parts {
             name: over.name.or(self.name),
             cpus: over.cpus.or(self.cpus),
@@ -180,8 +223,11 @@ impl Parts {
         }
     }
 
-    /// The VM, if nothing is missing. `whole` says whether all of the file could be read.
-    fn assemble(self, whole: bool, findings: &mut Vec<Finding>) -> Option<Vm> {
+    /// What is right of it all. `whole` says whether all of the file could be read.
+    fn assemble(self, whole: bool, findings: &mut Vec<Finding>) -> Draft {
+        // What is wrong with a flag's list was found when it was taken apart.
+        let mut doubtful = self.doubtful;
+        doubtful.extend(findings.iter().map(|finding| finding.place.clone()));
         if let Given::No = self.kernel
             && whole
         {
@@ -191,18 +237,13 @@ impl Parts {
         }
         assigned_and_disk(&self.assigned, &self.disks, findings);
         controllers::check(&self.disks, findings);
-        let memory = self.memory.value().unwrap_or_default();
+        let memory = self.memory.or_default();
         let hugepages = pages(self.hugepages, memory, findings);
         let host_domain = host_domain(self.host_domain, self.i_know, findings);
-        let assigned = distinct(self.assigned, findings);
-        let disks = distinct(self.disks, findings);
-        let boot = Boot {
-            kernel: self.kernel.value()?,
-            initrd: self.initrd.value(),
-            cmdline: self.cmdline.value().unwrap_or_default(),
-        };
-        Some(Vm {
-            name: self.name.value().unwrap_or_default(),
+        let assigned = distinct(self.assigned, &doubtful, findings);
+        let disks = distinct(self.disks, &doubtful, findings);
+        Draft {
+            name: self.name.or_default(),
             cpus: self.cpus.value().unwrap_or_default(),
             nested: self.nested.value().unwrap_or_default(),
             memory,
@@ -211,24 +252,32 @@ impl Parts {
                 node: self.node.value(),
                 wire: self.wire.value().unwrap_or_default(),
             },
-            boot,
-            disks: disks?,
-            assigned: assigned?,
+            kernel: self.kernel.value(),
+            initrd: self.initrd.value(),
+            cmdline: self.cmdline.or_default(),
+            disks,
+            assigned,
             dma: Dma {
                 back_end: self.dma.value().unwrap_or_default(),
                 host_domain,
                 on_fault: self.on_fault.value().unwrap_or_default(),
                 p2p: self.p2p.value().unwrap_or_default(),
             },
-            console: self.console.value().unwrap_or_default(),
-        })
+            console: self.console.or_default(),
+        }
     }
 }
 
 /// The huge pages, of which the memory must be a whole number.
-fn pages(given: Given<HugePages>, memory: MemorySize, findings: &mut Vec<Finding>) -> Option<HugePages> {
+fn pages(
+    given: Given<HugePages>,
+    memory: Option<MemorySize>,
+    findings: &mut Vec<Finding>,
+) -> Option<HugePages> {
     let Given::Yes(place, pages) = given else { return None };
-    if !memory.bytes().is_multiple_of(pages.bytes()) {
+    if let Some(memory) = memory
+        && !memory.bytes().is_multiple_of(pages.bytes())
+    {
         let [size, page] = [memory.bytes(), pages.bytes()].map(ByteSize::from_bytes);
         findings.push(Finding { place, problem: Invalid::MemoryNotInPages { size, page }.into() });
     }
@@ -264,8 +313,13 @@ fn assign(table: &Table, findings: &mut Vec<Finding>) -> Option<Assign> {
     Some(Assign { address: address?, domain: domain.unwrap_or_default(), on_fault, on_request })
 }
 
-/// The items as a list without repetition; each repeated one is a finding.
-fn distinct<T: Identified>(items: Vec<(Place, T)>, findings: &mut Vec<Finding>) -> Option<Distinct<T>> {
+/// The items as a list without repetition; each repeated one is a finding. It is not in the list, and neither is what is
+/// doubtful.
+fn distinct<T: Identified>(
+    items: Vec<(Place, T)>,
+    doubtful: &[Place],
+    findings: &mut Vec<Finding>,
+) -> Distinct<T> {
     let mut first: HashMap<String, Place> = HashMap::new();
     for (place, item) in &items {
         let Some(what) = item.identity() else { continue };
@@ -278,5 +332,6 @@ fn distinct<T: Identified>(items: Vec<(Place, T)>, findings: &mut Vec<Finding>) 
             }
         }
     }
-    Distinct::try_from(items.into_iter().map(|(_, item)| item).collect::<Vec<T>>()).ok()
+    let right = items.into_iter().filter(|(place, _)| !doubtful.contains(place));
+    Distinct::first_of_each(right.map(|(_, item)| item))
 }

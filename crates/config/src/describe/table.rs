@@ -33,6 +33,18 @@ impl<T> Given<T> {
         !matches!(self, Given::No)
     }
 
+    /// The value, or the default where none was given; `None` where one was, and is wrong.
+    pub(super) fn or_default(self) -> Option<T>
+    where
+        T: Default,
+    {
+        match self {
+            Given::No => Some(T::default()),
+            Given::Wrong => None,
+            Given::Yes(_, value) => Some(value),
+        }
+    }
+
     /// The value, if it is there and right.
     pub(super) fn value(self) -> Option<T> {
         if let Given::Yes(_, value) = self { Some(value) } else { None }
@@ -134,13 +146,15 @@ impl<'a> Keys<'a> {
         given.value()
     }
 
-    /// The tables of a list. Lone text in it stands for a table of one key, `implied`.
+    /// The tables of a list. Lone text in it stands for a table of one key, `implied`. Those of which something is
+    /// wrong, though they could be read, are `doubtful`.
     pub(super) fn several<T>(
         &mut self,
         key: &'static str,
         expected: &'static str,
         implied: &'static str,
         read: fn(&Table, &mut Vec<Finding>) -> Option<T>,
+        doubtful: &mut Vec<Place>,
     ) -> Vec<(Place, T)> {
         let Some(list) = self.node(key) else { return Vec::new() };
         let wrong = |node: &Node| Problem::WrongType { key, expected, found: node.value.in_words() };
@@ -163,7 +177,11 @@ impl<'a> Keys<'a> {
                     continue;
                 }
             };
+            let before = self.findings.len();
             found.extend(read(table, self.findings).map(|value| (item.place.clone(), value)));
+            if self.findings.len() > before {
+                doubtful.push(item.place.clone());
+            }
         }
         found
     }

@@ -32,6 +32,14 @@ impl<T: Identified> TryFrom<Vec<T>> for Distinct<T> {
     }
 }
 
+impl<T: Identified> Distinct<T> {
+    /// The items without those that are there a second time.
+    pub(crate) fn first_of_each(items: impl Iterator<Item = T>) -> Distinct<T> {
+        let mut seen = std::collections::HashSet::new();
+        Distinct(items.filter(|item| item.identity().is_none_or(|identity| seen.insert(identity))).collect())
+    }
+}
+
 impl<T> Deref for Distinct<T> {
     type Target = [T];
 

@@ -96,6 +96,25 @@ impl NvmeOptions {
     pub fn new(name: impl Into<String>) -> NvmeOptions {
         NvmeOptions { name: name.into(), queues: 1, serial: None, model: None, firmware: None }
     }
+
+    /// Whether a controller can be so, and have this disk among its namespaces, as far as it is known before it is made.
+    pub fn check(&self, disk: &disk::Disk) -> Result<(), NvmeError> {
+        self.check_queues()?;
+        let block = disk.geometry().logical_block;
+        if namespace::takes_blocks(block) { Ok(()) } else { Err(wrong_blocks(&self.name, disk)) }
+    }
+
+    fn check_queues(&self) -> Result<(), NvmeError> {
+        match self.queues {
+            1..=64 => Ok(()),
+            queues => Err(NvmeError::Queues { name: self.name.clone(), queues }),
+        }
+    }
+}
+
+fn wrong_blocks(name: &str, disk: &disk::Disk) -> NvmeError {
+    let (name, block) = (name.to_owned(), disk.geometry().logical_block);
+    NvmeError::Block { name, disk: disk.name().to_owned(), block }
 }
 
 /// Why there cannot be such a controller.
@@ -200,9 +219,7 @@ impl Nvme {
         report: Report,
     ) -> Result<Nvme, NvmeError> {
         let short = options.name.clone();
-        if !(1..=64).contains(&options.queues) {
-            return Err(NvmeError::Queues { name: short, queues: options.queues });
-        }
+        options.check_queues()?;
         if !(1..=MAX_NAMESPACES).contains(&namespaces.len()) {
             return Err(NvmeError::Namespaces { name: short, count: namespaces.len() });
         }
@@ -268,11 +285,7 @@ fn attach(name: &str, namespaces: Vec<Namespace>, serial: &str) -> Result<Vec<Ar
     let attach = |(nsid, namespace): (u32, Namespace)| {
         let disk = namespace.disk.clone();
         let attached = Attached::new(nsid, namespace, serial);
-        attached.map(Arc::new).ok_or_else(|| NvmeError::Block {
-            name: name.to_owned(),
-            disk: disk.name().to_owned(),
-            block: disk.geometry().logical_block,
-        })
+        attached.map(Arc::new).ok_or_else(|| wrong_blocks(name, &disk))
     };
     (1..).zip(namespaces).map(attach).collect()
 }

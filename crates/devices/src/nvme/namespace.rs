@@ -27,6 +27,11 @@ impl Namespace {
     }
 }
 
+/// Whether NVMe drivers know logical blocks of so many bytes.
+pub(super) fn takes_blocks(bytes: u32) -> bool {
+    bytes.is_power_of_two() && (512..=4096).contains(&bytes)
+}
+
 /// A namespace of a controller.
 pub(super) struct Attached {
     pub(super) nsid: u32,
@@ -40,7 +45,7 @@ impl Attached {
     /// `None` when the disk's blocks are none that drivers know: 512 to 4096 bytes.
     pub(super) fn new(nsid: u32, namespace: Namespace, serial: &str) -> Option<Attached> {
         let block = namespace.disk.geometry().logical_block;
-        if !block.is_power_of_two() || !(512..=4096).contains(&block) {
+        if !takes_blocks(block) {
             return None;
         }
         let uuid = namespace.uuid.unwrap_or_else(|| uuid_for(serial, nsid));

@@ -205,13 +205,8 @@ impl Sysfs {
         self.text(&format!("device/{name}"))
     }
 
-    /// NVMe and MMC have a file, virtio one beside the queue, SCSI and ATA the binary page 0x80 of their vital
-    /// product data (SPC-4, 7.8.13): four bytes of header, then the number.
     fn serial(&self) -> Option<String> {
-        self.device_text("serial").or_else(|| self.text("serial")).or_else(|| {
-            let page = fs::read(self.whole.join("device/vpd_pg80")).ok()?;
-            printable(page.get(4..)?)
-        })
+        host::serial_number(&self.whole)
     }
 }
 

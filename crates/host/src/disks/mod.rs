@@ -112,7 +112,7 @@ impl Host {
             logical_sector: sector("queue/logical_block_size"),
             physical_sector: sector("queue/physical_block_size"),
             model: text(&dir.join("device/model")),
-            serial: serial(&dir),
+            serial: serial_number(&dir),
             rotational: flag("queue/rotational"),
             read_only: flag("ro"),
             removable: flag("removable"),
@@ -189,13 +189,22 @@ fn printable(bytes: &[u8]) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+/// The serial number of a disk, from the folder of its block device in sysfs (of the whole disk, not of a partition).
+///
 /// NVMe and MMC have a file, virtio one beside the queue, SCSI and ATA the page 0x80 of their vital product data:
-/// four bytes of header, then the number (SPC-4, 7.8.13).
-fn serial(dir: &Path) -> Option<String> {
-    text(&dir.join("device/serial")).or_else(|| text(&dir.join("serial"))).or_else(|| {
+/// four bytes of header, then the number (SPC-4, 7.8.13). The kernel asks no disk behind USB for that page, as many
+/// fail at it; there it is the USB device that has a number.
+pub fn serial_number(dir: &Path) -> Option<String> {
+    let page = || {
         let page = std::fs::read(dir.join("device/vpd_pg80")).ok()?;
         printable(page.get(4..)?)
-    })
+    };
+    let usb = || {
+        let place = dir.canonicalize().ok()?;
+        let device = place.ancestors().find(|above| above.join("idVendor").exists())?;
+        text(&device.join("serial"))
+    };
+    text(&dir.join("device/serial")).or_else(|| text(&dir.join("serial"))).or_else(page).or_else(usb)
 }
 
 #[cfg(test)]
@@ -234,6 +243,27 @@ mod tests {
         assert_eq!((controller.address.to_string().as_str(), controller.group), ("0000:00:1f.2", Some(7)));
         assert!(disk.rotational && !disk.read_only && disk.used.is_empty());
         assert_eq!(disk.contents.as_deref(), Some(&[][..]));
+    }
+
+    #[test]
+    fn a_disk_behind_usb_has_the_number_of_its_usb_device_unless_it_says_one_itself() {
+        let fake = FakeHost::new();
+        fake.pci("0000:00:14.0", 0x0c0330, Some("xhci_hcd"), 3);
+        let usb = "/sys/devices/pci0000:00/0000:00:14.0/usb2/2-1";
+        let scsi = "2-1:1.0/host6/target6:0:0/6:0:0:0";
+        fake.disk("0000:00:14.0", &format!("usb2/2-1/{scsi}/block/sdb"), "8:16");
+        fake.link("/sys/block/sdb/device", format!("{usb}/{scsi}"));
+        fake.file("/sys/block/sdb/size", "2048\n");
+        // A hub above it, and the controller, are USB devices as well.
+        fake.file("/sys/devices/pci0000:00/0000:00:14.0/usb2/idVendor", "1d6b\n");
+        fake.file("/sys/devices/pci0000:00/0000:00:14.0/usb2/serial", "0000:00:14.0\n");
+        fake.file(format!("{usb}/idVendor"), "0781\n");
+        let serial = || fake.host().disks().remove(0).serial;
+        assert_eq!(serial(), None, "that of the hub is no disk's");
+        fake.file(format!("{usb}/serial"), "SAME-FIRST-20-CHARACTERS-1\n");
+        assert_eq!(serial().as_deref(), Some("SAME-FIRST-20-CHARACTERS-1"));
+        fake.file(format!("{usb}/{scsi}/vpd_pg80"), "\0\u{1}\0\u{4}DISK");
+        assert_eq!(serial().as_deref(), Some("DISK"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! its namespaces or ports. SATA disks that name none share controllers, in the order of the description, as many as a
 //! controller has ports.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use config::{ControllerName, DiskModel};
@@ -43,6 +44,18 @@ fn with_its_controller(disk: &config::Disk, all: &[config::Disk]) -> config::Dis
         firmware: shared().find_map(|other| other.firmware.clone()),
         ..disk.clone()
     }
+}
+
+/// How many controllers all these disks will be on.
+pub fn controllers_of(disks: &[config::Disk]) -> usize {
+    let sata = |disk: &&config::Disk| matches!(disk.model, DiskModel::Ahci | DiskModel::AhciCd);
+    let names: BTreeSet<Option<&ControllerName>> =
+        disks.iter().filter(sata).map(|disk| disk.controller.as_ref()).collect();
+    let of_name = |name| disks.iter().filter(sata).filter(|disk| disk.controller.as_ref() == name).count();
+    let of_sata: usize = names.into_iter().map(|name| of_name(name).div_ceil(PORTS)).sum();
+    let others = || disks.iter().filter(|disk| !sata(disk));
+    let named: BTreeSet<&ControllerName> = others().filter_map(|disk| disk.controller.as_ref()).collect();
+    of_sata + named.len() + others().filter(|disk| disk.controller.is_none()).count()
 }
 
 /// A function of the bus.
@@ -226,6 +239,7 @@ mod tests {
         let disks: Vec<config::Disk> = models.into_iter().map(|model| disk(model, "")).collect();
         let made = made(&disks);
         assert_eq!(words(&made), ["ahci 32", "nvme ram 1", "ahci 1", "virtio-blk"]);
+        assert_eq!(controllers_of(&disks), made.len());
         let Controller::Ahci { ports, .. } = &made[0] else { panic!("the first is SATA's") };
         assert!(matches!(ports[31], AhciPort::Cd(_)) && matches!(ports[30], AhciPort::Disk(_)));
     }

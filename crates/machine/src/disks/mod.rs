@@ -23,7 +23,7 @@ use crate::buffers::Choice;
 use crate::error::StartError;
 use crate::events::Events;
 
-pub use controllers::settled;
+pub use controllers::{controllers_of, settled};
 pub use drives::{DriveError, DriveReading, TrayLock};
 pub use plug::{Letting, PlugError, Plugged, UnplugError, Unplugged};
 pub use shelf::{Disks, DisksOutside};
@@ -68,10 +68,24 @@ impl Model {
     }
 }
 
+/// Whether a model can have the queues that a disk asks for, which is known before the disk is. `name` is what the guest
+/// is to call it.
+fn check_queues(disk: &config::Disk, name: &str, cpus: config::Cpus) -> Result<(), StartError> {
+    let (queues, name) = (queues(disk, cpus), name.to_owned());
+    match disk.model {
+        _ if queues <= MOST_QUEUES => Ok(()),
+        DiskModel::Nvme { .. } => Err(devices::NvmeError::Queues { name, queues }.into()),
+        _ => Err(devices::VirtioBlkError::Queues { name, queues }.into()),
+    }
+}
+
 /// Opens a disk, which claims it: nobody else can mount it or give it to another VM until it is closed.
 pub fn check(disk: &config::Disk, cpus: config::Cpus) -> Result<CheckedDisk, StartError> {
     let (options, name) = match &disk.source {
-        DiskSource::Nvme { .. } => return Ok(CheckedDisk::Driven(disk.clone())),
+        DiskSource::Nvme { address, .. } => {
+            check_queues(disk, &address.to_string(), cpus)?;
+            return Ok(CheckedDisk::Driven(disk.clone()));
+        }
         DiskSource::File(file) => (file_options(file), short_name(file.path.as_path())),
         DiskSource::Nbd(address) => {
             let url: NbdUrl = address.as_str().parse()?;
@@ -160,13 +174,12 @@ impl OpenDisk {
                 };
                 Model::VirtioBlk(Box::new(VirtioBlk::new(opened.clone(), options)?))
             }
-            DiskModel::Nvme { .. } => Model::Nvme(NvmeOptions {
-                queues,
-                serial,
-                model: product,
-                firmware,
-                ..NvmeOptions::new(name)
-            }),
+            DiskModel::Nvme { .. } => {
+                let options =
+                    NvmeOptions { queues, serial, model: product, firmware, ..NvmeOptions::new(name) };
+                options.check(&opened)?;
+                Model::Nvme(options)
+            }
             DiskModel::Ahci => Model::Ahci(AhciPort::Disk(AhciDisk {
                 serial: ata(&serial)?,
                 model: ata(&product)?,

@@ -85,6 +85,19 @@ pub(super) fn write(function: &dyn Function, placed: &[(BarSpec, u64)]) -> Vec<P
     errors
 }
 
+/// What finds no place in these windows when functions with such BARs come on a bus one after the other, each with its
+/// name: what [`Bus::place_bars`] would say of each, before there is any.
+pub fn without_place(windows: &Windows, functions: &[(String, Vec<BarSpec>)]) -> Vec<PciError> {
+    let (mut taken, mut errors) = (Vec::new(), Vec::new());
+    for (name, bars) in functions {
+        match find_places(windows, taken.clone(), bars.clone(), name) {
+            Ok(places) => taken.extend(places),
+            Err(error) => errors.push(error),
+        }
+    }
+    errors
+}
+
 /// Finds a place for each of a function's BARs beside those taken, the largest first, for these have the fewest
 /// places to choose from. All that find none are named.
 fn find_places(

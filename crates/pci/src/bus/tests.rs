@@ -280,3 +280,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_finds_no_place_is_known_without_a_bus_and_is_what_the_bus_says() {
+    let windows = windows();
+    let bar = |size| BarSpec::new(0, BarKind::Memory64 { prefetchable: true }, size).unwrap();
+    let largest = windows.memory64.map_or(1 << 30, GpaRange::len).next_power_of_two() << 1;
+    let functions: Vec<(String, Vec<BarSpec>)> =
+        [0x1000, largest, 0x1000].map(|size| ("probe".to_owned(), vec![bar(size)])).into();
+    let found: Vec<String> = without_place(&windows, &functions).iter().map(ToString::to_string).collect();
+    let bus = Bus::new(&windows);
+    let mut said = Vec::new();
+    for (_, bars) in &functions {
+        let at = bus.free_address().unwrap();
+        bus.add(at, Probe::new(bars, &windows, 0)).unwrap();
+        said.extend(bus.place_bars(at).err().map(|error| error.to_string()));
+    }
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found, said);
+}
