@@ -25,6 +25,14 @@ struct Iocb {
 const PREAD: u16 = 0;
 const PWRITE: u16 = 1;
 
+/// Which way data goes, out of several pieces of memory or into them: `IOCB_CMD_PREADV` and `IOCB_CMD_PWRITEV`.
+#[derive(Clone, Copy)]
+#[repr(u16)]
+pub enum Way {
+    Read = 7,
+    Write = 8,
+}
+
 /// `struct io_event` of the same file.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -114,6 +122,48 @@ impl Queue {
         // promise.
         let n = unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1_i64, &raw mut pointer) };
         if n == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Starts all these transfers together, one in each slot, and waits for them: how many bytes each has moved. Each
+    /// has its pieces of memory and its place in the file.
+    ///
+    /// # Safety
+    /// The pieces are mapped, and nobody else touches them until this returns; after an error, until the queue is
+    /// dropped.
+    pub unsafe fn all(
+        &mut self,
+        way: Way,
+        transfers: &[(Vec<libc::iovec>, u64)],
+    ) -> io::Result<Vec<io::Result<usize>>> {
+        for (slot, (pieces, offset)) in transfers.iter().enumerate() {
+            self.control[slot] = Iocb {
+                data: slot as u64,
+                opcode: way as u16,
+                fd: self.fd.cast_unsigned(),
+                buffer: pieces.as_ptr() as u64,
+                length: pieces.len() as u64,
+                offset: offset.cast_signed(),
+                ..Iocb::default()
+            };
+        }
+        let mut pointers: Vec<*mut Iocb> =
+            self.control[..transfers.len()].iter_mut().map(std::ptr::from_mut).collect();
+        while !pointers.is_empty() {
+            // SAFETY: the pointers are to control blocks that live as long as the queue; the pieces are the caller's
+            // promise.
+            let n = unsafe {
+                libc::syscall(libc::SYS_io_submit, self.context, pointers.len(), pointers.as_mut_ptr())
+            };
+            let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+            pointers.drain(..n);
+        }
+        let mut moved: Vec<Option<io::Result<usize>>> = transfers.iter().map(|_| None).collect();
+        while moved.iter().any(Option::is_none) {
+            for (slot, result) in self.reap()? {
+                moved[slot] = Some(result);
+            }
+        }
+        Ok(moved.into_iter().flatten().collect())
     }
 
     /// Waits for at least one transfer to end; their slots and how many bytes they moved.

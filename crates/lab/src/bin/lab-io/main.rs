@@ -23,7 +23,8 @@ usage:
   lab-io randread DEV BS QD SECONDS [SEED]   random reads of BS bytes, QD at once
   lab-io seqread  DEV BS QD SECONDS          sequential reads
   lab-io fill     DEV OFFSET LEN BS SEED [scattered|whole]
-                                             writes a pattern, BS bytes at once
+                                             writes a pattern, BS bytes at once: the first 16 times alone, then up to
+                                             16 such requests together, as far as they fit 2 MiB
   lab-io check    DEV OFFSET LEN BS SEED [scattered|whole]
                                              compares it; ends with 1 and the first offset that differs
   lab-io dm       NAME TABLE                 a device of the device mapper, made or changed; the table's lines may be
