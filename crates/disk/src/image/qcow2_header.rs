@@ -15,6 +15,8 @@ const SHORTEST: usize = 72;
 const SHORTEST_OF_3: usize = 104;
 /// Bits of a cluster's size ("cluster_bits", with QEMU's limit).
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
+/// Bytes of the longest first level of the table of clusters: QEMU's limit.
+pub(super) const LONGEST_CLUSTER_TABLE: u64 = 32 << 20;
 /// Bytes of the longest name of a backing file.
 const LONGEST_NAME: usize = 1023;
 /// Where the mask of marks is that hold only until somebody else writes ("autoclear_features").
@@ -162,6 +164,14 @@ fn parse(bytes: &Bytes) -> Result<Header, Unfit> {
     if !CLUSTER_BITS.contains(&cluster_bits) {
         return Err(Unfit::damaged(format!("its header says that a cluster has 2^{cluster_bits} bytes")));
     }
+    // What the longest first level of the table of clusters covers: the arithmetic on places is safe below that.
+    let (size, most) = (bytes.long(24), (LONGEST_CLUSTER_TABLE / 8) << (2 * cluster_bits - 3));
+    if size > most {
+        let what = format!(
+            "its header says that the disk has {size} bytes, and images of its kind have at most {most}"
+        );
+        return Err(Unfit::damaged(what));
+    }
     let newer = version >= 3;
     let len = if newer { bytes.word(100) as usize } else { SHORTEST };
     if len < if newer { SHORTEST_OF_3 } else { SHORTEST } || len > bytes.0.len() {
@@ -205,7 +215,7 @@ fn parse(bytes: &Bytes) -> Result<Header, Unfit> {
     }
     Ok(Header {
         cluster_bits,
-        size: bytes.long(24),
+        size,
         clusters: Table { at: bytes.long(40), bytes: u64::from(bytes.word(36)) * 8 },
         counts: Table { at: bytes.long(48), bytes: u64::from(bytes.word(56)) << cluster_bits },
         count_order,
@@ -354,6 +364,8 @@ mod tests {
         with(4, &1u32.to_be_bytes(), "version 1");
         with(4, &4u32.to_be_bytes(), "version 4");
         with(20, &8u32.to_be_bytes(), "2^8 bytes");
+        with(24, &((1u64 << 37) + 512).to_be_bytes(), "at most 137438953472");
+        with(24, &(u64::MAX - 511).to_be_bytes(), "at most");
         with(96, &7u32.to_be_bytes(), "2^7 bits");
         with(100, &96u32.to_be_bytes(), "96 bytes");
         with(100, &513u32.to_be_bytes(), "513 bytes");

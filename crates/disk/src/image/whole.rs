@@ -6,11 +6,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::counts::{LONGEST_TABLE, entries};
-use super::qcow2_header::{Header, Table, Unfit, unaligned};
+use super::qcow2_header::{Header, LONGEST_CLUSTER_TABLE, Table, Unfit, unaligned};
 use crate::kernel::Handle;
 
-/// Bytes of the longest first level of the table of clusters: QEMU's limit.
-const LONGEST_CLUSTER_TABLE: u64 = 32 << 20;
 /// Bytes of tables that are looked through at a start.
 const MOST_BYTES: u64 = 256 << 20;
 /// What of an entry is a place ("L1 table entry", "Standard Cluster Descriptor").
