@@ -20,6 +20,8 @@ pub struct Buffers {
 
 // SAFETY: the pointers lead to guest RAM, which `ram` keeps mapped and which is shared memory for every thread.
 unsafe impl Send for Buffers {}
+// SAFETY: as above; what needs no `&mut self` reads the pieces, or copies to and from guest RAM, which is volatile.
+unsafe impl Sync for Buffers {}
 
 impl Buffers {
     /// No piece yet.
