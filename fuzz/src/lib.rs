@@ -14,6 +14,7 @@ pub mod control_request;
 pub mod fault_line;
 pub mod image_headers;
 pub mod kernel_image;
+pub mod nbd_session;
 pub mod nvme;
 pub mod nvme_data;
 pub mod nvme_driver;
@@ -26,7 +27,7 @@ pub mod vm_toml;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 16] = [
     ("virtio_queue", virtio_queue::run),
     ("virtio_blk", virtio_blk::run),
     ("config_space", config_space::run),
@@ -42,4 +43,5 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("fault_line", fault_line::run),
     ("atapi", atapi::run),
     ("image_headers", image_headers::run),
+    ("nbd_session", nbd_session::run),
 ];

@@ -92,6 +92,11 @@ fn lying_images_are_refused_or_end_their_requests() {
 }
 
 #[test]
+fn lying_servers_reach_live_requests_only() {
+    replay("nbd_session");
+}
+
+#[test]
 fn every_target_has_its_seeds_replayed() {
     let mut folders: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds"))
         .expect("there are seeds")

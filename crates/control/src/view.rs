@@ -179,7 +179,7 @@ fn disk(Reading { name, counters, waiting }: &Reading) -> api::Disk {
 
 /// A request of a disk that failed: for [`crate::Journal::record_disk`], with the failure's own words as text.
 pub fn disk_error(failure: &Failure) -> api::DiskError {
-    let Failure { disk, operation, bytes, error, errno, answer, more } = failure;
+    let Failure { disk, operation, bytes, error, errno, cause: _, answer, more } = failure;
     let (sector, bytes) = match operation {
         Operation::Read { at } | Operation::Write { at, .. } => (Some(at.0), *bytes),
         Operation::Discard(range) | Operation::WriteZeroes(range, _) => {
@@ -277,6 +277,7 @@ mod tests {
             bytes: 4096,
             error: disk::DiskError::NoSpace,
             errno: Some(28),
+            cause: None,
             answer: Answer::Held,
             more: 2,
         };

@@ -10,7 +10,7 @@ use crate::disk::QueueError;
 use crate::geometry::{Geometry, Sectors};
 use crate::queue::Event;
 use crate::registered::BufferTable;
-use crate::request::Request;
+use crate::request::{DiskError, Request};
 use crate::spin::Poll;
 
 /// Something behind a [`crate::Disk`].
@@ -85,6 +85,12 @@ pub trait Engine {
     /// The kernel's error number behind the failure of the request with this tag, which the last call of
     /// [`advance`](Engine::advance) has brought; `None` where it was not the kernel that failed it.
     fn errno(&self, _tag: u64) -> Option<i32> {
+        None
+    }
+
+    /// What is known of an error that the last call of [`advance`](Engine::advance) has brought, in words for people, where
+    /// it was not the kernel that failed the request.
+    fn cause(&self, _error: DiskError) -> Option<Arc<str>> {
         None
     }
 

@@ -383,6 +383,7 @@ mod tests {
             bytes: 0,
             error: disk::DiskError::NoSpace,
             errno: None,
+            cause: None,
             answer,
             more: 0,
         };

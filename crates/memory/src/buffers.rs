@@ -20,8 +20,14 @@ pub struct Buffers {
 
 // SAFETY: the pointers lead to guest RAM, which `ram` keeps mapped and which is shared memory for every thread.
 unsafe impl Send for Buffers {}
+// SAFETY: as above; what needs no `&mut self` reads the pieces, or copies to and from guest RAM, which is volatile.
+unsafe impl Sync for Buffers {}
 
 impl Buffers {
+    /// Room for so many pieces is kept for the next request, and what was needed beyond is given back. A guest chooses
+    /// how many pieces its memory lies in, and must not thereby choose what the host keeps.
+    pub const KEPT: usize = 128;
+
     /// No piece yet.
     pub fn new(ram: Arc<Ram>) -> Buffers {
         Buffers { ram, pieces: Vec::new(), starts: Vec::new(), bytes: 0 }
@@ -65,8 +71,11 @@ impl Buffers {
         std::mem::forget(self.ram.clone());
     }
 
-    /// Forgets the pieces and keeps the room for new ones.
+    /// Forgets the pieces, and keeps room for [`KEPT`](Self::KEPT) new ones.
     pub fn clear(&mut self) {
+        if self.pieces.capacity() > Self::KEPT {
+            (self.pieces, self.starts) = (Vec::new(), Vec::new());
+        }
         self.pieces.clear();
         self.starts.clear();
         self.bytes = 0;
@@ -151,6 +160,19 @@ mod tests {
         assert_eq!(buffers.write_at(0x1810, &[0xaa; 2]), 0);
         assert_eq!(buffers.write(&pattern), 0x1810);
         assert_eq!(ram.read_obj::<u8>(Gpa(0)).unwrap(), pattern[0x1800]);
+    }
+
+    #[test]
+    fn room_for_usual_requests_is_kept_and_that_for_long_lists_is_not() {
+        let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 0x1000).unwrap()]).unwrap());
+        let mut buffers = Buffers::new(ram);
+        for (pieces, kept) in [(Buffers::KEPT, Buffers::KEPT), (Buffers::KEPT + 1, 0), (1, 4)] {
+            (0..pieces as u64).for_each(|n| buffers.push(Gpa(2 * n), 1).unwrap());
+            assert_eq!(buffers.iovecs().len(), pieces);
+            buffers.clear();
+            assert_eq!((buffers.pieces.capacity(), buffers.starts.capacity()), (kept, kept));
+            assert_eq!((buffers.bytes(), buffers.iovecs().len()), (0, 0));
+        }
     }
 
     #[test]

@@ -11,6 +11,9 @@ pub(super) const HEADER_SIZE: u64 = 32;
 const TRANSFERRED: u64 = 4;
 /// Where the scatter list begins in a command table.
 const LIST: u64 = 0x80;
+/// Scatter list entries of a command that are looked at, which is one for each page of the longest transfer (65536
+/// blocks of 512 bytes). A list that is longer ends there.
+const MOST_ENTRIES: u16 = 8193;
 /// Scatter list entries that are read at once.
 const CHUNK: usize = 64;
 
@@ -95,7 +98,7 @@ impl Command {
     /// Puts the first `bytes` bytes of the scatter list into `buffers`, or fewer where the list ends before.
     pub fn gather(&self, ram: &Ram, bytes: u64, buffers: &mut Buffers) -> Result<(), Unreadable> {
         let mut at = self.table.checked_add(LIST).ok_or(Unreadable::HostBus)?;
-        let mut entries = usize::from(self.entries);
+        let mut entries = usize::from(self.entries.min(MOST_ENTRIES));
         let mut chunk = [Entry { address: 0.into(), reserved: 0.into(), count: 0.into() }; CHUNK];
         while entries > 0 && buffers.bytes() < bytes {
             let count = entries.min(CHUNK);

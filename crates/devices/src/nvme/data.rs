@@ -11,8 +11,8 @@ pub(super) const MDTS: u8 = (MAX_TRANSFER / PAGE).ilog2() as u8;
 
 /// Entries in a page of a PRP list.
 const LIST: usize = PAGE as usize / 8;
-/// Descriptors that a command may have in all; a driver gets by with one for each page.
-const MAX_DESCRIPTORS: usize = 4096;
+/// Descriptors that a command may have in all; a driver gets by with one for each page, of which there are 513 at most.
+const MAX_DESCRIPTORS: usize = 1024;
 /// Segments that a command may have.
 const MAX_SEGMENTS: usize = 256;
 /// Descriptors read from a segment at once.

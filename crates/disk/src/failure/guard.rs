@@ -123,6 +123,7 @@ impl Guard {
                 bytes: buffers.bytes(),
                 error,
                 errno: self.engine.errno(*tag),
+                cause: self.engine.cause(error),
                 answer: Answer::Reported,
                 more: 0,
             };

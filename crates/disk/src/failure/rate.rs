@@ -75,7 +75,7 @@ mod tests {
     fn failure(at: u64) -> Failure {
         let operation = Operation::Read { at: Sectors(at) };
         let (error, answer) = (DiskError::Media, Answer::Reported);
-        Failure { disk: "d".into(), operation, bytes: 512, error, errno: None, answer, more: 0 }
+        Failure { disk: "d".into(), operation, bytes: 512, error, errno: None, cause: None, answer, more: 0 }
     }
 
     #[test]

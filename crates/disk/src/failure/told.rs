@@ -19,6 +19,8 @@ pub struct Failure {
     pub error: DiskError,
     /// The kernel's error number, where it was the kernel that failed it.
     pub errno: Option<i32>,
+    /// What else is known of it: what a server of the disk did wrong, say.
+    pub cause: Option<Arc<str>>,
     /// What became of it.
     pub answer: Answer,
     /// So many more requests of the disk have failed since the last of which people were told.
@@ -36,7 +38,7 @@ struct What<'a>(&'a Failure);
 
 impl fmt::Display for What<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Failure { disk, operation, bytes, error, errno, .. } = self.0;
+        let Failure { disk, operation, bytes, error, errno, cause, .. } = self.0;
         write!(f, "disk {disk}: ")?;
         match operation {
             Operation::Read { at } | Operation::Write { at, .. } => {
@@ -45,6 +47,9 @@ impl fmt::Display for What<'_> {
             other => other.fmt(f)?,
         }
         write!(f, " failed: {error}")?;
+        if let Some(cause) = cause {
+            write!(f, " ({cause})")?;
+        }
         match (errno, error) {
             // The error is these very words already.
             (None, _) | (_, DiskError::Other(_)) => Ok(()),
@@ -84,6 +89,7 @@ mod tests {
             bytes: 4096,
             error: DiskError::Media,
             errno: Some(libc::ENODATA),
+            cause: None,
             answer: Answer::Reported,
             more: 0,
         };
@@ -102,6 +108,16 @@ mod tests {
         assert!(
             text.contains("Make room")
                 && text.ends_with("(3 more requests have failed since the last such message.)")
+        );
+        let gone = Failure {
+            error: DiskError::Gone,
+            cause: Some("the server closed the connection".into()),
+            ..held
+        };
+        let text = gone.to_string();
+        assert!(
+            text.contains("failed: the disk is gone (the server closed the connection). It is held"),
+            "{text}"
         );
     }
 }

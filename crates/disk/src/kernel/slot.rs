@@ -181,9 +181,15 @@ impl Slot {
         self.request.is_some()
     }
 
-    /// Takes the request out and frees its bounce buffer. Only once the kernel has answered for all parts.
+    /// Takes the request out, and frees its bounce buffer and what long lists of pieces took. Only once the kernel has
+    /// answered for all parts.
     pub(super) fn finish(&mut self) -> Option<Request> {
         self.bounce = None;
+        for part in &mut self.parts {
+            if part.pieces.capacity() > Buffers::KEPT {
+                part.pieces = Vec::new();
+            }
+        }
         self.request.take()
     }
 

@@ -10,7 +10,7 @@ use super::link::Link;
 use crate::backend::{Engine, Patience};
 use crate::counters::QueueCounters;
 use crate::queue::Event;
-use crate::request::{Durability, Operation, Request};
+use crate::request::{DiskError, Durability, Operation, Request};
 use crate::threads::{Done, Job, Mailbox, Sleeper};
 
 /// What was asked for, whatever has become of it for the server.
@@ -89,6 +89,11 @@ impl Engine for NbdEngine {
 
     fn watch(&mut self, eventfd: &EventFd) -> io::Result<()> {
         self.sleeper.watch(eventfd)
+    }
+
+    fn cause(&self, error: DiskError) -> Option<Arc<str>> {
+        let of_the_connection = matches!(error, DiskError::Gone | DiskError::TimedOut);
+        if of_the_connection { self.link.last_end() } else { None }
     }
 
     fn submit(&mut self, request: Request) {

@@ -1,8 +1,11 @@
 //! Disks on a server, by the network block device protocol.
 
+mod connection;
+mod end;
 mod engine;
 mod link;
 mod socket;
+mod under_way;
 mod url;
 mod wire;
 
@@ -16,13 +19,16 @@ use crate::counters::QueueCounters;
 use crate::disk::QueueError;
 use crate::geometry::{Access, AfterDiscard, Discard, Geometry, Sectors, WriteCache, WriteZeroes};
 use engine::NbdEngine;
-use link::{Link, Promises};
+use link::Link;
+use under_way::Promises;
 use wire::{Export, flag};
 
 /// A disk has no more connections than this.
 const MOST_LINKS: usize = 8;
-/// Longest range of zeroes or discards in one request.
+/// Longest range of zeroes or discards in one request, in bytes.
 const LONGEST_RANGE: u64 = 1 << 30;
+/// Such a range makes no more requests of the server than this, however short its longest transfer is.
+const MOST_PARTS_OF_RANGE: u64 = 1024;
 
 /// Why a disk cannot be had from a server.
 #[derive(Debug, thiserror::Error)]
@@ -52,14 +58,17 @@ pub enum NbdError {
         /// The disk.
         url: NbdUrl,
     },
-    /// It cannot be a disk.
-    #[error("disk {url}: the server says it has {bytes} bytes in blocks of {block}. Offer another one.")]
+    /// It is too small to be a disk.
+    #[error(
+        "disk {url}: the server says that it has {bytes} bytes, which is less than one block of {block}. Offer \
+         another one."
+    )]
     Size {
         /// The disk.
         url: NbdUrl,
         /// Its size.
         bytes: u64,
-        /// Its smallest block.
+        /// Its block in bytes.
         block: u32,
     },
 }
@@ -108,19 +117,17 @@ impl NbdDisk {
 
 fn geometry(url: &NbdUrl, export: &Export, access: Access) -> Result<Geometry, NbdError> {
     let has = |flag| export.flags & flag != 0;
-    let smallest = Sectors::SIZE as u32;
-    let block = export.block.max(smallest);
-    let blocks = block.is_power_of_two() && block <= 64 << 10 && export.longest >= block;
+    let block = export.block;
     let capacity = Sectors::in_bytes(export.size - export.size % u64::from(block));
-    if !blocks || capacity.0 == 0 || export.size > i64::MAX as u64 {
-        return Err(NbdError::Size { url: url.clone(), bytes: export.size, block: export.block });
+    if capacity.0 == 0 {
+        return Err(NbdError::Size { url: url.clone(), bytes: export.size, block });
     }
     if has(flag::READ_ONLY) && access == Access::ReadWrite {
         return Err(NbdError::ReadOnly { url: url.clone() });
     }
     let preferred = if export.preferred.is_power_of_two() { export.preferred } else { block };
     let preferred = preferred.clamp(block, 64 << 10);
-    let range = LONGEST_RANGE.min(u64::from(u32::MAX)) / Sectors::SIZE;
+    let range = LONGEST_RANGE.min(u64::from(export.longest) * MOST_PARTS_OF_RANGE) / Sectors::SIZE;
     Ok(Geometry {
         capacity,
         logical_block: block,

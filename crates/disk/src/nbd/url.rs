@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// Port of the protocol, where none is given.
 const PORT: u16 = 10809;
+/// Bytes of the longest name that the protocol has ("Conventions").
+const LONGEST_NAME: usize = 4096;
 /// How long a server may take for a request, where nothing is said.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -76,7 +78,11 @@ fn parse(text: &str) -> Result<NbdUrl, &'static str> {
         ("nbds" | "nbds+unix", _) => return Err("encrypted connections (nbds) are not supported"),
         _ => return Err("the scheme is not nbd or nbd+unix"),
     };
-    Ok(NbdUrl { server, export: decode(export)?, timeout })
+    let export = decode(export)?;
+    if export.len() > LONGEST_NAME || export.contains('\0') {
+        return Err("the export's name is longer than 4096 bytes, or holds a zero");
+    }
+    Ok(NbdUrl { server, export, timeout })
 }
 
 fn tcp(authority: &str) -> Result<NbdServer, &'static str> {
@@ -159,6 +165,8 @@ mod tests {
             ("nbd+unix://host/x?socket=/a", "no host"),
             ("nbd://store/x?tls=1", "parameter other"),
             ("nbd://store/%g0", "hex digits"),
+            ("nbd://store/a%00", "holds a zero"),
+            (&format!("nbd://store/{}", "a".repeat(4097)), "longer than 4096"),
         ] {
             let error = text.parse::<NbdUrl>().unwrap_err().to_string();
             assert!(error.contains(why), "{error}");

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod bench;
+pub mod nbd_peer;
 pub mod nbd_server;
 
 use std::any::Any;

@@ -23,8 +23,6 @@ use crate::scratch::Scratch;
 
 /// Command slots of a port.
 const SLOTS: usize = 32;
-/// Buffers of more pieces than this are not kept for the next command.
-const KEPT_PIECES: usize = 256;
 
 /// How long the disk may take to end what is under way when its device goes, until it is asked to give it up.
 const GRACE: Duration = Duration::from_secs(2);
@@ -499,9 +497,7 @@ impl PortEngine {
     }
 
     fn recycle(&mut self, mut buffers: Buffers) {
-        if buffers.iovecs().len() <= KEPT_PIECES {
-            buffers.clear();
-            self.spare.push(buffers);
-        }
+        buffers.clear();
+        self.spare.push(buffers);
     }
 }
