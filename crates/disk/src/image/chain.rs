@@ -1,5 +1,6 @@
 //! An image's files, and the images that it stands on.
 
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use imago::{FormatAccess, StorageOpenOptions};
 
 use super::counts::{self, Unfit};
 use super::layer::Layer;
+use super::tables::{Header, Tables};
 use crate::geometry::{Access, Sectors};
 use crate::kernel::{self, FileOptions, Handle, OpenError};
 use crate::opening::below;
@@ -28,13 +30,22 @@ pub(super) struct Chain {
     pub(super) logical_block: u32,
     /// Largest of the files' blocks.
     pub(super) physical_block: u32,
+    /// The tables of an image that may be changed.
+    pub(super) tables: Option<Arc<Tables>>,
     top: u16,
 }
 
 impl Default for Chain {
     fn default() -> Chain {
         let block = Sectors::SIZE as u32;
-        Chain { files: Vec::new(), remarks: Vec::new(), logical_block: block, physical_block: block, top: 0 }
+        Chain {
+            files: Vec::new(),
+            remarks: Vec::new(),
+            logical_block: block,
+            physical_block: block,
+            tables: None,
+            top: 0,
+        }
     }
 }
 
@@ -97,7 +108,8 @@ impl Chain {
 
     fn qcow2(&mut self, options: &FileOptions) -> Result<FormatAccess<Layer>, OpenError> {
         let path = &options.path;
-        let layer = self.layer(options)?;
+        let direct = options.direct && !has_small_clusters(path);
+        let mut layer = self.layer(&FileOptions { direct, ..options.clone() })?;
         if self.files.len() == 1 {
             self.top = layer.number;
         }
@@ -107,6 +119,11 @@ impl Chain {
         let unfit = if writable { counts::unfit(&layer.handle.file).map_err(unreadable)? } else { None };
         if let Some(Unfit { what, hint }) = unfit {
             return Err(wrong(path, what, hint));
+        }
+        if writable && let Some(tables) = Tables::of(layer.handle.clone()).map_err(unreadable)? {
+            let tables = Arc::new(tables);
+            self.tables = Some(tables.clone());
+            layer = layer.through(tables);
         }
         let mut image: Qcow2<Layer> = Qcow2::open_image(layer, writable).map_err(unreadable)?;
         if image.requires_external_data_file() {
@@ -195,6 +212,17 @@ impl ImplicitOpenGate<Layer> for Gate<'_> {
             cause
         })
     }
+}
+
+/// Whether clusters are smaller than a block of direct I/O may be: two of them could then not be written apart.
+fn has_small_clusters(path: &Path) -> bool {
+    let is_disk = |facts: &std::fs::Metadata| facts.is_file() || facts.file_type().is_block_device();
+    if !std::fs::metadata(path).is_ok_and(|facts| is_disk(&facts)) {
+        return false;
+    }
+    let mut start = [0; 104];
+    let read = std::fs::File::open(path).and_then(|file| file.read_exact_at(&mut start, 0));
+    read.is_ok() && Header::parse(&start).is_some_and(|header| header.cluster < 4096)
 }
 
 /// A name in a header is relative to the folder of its file.
