@@ -83,7 +83,7 @@ struct State {
     /// The header as the library sees it.
     header: Header,
     /// Places of the blocks of counts that the file's table names.
-    blocks: HashSet<u64>,
+    blocks: Arc<HashSet<u64>>,
     /// Something may be free for the library that the file's tables still point to.
     reusable: bool,
 }
@@ -106,7 +106,7 @@ impl Tables {
             read(&handle, &mut table, place)?;
             blocks.extend(pointers(bytes_of(&table)));
         }
-        let state = State { held: BTreeMap::new(), header, blocks, reusable: false };
+        let state = State { held: BTreeMap::new(), header, blocks: Arc::new(blocks), reusable: false };
         Ok(Some(Tables { handle, cluster: header.cluster, state: Mutex::new(state) }))
     }
 
@@ -208,105 +208,76 @@ impl Tables {
             (state.held.clone(), state.header, state.blocks.clone())
         };
         let out = Out { handle: &self.handle, cluster: self.cluster };
-        let in_file = Header::parse(bytes_of(&out.read(0)?)).unwrap_or(header);
-        let mut blocks = known.clone();
-        let counts = || held.range(header.counts.at..).take_while(|(place, _)| header.counts.has(**place));
-        blocks.extend(counts().flat_map(|(_, table)| pointers(bytes_of(table))));
-        let is_count = |place: u64| blocks.contains(&place);
-        let is_l1 = |place: u64| header.l1.has(place);
+        let start = held.get(&0);
+        let in_file = start.map(|_| out.read(0)).transpose()?;
+        let before = in_file.as_ref().and_then(|start| Header::parse(bytes_of(start))).unwrap_or(header);
+        let (counts_move, l1_moves) = (before.counts.at != header.counts.at, before.l1.at != header.l1.at);
+        let within = |span: Span| held.range(span.at..).take_while(move |(place, _)| span.has(**place));
+        let named = within(header.counts).flat_map(|(_, table)| pointers(bytes_of(table)));
+        let fresh: HashSet<u64> = named.filter(|place| !known.contains(place)).collect();
 
-        // 1. The data, and counts that are high enough for what is pointed to before and after.
+        // 1. The data, and counts that are high enough for what is pointed to before and after; and a table of them that
+        // nothing leads to yet.
         let mut last = Vec::new();
-        for (place, block) in held.iter().filter(|(place, _)| is_count(**place)) {
-            let new = bytes_of(block);
-            let mut most = aligned(&self.handle, self.cluster)?;
-            most.as_mut().into_slice().copy_from_slice(new);
-            if known.contains(place) {
+        for (place, block) in &held {
+            if fresh.contains(place) {
+                out.write(*place, block)?;
+            } else if known.contains(place) {
+                let mut most = aligned(&self.handle, self.cluster)?;
+                most.as_mut().into_slice().copy_from_slice(bytes_of(block));
                 raise(most.as_mut().into_slice(), bytes_of(&out.read(*place)?), header.count_bits);
-            }
-            out.write(*place, &most)?;
-            if bytes_of(&most) != new {
-                last.push((*place, block));
+                out.write(*place, &most)?;
+                if bytes_of(&most) != bytes_of(block) {
+                    last.push((*place, block));
+                }
             }
         }
-        let moved = in_file.counts.at != header.counts.at;
-        if moved {
-            counts().try_for_each(|(place, table)| out.write(*place, table))?;
+        if counts_move {
+            within(header.counts).try_for_each(|(place, table)| out.write(*place, table))?;
         }
         if !std::ptr::eq(data, &*self.handle) {
             data.sync()?;
         }
         self.handle.sync()?;
-        if held.is_empty() {
-            self.lock().reusable = false;
-            return Ok(());
+        if !fresh.is_empty() {
+            // From here on the file may count by them, also if something fails.
+            Arc::make_mut(&mut self.lock().blocks).extend(&fresh);
         }
 
-        // 2. What leads to new blocks of counts, and what else the header says.
-        let mut wrote = false;
-        if !moved {
-            for (place, table) in counts() {
-                out.write(*place, table)?;
-                wrote = true;
-            }
-        }
-        let start = held.get(&0);
-        if let Some(start) = start {
-            let old = out.read(0)?;
+        // 2. What leads to new blocks of counts, and all of the header but where the table of the first level is.
+        if let (Some(start), Some(in_file)) = (start, &in_file) {
             let mut between = aligned(&self.handle, self.cluster)?;
             let bytes = between.as_mut().into_slice();
             bytes.copy_from_slice(bytes_of(start));
-            bytes[L1_FIELDS].copy_from_slice(&bytes_of(&old)[L1_FIELDS]);
-            out.write(0, &between)?;
-            wrote = true;
+            bytes[L1_FIELDS].copy_from_slice(&bytes_of(in_file)[L1_FIELDS]);
+            let entries = within(header.counts).filter(|_| !counts_move);
+            out.step(entries.map(|(place, table)| (*place, &**table)).chain([(0, &between)]))?;
+        } else {
+            out.step(within(header.counts).map(|(place, table)| (*place, &**table)))?;
         }
-        if wrote {
-            self.handle.sync()?;
+        let is_count = |place: u64| known.contains(&place) || fresh.contains(&place);
+        let mut new_tables = HashSet::new();
+        for (place, table) in within(header.l1) {
+            let old = if l1_moves { None } else { Some(out.read(*place)?) };
+            let old: HashSet<u64> = old.iter().flat_map(|old| pointers(bytes_of(old))).collect();
+            new_tables.extend(pointers(bytes_of(table)).filter(|place| !old.contains(place)));
         }
-        self.lock().blocks = blocks.clone();
 
         // 3. Tables of the second level: first those that are in use, because a new one may lie where one of these
-        // pointed to. With the new ones goes a table of the first level that nothing leads to yet.
-        let l1_moved = in_file.l1.at != header.l1.at;
-        let mut new = HashSet::new();
-        for (place, table) in held.iter().filter(|(place, _)| is_l1(**place)) {
-            let old = if l1_moved { None } else { Some(out.read(*place)?) };
-            let old = old.as_ref().map(|old| pointers(bytes_of(old)).collect()).unwrap_or_default();
-            let old: HashSet<u64> = old;
-            new.extend(pointers(bytes_of(table)).filter(|place| !old.contains(place)));
-        }
-        let elsewhere = |place: u64| place == 0 || is_count(place) || header.counts.has(place);
-        for are_new in [false, true] {
-            let mut wrote = false;
-            for (place, table) in held.iter().filter(|(place, _)| !elsewhere(**place)) {
-                let is_new = if is_l1(*place) { l1_moved } else { new.contains(place) };
-                if is_new == are_new && (l1_moved || !is_l1(*place)) {
-                    out.write(*place, table)?;
-                    wrote = true;
-                }
-            }
-            if wrote {
-                self.handle.sync()?;
-            }
-        }
+        // pointed to.
+        let elsewhere =
+            |place: u64| place == 0 || is_count(place) || header.counts.has(place) || header.l1.has(place);
+        let tables = |are_new: bool| {
+            let tables = held.iter().filter(|(place, _)| !elsewhere(**place));
+            let tables = tables.filter(|(place, _)| new_tables.contains(place) == are_new);
+            tables.map(|(place, table)| (*place, &**table)).collect::<Vec<_>>()
+        };
+        out.step(tables(false))?;
+        out.step(tables(true))?;
 
         // 4. What leads to them.
-        let mut wrote = false;
-        if !l1_moved {
-            for (place, table) in held.iter().filter(|(place, _)| is_l1(**place)) {
-                out.write(*place, table)?;
-                wrote = true;
-            }
-        }
-        if let Some(start) = start
-            && in_file.l1 != header.l1
-        {
-            out.write(0, start)?;
-            wrote = true;
-        }
-        if wrote {
-            self.handle.sync()?;
-        }
+        out.step(within(header.l1).map(|(place, table)| (*place, &**table)))?;
+        out.step(start.filter(|_| before.l1 != header.l1).map(|start| (0, &**start)))?;
 
         // 5. Counts of what nothing points to any more. It does no harm if they come late.
         last.into_iter().try_for_each(|(place, block)| out.write(place, block))?;
@@ -351,6 +322,16 @@ impl Out<'_> {
 
     fn write(&self, place: u64, cluster: &IoBuffer) -> io::Result<()> {
         self.handle.put(place, bytes_of(cluster))
+    }
+
+    /// Writes these, and has them on stable storage before anything else.
+    fn step<'a>(&self, clusters: impl IntoIterator<Item = (u64, &'a IoBuffer)>) -> io::Result<()> {
+        let mut clusters = clusters.into_iter().peekable();
+        if clusters.peek().is_none() {
+            return Ok(());
+        }
+        clusters.try_for_each(|(place, cluster)| self.write(place, cluster))?;
+        self.handle.sync()
     }
 }
 
