@@ -1,6 +1,6 @@
 //! An image's files, and the images that it stands on.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use super::layer::Layer;
 use super::marks::{self, Marks};
 use super::names::{self, Found, Role};
 use super::qcow2_header::{self, BITMAPS, Backing, DATA_IS_RAW, DataFile, Header, Unfit};
+use super::tables::{self, Tables};
 use super::{counts, vmdk, whole};
 use crate::geometry::{Access, Sectors};
 use crate::kernel::{self, FileOptions, Handle, OpenError};
@@ -36,6 +37,8 @@ pub(super) struct Chain {
     pub(super) marks: Option<Marks>,
     /// The data file that is a raw image of the disk at any time.
     pub(super) raw_data: Option<Arc<Handle>>,
+    /// The tables of an image that may be changed.
+    pub(super) tables: Option<Arc<Tables>>,
     /// Which files may be opened because an image names them.
     allowed: Vec<Allowed>,
     /// What is done with an image of which a part is missing.
@@ -64,6 +67,7 @@ impl Chain {
             physical_block: block,
             marks: None,
             raw_data: None,
+            tables: None,
             allowed: options.chain.clone(),
             parts_missing: if refused { PartsMissing::Refused } else { PartsMissing::Said },
             top: 0,
@@ -130,7 +134,8 @@ impl Chain {
     /// opens for writing.
     fn qcow2(&mut self, options: &FileOptions) -> Result<FormatAccess<Layer>, OpenError> {
         let path = &options.path;
-        let layer = self.layer(options)?;
+        let direct = options.direct && !has_small_clusters(path);
+        let mut layer = self.layer(&FileOptions { direct, ..options.clone() })?;
         let file = layer.handle.clone();
         let is_top = self.files.len() == 1;
         let unfit = |Unfit { what, hint }| wrong(path, what, hint);
@@ -161,6 +166,11 @@ impl Chain {
             return Err(unfit(why));
         }
         let backing = header.backing.as_ref().map(|backing| self.backing(options, backing)).transpose()?;
+        if writable && let Some(tables) = Tables::of(file.clone()).map_err(unreadable)? {
+            let tables = Arc::new(tables);
+            self.tables = Some(tables.clone());
+            layer = layer.through(tables);
+        }
         let opened = if writable {
             marks::without(&file, header.marks, || Qcow2::open_image(layer, true))
         } else {
@@ -303,6 +313,17 @@ impl ImplicitOpenGate<Layer> for Gate<'_> {
             cause
         })
     }
+}
+
+/// Whether clusters are smaller than a block of direct I/O may be: two of them could then not be written apart.
+fn has_small_clusters(path: &Path) -> bool {
+    let is_disk = |facts: &std::fs::Metadata| facts.is_file() || facts.file_type().is_block_device();
+    if !std::fs::metadata(path).is_ok_and(|facts| is_disk(&facts)) {
+        return false;
+    }
+    let mut start = [0; 104];
+    let read = std::fs::File::open(path).and_then(|file| file.read_exact_at(&mut start, 0));
+    read.is_ok() && tables::Header::parse(&start).is_some_and(|header| header.cluster < 4096)
 }
 
 fn wanted(image: &Path, role: Role, cause: OpenError) -> OpenError {

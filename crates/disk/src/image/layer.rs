@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
 
+use super::tables::Tables;
 use crate::kernel::Handle;
 
 /// A file of an image. The library reads and writes its tables through it, in memory of its own; guests' data goes
@@ -21,12 +21,19 @@ pub(super) struct Layer {
     /// The file's number among those of the image.
     pub(super) number: u16,
     pub(super) path: PathBuf,
+    /// Where the library's writes go, if not straight to the file.
+    tables: Option<Arc<Tables>>,
     helper: CommonStorageHelper,
 }
 
 impl Layer {
     pub(super) fn new(handle: Arc<Handle>, number: u16, path: PathBuf) -> Layer {
-        Layer { handle, number, path, helper: CommonStorageHelper::default() }
+        Layer { handle, number, path, tables: None, helper: CommonStorageHelper::default() }
+    }
+
+    /// The same, whose tables go to the file by way of these.
+    pub(super) fn through(self, tables: Arc<Tables>) -> Layer {
+        Layer { tables: Some(tables), ..self }
     }
 }
 
@@ -38,11 +45,17 @@ impl fmt::Display for Layer {
 
 impl imago::Storage for Layer {
     fn mem_align(&self) -> usize {
-        self.handle.alignment().map_or(1, |alignment| alignment.address as usize)
+        match &self.tables {
+            Some(_) => 1,
+            None => self.handle.alignment().map_or(1, |alignment| alignment.address as usize),
+        }
     }
 
     fn req_align(&self) -> usize {
-        self.handle.alignment().map_or(1, |alignment| alignment.length as usize)
+        match &self.tables {
+            Some(_) => 1,
+            None => self.handle.alignment().map_or(1, |alignment| alignment.length as usize),
+        }
     }
 
     fn size(&self) -> io::Result<u64> {
@@ -60,31 +73,22 @@ impl imago::Storage for Layer {
     }
 
     unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, mut offset: u64) -> io::Result<()> {
+        if let Some(tables) = &self.tables {
+            return tables.read(bufv, offset);
+        }
         for mut buffer in bufv.into_inner() {
-            let mut buffer: &mut [u8] = &mut buffer;
-            while !buffer.is_empty() {
-                match self.handle.file.read_at(buffer, offset) {
-                    Ok(0) => {
-                        buffer.fill(0);
-                        offset += buffer.len() as u64;
-                        break;
-                    }
-                    Ok(moved) => {
-                        buffer = &mut buffer[moved..];
-                        offset += moved as u64;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
+            self.handle.get(offset, &mut buffer)?;
+            offset += buffer.len() as u64;
         }
         Ok(())
     }
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, mut offset: u64) -> io::Result<()> {
+        if let Some(tables) = &self.tables {
+            return tables.write(bufv, offset);
+        }
         for buffer in bufv.into_inner() {
-            let buffer: &[u8] = &buffer;
-            self.handle.file.write_all_at(buffer, offset)?;
+            self.handle.put(offset, &buffer)?;
             offset += buffer.len() as u64;
         }
         Ok(())
@@ -108,7 +112,7 @@ impl imago::Storage for Layer {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.handle.file.sync_data()
+        self.handle.sync()
     }
 
     unsafe fn invalidate_cache(&self) -> io::Result<()> {

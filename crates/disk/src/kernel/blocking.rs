@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use memory::Buffers;
 
@@ -134,12 +135,52 @@ impl Handle {
                 Some(Durability::Stable) => libc::pwritev2(fd, start, count, at, libc::RWF_DSYNC),
             }
         };
-        u64::try_from(moved).map_err(|_| io::Error::last_os_error())
+        let moved = u64::try_from(moved).map_err(|_| io::Error::last_os_error())?;
+        #[cfg(test)]
+        if write.is_some() {
+            super::recorder::wrote(&self.file, at as u64, moved);
+        }
+        Ok(moved)
+    }
+
+    /// Reads into memory of our own, aligned as [`Handle::alignment`] says. Behind the file's end there are zeroes.
+    pub(crate) fn get(&self, mut at: u64, mut into: &mut [u8]) -> io::Result<()> {
+        while !into.is_empty() {
+            match self.file.read_at(into, at) {
+                Ok(0) => {
+                    into.fill(0);
+                    break;
+                }
+                Ok(moved) => {
+                    into = &mut into[moved..];
+                    at += moved as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes from memory of our own, aligned as [`Handle::alignment`] says.
+    pub(crate) fn put(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(from, at)?;
+        #[cfg(test)]
+        super::recorder::wrote(&self.file, at, from.len() as u64);
+        Ok(())
     }
 
     /// Brings what was written to stable storage.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()?;
+        #[cfg(test)]
+        super::recorder::synced(&self.file);
+        Ok(())
+    }
+
+    /// As [`Handle::sync`], for a request.
     pub(crate) fn flush(&self) -> Result<(), DiskError> {
-        self.file.sync_data().map_err(|error| self.kind_of(kind_of(&error)))
+        self.sync().map_err(|error| self.kind_of(kind_of(&error)))
     }
 
     /// Discards or zeroes a range, in the first way that the kernel knows for it.

@@ -6,6 +6,8 @@ mod discards;
 mod facts;
 mod lock;
 mod open;
+#[cfg(test)]
+pub(crate) mod recorder;
 mod ring;
 mod route;
 mod scratch;

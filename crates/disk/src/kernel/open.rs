@@ -272,7 +272,7 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
         }
     };
     let mut remarks = Vec::new();
-    // O_EXCL claims a block device against mounts, swap, md, dm and other claims; files have a lock instead.
+    // O_EXCL claims a block device against mounts, swap, md, dm and other claims; files have locks instead.
     let exclusive = if kind == Kind::BlockDevice { libc::O_EXCL } else { 0 };
     let (file, route) = match open_directly(&place, options, kind, exclusive) {
         Err(cause) if cause.raw_os_error() == Some(libc::EBUSY) && options.claim == Claim::Forced => {
@@ -282,9 +282,7 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
         other => other,
     }
     .map_err(|cause| refusal(options, cause))?;
-    if kind == Kind::File {
-        remarks.extend(lock(&file, options)?);
-    }
+    remarks.extend(lock(&file, kind, options)?);
     let unreadable = |(what, cause)| OpenError::Unreadable { path: path(), what, cause };
     let (geometry, alignment) = facts::read(&file, kind, options.access).map_err(unreadable)?;
     let all = options.allocation == Allocation::AtOnce && options.access == Access::ReadWrite;

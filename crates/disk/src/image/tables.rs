@@ -1,0 +1,423 @@
+//! The tables of a qcow2 image on their way to the file, in an order that outlives a power cut.
+//!
+//! The library writes a table when its cache is full or when it is flushed, and a pointer to a new table at once. A
+//! power cut may keep any of these writes and lose any other, so their order in the file matters: a cluster must be
+//! counted before something points to it, and no longer pointed to before it is counted less or used again. So what
+//! the library writes is held here in memory. Reads see it at once; the file gets it in [`Tables::bring_out`] alone,
+//! in steps with a barrier between them. Until then the file keeps the state of the last time.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use imago::io_buffers::{IoBuffer, IoVector, IoVectorMut};
+
+use crate::kernel::Handle;
+
+/// Bytes of tables that are held before they have to go to the file.
+const MOST: u64 = 16 << 20;
+/// Bytes of the header that matter here (specification, "Header").
+const HEADER: usize = 104;
+/// Where the header has the size and place of the first-level table, and those of the table of counts.
+const L1_FIELDS: std::ops::Range<usize> = 36..48;
+/// What of an entry is a place. The bits around it are flags or reserved.
+const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// What the header says about the places of tables. Places are in bytes of the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Header {
+    /// Bytes of a cluster.
+    pub(super) cluster: u64,
+    /// Bits of a count.
+    count_bits: u32,
+    l1: Span,
+    /// The table of the blocks of counts.
+    counts: Span,
+}
+
+/// Where a table lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Span {
+    at: u64,
+    len: u64,
+}
+
+impl Span {
+    fn has(self, place: u64) -> bool {
+        place >= self.at && place - self.at < self.len
+    }
+}
+
+impl Header {
+    /// `None` for what is no qcow2 header, or one with impossible sizes.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Header> {
+        let bytes = bytes.get(..HEADER)?;
+        let word = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let long = |at: usize| u64::from(word(at)) << 32 | u64::from(word(at + 4));
+        let (version, bits) = (word(4), word(20));
+        let order = if version == 2 { 4 } else { word(96) };
+        if &bytes[..4] != b"QFI\xfb" || !(9..=21).contains(&bits) || order > 6 {
+            return None;
+        }
+        let cluster = 1 << bits;
+        Some(Header {
+            cluster,
+            count_bits: 1 << order,
+            l1: Span { at: long(40), len: (u64::from(word(36)) * 8).next_multiple_of(cluster) },
+            counts: Span { at: long(48), len: u64::from(word(56)) * cluster },
+        })
+    }
+}
+
+/// What the library has written to the tables and the file does not have yet.
+pub(super) struct Tables {
+    handle: Arc<Handle>,
+    pub(super) cluster: u64,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Whole clusters, by their place in the file.
+    held: BTreeMap<u64, Arc<IoBuffer>>,
+    /// The header as the library sees it.
+    header: Header,
+    /// Places of the blocks of counts that the file's table names.
+    blocks: Arc<HashSet<u64>>,
+    /// Something may be free for the library that the file's tables still point to.
+    reusable: bool,
+}
+
+impl Tables {
+    /// Takes over the tables of an image. `None` if its header is not one of a qcow2 image.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the file.
+    pub(super) fn of(handle: Arc<Handle>) -> io::Result<Option<Tables>> {
+        let mut start = aligned(&handle, 4096)?;
+        read(&handle, &mut start, 0)?;
+        let Some(header) = Header::parse(bytes_of(&start)) else { return Ok(None) };
+        let mut blocks = HashSet::new();
+        let mut table = aligned(&handle, header.cluster)?;
+        // A header may claim a table that is longer than the file.
+        let end = handle.bytes()?;
+        let within = |at: &u64| header.counts.has(*at) && *at < end;
+        for place in (header.counts.at..).step_by(header.cluster as usize).take_while(within) {
+            read(&handle, &mut table, place)?;
+            blocks.extend(pointers(bytes_of(&table)));
+        }
+        let state = State { held: BTreeMap::new(), header, blocks: Arc::new(blocks), reusable: false };
+        Ok(Some(Tables { handle, cluster: header.cluster, state: Mutex::new(state) }))
+    }
+
+    /// Reads what lies at `offset`, with what the file does not have yet.
+    pub(super) fn read(&self, into: IoVectorMut<'_>, mut offset: u64) -> io::Result<()> {
+        for mut buffer in into.into_inner() {
+            let mut left: &mut [u8] = &mut buffer;
+            while !left.is_empty() {
+                let (place, skip) = (offset - offset % self.cluster, (offset % self.cluster) as usize);
+                let (part, rest) = left.split_at_mut(left.len().min(self.cluster as usize - skip));
+                let cluster = self.cluster_at(place)?;
+                part.copy_from_slice(&bytes_of(&cluster)[skip..skip + part.len()]);
+                offset += part.len() as u64;
+                left = rest;
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds what is to lie at `offset`.
+    pub(super) fn write(&self, from: IoVector<'_>, mut offset: u64) -> io::Result<()> {
+        for buffer in from.into_inner() {
+            let mut left: &[u8] = &buffer;
+            while !left.is_empty() {
+                let (place, skip) = (offset - offset % self.cluster, (offset % self.cluster) as usize);
+                let (part, rest) = left.split_at(left.len().min(self.cluster as usize - skip));
+                let mut new = aligned(&self.handle, self.cluster)?;
+                let old =
+                    if (part.len() as u64) < self.cluster { Some(self.cluster_at(place)?) } else { None };
+                let bytes = new.as_mut().into_slice();
+                if let Some(old) = &old {
+                    bytes.copy_from_slice(bytes_of(old));
+                }
+                bytes[skip..skip + part.len()].copy_from_slice(part);
+                self.hold(place, new, old.as_deref());
+                offset += part.len() as u64;
+                left = rest;
+            }
+        }
+        Ok(())
+    }
+
+    fn hold(&self, place: u64, new: IoBuffer, old: Option<&IoBuffer>) {
+        let mut state = self.lock();
+        let bytes = bytes_of(&new);
+        if place == 0
+            && let Some(header) = Header::parse(bytes)
+        {
+            // A table that has moved leaves its old place free.
+            state.reusable |= state.header.l1 != header.l1 || state.header.counts != header.counts;
+            state.header = header;
+        }
+        // So does a table that another one takes the place of.
+        if state.header.l1.has(place)
+            && let Some(old) = old
+        {
+            let pairs = bytes_of(old).chunks_exact(8).zip(bytes.chunks_exact(8));
+            state.reusable |= pairs.into_iter().any(|(old, new)| old != new && old != [0; 8]);
+        }
+        state.held.insert(place, Arc::new(new));
+    }
+
+    /// What is held for these places is tables no more, since data goes there.
+    pub(super) fn forget(&self, at: u64, len: u64) {
+        let mut state = self.lock();
+        if !state.held.is_empty() {
+            state.held.retain(|place, _| *place < at || *place - at >= len);
+        }
+    }
+
+    /// The library may give away again what the file's tables still point to.
+    pub(super) fn gave_up(&self) {
+        self.lock().reusable = true;
+    }
+
+    /// Whether the tables have to go to the file before the library may take a new cluster.
+    pub(super) fn are_due(&self) -> bool {
+        let state = self.lock();
+        state.reusable || state.held.len() as u64 * self.cluster >= MOST
+    }
+
+    /// Whether this is the file that they are in.
+    pub(super) fn are_in(&self, handle: &Arc<Handle>) -> bool {
+        Arc::ptr_eq(&self.handle, handle)
+    }
+
+    /// Whether the file has everything.
+    pub(super) fn are_out(&self) -> bool {
+        let state = self.lock();
+        state.held.is_empty() && !state.reusable
+    }
+
+    /// Brings what is held to the file, and all of it with the data in `data` to stable storage. Nothing may change
+    /// meanwhile, and the library must have written all that it has in its caches. After a failure everything is still
+    /// held, and the file is as good as after a power cut.
+    pub(super) fn bring_out(&self, data: &Handle) -> io::Result<()> {
+        let (held, header, known) = {
+            let state = self.lock();
+            (state.held.clone(), state.header, state.blocks.clone())
+        };
+        let out = Out { handle: &self.handle, cluster: self.cluster };
+        let start = held.get(&0);
+        let in_file = start.map(|_| out.read(0)).transpose()?;
+        let before = in_file.as_ref().and_then(|start| Header::parse(bytes_of(start))).unwrap_or(header);
+        let (counts_move, l1_moves) = (before.counts.at != header.counts.at, before.l1.at != header.l1.at);
+        let within = |span: Span| held.range(span.at..).take_while(move |(place, _)| span.has(**place));
+        let named = within(header.counts).flat_map(|(_, table)| pointers(bytes_of(table)));
+        let fresh: HashSet<u64> = named.filter(|place| !known.contains(place)).collect();
+
+        // 1. The data, and counts that are high enough for what is pointed to before and after; and a table of them that
+        // nothing leads to yet.
+        let mut last = Vec::new();
+        for (place, block) in &held {
+            if fresh.contains(place) {
+                out.write(*place, block)?;
+            } else if known.contains(place) {
+                let mut most = aligned(&self.handle, self.cluster)?;
+                most.as_mut().into_slice().copy_from_slice(bytes_of(block));
+                raise(most.as_mut().into_slice(), bytes_of(&out.read(*place)?), header.count_bits);
+                out.write(*place, &most)?;
+                if bytes_of(&most) != bytes_of(block) {
+                    last.push((*place, block));
+                }
+            }
+        }
+        if counts_move {
+            within(header.counts).try_for_each(|(place, table)| out.write(*place, table))?;
+        }
+        if !std::ptr::eq(data, &*self.handle) {
+            data.sync()?;
+        }
+        self.handle.sync()?;
+        if !fresh.is_empty() {
+            // From here on the file may count by them, also if something fails.
+            Arc::make_mut(&mut self.lock().blocks).extend(&fresh);
+        }
+
+        // 2. What leads to new blocks of counts, and all of the header but where the table of the first level is.
+        if let (Some(start), Some(in_file)) = (start, &in_file) {
+            let mut between = aligned(&self.handle, self.cluster)?;
+            let bytes = between.as_mut().into_slice();
+            bytes.copy_from_slice(bytes_of(start));
+            bytes[L1_FIELDS].copy_from_slice(&bytes_of(in_file)[L1_FIELDS]);
+            let entries = within(header.counts).filter(|_| !counts_move);
+            out.step(entries.map(|(place, table)| (*place, &**table)).chain([(0, &between)]))?;
+        } else {
+            out.step(within(header.counts).map(|(place, table)| (*place, &**table)))?;
+        }
+        let is_count = |place: u64| known.contains(&place) || fresh.contains(&place);
+        let mut new_tables = HashSet::new();
+        for (place, table) in within(header.l1) {
+            let old = if l1_moves { None } else { Some(out.read(*place)?) };
+            let old: HashSet<u64> = old.iter().flat_map(|old| pointers(bytes_of(old))).collect();
+            new_tables.extend(pointers(bytes_of(table)).filter(|place| !old.contains(place)));
+        }
+
+        // 3. Tables of the second level: first those that are in use, because a new one may lie where one of these
+        // pointed to.
+        let elsewhere =
+            |place: u64| place == 0 || is_count(place) || header.counts.has(place) || header.l1.has(place);
+        let tables = |are_new: bool| {
+            let tables = held.iter().filter(|(place, _)| !elsewhere(**place));
+            let tables = tables.filter(|(place, _)| new_tables.contains(place) == are_new);
+            tables.map(|(place, table)| (*place, &**table)).collect::<Vec<_>>()
+        };
+        out.step(tables(false))?;
+        out.step(tables(true))?;
+
+        // 4. What leads to them.
+        out.step(within(header.l1).map(|(place, table)| (*place, &**table)))?;
+        out.step(start.filter(|_| before.l1 != header.l1).map(|start| (0, &**start)))?;
+
+        // 5. Counts of what nothing points to any more. It does no harm if they come late.
+        last.into_iter().try_for_each(|(place, block)| out.write(place, block))?;
+        let mut state = self.lock();
+        state.held.clear();
+        state.reusable = false;
+        Ok(())
+    }
+
+    fn cluster_at(&self, place: u64) -> io::Result<Arc<IoBuffer>> {
+        if let Some(held) = self.lock().held.get(&place) {
+            return Ok(held.clone());
+        }
+        let mut cluster = aligned(&self.handle, self.cluster)?;
+        read(&self.handle, &mut cluster, place)?;
+        Ok(Arc::new(cluster))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tables({} clusters held)", self.lock().held.len())
+    }
+}
+
+/// The file, whose clusters are read and written as they are.
+struct Out<'a> {
+    handle: &'a Handle,
+    cluster: u64,
+}
+
+impl Out<'_> {
+    fn read(&self, place: u64) -> io::Result<IoBuffer> {
+        let mut cluster = aligned(self.handle, self.cluster)?;
+        read(self.handle, &mut cluster, place)?;
+        Ok(cluster)
+    }
+
+    fn write(&self, place: u64, cluster: &IoBuffer) -> io::Result<()> {
+        self.handle.put(place, bytes_of(cluster))
+    }
+
+    /// Writes these, and has them on stable storage before anything else.
+    fn step<'a>(&self, clusters: impl IntoIterator<Item = (u64, &'a IoBuffer)>) -> io::Result<()> {
+        let mut clusters = clusters.into_iter().peekable();
+        if clusters.peek().is_none() {
+            return Ok(());
+        }
+        clusters.try_for_each(|(place, cluster)| self.write(place, cluster))?;
+        self.handle.sync()
+    }
+}
+
+/// Memory that the file's direct I/O takes.
+pub(super) fn aligned(handle: &Handle, bytes: u64) -> io::Result<IoBuffer> {
+    let alignment = handle.alignment().map_or(1, |alignment| alignment.address as usize);
+    let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let mut buffer = IoBuffer::new(bytes, alignment)?;
+    buffer.as_mut().into_slice().fill(0);
+    Ok(buffer)
+}
+
+fn bytes_of(buffer: &IoBuffer) -> &[u8] {
+    buffer.as_ref().into_slice()
+}
+
+/// Fills the buffer; behind the file's end there are zeroes.
+fn read(handle: &Handle, into: &mut IoBuffer, at: u64) -> io::Result<()> {
+    handle.get(at, into.as_mut().into_slice())
+}
+
+/// Places that a part of a table points to: of blocks of counts, or of tables of the second level.
+fn pointers(table: &[u8]) -> impl Iterator<Item = u64> {
+    let entries =
+        table.chunks_exact(8).map(|entry| u64::from_be_bytes(entry.try_into().expect("eight bytes")));
+    entries.map(|entry| entry & PLACE).filter(|place| *place != 0)
+}
+
+/// Raises every count in `to` to the one in `from`, if that is larger.
+fn raise(to: &mut [u8], from: &[u8], bits: u32) {
+    if to == from {
+        return;
+    }
+    if bits >= 8 {
+        let bytes = bits as usize / 8;
+        for (to, from) in to.chunks_exact_mut(bytes).zip(from.chunks_exact(bytes)) {
+            // Big-endian numbers compare as their bytes do.
+            if *from > *to {
+                to.copy_from_slice(from);
+            }
+        }
+        return;
+    }
+    let mask = (1u8 << bits) - 1;
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = (0..8)
+            .step_by(bits as usize)
+            .fold(0, |all, shift| all | (*to >> shift & mask).max(*from >> shift & mask) << shift);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_any_width_are_raised_and_never_lowered() {
+        for (bits, to, from, expected) in [
+            (1, vec![0b0101_0000], vec![0b0011_0001], vec![0b0111_0001]),
+            (2, vec![0b0111_0010], vec![0b1000_0001], vec![0b1011_0010]),
+            (4, vec![0x1f], vec![0x2e], vec![0x2f]),
+            (8, vec![1, 9], vec![2, 8], vec![2, 9]),
+            (16, vec![0, 255, 1, 0], vec![1, 0, 0, 255], vec![1, 0, 1, 0]),
+            (64, vec![0, 0, 0, 0, 0, 0, 1, 0], vec![0, 0, 0, 0, 0, 0, 0, 255], vec![0, 0, 0, 0, 0, 0, 1, 0]),
+        ] {
+            let mut raised = to.clone();
+            raise(&mut raised, &from, bits);
+            assert_eq!(raised, expected, "{bits} bits");
+        }
+    }
+
+    #[test]
+    fn what_is_no_header_is_none_and_impossible_sizes_are_refused() {
+        let mut header = [0; HEADER];
+        assert_eq!(Header::parse(&header), None);
+        header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        assert_eq!(Header::parse(&header), None, "clusters of one byte");
+        header[23] = 16;
+        header[99] = 7;
+        assert_eq!(Header::parse(&header), None, "counts of 128 bits");
+        header[99] = 4;
+        header[36..48].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 3, 0, 0]);
+        let parsed = Header::parse(&header).unwrap();
+        assert_eq!((parsed.cluster, parsed.count_bits), (65536, 16));
+        assert_eq!(parsed.l1, Span { at: 3 << 16, len: 65536 });
+        assert_eq!(Header::parse(&header[..HEADER - 1]), None);
+    }
+}
