@@ -24,6 +24,8 @@ const GENERATIONS: usize = 3;
 /// So many cuts there are in a usual run, and the variable that asks for more.
 const CUTS: usize = 60;
 const CUTS_VARIABLE: &str = "SKEP_TEST_POWER_CUTS";
+/// The seed to start with, to see the story of a failure alone.
+const SEED_VARIABLE: &str = "SKEP_TEST_POWER_CUTS_SEED";
 /// Requests between two cuts.
 const REQUESTS: usize = 120;
 
@@ -142,14 +144,19 @@ fn qemu_img(arguments: &[&str], folder: &Path) -> std::process::Output {
     Command::new("qemu-img").args(arguments).current_dir(folder).output().unwrap()
 }
 
-/// The clusters that are counted and not used; more than those must not be wrong.
-fn leaks(folder: &Path, story: &str) -> u64 {
+/// The clusters that are counted and not used; more than those must not be wrong. Those behind the file's end count as
+/// well, which `qemu-img` does not look at: the file is longer meanwhile.
+fn leaks(folder: &Path, story: &str) -> (u64, String) {
+    let file = fs::File::options().write(true).open(folder.join("disk.qcow2")).unwrap();
+    let len = file.metadata().unwrap().len();
+    file.set_len(len + SIZE).unwrap();
     let checked = qemu_img(&["check", "-f", "qcow2", "disk.qcow2"], folder);
+    file.set_len(len).unwrap();
     let text =
         String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
     assert!(matches!(checked.status.code(), Some(0 | 3)), "{story}: {text}");
     let line = text.lines().find(|line| line.contains("leaked clusters were found"));
-    line.map_or(0, |line| line.split(' ').next().unwrap().parse().unwrap())
+    (line.map_or(0, |line| line.split(' ').next().unwrap().parse().unwrap()), text)
 }
 
 /// Makes an image; returns the tag of every sector.
@@ -292,7 +299,7 @@ fn live_through_cuts(kind: &Kind, seed: u64) {
         cut(&files, &deeds[..at], &mut dice);
         let story = format!("{story}, cut after {at} of {}", deeds.len());
 
-        let now = leaks(folder.path(), &story);
+        let (now, text) = leaks(folder.path(), &story);
         let (allowed, open) = allowed(&tags, &done, at);
         assert!(
             now <= leaked + open,
@@ -312,8 +319,8 @@ fn live_through_cuts(kind: &Kind, seed: u64) {
     let done = use_it(&vm, &mut dice, &mut next);
     drop(vm);
     let story = format!("{}, seed {seed}, without a cut", kind.options);
-    let now = leaks(folder.path(), &story);
-    assert!(now <= leaked, "{story}: {now} clusters leaked, and {leaked} before");
+    let (now, text) = leaks(folder.path(), &story);
+    assert!(now <= leaked, "{story}: {now} clusters leaked, and {leaked} before: {text}");
     let (allowed, _) = allowed(&tags, &done, usize::MAX);
     let last: Vec<u32> = allowed.iter().map(|tags| *tags.last().unwrap()).collect();
     assert!(Vm::start(&path).read() == last, "{story}");
@@ -325,7 +332,8 @@ fn after_a_power_cut_an_image_is_sound_and_has_all_that_was_flushed() {
         return eprintln!("skipped: there is no qemu-img");
     }
     let cuts = std::env::var(CUTS_VARIABLE).map_or(CUTS, |cuts| cuts.parse().expect("a number"));
-    for (kind, seed) in KINDS.iter().cycle().zip(0..cuts.div_ceil(GENERATIONS) as u64) {
-        live_through_cuts(kind, seed);
+    let first = std::env::var(SEED_VARIABLE).map_or(0, |seed| seed.parse().expect("a number"));
+    for seed in (first..).take(cuts.div_ceil(GENERATIONS)) {
+        live_through_cuts(&KINDS[seed as usize % KINDS.len()], seed);
     }
 }
