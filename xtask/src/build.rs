@@ -3,7 +3,9 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
+use crate::quiet;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -12,7 +14,8 @@ const PROGRAMS: [&str; 5] = ["skep", "lab-init", "lab-io", "lab-edu", "lab-bench
 
 /// Leaves the static release programs in `target/dist`.
 pub fn run() -> Result<()> {
-    let status = Command::new(env!("CARGO"))
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
         .args([
             "build",
             "--release",
@@ -25,12 +28,8 @@ pub fn run() -> Result<()> {
             "lab/inside",
         ])
         .args(["--target", TARGET])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .status()
-        .context("cannot start cargo")?;
-    if !status.success() {
-        bail!("the release build failed");
-    }
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    quiet::run("building the static programs", "build", cargo)?;
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
     fs::create_dir_all(format!("{target}/dist"))?;
     for program in PROGRAMS {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+mod apt;
 mod bench;
 mod build;
 mod demo;
@@ -11,6 +12,7 @@ mod fuzz;
 mod host_bench;
 mod lab_kernel;
 mod progress;
+mod quiet;
 mod setup;
 mod test;
 

@@ -5,6 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::apt::Plan;
+use crate::quiet;
+
 /// A package, known to be there by a program that is in it.
 #[derive(Clone)]
 pub struct Package {
@@ -65,7 +68,7 @@ pub fn install(packages: &[Package]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let command = format!("apt-get install -y {}", missing.join(" "));
+    let command = format!("apt-get install --no-remove {}", missing.join(" "));
     if find("apt-get").is_none() {
         bail!(
             "not installed here: {}. This is no Debian, so install them in its own way",
@@ -75,10 +78,15 @@ pub fn install(packages: &[Package]) -> Result<()> {
     if lists_are_empty() {
         update()?;
     }
-    println!("installing {}", missing.join(", "));
-    let mut words = vec!["apt-get", "install", "-y", "--no-install-recommends"];
+    let plan = Plan::of(&missing)?;
+    if let Some(refusal) = plan.refusal(&missing) {
+        bail!(refusal);
+    }
+    println!("{}", plan.announcement(&missing));
+    // The machine may have changed since we asked.
+    let mut words = vec!["apt-get", "install", "-y", "--no-install-recommends", "--no-remove"];
     words.extend(&missing);
-    as_root(&words, &command)
+    as_root("installing packages", &words, &command)
 }
 
 /// Runs a helper that must succeed.
@@ -109,12 +117,11 @@ fn lists_are_empty() -> bool {
 }
 
 fn update() -> Result<()> {
-    println!("getting Debian's package lists");
-    as_root(&["apt-get", "update", "-q"], "apt-get update")
+    as_root("getting Debian's package lists (some 10 MB)", &["apt-get", "update", "-q"], "apt-get update")
 }
 
-/// Runs a command as root, by sudo when we are not; `plain` is what to tell a person to run.
-fn as_root(words: &[&str], plain: &str) -> Result<()> {
+/// Runs a command as root, by sudo when we are not; `what` is what it does, `plain` what a person would run.
+fn as_root(what: &str, words: &[&str], plain: &str) -> Result<()> {
     let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
     // With -n, sudo fails instead of asking for a password.
     let sudo = || Command::new("sudo").args(["-n", "true"]).output().is_ok_and(|out| out.status.success());
@@ -125,6 +132,6 @@ fn as_root(words: &[&str], plain: &str) -> Result<()> {
     } else if !root {
         bail!("this needs root, and sudo does not let us without a password. Run as root: {plain}");
     }
-    must(command.args(["DEBIAN_FRONTEND=noninteractive", "LC_ALL=C"]).args(words))
-        .with_context(|| format!("try as root: {plain}"))
+    command.args(["DEBIAN_FRONTEND=noninteractive", "LC_ALL=C"]).args(words);
+    quiet::run(what, "apt", command).with_context(|| format!("try as root: {plain}"))
 }

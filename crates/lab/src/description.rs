@@ -15,7 +15,8 @@ pub struct Lab {
     pub(crate) share: Option<PathBuf>,
     pub(crate) host_root: bool,
     pub(crate) hugepages: u32,
-    pub(crate) timeout: Duration,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) silence: Option<Duration>,
     pub(crate) append: String,
     pub(crate) verbose: bool,
 }
@@ -26,7 +27,7 @@ pub struct Lab {
 pub struct Builder(Lab);
 
 impl Lab {
-    /// The usual host: Intel IOMMU, one CPU, 1 GiB, Debian's kernel, ten minutes.
+    /// The usual host: Intel IOMMU, one CPU, 1 GiB, Debian's kernel, as long as it takes.
     pub fn builder() -> Builder {
         Builder(Lab {
             iommu: Iommu::intel(),
@@ -38,7 +39,8 @@ impl Lab {
             share: None,
             host_root: false,
             hugepages: 0,
-            timeout: Duration::from_secs(600),
+            timeout: None,
+            silence: None,
             append: String::new(),
             verbose: false,
         })
@@ -100,9 +102,17 @@ impl Builder {
         self
     }
 
-    /// How long boot and command may take together.
+    /// How long boot and command may take together. Without it the command takes as long as it needs, while the host
+    /// is alive.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.0.timeout = timeout;
+        self.0.timeout = Some(timeout);
+        self
+    }
+
+    /// How long the host may give no sign of life once it is up. It gives one every three seconds while its CPUs work.
+    /// Without it: a minute, and longer when more wants to run on this machine than it has CPUs for.
+    pub fn silence(mut self, limit: Duration) -> Self {
+        self.0.silence = Some(limit);
         self
     }
 

@@ -16,6 +16,19 @@ pub enum LabError {
         /// The console's last lines.
         console: String,
     },
+    /// The host is up and gives no sign of life any more.
+    #[error(
+        "the emulated host gave no sign of life for {} s ({during}), so it was stopped. Is this machine overloaded or was QEMU \
+         stopped? Then try again, or allow more with --silence.{}", .silence.as_secs(), tail(.console)
+    )]
+    Silent {
+        /// For how long.
+        silence: Duration,
+        /// What went on at the time.
+        during: &'static str,
+        /// The console's last lines.
+        console: String,
+    },
     /// A program that the lab needs is not there.
     #[error("{program} is not installed: {purpose}. Install it with: {command}")]
     Missing {
@@ -112,9 +125,10 @@ pub enum LabError {
 }
 
 impl LabError {
-    /// The exit status that stands for this error: 124 for a time-out, 125 for everything else.
+    /// The exit status that stands for this error: 124 when the lab was stopped for its time or for its silence, 125 for
+    /// everything else.
     pub fn exit_status(&self) -> u8 {
-        if matches!(self, LabError::TimedOut { .. }) { 124 } else { 125 }
+        if matches!(self, LabError::TimedOut { .. } | LabError::Silent { .. }) { 124 } else { 125 }
     }
 
     pub(crate) fn system(action: &'static str, what: impl std::fmt::Display, source: io::Error) -> Self {

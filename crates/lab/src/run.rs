@@ -31,6 +31,8 @@ pub enum Event<'a> {
     Booting,
     /// The first boot did not come up, for this reason; there is a second one.
     Retrying(&'a str),
+    /// The host is not up yet, after so long. Comes about once a second.
+    StillBooting(Duration),
     /// The emulated host is set up, and the command starts.
     Up,
     /// The command wrote something.
@@ -93,7 +95,7 @@ impl Lab {
             Event::Output(Stream::Stdout, bytes) => stdout.take(bytes, &mut on_line),
             Event::Output(Stream::Stderr, bytes) => stderr.take(bytes, &mut on_line),
             Event::Retrying(why) => eprintln!("lab: {why}; starting again"),
-            Event::Booting | Event::Up | Event::Note(_) => {}
+            Event::Booting | Event::StillBooting(_) | Event::Up | Event::Note(_) => {}
         });
         let (output, errors) = (stdout.finish(&mut on_line), stderr.finish(&mut on_line));
         result.map(|outcome| Outcome { output, errors, ..outcome })
@@ -108,13 +110,13 @@ impl Lab {
         let places = Places::find()?;
         let qemu = find_qemu()?;
         let system = System::prepare(&self.kernel, &places)?;
-        let deadline = Deadline { at: start + self.timeout, given: self.timeout };
+        let deadline = self.timeout.map(|given| Deadline { at: start + given, given });
         let mut boots = 0;
         loop {
             boots += 1;
             on_event(Event::Booting);
             let boot = Boot::start(self, command, &places, &qemu, &system, boots)?;
-            match boot.follow(&deadline, &mut on_event) {
+            match boot.follow(deadline, self.silence, &mut on_event) {
                 Ok(outcome) => return Ok(Outcome { total: start.elapsed(), boots, ..outcome }),
                 Err(Failed::Retry { why, .. }) if boots == 1 => on_event(Event::Retrying(&why)),
                 Err(Failed::Retry { why, console }) => return Err(LabError::NoBoot { why, console }),

@@ -13,6 +13,9 @@ pub const JOB_PATH: &str = "/lab/job";
 /// The word on the kernel's command line that makes init the host's rather than a guest's.
 pub const HOST_WORD: &str = "lab.host";
 
+/// How often init says that the host is alive.
+pub const BEAT: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// The longest payload of a frame, in bytes.
 const PAYLOAD_LIMIT: usize = 1 << 20;
 
@@ -33,6 +36,8 @@ pub enum Frame {
     Note(String),
     /// The host cannot do what it was asked.
     Failure(String),
+    /// Init had a turn on a CPU: the host lives, whether or not the command writes anything.
+    Alive,
 }
 
 impl Frame {
@@ -45,6 +50,7 @@ impl Frame {
             Frame::Exit(_) => b'X',
             Frame::Note(_) => b'N',
             Frame::Failure(_) => b'F',
+            Frame::Alive => b'A',
         }
     }
 
@@ -61,7 +67,7 @@ impl Frame {
                 status = code.to_le_bytes();
                 &status
             }
-            Frame::Started => &[],
+            Frame::Started | Frame::Alive => &[],
         };
         let length = u32::try_from(payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut whole = Vec::with_capacity(payload.len() + 5);
@@ -97,6 +103,7 @@ impl Frame {
             }
             b'N' => Frame::Note(text(payload)),
             b'F' => Frame::Failure(text(payload)),
+            b'A' => Frame::Alive,
             other => return Err(invalid(format!("a frame of kind {other:#x}"))),
         })
     }
@@ -189,6 +196,7 @@ mod tests {
             Frame::Stderr(vec![]),
             Frame::Note("n".into()),
             Frame::Failure("f".into()),
+            Frame::Alive,
             Frame::Exit(-3),
         ];
         let mut bytes = Vec::new();

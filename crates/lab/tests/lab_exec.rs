@@ -76,6 +76,40 @@ fn a_time_out_gives_124_and_says_what_went_on() {
 }
 
 #[test]
+fn a_busy_command_that_says_nothing_is_not_stopped() {
+    let silence = Duration::from_secs(20);
+    let script = "end=$(($(cut -d. -f1 /proc/uptime) + 45)); \
+                  while [ $(cut -d. -f1 /proc/uptime) -lt $end ]; do :; done; echo done";
+    let outcome = run(quick().silence(silence), script);
+    assert_eq!((outcome.status, outcome.output.as_str()), (0, "done\n"), "{}", outcome.errors);
+    assert!(outcome.total - outcome.boot > 2 * silence, "{:?}", outcome.total);
+}
+
+#[test]
+fn a_host_that_gives_no_sign_of_life_is_stopped() {
+    let mark = format!("silent-{}", std::process::id());
+    let mut lab = Command::new(skep())
+        .args(["lab", "exec", "--silence", "8", "--append", &mark, "--", "sh", "-c", "echo up; sleep 600"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("skep starts");
+    let mut first = [0];
+    std::io::Read::read_exact(lab.stdout.as_mut().unwrap(), &mut first).expect("the command starts");
+    let stopped = Instant::now();
+    for id in processes_with(&mark).into_iter().filter(|id| *id != lab.id()) {
+        let stop = Command::new("kill").args(["-STOP", &id.to_string()]).status().expect("kill starts");
+        assert!(stop.success());
+    }
+    let output = lab.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(124), "{errors}");
+    assert!(errors.contains("no sign of life"), "{errors}");
+    assert!(stopped.elapsed() < Duration::from_secs(60), "{:?}", stopped.elapsed());
+    assert!(processes_with(&mark).is_empty(), "QEMU outlives the lab");
+}
+
+#[test]
 fn the_shared_folder_can_be_written_from_both_sides() {
     let share = tempfile::tempdir().unwrap();
     fs::write(share.path().join("in"), "from outside").unwrap();
@@ -185,10 +219,14 @@ fn a_device_that_qemu_does_not_have_is_an_error_that_names_it() {
 }
 
 /// The processes whose command line holds `mark`.
-fn processes_with(mark: &str) -> usize {
+fn processes_with(mark: &str) -> Vec<u32> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
-    let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-    lines.filter(|line| String::from_utf8_lossy(line).contains(mark)).count()
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let has_mark = |id: &u32| {
+        fs::read(format!("/proc/{id}/cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(mark))
+    };
+    numbers.filter(has_mark).collect()
 }
 
 #[test]
@@ -203,11 +241,11 @@ fn a_killed_lab_leaves_no_process_and_no_file() {
         .expect("skep starts");
     let mut first = [0];
     std::io::Read::read_exact(lab.stdout.as_mut().unwrap(), &mut first).expect("the command starts");
-    assert_eq!(processes_with(&mark), 2, "skep and QEMU");
+    assert_eq!(processes_with(&mark).len(), 2, "skep and QEMU");
     lab.kill().unwrap();
     lab.wait().unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
-    while processes_with(&mark) > 0 {
+    while !processes_with(&mark).is_empty() {
         assert!(Instant::now() < deadline, "QEMU outlives the lab");
         thread::sleep(Duration::from_millis(20));
     }

@@ -1,7 +1,7 @@
 //! `skep lab`: the emulated host on the command line.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -30,7 +30,13 @@ In the emulated host: skep, lab-io, lab-edu and busybox on the PATH; the folder 
 /lab/disks.json with each disk's serial number, size and SHA-256; a guest at /lab/guest/vmlinux, vmlinuz and initrd,
 which runs the shell script given as lab.run=BASE64 on its kernel command line. Standard input is empty.
 
-Exit status: the command's own; 124 when the time is over; 125 when the lab itself failed.";
+The command takes as long as it needs, while the emulated host gives signs of life (--silence, --timeout).
+
+Environment: SKEP_CACHE names the folder for kernels and initial RAM disks (else $XDG_CACHE_HOME/skep or ~/.cache/skep);
+SKEP_LAB_KERNEL the kernel of --kernel lab; SKEP_LAB_QEMU the emulator (else qemu-system-x86_64 on the PATH).
+
+Exit status: the command's own; 124 when the lab was stopped, for its time was over or it gave no sign of life; 125 when
+the lab itself failed.";
 
 #[derive(Args)]
 struct Exec {
@@ -66,9 +72,13 @@ struct Exec {
     /// More words for the kernel's command line
     #[arg(long, value_name = "WORDS", default_value = "")]
     append: String,
-    /// Seconds for boot and command together
-    #[arg(long, value_name = "S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86400))]
-    timeout: u64,
+    /// Seconds for boot and command together; without it there is no such limit
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    timeout: Option<u64>,
+    /// Seconds without a sign of life after which the emulated host is stopped once it is up; it gives one every three
+    /// seconds. Without it: 60, and more on a busy machine
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(4..=86400))]
+    silence: Option<u64>,
     /// Write how it went to a file, for programs
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -89,12 +99,13 @@ pub fn run(arguments: Arguments) -> ExitCode {
 
 impl Exec {
     fn run(self) -> ExitCode {
-        let limit = Duration::from_secs(self.timeout);
-        // The lab ends in time by itself. It cannot when nobody reads our output any more: writing then waits.
-        thread::spawn(move || {
-            thread::sleep(limit + Duration::from_secs(30));
-            std::process::exit(124);
-        });
+        if let Some(limit) = self.timeout.map(Duration::from_secs) {
+            // The lab ends in time by itself. It cannot when nobody reads our output any more: writing then waits.
+            thread::spawn(move || {
+                thread::sleep(limit + Duration::from_secs(30));
+                std::process::exit(124);
+            });
+        }
         let command: Vec<&str> = self.command.iter().map(String::as_str).collect();
         let verbose = self.verbose;
         let result = self.describe().build().stream(&command, |event| show(&event, verbose));
@@ -108,7 +119,7 @@ impl Exec {
             // The status of a process has 8 bits, in the emulated host as here.
             Ok(outcome) => ExitCode::from(outcome.status as u8),
             Err(error) => {
-                drop(writeln!(io::stderr(), "skep lab: {error}"));
+                drop(writeln!(io::stderr(), "{}skep lab: {error}", fresh_line(verbose)));
                 ExitCode::from(error.exit_status())
             }
         }
@@ -124,8 +135,13 @@ impl Exec {
             .kernel(self.kernel.clone())
             .host_root(self.host_root)
             .append(&self.append)
-            .timeout(Duration::from_secs(self.timeout))
             .verbose(self.verbose);
+        if let Some(limit) = self.timeout {
+            lab = lab.timeout(Duration::from_secs(limit));
+        }
+        if let Some(limit) = self.silence {
+            lab = lab.silence(Duration::from_secs(limit));
+        }
         if let Some(folder) = &self.share {
             lab = lab.share(folder);
         }
@@ -141,13 +157,30 @@ fn show(event: &Event<'_>, verbose: bool) {
             io::stdout().write_all(bytes).and_then(|()| io::stdout().flush())
         }
         Event::Output(Stream::Stderr, bytes) => io::stderr().write_all(bytes),
-        Event::Retrying(why) => writeln!(io::stderr(), "skep lab: {why}; starting again"),
+        Event::Retrying(why) => {
+            writeln!(io::stderr(), "{}skep lab: {why}; starting again", fresh_line(verbose))
+        }
         Event::Note(text) if verbose => writeln!(io::stderr(), "skep lab: {text}"),
-        Event::Booting | Event::Up | Event::Note(_) => Ok(()),
+        // One line that counts, where somebody looks; the console's own lines say more.
+        Event::StillBooting(after) if !fresh_line(verbose).is_empty() => {
+            write!(
+                io::stderr(),
+                "{}skep lab: the emulated host boots ({} s)",
+                fresh_line(verbose),
+                after.as_secs()
+            )
+        }
+        Event::Up => write!(io::stderr(), "{}", fresh_line(verbose)),
+        Event::Booting | Event::StillBooting(_) | Event::Note(_) => Ok(()),
     };
     if written.is_err() {
         std::process::exit(125);
     }
+}
+
+/// What clears the line that counts while the host boots; nothing where there is none.
+fn fresh_line(verbose: bool) -> &'static str {
+    if verbose || !io::stderr().is_terminal() { "" } else { "\r\x1b[K" }
 }
 
 /// How it went, for programs.

@@ -32,7 +32,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const QUICK_BOOT: [&str; 4] =
     ["mitigations=off", "cryptomgr.notests", "initcall_blacklist=crypto_kdf108_init", "pty.legacy_count=0"];
 
-/// When the time is over.
+/// When the time is over, where there is a limit.
+#[derive(Clone, Copy)]
 pub struct Deadline {
     /// The moment.
     pub at: Instant,
@@ -116,16 +117,26 @@ impl Boot {
     }
 
     /// Follows what init says until the command's status is there.
+    ///
+    /// A host that is silent for longer than `silence` is stopped. While it boots, what its console says is a sign of life,
+    /// and the limit is that of [`patience`]; from init's first word on, every frame is one.
     pub fn follow(
         self,
-        deadline: &Deadline,
+        deadline: Option<Deadline>,
+        silence: Option<Duration>,
         on_event: &mut impl FnMut(Event<'_>),
     ) -> Result<Outcome, Failed> {
-        let watch = Watch::set(&self.qemu, deadline.at);
+        let watch = deadline.map(|deadline| Watch::set(&self.qemu, deadline.at));
         let mut kernel = None;
         let mut boot = None;
+        let mut last_frame = self.started;
         let end = loop {
-            match self.frames.recv_timeout(Duration::from_secs(1)) {
+            let frame = self.frames.recv_timeout(Duration::from_secs(1));
+            if boot.is_none() {
+                on_event(Event::StillBooting(self.started.elapsed()));
+            }
+            let spoke = frame.is_ok();
+            match frame {
                 Ok(Ok(Frame::Hello(name))) => kernel = Some(name),
                 Ok(Ok(Frame::Started)) => {
                     boot = Some(self.started.elapsed());
@@ -143,7 +154,17 @@ impl Boot {
                         break End::Stalled(silence);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Ok(Frame::Alive)) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    let silent = last_frame.elapsed();
+                    if silent > silence.unwrap_or_else(patience) {
+                        break End::Silent(silent);
+                    }
+                }
+            }
+            // Taken here, so that the time which the reader of the output takes does not count.
+            if spoke {
+                last_frame = Instant::now();
             }
         };
         drop(watch);
@@ -156,7 +177,7 @@ impl Boot {
         end: End,
         kernel: Option<String>,
         boot: Option<Duration>,
-        deadline: &Deadline,
+        deadline: Option<Deadline>,
     ) -> Result<Outcome, Failed> {
         let (status, timed_out) = {
             let mut qemu = lock(&self.qemu);
@@ -188,7 +209,11 @@ impl Boot {
                     disks: self.disks,
                 });
             }
-            _ if timed_out => LabError::TimedOut { after: deadline.given, during, console: shown },
+            _ if timed_out => {
+                let after = deadline.map_or(Duration::ZERO, |deadline| deadline.given);
+                LabError::TimedOut { after, during, console: shown }
+            }
+            End::Silent(silence) => LabError::Silent { silence, during, console: shown },
             End::Failure(why) => LabError::Inside { why, console: shown },
             End::Stalled(silence) => {
                 let why = format!("its boot stood still for {} s", silence.as_secs());
@@ -216,6 +241,7 @@ enum End {
     Exit(i32),
     Failure(String),
     Stalled(Duration),
+    Silent(Duration),
     Gone,
 }
 

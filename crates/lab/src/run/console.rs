@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::emulator::lock;
 
-/// A boot that says nothing for so long is stuck, on a machine that is not overloaded.
+/// A host that gives no sign of life for so long is stuck, on a machine that is not overloaded.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// How much of the console is kept, in bytes.

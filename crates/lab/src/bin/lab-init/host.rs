@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::wire::{Frame, JOB_PATH, Job, Mount, PORT};
+use lab::wire::{BEAT, Frame, JOB_PATH, Job, Mount, PORT};
 
 use crate::drivers::Drivers;
 use crate::idle_vm::IdleVm;
@@ -35,6 +35,7 @@ pub fn run() {
     };
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     say(&port, &Frame::Hello(release.trim().to_owned()));
+    beat(&port);
     let end = match serve(&drivers, &port) {
         Ok(status) => Frame::Exit(status),
         Err(error) => Frame::Failure(error.to_string()),
@@ -105,6 +106,17 @@ fn say(port: &Port, frame: &Frame) {
     }
 }
 
+/// Says every few seconds that this host is alive, for as long as it is.
+fn beat(port: &Port) {
+    let port = Arc::clone(port);
+    thread::spawn(move || {
+        loop {
+            thread::sleep(BEAT);
+            say(&port, &Frame::Alive);
+        }
+    });
+}
+
 fn mount_folder(mount: &Mount) -> io::Result<()> {
     let Mount { tag, at, writable } = mount;
     // A read-only tree does not change under us; a shared folder may, from both sides.
@@ -145,7 +157,8 @@ fn command(words: &[String], port: &Port) -> io::Result<i32> {
         .stderr(Stdio::piped());
     command.env_clear().envs([("PATH", PATH), ("HOME", "/root"), ("TERM", "dumb"), ("LC_ALL", "C.UTF-8")]);
     // The search for the program is that of the command's own PATH, not of init's.
-    // SAFETY: nothing else runs in this process that reads the environment: threads have ended.
+    // SAFETY: nothing else runs in this process that reads the environment: of its threads only the one of `beat`
+    // is left, which sleeps and writes to the port.
     unsafe { std::env::set_var("PATH", PATH) };
     // SAFETY: the closure calls only setsid, which is async-signal-safe.
     unsafe {
