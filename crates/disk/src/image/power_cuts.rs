@@ -303,7 +303,7 @@ fn live_through_cuts(kind: &Kind, seed: u64) {
         let (allowed, open) = allowed(&tags, &done, at);
         assert!(
             now <= leaked + open,
-            "{story}: {now} clusters leaked where {leaked} were, {open} may be new"
+            "{story}: {now} clusters leaked where {leaked} were, {open} may be new: {text}"
         );
         leaked = now;
         let vm = Vm::start(&path);
