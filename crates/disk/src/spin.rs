@@ -51,17 +51,8 @@ pub(crate) enum Awaited {
 }
 
 impl Spinner {
-    /// For this host, whose system calls it measures. With one CPU it does not look unless it was told to: who looks keeps
-    /// the CPU from what it waits for.
+    /// For this host, whose system calls it measures.
     pub fn new(poll: Poll) -> Spinner {
-        // The CPUs that this process may use, not all there are.
-        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Spinner::on(cpus, poll)
-    }
-
-    /// For a host with so many CPUs.
-    fn on(cpus: usize, poll: Poll) -> Spinner {
-        let poll = if cpus == 1 && poll == Poll::Adaptive { Poll::Off } else { poll };
         let call = if poll == Poll::Off { None } else { system_call() };
         let longest = call.unwrap_or_default().saturating_mul(CALLS).clamp(LIMITS.0, LIMITS.1);
         let gathering = call.unwrap_or_default().saturating_mul(INTERRUPT).min(LONGEST_GATHERING);
@@ -71,7 +62,7 @@ impl Spinner {
     /// One that gathers for so long, on whatever host.
     #[cfg(test)]
     pub fn gathering_for(poll: Poll, gathering: Duration) -> Spinner {
-        Spinner { gathering, ..Spinner::on(2, poll) }
+        Spinner { gathering, ..Spinner::new(poll) }
     }
 
     /// How long what has ended may wait for what ends next, to go to the guest with it.
@@ -123,7 +114,7 @@ mod tests {
 
     #[test]
     fn looking_pays_when_things_come_soon_and_stops_when_they_do_not() {
-        let mut spinner = Spinner { longest: Duration::from_millis(1), ..Spinner::on(2, Poll::Adaptive) };
+        let mut spinner = Spinner { longest: Duration::from_millis(1), ..Spinner::new(Poll::Adaptive) };
         let ago = |micros| Instant::now() - Duration::from_micros(micros);
         let which = Awaited::Completions;
         spinner.slept_since(ago(200), which);
@@ -142,23 +133,8 @@ mod tests {
     }
 
     #[test]
-    fn with_one_cpu_nobody_looks_who_was_not_told_to() {
-        for (cpus, poll, looks) in [
-            (1, Poll::Adaptive, false),
-            (2, Poll::Adaptive, true),
-            (1, Poll::On, true),
-            (2, Poll::Off, false),
-        ] {
-            let spinner = Spinner::on(cpus, poll);
-            let window = spinner.window(Awaited::Requests);
-            assert_eq!(window != Some(Duration::ZERO), looks, "{poll:?} with {cpus} CPUs");
-            assert_eq!(spinner.gathering() > Duration::ZERO, looks, "{poll:?} with {cpus} CPUs");
-        }
-    }
-
-    #[test]
     fn the_longest_look_is_bounded_whatever_this_host_is() {
-        let longest = Spinner::on(2, Poll::Adaptive).longest;
+        let longest = Spinner::new(Poll::Adaptive).longest;
         assert!((LIMITS.0..=LIMITS.1).contains(&longest), "{longest:?}");
     }
 }

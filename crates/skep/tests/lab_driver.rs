@@ -69,8 +69,7 @@ fn a_guest_and_its_host_share_a_disk_that_skep_drives_without_a_copy() {
 
 #[test]
 fn a_disk_with_blocks_of_4096_bytes_is_driven_as_well() {
-    // Only with more than one CPU does a queue look for what comes before it sleeps.
-    shared_both_ways(Scenario::quick().two_cpus(), 4096);
+    shared_both_ways(Scenario::quick(), 4096);
 }
 
 /// Reads by one segment and by many, and what became of them.

@@ -106,7 +106,7 @@ facts() {
     done
     cat /proc/mounts /proc/sys/vm/nr_hugepages
     ls -l /dev/kvm /dev/vfio/vfio | cut -d ' ' -f 1
-    ip address | grep -v ' scope \| valid_lft '
+    ip address | grep -v ' scope \| valid_lft ' | sed 's/ qdisc [a-z_]*//'
     ls /sys/kernel/tracing/instances
     cat /sys/kernel/tracing/kprobe_events
     losetup -a
@@ -120,6 +120,13 @@ writes() {
         echo $serial $(cat $disk/diskseq) $(awk '{ print $5, $12 }' $disk/stat)
     done
 }
+
+# Functions as their own drivers have them.
+rebind() {
+    [ ! -e /sys/bus/pci/devices/$1/driver ] || echo $1 > /sys/bus/pci/devices/$1/driver/unbind
+    echo $1 > /sys/bus/pci/drivers_probe
+}
+names_of() { for at in "$@"; do ls /sys/bus/pci/devices/$at/nvme 2> /dev/null || true; done; }
 as_it_was() { facts > /tmp/facts; cmp -s /tmp/facts /run/facts; }
 
 # Takes away what a story left, and gives the disks back what they held. Fails when the host is not as it was.
@@ -137,6 +144,19 @@ tidy() {
         [ ! -d $instance ] || { echo 0 > $instance/events/enable; rmdir $instance; }
     done
     echo > /sys/kernel/tracing/kprobe_events
+    for device in /sys/bus/pci/devices/*; do
+        [ "$(cat $device/driver_override)" = '(null)' ] || { echo > $device/driver_override; rebind ${device##*/}; }
+    done
+    NVMES=$(of_class 0x010802)
+    # Linux counts them as they come: from the first on, if that was another order.
+    names_of $NVMES | sort -c 2> /dev/null || {
+        for at in $NVMES; do echo $at > /sys/bus/pci/drivers/nvme/unbind; done
+        for at in $NVMES; do rebind $at; done
+    }
+    for net in /sys/class/net/[!l]*; do
+        ip address flush dev ${net##*/}
+        ip link set ${net##*/} down
+    done
     cp /run/passwd /run/group /etc
     rm -rf /run/skep /tmp/*
     if ! wait_for 10 as_it_was > /dev/null; then
