@@ -10,14 +10,16 @@ impl Host {
     /// ([`Host::device_in_use`]): another skep has it, it takes root, there is no vfio-pci. Nothing is changed or loaded.
     pub fn cannot_take(&self, device: &PciDevice) -> Vec<BindError> {
         let address = device.address;
+        let with_vfio = device.driver.as_deref() == Some(VFIO);
         let record = match self.record(address) {
             Ok(record) => record,
+            // As in [`Host::bind_to_vfio`]: root has set it aside for this user, and nothing is to be done.
+            Err(BindError::Record { cause, .. }) if with_vfio && cause.is_denied() => return Vec::new(),
             Err(error) => return vec![error],
         };
         if let Some(record) = record.as_ref().filter(|record| self.is_alive(record)) {
             return vec![BindError::Taken { address, pid: record.pid }];
         }
-        let with_vfio = device.driver.as_deref() == Some(VFIO);
         if with_vfio && record.is_none() {
             return Vec::new();
         }
