@@ -139,7 +139,7 @@ fn a_running_guest_sees_disks_of_all_models_grow() {
 fn a_guest_that_switches_bus_mastering_off_and_on_while_it_reads_and_writes_loses_nothing() {
     let seen = Scenario::quick().run(
         r#"
-        for name in a b c; do head -c 24M /dev/urandom > /tmp/$name.img; done
+        for name in a b c; do dd if=/dev/urandom of=/tmp/$name.img bs=1M count=24 2> /dev/null; done
         for name in a b c; do say image $name $(sha256sum < /tmp/$name.img | cut -d " " -f 1); done
         guest '
             function_of_disk() {
@@ -154,6 +154,7 @@ fn a_guest_that_switches_bus_mastering_off_and_on_while_it_reads_and_writes_lose
                     put $1 "\002"
                     put $1 "\006"
                     count=$((count + 1))
+                    sleep 0.05
                 done
                 [ $count -lt 5 ] || say toggled $2
             }
@@ -168,7 +169,7 @@ fn a_guest_that_switches_bus_mastering_off_and_on_while_it_reads_and_writes_lose
                 touch /tmp/over
                 wait
             done
-        ' --cpus 2 --disk /tmp/a.img --disk /tmp/b.img,model=nvme --disk /tmp/c.img,model=ahci
+        ' --disk /tmp/a.img --disk /tmp/b.img,model=nvme --disk /tmp/c.img,model=ahci
         for name in a b c; do patterns check /tmp/$name.img 1; done"#,
     );
     seen.ended_with(&[0]);
