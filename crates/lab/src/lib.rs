@@ -20,6 +20,7 @@ mod error;
 mod image;
 mod kernel;
 mod machine;
+pub mod names;
 pub mod order;
 mod places;
 mod process;

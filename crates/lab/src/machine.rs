@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::image::Image;
+use crate::names::Seat;
 use crate::spec::{Bus, Contents, Device, Disk, IommuModel};
 use crate::wire::Mount;
 use crate::{Lab, LabError};
@@ -30,6 +31,7 @@ pub struct Machine {
     xhci: bool,
     scsi: bool,
     disks: Vec<serde_json::Value>,
+    seats: Vec<Seat>,
 }
 
 impl Machine {
@@ -44,6 +46,7 @@ impl Machine {
             xhci: false,
             scsi: false,
             disks: Vec::new(),
+            seats: Vec::new(),
         };
         let memory = lab.memory.as_bytes().div_ceil(1 << 20) + 2 * u64::from(lab.hugepages);
         machine.words("-accel tcg,thread=multi -machine q35,kernel-irqchip=split -cpu EPYC,+svm,+npt");
@@ -128,6 +131,19 @@ impl Machine {
         &self.disks
     }
 
+    /// The devices that the command may name, and where they are.
+    pub fn seats(&self) -> &[Seat] {
+        &self.seats
+    }
+
+    /// Gives the device that took the last slot a name: its kind, and its number among those of its kind.
+    fn name(&mut self, kind: &str, behind_port: bool) {
+        let mut names = (0..).map(|n| format!("{kind}{n}"));
+        let free = |name: &String| self.seats.iter().all(|seat| seat.name != *name);
+        let name = names.find(free).unwrap_or_default();
+        self.seats.push(Seat { name, slot: self.slot - 1, behind_port });
+    }
+
     fn disk(&mut self, disk: &Disk, serial: &str, cache: &Path) -> Result<(), LabError> {
         let image = Image::open(disk, serial, cache)?;
         self.disks.push(json!({
@@ -154,15 +170,18 @@ impl Machine {
             }
             Bus::Nvme => {
                 let seat = self.port(&format!("port{index}"))?;
+                self.name("nvme", seat.starts_with(",bus="));
                 self.device("nvme", &format!("{drive}{seat}"));
             }
             Bus::Virtio => {
                 let seat = self.seat()?;
+                self.name("virtio", false);
                 self.device("virtio-blk-pci", &format!("{drive}{seat}"));
             }
             Bus::Usb => {
                 if !self.xhci {
                     let seat = self.seat()?;
+                    self.name("xhci", false);
                     self.device("qemu-xhci", &format!(",id=xhci,p2=15,p3=15{seat}"));
                     self.xhci = true;
                 }
@@ -173,6 +192,7 @@ impl Machine {
             Bus::Scsi => {
                 if !self.scsi {
                     let seat = self.seat()?;
+                    self.name("scsi", false);
                     self.device("virtio-scsi-pci", &format!(",id=scsi{seat}"));
                     self.scsi = true;
                 }
@@ -184,6 +204,7 @@ impl Machine {
 
     fn other(&mut self, index: usize, device: &Device) -> Result<(), LabError> {
         let seat = self.seat()?;
+        self.name(device.model().trim_start_matches("qemu-"), false);
         let options = options_text(device.options());
         let network = if device.is_network_card() {
             self.words(&format!("-netdev user,id=net{index},restrict=on"));
@@ -202,6 +223,7 @@ impl Machine {
         let controller = controller.map_or(if full { last + 1 } else { last }, usize::from);
         while self.ahci.len() <= controller {
             let seat = self.seat()?;
+            self.name("ahci", false);
             let id = self.ahci.len();
             self.device("ahci", &format!(",id=ahci{id}{seat}"));
             self.ahci.push(0);
@@ -294,6 +316,28 @@ mod tests {
         assert_eq!(intel.matches("pcie-root-port").count(), 2, "{intel}");
         let amd = arguments(Lab::builder().iommu(Iommu::amd())).unwrap();
         assert!(!amd.contains("pcie-root-port") && amd.contains("amd-iommu,intremap=on"), "{amd}");
+    }
+
+    #[test]
+    fn devices_are_named_by_their_kind_in_the_order_given() {
+        let described =
+            ["nvme:1M", "ahci:1M", "nvme:1M", "ahci:1M", "usb:1M"].map(|disk| disk.parse().unwrap());
+        for (iommu, behind_port) in [(Iommu::intel(), true), (Iommu::amd(), false)] {
+            let lab = described.iter().cloned().fold(Lab::builder(), Builder::disk).iommu(iommu);
+            let lab = lab.device("e1000".parse().unwrap()).device("e1000e".parse().unwrap()).build();
+            let mut machine = Machine::new(&lab);
+            machine.furnish(&lab, tempfile::tempdir().unwrap().path()).unwrap();
+            let names = machine.seats().iter().map(|seat| (seat.name.as_str(), seat.slot, seat.behind_port));
+            let wanted = [
+                ("nvme0", 4, behind_port),
+                ("ahci0", 5, false),
+                ("nvme1", 6, behind_port),
+                ("xhci0", 7, false),
+                ("e10000", 8, false),
+                ("e1000e0", 9, false),
+            ];
+            assert!(names.eq(wanted), "{:?}", machine.seats());
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 use std::io::{self, Read, Write};
 
+use crate::names::Seat;
+
 /// The port's name.
 pub const PORT: &str = "skep.lab";
 
@@ -135,6 +137,8 @@ pub struct Job {
     pub overlay: Option<String>,
     /// How many disks there will be.
     pub disks: usize,
+    /// The devices that the command may name.
+    pub seats: Vec<Seat>,
 }
 
 impl Job {
@@ -154,6 +158,9 @@ impl Job {
             put("overlay", overlay);
         }
         put("disks", &self.disks.to_string());
+        for seat in &self.seats {
+            put(if seat.behind_port { "port" } else { "slot" }, &format!("{}:{}", seat.slot, seat.name));
+        }
         bytes
     }
 
@@ -169,6 +176,11 @@ impl Job {
             let (key, value) = record.split_once('=').ok_or_else(unknown)?;
             match key {
                 "command" => job.command.push(value.to_owned()),
+                "port" | "slot" => {
+                    let (slot, name) = value.split_once(':').ok_or_else(unknown)?;
+                    let slot = slot.parse().map_err(|_| unknown())?;
+                    job.seats.push(Seat { name: name.into(), slot, behind_port: key == "port" });
+                }
                 "mount-rw" | "mount-ro" => {
                     let (tag, at) = value.split_once(':').ok_or_else(unknown)?;
                     let writable = key == "mount-rw";
@@ -224,6 +236,9 @@ mod tests {
             mounts: vec![Mount { tag: "share".into(), at: "/share".into(), writable: true }],
             overlay: Some("/host".into()),
             disks: 3,
+            seats: [("nvme0", 4, true), ("e1000e0", 23, false)]
+                .map(|(name, slot, behind_port)| Seat { name: name.into(), slot, behind_port })
+                .to_vec(),
         };
         assert_eq!(Job::decode(&job.encode()).unwrap(), job);
     }

@@ -76,6 +76,21 @@ fn a_time_out_gives_124_and_says_what_went_on() {
 }
 
 #[test]
+fn a_device_has_the_same_name_with_every_iommu() {
+    for iommu in [Iommu::intel(), Iommu::amd()] {
+        let lab = ["nvme:8M", "ahci:8M", "nvme:8M"].map(|disk| disk.parse().unwrap()).into_iter();
+        let lab = lab.fold(quick().iommu(iommu), Builder::disk).device("e1000e".parse().unwrap());
+        let script = "cd /sys/bus/pci/devices; for d in @nvme0 @nvme1 @ahci0 @e1000e0; do echo $(cat $d/class) $(cat $d/nvme/*/serial); done; echo @other0";
+        let outcome = run(lab, script);
+        assert_eq!(
+            outcome.output, "0x010802 NVME0\n0x010802 NVME1\n0x010601\n0x020000\n@other0\n",
+            "{}",
+            outcome.errors
+        );
+    }
+}
+
+#[test]
 fn a_busy_command_that_says_nothing_is_not_stopped() {
     let silence = Duration::from_secs(20);
     let script = "end=$(($(cut -d. -f1 /proc/uptime) + 45)); \

@@ -30,6 +30,9 @@ In the emulated host: skep, lab-io, lab-edu and busybox on the PATH; the folder 
 /lab/disks.json with each disk's serial number, size and SHA-256; a guest at /lab/guest/vmlinux, vmlinuz and initrd,
 which runs the shell script given as lab.run=BASE64 on its kernel command line. Standard input is empty.
 
+Addresses: @NAME in the command becomes the PCI address of that controller or device, whatever the IOMMU: @nvme0, @nvme1,
+@ahci0, @virtio0, @xhci0 (usb disks), @scsi0, @e1000e0, @edu0 …, counted from 0 by kind, in the order given.
+
 The command takes as long as it needs, while the emulated host gives signs of life (--silence, --timeout).
 
 Environment: SKEP_CACHE names the folder for kernels and initial RAM disks (else $XDG_CACHE_HOME/skep or ~/.cache/skep);

@@ -1,6 +1,4 @@
-for d in /sys/bus/pci/devices/*; do
-  [ "$(cat $d/class)" = 0x010802 ] && { nvme=${d##*/}; break; }
-done
+nvme=@nvme0
 driver() { basename "$(readlink /sys/bus/pci/devices/$nvme/driver)"; }
 echo "@fact nvme-address $nvme"
 echo "@step host: Linux $(uname -r) with KVM and an IOMMU; /dev/sda on AHCI, NVMe at $nvme (driver $(driver), IOMMU group $(basename $(readlink /sys/bus/pci/devices/$nvme/iommu_group)))"

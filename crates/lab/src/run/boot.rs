@@ -81,6 +81,7 @@ impl Boot {
             mounts: folders.into_iter().map(|(_, mount)| mount).collect(),
             overlay: lab.host_root.then(|| "/host".to_owned()),
             disks: machine.disks().len(),
+            seats: machine.seats().to_vec(),
         };
         let disks = serde_json::Value::from(machine.disks());
         let table = format!("{disks:#}\n");

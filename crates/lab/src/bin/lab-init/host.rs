@@ -1,5 +1,6 @@
 //! Init of the emulated host: sets it up, runs the command, says how it ended.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lab::names::{Seat, with_addresses};
 use lab::wire::{BEAT, Frame, JOB_PATH, Job, Mount, PORT};
 
 use crate::drivers::Drivers;
@@ -74,8 +76,9 @@ fn serve(drivers: &Drivers, port: &Port) -> io::Result<i32> {
     if let Err(error) = &idle {
         say(port, &Frame::Note(format!("KVM refuses the idle VM, so guests may crash: {error}")));
     }
+    let addresses = addresses(&job.seats)?;
     say(port, &Frame::Started);
-    let status = command(&job.command, port);
+    let status = command(&with_addresses(&job.command, &addresses), port);
     drop(idle);
     status
 }
@@ -143,6 +146,28 @@ fn overlay(at: &str, mounts: &[Mount]) -> io::Result<()> {
         system::mount("", folder, &inside, libc::MS_BIND | libc::MS_REC, "").map_err(what)?;
     }
     fs::copy("/lab/disks.json", format!("{at}/lab/disks.json")).map(|_| ()).map_err(what)
+}
+
+/// The PCI addresses of the devices in these seats, by their names. What is not there has none.
+fn addresses(seats: &[Seat]) -> io::Result<BTreeMap<String, String>> {
+    let mut addresses = BTreeMap::new();
+    for Seat { name, slot, behind_port } in seats {
+        let root = format!("0000:00:{slot:02x}.0");
+        let folder = format!("/sys/bus/pci/devices/{root}");
+        if !fs::exists(&folder)? {
+            continue;
+        }
+        let mut address = Some(root);
+        if *behind_port {
+            let names =
+                fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            let names: Vec<String> = names.collect::<io::Result<_>>()?;
+            // A root port has one device behind it, and services of its own, called ROOT:pcie….
+            address = names.into_iter().find(|name| name.starts_with("0000:") && !name.contains("pcie"));
+        }
+        addresses.extend(address.map(|address| (name.clone(), address)));
+    }
+    Ok(addresses)
 }
 
 /// Runs the command to its end and passes on all that it writes. Its status as a shell gives it.
