@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -53,8 +53,9 @@ pub fn run(what: &str, name: &str, mut command: Command) -> Result<()> {
 }
 
 fn log_path(name: &str) -> Result<PathBuf> {
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
-    let folder = PathBuf::from(target).join("logs");
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(beside, PathBuf::from);
+    let folder = target.join("logs");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(folder.join(format!("{name}.log")))
 }
