@@ -103,23 +103,18 @@ fn a_busy_command_that_says_nothing_is_not_stopped() {
 #[test]
 fn a_host_that_gives_no_sign_of_life_is_stopped() {
     let mark = format!("silent-{}", std::process::id());
-    let mut lab = Command::new(skep())
-        .args(["lab", "exec", "--silence", "8", "--append", &mark, "--", "sh", "-c", "echo up; sleep 600"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("skep starts");
-    let mut first = [0];
-    std::io::Read::read_exact(lab.stdout.as_mut().unwrap(), &mut first).expect("the command starts");
-    let stopped = Instant::now();
-    for id in processes_with(&mark).into_iter().filter(|id| *id != lab.id()) {
-        let stop = Command::new("kill").args(["-STOP", &id.to_string()]).status().expect("kill starts");
-        assert!(stop.success());
-    }
-    let output = lab.wait_with_output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(124), "{errors}");
-    assert!(errors.contains("no sign of life"), "{errors}");
+    let lab = quick().silence(Duration::from_secs(8)).append(&mark).build();
+    let mut stopped = Instant::now();
+    let stop_the_emulator = |_: &Line| {
+        for id in processes_with(&mark) {
+            let stop = Command::new("kill").args(["-STOP", &id.to_string()]).status().expect("kill starts");
+            assert!(stop.success());
+        }
+        stopped = Instant::now();
+    };
+    let error = lab.run(&["sh", "-c", "echo up; sleep 600"], stop_the_emulator).expect_err("it is stopped");
+    assert!(matches!(error, LabError::Silent { .. }), "{error}");
+    assert_eq!(error.exit_status(), 124);
     assert!(stopped.elapsed() < Duration::from_secs(60), "{:?}", stopped.elapsed());
     assert!(processes_with(&mark).is_empty(), "QEMU outlives the lab");
 }
