@@ -84,7 +84,8 @@ fn a_guest_behind_an_amd_iommu_shares_both_disks_with_its_host() {
 
 #[test]
 fn a_guest_of_6_gib_does_dma_to_ram_above_4_gib() {
-    let seen = Scenario::quick().memory(Size::mib(8 << 10)).run(&format!(
+    // The lab kernel does not count pages by their zone.
+    let seen = Scenario::new().memory(Size::mib(8 << 10)).run(&format!(
         "{READ_ALL_AND_WRITE}
         GUEST_PART=\"$GUEST_PART\"'
             grep \"System RAM\" /proc/iomem | while read line; do say ram $line; done
