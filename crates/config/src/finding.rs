@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::describe::SWITCHES;
 use crate::model::ModelName;
+use crate::nearest::nearest;
 use crate::values::Invalid;
 use crate::values::address::PciAddress;
 use crate::values::name::ControllerName;
@@ -91,6 +93,25 @@ impl fmt::Display for Place {
 
 /// As it stands within a message: `line 3 of vm.toml`.
 impl Place {
+    /// A key with its value as it is written here: `format=raw` in a flag, `format = "raw"` in a file. A key alone is
+    /// the same in both.
+    pub(crate) fn written(&self, setting: &str) -> String {
+        match (self, setting.split_once('=')) {
+            (Place::File { .. }, Some((key, "on"))) => format!("{key} = true"),
+            (Place::File { .. }, Some((key, "off"))) => format!("{key} = false"),
+            (Place::File { .. }, Some((key, value))) => format!("{key} = {value:?}"),
+            _ => setting.to_owned(),
+        }
+    }
+
+    /// The one or the other: what is written in a flag, or in a file.
+    pub(crate) fn choose<'a>(&self, flag: &'a str, file: &'a str) -> &'a str {
+        match self {
+            Place::File { .. } => file,
+            Place::Flag(_) | Place::Nowhere => flag,
+        }
+    }
+
     fn in_words(&self) -> String {
         match self {
             Place::File { name, line, .. } => format!("in line {line} of {name}"),
@@ -116,7 +137,7 @@ pub enum Problem {
     #[error("there is an empty item between two commas. Remove a comma; within a value write it twice (,,).")]
     EmptyItem,
     /// An item of a flag's list has no `=`.
-    #[error("`{item}` has no value. Write {item}=VALUE, or one of: {}.", keys(valid))]
+    #[error("`{item}` has no value. {}", without_value(item, valid))]
     NoValue {
         /// The item.
         item: String,
@@ -168,7 +189,7 @@ pub enum Problem {
         other: &'static str,
     },
     /// A key that means nothing without another one.
-    #[error("`{key}` means something only with `{with}`. Remove it, or write {with}=VALUE.")]
+    #[error("`{key}` means something only with `{with}`. Remove it, or give `{with}` too.")]
     OnlyWith {
         /// The key.
         key: &'static str,
@@ -178,17 +199,22 @@ pub enum Problem {
     /// A key that means nothing beside another one.
     #[error("`{key}` means nothing with `{with}`. Remove one of them.")]
     NotWith {
-        /// The key, with its value where that matters.
-        key: &'static str,
-        /// What it does not go with.
-        with: &'static str,
+        /// The key, with its value where that matters, as it is written there.
+        key: String,
+        /// What it does not go with, as it is written there.
+        with: String,
     },
     /// A disk that the guest could not write to, and nobody said so.
     #[error(
-        "vmdk images can only be read. Say readonly, or snapshot to throw the guest's changes away, or convert the \
+        "vmdk images can only be read. Say {readonly}, or {snapshot} to throw the guest's changes away, or convert the \
          image to qcow2."
     )]
-    VmdkIsOnlyRead,
+    VmdkIsOnlyRead {
+        /// How it is written there that the guest only reads.
+        readonly: String,
+        /// How it is written there that changes are thrown away.
+        snapshot: String,
+    },
     /// A controller that the guest and skep would both drive.
     #[error(
         "NVMe controller {address} cannot hold a disk and be assigned to the guest, as it is {}. Give the guest \
@@ -203,8 +229,8 @@ pub enum Problem {
     },
     /// Disks of different models that are to share a controller.
     #[error(
-        "controller {controller} is of model={other}, as the first of its disks says, given {}; this disk is of \
-         model={model}. Give them the same model, or this one another controller.",
+        "controller {controller} is of model {other}, as the first of its disks says, given {}; this disk is of \
+         model {model}. Give them the same model, or this one another controller.",
         first.in_words()
     )]
     OtherModel {
@@ -249,9 +275,12 @@ pub enum Problem {
     #[error(
         "an exclusive host domain is for study: when a device is assigned, the guest's RAM leaves the host domain, \
          as it did in bhyve until 2022, and what skep's own drivers then read or write for the guest fails with I/O \
-         errors. Use shared, or say that you want this: --i-know (i-know = true)."
+         errors. Use shared, or say that you want this: {word}."
     )]
-    Exclusive,
+    Exclusive {
+        /// How that is written there.
+        word: &'static str,
+    },
     /// The same key or the same thing, a second time.
     #[error("{what} was given before, {}. Remove one of them.", first.in_words())]
     Repeated {
@@ -260,6 +289,16 @@ pub enum Problem {
         /// Where it was given first.
         first: Place,
     },
+}
+
+/// What to write in the place of an item without a value: the key that it is, or looks like, with one.
+fn without_value(item: &str, valid: &'static [&'static str]) -> String {
+    let key = valid.iter().copied().find(|key| *key == item);
+    match key.or_else(|| nearest(item, valid)) {
+        Some(key) if SWITCHES.contains(&key) => format!("Write {key}=on or {key}=off."),
+        Some(key) => format!("Write {key}=VALUE."),
+        None => format!("Write KEY=VALUE; the keys here are: {}.", keys(valid)),
+    }
 }
 
 fn keys(valid: &[&str]) -> String {

@@ -31,8 +31,8 @@ fn disks_that_do_not_go_together_on_a_controller_are_findings_that_name_both() {
         describe(None, &[(Key::Kernel, "k"), (Key::Disk, one), (Key::Disk, other)]).unwrap_err()
     }
     let error = both("a,model=nvme,controller=x", "b,model=ahci,controller=x");
-    let expected = "--disk b,model=ahci,controller=x: controller x is of model=nvme, as the first of its disks says, given \
-                    by --disk a,model=nvme,controller=x; this disk is of model=ahci.";
+    let expected = "--disk b,model=ahci,controller=x: controller x is of model nvme, as the first of its disks says, given \
+                    by --disk a,model=nvme,controller=x; this disk is of model ahci.";
     assert!(error.starts_with(expected), "{error}");
     for (key, one, other) in
         [("serial", "1", "2"), ("product", "a", "b"), ("firmware", "a", "b"), ("queues", "1", "2")]

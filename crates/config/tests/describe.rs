@@ -171,7 +171,7 @@ fn all_errors_of_a_file_are_found_at_once_and_in_its_order() {
         "vm.toml:5:11: \"1\" is not a PCI address.",
         "vm.toml:5:16: `assign` is the number 2; it must be a list of PCI addresses, [\"0000:01:00.0\"].",
         "vm.toml:6:11: `console` is true; it must be text in quotes: stdio, file:PATH or socket:PATH.",
-        "vm.toml:7:1: this disk has no `path`. Say what holds its data, as in path=/dev/sda",
+        "vm.toml:7:1: this disk has no `path`. Say what holds its data, as in path = \"/dev/sda\"",
         "vm.toml:8:9: \"ide\" is not a disk model. Write virtio-blk or ahci or nvme or ahci-cd.",
         "vm.toml:9:12: `readonly` is the text \"on\"; it must be true or false (in a flag also on or off).",
         "vm.toml:10:10: a disk cannot have 0 queues.",
@@ -253,6 +253,61 @@ fn an_error_in_a_flag_names_the_flag_as_written() {
 }
 
 #[test]
+fn an_error_in_a_file_is_said_as_toml_is_written_and_one_in_a_flag_as_flags_are() {
+    let disks = [
+        ("path = \"d\"\nformat = \"vmdk\"", "Say readonly = true, or snapshot = true"),
+        ("path = \"d\"\nformat = \"raw\"\nchain = \"/b\"", "with `format = \"raw\"`"),
+        ("path = \"d\"\nchain = \"/b\"", "only with `format`"),
+        ("path = \"d\"\nsnapshot = true\nlogical = 512", "with `snapshot = true`"),
+        (
+            "path = \"d\"\nreadonly = true\non-error = \"ignore\"",
+            "`on-error = \"ignore\"` means nothing with",
+        ),
+        ("path = \"d\"\nmodel = \"ahci\"\nqueues = 2", "with `model = \"ahci\"`"),
+        ("path = \"d\"\nmodel = \"ahci-cd\"\nreadonly = false", "`readonly = false` means nothing with"),
+        ("path = \"d\"\nproduct = \"p\"", "with `model = \"virtio-blk\"`"),
+        ("path = \"d\"\nbounce = \"always\"\nbuffers = \"registered\"", "with `bounce = \"always\"`"),
+        ("path = \"d\"\nnamespace = 1", "only with `nvme`"),
+        ("serial = \"s\"", "as in path = \"/dev/sda\""),
+    ];
+    let disks = disks.map(|(text, said)| (format!("kernel = \"k\"\n[[disk]]\n{text}\n"), said));
+    let others = [
+        ("kernel = \"k\"\nhost-domain = \"exclusive\"\n".to_owned(), "that you want this: i-know = true."),
+        ("kernel = \"k\"\n[[assign]]\ndomain = \"a\"\n".to_owned(), "Write address = \"0000:01:00.0\"."),
+    ];
+    for (text, said) in disks.into_iter().chain(others) {
+        let found = findings(&text).join("\n");
+        assert!(found.contains(said), "{text}: {found}");
+        let words = found.split_whitespace();
+        let mut flags = words.filter(|word| !word.contains("://") && word.contains('=') && *word != "=");
+        assert_eq!(flags.next(), None, "{found}");
+        assert!(!found.contains("--"), "{found}");
+    }
+}
+
+#[test]
+fn a_list_that_says_nothing_lacks_what_must_be_there() {
+    let disk = flag_findings(Key::Disk, "");
+    assert!(disk.starts_with("--disk \"\": this disk has no `path`. Say what holds"), "{disk}");
+    let assign = flag_findings(Key::Assign, "");
+    assert!(assign.starts_with("--assign \"\": this assigned device has no `address`."), "{assign}");
+    assert!(!format!("{disk}{assign}").contains("comma"), "{disk}{assign}");
+}
+
+#[test]
+fn an_item_without_a_value_is_answered_with_what_it_can_be() {
+    for (item, said) in [
+        ("snapshot", "Write snapshot=on or snapshot=off."),
+        ("read-only", "Write readonly=on or readonly=off."),
+        ("serial", "Write serial=VALUE."),
+        ("zzzzzzzzzz", "Write KEY=VALUE; the keys here are: path, nvme,"),
+    ] {
+        let text = flag_findings(Key::Disk, &format!("/dev/sda,{item}"));
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
 fn all_errors_of_a_list_are_found_at_once() {
     let error = flag_findings(Key::Disk, "/dev/sda,readonly,,x,queues=many,,model=ide,,,readonly=maybe,");
     for part in
@@ -268,7 +323,7 @@ fn all_errors_of_a_list_are_found_at_once() {
 #[test]
 fn a_key_without_a_value_is_no_path() {
     let error = flag_findings(Key::Disk, "readonly");
-    assert!(error.contains("`readonly` has no value. Write readonly=VALUE"), "{error}");
+    assert!(error.contains("`readonly` has no value. Write readonly=on or readonly=off."), "{error}");
 }
 
 #[test]
@@ -444,7 +499,7 @@ fn what_makes_no_sense_together_is_a_finding() {
         ("d,model=ahci-cd,readonly=off", "`readonly=off` means nothing with `model=ahci-cd`."),
         ("d,model=ahci-cd,snapshot=on", "`snapshot=on` means nothing with `model=ahci-cd`."),
         ("d,snapshot=on,readonly=on", "`readonly` and `snapshot` exclude each other."),
-        ("d,format=vmdk", "vmdk images can only be read. Say readonly, or snapshot"),
+        ("d,format=vmdk", "vmdk images can only be read. Say readonly=on, or snapshot=on"),
         ("d,chain=follow", "`chain` means something only with `format`."),
         ("d,format=raw,chain=/b", "`chain` means nothing with `format=raw`."),
         ("d,format=qcow2,logical=512", "`logical` means nothing with `format=qcow2`."),

@@ -57,23 +57,19 @@ pub enum ClientError {
     },
     /// It answered something that is no answer of this version of the API.
     #[error(
-        "the VM {name} gave an answer to {what} that cannot be understood: {why}. Does it run another version of skep?"
+        "the VM {name} answered something that this skep does not understand: {why}. It may run another version of skep"
     )]
     Strange {
         /// The name.
         name: VmName,
-        /// What it was asked.
-        what: String,
         /// What is wrong with it.
         why: String,
     },
     /// It refused.
-    #[error("the VM {name} refused {what} (status {status}): {why}")]
+    #[error("the VM {name} refused: {why}")]
     Refused {
         /// The name.
         name: VmName,
-        /// What it was asked.
-        what: String,
         /// The status of its answer.
         status: u16,
         /// Its reason.
@@ -140,14 +136,13 @@ impl Client {
 
     /// Its memory map, and the files of the segments in the same order.
     pub fn memory_fds(&mut self) -> Result<(Memory, Vec<OwnedFd>), ClientError> {
-        let what = "GET /v1/memory/fds";
         let mut fds = Vec::new();
-        let memory: Memory = self.ask(what, b"", PATIENCE, &mut fds)?;
+        let memory: Memory = self.ask("GET /v1/memory/fds", b"", PATIENCE, &mut fds)?;
         if memory.segments.len() == fds.len() {
             return Ok((memory, fds));
         }
         let why = format!("{} segments came with {} files", memory.segments.len(), fds.len());
-        Err(ClientError::Strange { name: self.name.clone(), what: what.into(), why })
+        Err(self.strange(why))
     }
 
     /// Events after this number; if there are none, the first that come within `wait` (seconds count).
@@ -228,16 +223,12 @@ impl Client {
         fds: &mut Vec<OwnedFd>,
     ) -> Result<T, ClientError> {
         let (status, body) = self.exchange(what, body, patience, fds)?;
-        let strange = |why: serde_json::Error| ClientError::Strange {
-            name: self.name.clone(),
-            what: what.to_owned(),
-            why: why.to_string(),
-        };
+        let strange = |why: serde_json::Error| self.strange(why.to_string());
         if (200..300).contains(&status) {
             return serde_json::from_slice(&body).map_err(strange);
         }
         let Failed { error } = serde_json::from_slice(&body).map_err(strange)?;
-        Err(ClientError::Refused { name: self.name.clone(), what: what.to_owned(), status, why: error })
+        Err(ClientError::Refused { name: self.name.clone(), status, why: error })
     }
 
     fn exchange(
@@ -253,10 +244,10 @@ impl Client {
         let sent = self.stream.write_all(&[head.as_bytes(), body].concat());
         let (mut bytes, mut buffer) = (Vec::new(), [0; 16 << 10]);
         loop {
-            let head = http::parse_answer(&bytes).map_err(|bad| self.strange(what, bad.to_string()))?;
+            let head = http::parse_answer(&bytes).map_err(|bad| self.strange(bad.to_string()))?;
             if let Some((status, length, used)) = head {
                 if length > MAX_ANSWER {
-                    return Err(self.strange(what, format!("it is {length} bytes long")));
+                    return Err(self.strange(format!("it is {length} bytes long")));
                 }
                 if let Some(body) = bytes.get(used..used + length) {
                     return Ok((status, body.to_vec()));
@@ -283,8 +274,8 @@ impl Client {
         ClientError::Gone { name: self.name.clone() }
     }
 
-    fn strange(&self, what: &str, why: String) -> ClientError {
-        ClientError::Strange { name: self.name.clone(), what: what.to_owned(), why }
+    fn strange(&self, why: String) -> ClientError {
+        ClientError::Strange { name: self.name.clone(), why }
     }
 
     fn failed(&self, cause: io::Error) -> ClientError {

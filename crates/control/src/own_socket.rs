@@ -63,7 +63,9 @@ pub enum SocketError {
 
 fn hint(cause: &io::Error) -> &'static str {
     match cause.kind() {
-        io::ErrorKind::NotFound => ". Its folder is not there: make it, or name another one",
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            ". Its folder is not there: make it, or name another one"
+        }
         io::ErrorKind::PermissionDenied => ". This user may not make files in that folder: name another one",
         io::ErrorKind::InvalidInput => ". Choose a shorter path",
         _ => "",
@@ -300,6 +302,18 @@ mod tests {
         drop(made);
         assert!(!path.exists());
         drop(OwnSocket::make(path.clone(), None).unwrap());
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_called_that_and_nothing_is_said_to_be_left() {
+        let (place, folder) = place();
+        fs::write(place.path().join("file"), "").unwrap();
+        for path in ["missing/console", "file/console"] {
+            let path = place.path().join(path);
+            let lock = LockPlace { folder: OwnFolder::make(folder.path()).unwrap(), name: "sockets.lock" };
+            let text = OwnSocket::make(path, Some(lock)).unwrap_err().to_string();
+            assert!(text.contains("Its folder is not there") && !text.contains("remove"), "{text}");
+        }
     }
 
     #[test]

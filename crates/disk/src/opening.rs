@@ -166,8 +166,7 @@ pub(crate) fn unseen(disk: &Path, bytes: u64, block: u32) -> Option<String> {
 /// it. And since guests write what they like into raw disks, it is not taken for that format either.
 fn refuse_to_guess(path: &Path) -> Result<(), OpenError> {
     let Some(known) = signature::of(path) else { return Ok(()) };
-    let what = format!("the file looks like {}, and no format was given", known.name);
-    Err(OpenError::Format { path: path.to_owned(), what, hint: known.hint })
+    Err(OpenError::Unsaid { path: path.to_owned(), looks: known.name, hint: known.hint })
 }
 
 /// Access for what only lies below the guest's changes.

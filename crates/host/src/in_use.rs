@@ -79,6 +79,10 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // Nobody can unmount what this host itself runs from.
+            Reason::Mounted { block, at } if at == Path::new("/") => {
+                write!(f, "{block} is mounted on /: this host runs from it, so it stays with the host")
+            }
             Reason::Mounted { block, at } => {
                 write!(f, "{block} is mounted on {} (`umount {}`)", at.display(), at.display())
             }

@@ -32,7 +32,7 @@ pub use access::may_write;
 pub use address::{BadAddress, PciAddress};
 pub use bind::{BindError, Bound};
 pub use cgroup::OverLimit;
-pub use disks::{Content, Controller, HostDisk, Partition, serial_number};
+pub use disks::{Content, Controller, HostDisk, Partition, VfioController, serial_number};
 pub use group::{IommuGroup, Member, NotViable};
 pub use in_use::Reason;
 pub use iommu::{Iommu, IommuKind, ReservedRegion};

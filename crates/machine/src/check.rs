@@ -71,8 +71,12 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     }
     let host = Host::here();
     let described = disks::settled(&draft.disks);
-    let disks: Vec<CheckedDisk> =
-        described.iter().filter_map(|disk| findings.keep(disks::check(disk, draft.cpus))).collect();
+    let check = |(n, disk): (usize, &config::Disk)| {
+        let checked = disks::check(disk, draft.cpus);
+        findings.keep(checked.map_err(|error| disks::same_as(&described[..n], disk, error)))
+    };
+    let disks: Vec<CheckedDisk> = described.iter().enumerate().filter_map(check).collect();
+    findings.add(disks::on_controllers(&host, draft));
     findings.add(driven::check(&host, &described));
     let open = disks.iter().filter_map(|disk| match disk {
         CheckedDisk::Open(open) => Some(open),

@@ -48,6 +48,29 @@ pub enum StartError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] OpenError),
+    /// Two disks that are the same by different names.
+    #[error(
+        "disk {again}: it is the same as disk {first}, which this VM has as well, under another name. Remove one of \
+         the two."
+    )]
+    SameDisk {
+        /// The one that comes second.
+        again: String,
+        /// The one that comes first.
+        first: String,
+    },
+    /// A disk on a controller that the VM has as well.
+    #[error(
+        "disk {disk}: it is on controller {controller}, which this VM is to have as well, {how}. Remove one of the two."
+    )]
+    DiskAndController {
+        /// The disk.
+        disk: String,
+        /// Its controller.
+        controller: PciAddress,
+        /// How the controller is given.
+        how: &'static str,
+    },
     /// RAM that disks reach as registered buffers.
     #[error(transparent)]
     Buffers(#[from] disk::BufferTableError),

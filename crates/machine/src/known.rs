@@ -40,6 +40,8 @@ fn start(error: &StartError) -> Known {
         StartError::Kernel(_) | StartError::Initrd(_) => Before("opened there"),
         StartError::Load(error) => load(error),
         StartError::Disk(_) | StartError::Nbd(_) => Before("disks::check opens them"),
+        StartError::SameDisk { .. } => Before("disks::same_as"),
+        StartError::DiskAndController { .. } => Before("disks::on_controllers"),
         StartError::Buffers(_) => {
             Before("buffers::check tries a table; what of RAM is refused later is a shortage")
         }

@@ -79,16 +79,26 @@ pub fn make(
     Ok(Arc::new(ram))
 }
 
-/// Tells of bytes that are done, when it takes long.
+/// Reports how many bytes are done, when it takes long; what is reported ends with all of them.
 fn progress(all: u64, report: &Reporter) -> impl FnMut(u64) {
-    let mut next = Instant::now() + PATIENCE;
+    let start = Instant::now();
+    let mut last = None;
     move |done| {
         let now = Instant::now();
-        if now >= next {
-            next = now + AGAIN;
+        if is_due(last, now - start, done, all) {
+            last = Some((now - start, done));
             let what = format!("making the guest's RAM present: {} of {} MiB", done >> 20, all >> 20);
             report(&Notice::Life(Life::Preparing(what)));
         }
+    }
+}
+
+/// Whether to report so many bytes, when `last` was reported before: so long after the start, so many.
+fn is_due(last: Option<(Duration, u64)>, elapsed: Duration, done: u64, all: u64) -> bool {
+    match last {
+        None => elapsed >= PATIENCE,
+        Some((_, before)) if before == all => false,
+        Some((at, _)) => done == all || elapsed >= at + AGAIN,
     }
 }
 
@@ -113,6 +123,24 @@ mod tests {
         let wired = Backing { wire: Wire::On, ..Backing::default() };
         assert_eq!(found(&Backing::default(), false), 0);
         assert_eq!((found(&Backing::default(), true), found(&wired, false)), (1, 1));
+    }
+
+    #[test]
+    fn progress_that_is_reported_ends_with_all_of_it_and_a_short_start_reports_none() {
+        let second = Duration::from_secs(1);
+        let reported = |steps: &[(u32, u64)]| {
+            let mut last = None;
+            for (seconds, done) in steps {
+                if is_due(last, second * *seconds, *done, 9) {
+                    last = Some((second * *seconds, *done));
+                }
+            }
+            last.map(|(_, done)| done)
+        };
+        assert_eq!(reported(&[(0, 3), (0, 9)]), None);
+        assert_eq!(reported(&[(1, 0), (2, 5)]), Some(0), "not each step");
+        assert_eq!(reported(&[(1, 0), (2, 9)]), Some(9));
+        assert!(!is_due(Some((second, 9)), 10 * second, 9, 9), "nor twice");
     }
 
     #[test]

@@ -45,6 +45,21 @@ pub enum ConsoleError {
     Socket(#[from] SocketError),
 }
 
+/// What to say of a kernel's command line that sends no messages to the VM's console, which then stays dark until a
+/// program in the guest writes to it. `None` if it does.
+pub fn nothing_will_show(cmdline: &str) -> Option<&'static str> {
+    // What follows `--` is for the guest's first program.
+    let mut words = cmdline.split_whitespace().take_while(|word| *word != "--");
+    let serial = |word: &str| {
+        ["console=ttyS0", "console=uart", "earlyprintk=", "earlycon="]
+            .iter()
+            .any(|kind| word.starts_with(kind))
+    };
+    (!words.any(serial)).then_some(
+        "the kernel's command line has no console=ttyS0, so its messages do not appear here. Add it to --cmdline to see them.",
+    )
+}
+
 /// Opens the console that the description names, but for a file, which is only looked at: [`ConsoleFile::begin`].
 pub fn open(console: &Console) -> Result<Opened, ConsoleError> {
     match console {
@@ -124,5 +139,22 @@ impl Write for Peer {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_writes_nothing_on_the_console_is_announced() {
+        for silent in ["", "quiet root=/dev/vda1", "console=tty0", "a -- console=ttyS0", "netconsole=ttyS0"] {
+            assert!(nothing_will_show(silent).is_some_and(|word| word.contains("console=ttyS0")), "{silent}");
+        }
+        for heard in
+            ["console=ttyS0", "a console=ttyS0,115200 b", "console=tty0 console=ttyS0", "earlyprintk=serial"]
+        {
+            assert_eq!(nothing_will_show(heard), None, "{heard}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use ::host::{Content, Host, HostDisk};
+use ::host::{Content, Host, HostDisk, VfioController};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -19,7 +19,8 @@ pub struct Arguments {
 }
 
 const HELP: &str = "\
-Reads /sys, /proc and the first bytes of each disk; nothing is written. Without root what is on the disks stays unknown,
+Reads /sys, /proc and the first bytes of each disk; nothing is written. This host does not see the disks of controllers that
+are with vfio-pci, for VMs: the controllers are listed in their place (not with --json). Without root what is on the disks stays unknown,
 and so does whether somebody has one open exclusively.
 
 Exit status:
@@ -29,9 +30,12 @@ Exit status:
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, output: &mut impl Write) -> Result<(), Failure> {
-    let disks = Host::here().disks();
-    let text =
-        if arguments.json { ask::json(&disks.iter().map(facts).collect::<Vec<_>>()) } else { text(&disks) };
+    let host = Host::here();
+    let disks = host.disks();
+    let text = match arguments.json {
+        true => ask::json(&disks.iter().map(facts).collect::<Vec<_>>()),
+        false => text(&disks, &host.controllers_with_vfio()),
+    };
     Ok(output.write_all(text.as_bytes())?)
 }
 
@@ -43,11 +47,24 @@ fn facts(disk: &HostDisk) -> Value {
     facts
 }
 
-fn text(disks: &[HostDisk]) -> String {
-    if disks.is_empty() {
+fn text(disks: &[HostDisk], unseen: &[VfioController]) -> String {
+    if disks.is_empty() && unseen.is_empty() {
         return "There are no disks on this host, or /sys is not mounted.\n".to_owned();
     }
-    disks.iter().map(described).collect::<Vec<_>>().join("\n")
+    disks.iter().map(described).chain(unseen.iter().map(unseen_disks)).collect::<Vec<_>>().join("\n")
+}
+
+/// A controller whose disks this host does not see.
+fn unseen_disks(controller: &VfioController) -> String {
+    let VfioController { device, used } = controller;
+    let mut lines = vec![format!("disks of {}: not seen by this host", device.address)];
+    let mut line = |name: &str, what: &str| lines.push(format!("  {name:<11}{}", plain(what)));
+    line("controller", &device.to_string());
+    used.iter().for_each(|reason| line("in use", reason));
+    if used.is_empty() {
+        line("to a VM", &format!("--assign {}", device.address));
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
 fn described(disk: &HostDisk) -> String {
@@ -160,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_free_disk_comes_with_what_to_write_to_give_it_to_a_vm() {
-        let text = text(&[disk("nvme0n2")]);
+        let text = text(&[disk("nvme0n2")], &[]);
         let expected = "\
 /dev/disk/by-id/one,nvme0n2 (nvme0n2)
   size       3 GiB, sectors of 512 bytes (4096 inside), spins
@@ -178,13 +195,13 @@ mod tests {
 
     #[test]
     fn a_namespace_whose_number_is_unknown_is_not_guessed_from_its_name() {
-        let text = text(&[HostDisk { namespace: None, ..disk("nvme0n2") }]);
+        let text = text(&[HostDisk { namespace: None, ..disk("nvme0n2") }], &[]);
         assert!(text.contains("--disk /dev/disk") && !text.contains("namespace="), "{text}");
     }
 
     #[test]
     fn a_disk_that_cannot_be_written_is_given_as_one_that_is_only_read() {
-        let text = text(&[HostDisk { read_only: true, ..disk("sr0") }]);
+        let text = text(&[HostDisk { read_only: true, ..disk("sr0") }], &[]);
         assert!(text.contains("one,,sr0,readonly=on\n"), "{text}");
         assert!(text.contains("one,sr0\"\n             readonly = true\n"), "{text}");
     }
@@ -192,9 +209,34 @@ mod tests {
     #[test]
     fn a_disk_in_use_comes_with_its_users_instead() {
         let used = HostDisk { used: vec!["sda1 is mounted on /".into()], controller: None, ..disk("sda") };
-        let text = text(&[used]);
+        let text = text(&[used], &[]);
         assert!(text.contains("  in use     sda1 is mounted on /\n") && !text.contains("--disk"), "{text}");
-        assert!(super::text(&[]).contains("no disks"));
+        assert!(super::text(&[], &[]).contains("no disks"));
+    }
+
+    #[test]
+    fn a_controller_with_vfio_is_there_in_the_place_of_its_disks() {
+        let controller = |used: &[&str]| VfioController {
+            device: ::host::PciDevice {
+                address: "0000:03:00.0".parse().unwrap(),
+                vendor: 0x144d,
+                device: 0xa808,
+                class: 0x010802,
+                driver: Some("vfio-pci".into()),
+                group: Some(7),
+            },
+            used: used.iter().map(|reason| (*reason).to_owned()).collect(),
+        };
+        let text = super::text(&[], &[controller(&[]), controller(&["open in process 7 (skep)"])]);
+        let (free, used) = text.split_once("\n\n").unwrap();
+        assert!(free.starts_with(
+            "disks of 0000:03:00.0: not seen by this host\n  controller 0000:03:00.0 [144d:a808]"
+        ));
+        assert!(free.ends_with("to a VM    --assign 0000:03:00.0"), "{free}");
+        assert!(
+            used.ends_with("in use     open in process 7 (skep)\n") && !used.contains("--assign"),
+            "{used}"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use control::api::EventKind;
 use control::{Journal, view};
 use machine::{Answer, Life, Notice, Press};
@@ -14,6 +15,16 @@ use machine::{Answer, Life, Notice, Press};
 /// Says an error. Each line of it is a line of its own, so several findings are several lines.
 pub fn error(error: impl Display) {
     write(&lines(&error.to_string(), coloured()));
+}
+
+/// Says something that is no error, on a line of its own.
+pub fn note(text: &str) {
+    write(&lines(text, false));
+}
+
+/// Shows what somebody at the terminal asked for: no error, so no prefix and no colour.
+pub fn answer(text: &str) {
+    write(text);
 }
 
 /// Says how a command line is wrong, with clap's words.
@@ -25,6 +36,11 @@ pub fn usage(error: &clap::Error) {
         return;
     }
     let text = error.render().to_string();
+    // Help that nobody asked for, since the command is missing, is help all the same.
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        write(&text);
+        return;
+    }
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
     write(&(lines(first, coloured()) + rest));

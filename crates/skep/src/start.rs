@@ -1,12 +1,12 @@
 //! Starting a VM, and staying with it until its end.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use config::Draft;
+use config::{Console, Draft};
 use control::{Claim, Folder, FolderError, Journal, OwnSocket, Server};
 use machine::{Control, Outcome, Vm};
 
@@ -117,6 +117,12 @@ fn run(description: &config::Vm, signals: Signals, outside: Outside) -> Exit {
             return end.without_a_start();
         }
     };
+    if matches!(description.console, Console::Stdio)
+        && io::stdout().is_terminal()
+        && let Some(word) = console::nothing_will_show(description.boot.cmdline.as_str())
+    {
+        report::note(word);
+    }
     let running = Running::new(description.name.as_str(), vm.control(), journal);
     end.begin(vm.control());
     // The terminal is taken only now, so that what stood in the way of a start was printed as usual.
@@ -295,7 +301,7 @@ fn listen_to(input: Input, end: &Arc<End>, terminal: &OnceLock<Terminal>) -> io:
                         control.type_on_console(&[byte], patience);
                     }
                     escape::Input::Quit => end.one_more(),
-                    escape::Input::Help => report::error(escape::HELP),
+                    escape::Input::Help => report::answer(escape::HELP),
                 });
                 if let Err(cause) = read {
                     report::error(format_args!("cannot read standard input any more: {cause}."));

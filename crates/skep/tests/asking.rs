@@ -143,7 +143,7 @@ fn a_vm_that_refuses_is_quoted() {
     world.ask("stop web --now");
     let output = world.skep("resume web");
     assert_eq!(output.status.code(), Some(4));
-    assert!(stderr(&output).ends_with("the VM web is ending. Start it again\n"), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "skep: the VM web refused: the VM web is ending. Start it again\n");
 }
 
 #[test]

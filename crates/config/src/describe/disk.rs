@@ -15,6 +15,9 @@ use crate::values::path::HostPath;
 use crate::values::size::DiskSize;
 use crate::values::text::{Firmware, Product};
 
+const NO_SOURCE_IN_FILE: &str = "Say what holds its data, as in path = \"/dev/sda\" (or nvme = \"0000:03:00.0\", a \
+                                 controller that skep drives itself; nbd = \"nbd://HOST/EXPORT\", a disk on a server; \
+                                 ram = \"1G\", memory of this host).";
 const NO_SOURCE: &str = "Say what holds its data, as in path=/dev/sda (or nvme=0000:03:00.0, a controller that skep \
                          drives itself; nbd=nbd://HOST/EXPORT, a disk on a server; ram=1G, memory of this host).";
 
@@ -53,7 +56,11 @@ fn source(keys: &mut Keys<'_>) -> Option<DiskSource> {
     let [source] = given[..] else {
         let problem = match given[..] {
             [one, other, ..] => Problem::NotTogether { one, other },
-            _ => Problem::Missing { within: "this disk", key: "path", hint: NO_SOURCE },
+            _ => Problem::Missing {
+                within: "this disk",
+                key: "path",
+                hint: keys.place().choose(NO_SOURCE, NO_SOURCE_IN_FILE),
+            },
         };
         let place = [nvme.place(), nbd.place(), ram.place()].into_iter().flatten().next();
         keys.found(&place.unwrap_or_else(|| keys.place()), problem);
@@ -156,7 +163,7 @@ fn model(keys: &mut Keys<'_>) -> Option<DiskModel> {
     let of_both = of_both.into_iter().filter(|_| name != ModelName::Nvme);
     for (key, place) in of_both.chain(of_virtio) {
         if let Some(place) = place {
-            keys.found(&place, Problem::NotWith { key, with });
+            keys.not_with(&place, key, with);
         }
     }
     Some(model)
@@ -182,7 +189,7 @@ impl Shown {
             ];
             for (key, place) in given {
                 if let Some(place) = place {
-                    keys.found(&place, Problem::NotWith { key, with: "model=virtio-blk" });
+                    keys.not_with(&place, key, "model=virtio-blk");
                 }
             }
         }
@@ -203,7 +210,7 @@ fn writes(keys: &mut Keys<'_>, model: Option<DiskModel>) -> Writes {
         ];
         for (key, place) in wrong {
             if let Some(place) = place {
-                keys.found(&place, Problem::NotWith { key, with: "model=ahci-cd" });
+                keys.not_with(&place, key, "model=ahci-cd");
             }
         }
         return Writes::Refused;
@@ -222,27 +229,25 @@ fn writes(keys: &mut Keys<'_>, model: Option<DiskModel>) -> Writes {
 
 /// What is right by itself and wrong together.
 fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
-    let mut wrong = |key: &'static str, problem: Problem| {
-        let place = keys.place_of(key).unwrap_or_else(|| keys.place());
-        keys.found(&place, problem);
-    };
     if disk.on_error == Some(OnError::Ignore) && disk.writes == Writes::Refused {
         let with = if disk.model == DiskModel::AhciCd { "model=ahci-cd" } else { "readonly=on" };
-        wrong("on-error", Problem::NotWith { key: "on-error=ignore", with });
+        keys.contradicts("on-error=ignore", with);
     }
     let DiskSource::File(file) = &disk.source else {
         if disk.writes == Writes::ThrownAway {
-            wrong("snapshot", Problem::OnlyWith { key: "snapshot", with: "path" });
+            keys.found(&keys.at("snapshot"), Problem::OnlyWith { key: "snapshot", with: "path" });
         }
         return;
     };
     if file.format == Some(Format::Vmdk) && disk.writes == Writes::Kept {
-        wrong("format", Problem::VmdkIsOnlyRead);
+        let place = keys.at("format");
+        let [readonly, snapshot] = ["readonly=on", "snapshot=on"].map(|setting| place.written(setting));
+        keys.found(&place, Problem::VmdkIsOnlyRead { readonly, snapshot });
     }
     match file.format {
         _ if file.chain.is_empty() => {}
-        None => wrong("chain", Problem::OnlyWith { key: "chain", with: "format" }),
-        Some(Format::Raw) => wrong("chain", Problem::NotWith { key: "chain", with: "format=raw" }),
+        None => keys.found(&keys.at("chain"), Problem::OnlyWith { key: "chain", with: "format" }),
+        Some(Format::Raw) => keys.contradicts("chain", "format=raw"),
         Some(Format::Qcow2 | Format::Vmdk) => {}
     }
     let of_raw = match (file.format, disk.writes) {
@@ -252,7 +257,7 @@ fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
         _ => None,
     };
     if let Some(with) = of_raw.filter(|_| file.logical.is_some()) {
-        wrong("logical", Problem::NotWith { key: "logical", with });
+        keys.contradicts("logical", with);
     }
     let looks = match file.poll {
         None | Some(Poll::Off) => None,
@@ -260,10 +265,10 @@ fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
         Some(Poll::On) => Some("poll=on"),
     };
     if let (Some(key), Some(with)) = (looks, of_raw.or(file.logical.map(|_| "logical"))) {
-        wrong("poll", Problem::NotWith { key, with });
+        keys.contradicts(key, with);
     }
     if file.bounce == Bounce::Always && file.buffers == Some(Buffers::Registered) {
-        wrong("buffers", Problem::NotWith { key: "buffers=registered", with: "bounce=always" });
+        keys.contradicts("buffers=registered", "bounce=always");
     }
     let of_writable = match disk.writes {
         Writes::Refused if disk.model == DiskModel::AhciCd => Some("model=ahci-cd"),
@@ -271,6 +276,6 @@ fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
         Writes::Kept | Writes::ThrownAway => of_raw,
     };
     if let Some(with) = of_writable.or(of_raw).filter(|_| file.preallocate) {
-        wrong("preallocate", Problem::NotWith { key: "preallocate", with });
+        keys.contradicts("preallocate", with);
     }
 }

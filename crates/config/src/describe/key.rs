@@ -142,6 +142,9 @@ pub(super) const DISK: &[&str] = &[
     "firmware",
     "on-error",
 ];
+/// The keys of a disk that are on or off.
+pub(crate) const SWITCHES: &[&str] =
+    &["preallocate", "force", "packed", "write-cache", "readonly", "snapshot"];
 /// The keys of a disk that may be there several times in a flag, and have a list in a file.
 pub(super) const SEVERAL: &[&str] = &["chain"];
 /// The keys of an assigned device.

@@ -24,6 +24,7 @@ use crate::values::text::Cmdline;
 
 use disk::disk;
 pub use key::Key;
+pub(crate) use key::SWITCHES;
 use key::{ASSIGN, DISK, VM};
 use table::{Given, Keys};
 
@@ -288,7 +289,8 @@ fn pages(
 fn host_domain(given: Given<HostDomain>, i_know: Given<bool>, findings: &mut Vec<Finding>) -> HostDomain {
     let Given::Yes(place, host_domain) = given else { return HostDomain::default() };
     if host_domain == HostDomain::Exclusive && i_know.value() != Some(true) {
-        findings.push(Finding { place, problem: Problem::Exclusive });
+        let word = place.choose("--i-know", "i-know = true");
+        findings.push(Finding { place, problem: Problem::Exclusive { word } });
     }
     host_domain
 }
@@ -306,7 +308,8 @@ fn assigned_and_disk(assigned: &[(Place, Assign)], disks: &[(Place, Disk)], find
 
 fn assign(table: &Table, findings: &mut Vec<Finding>) -> Option<Assign> {
     let mut keys = Keys::of(table, ASSIGN, findings);
-    let address = keys.required("address", "this assigned device", "Write --assign 0000:01:00.0.");
+    let hint = keys.place().choose("Write --assign 0000:01:00.0.", "Write address = \"0000:01:00.0\".");
+    let address = keys.required("address", "this assigned device", hint);
     let domain = keys.get("domain").value();
     let on_fault = keys.get("on-fault").value();
     let on_request = keys.get("on-request").value().unwrap_or_default();

@@ -199,6 +199,23 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// This key, written here, means nothing beside another one.
+    pub(super) fn not_with(&mut self, place: &Place, key: &str, with: &str) {
+        let problem = Problem::NotWith { key: place.written(key), with: place.written(with) };
+        self.found(place, problem);
+    }
+
+    /// The same for a key of this table, said with its value where that matters.
+    pub(super) fn contradicts(&mut self, said: &str, with: &str) {
+        let key = said.split('=').next().unwrap_or(said);
+        self.not_with(&self.at(key), said, with);
+    }
+
+    /// Where a key's value is written, or the table, if it is not there.
+    pub(super) fn at(&self, key: &str) -> Place {
+        self.place_of(key).unwrap_or_else(|| self.place())
+    }
+
     /// Where a key's value is written.
     pub(super) fn place_of(&self, key: &str) -> Option<Place> {
         self.node(key).map(|node| node.place.clone())

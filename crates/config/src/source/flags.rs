@@ -35,6 +35,8 @@ pub(crate) fn table(
     for (n, item) in items(value).into_iter().enumerate() {
         let (key, value) = match item.split_once('=') {
             Some((key, value)) => (key, value),
+            // Nothing at all lacks what must be there, which is found later.
+            None if value.is_empty() => continue,
             None if item.is_empty() => {
                 findings.push(Finding { place: place.clone(), problem: Problem::EmptyItem });
                 continue;
@@ -52,6 +54,8 @@ pub(crate) fn table(
 }
 
 fn place(flag: &str, value: &str) -> Place {
+    // As a shell has it, so that nothing can be seen.
+    let value = if value.is_empty() { "\"\"" } else { value };
     Place::Flag(Arc::from(format!("{flag} {value}")))
 }
 

@@ -112,7 +112,8 @@ fn a_disk_is_plugged_in_and_unplugged_by_requests_with_a_body() {
     assert_eq!((plugged.disk.as_str(), plugged.place.as_str()), ("/dev/sdb", "ahci 00:03.0, port 1"));
     assert_eq!(client.stats().unwrap().disks[1].name, "/dev/sdb");
     let refused = client.plug(&plug("/dev/sdc")).unwrap_err().to_string();
-    assert!(refused.contains("status 409") && refused.contains("Unplug a disk first"), "{refused}");
+    assert!(refused.contains(" refused: ") && refused.contains("Unplug a disk first"), "{refused}");
+    assert!(!refused.contains("POST") && !refused.contains("409"), "no HTTP for people: {refused}");
     let refused = client.plug(&plug("/dev/sdc,sreial=A")).unwrap_err().to_string();
     assert!(refused.contains("Did you mean `serial`?"), "{refused}");
     let unplug = Unplug { disk: plugged.disk };

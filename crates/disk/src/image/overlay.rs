@@ -25,7 +25,11 @@ pub(super) fn over(
         OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(&folder);
     let file = file.map_err(|cause| {
         let folder = folder.display();
-        io::Error::new(cause.kind(), format!("no temporary file for the guest's changes in {folder} (set TMPDIR to another folder): {cause}"))
+        let hint = match cause.kind() {
+            io::ErrorKind::NotFound => "Make that folder, or set TMPDIR to another one",
+            _ => "Set TMPDIR to another folder, whose file system has temporary files (O_TMPFILE), as ext4 and XFS do",
+        };
+        io::Error::new(cause.kind(), format!("no temporary file for the guest's changes in {folder}: {cause}. {hint}"))
     })?;
     let name = folder.join(format!("changes to {}", path.display()));
     let (file, remark) = kernel::temporary(file, &name, bounce)?;

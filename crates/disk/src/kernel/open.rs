@@ -94,6 +94,16 @@ pub enum OpenError {
         #[source]
         cause: io::Error,
     },
+    /// It looks like an image, and nobody said that it is one.
+    #[error("disk {path}: the file looks like {looks}, and no format was given. {hint}")]
+    Unsaid {
+        /// The path asked for.
+        path: PathBuf,
+        /// What it looks like, with an article.
+        looks: &'static str,
+        /// What a person can do.
+        hint: &'static str,
+    },
     /// It is not what its format says, or of a kind that cannot be used.
     #[error("disk {path}: {what}. {hint}")]
     Format {
@@ -190,9 +200,7 @@ pub enum OpenError {
     #[error(transparent)]
     Nbd(#[from] crate::nbd::NbdError),
     /// It cannot be opened for another reason.
-    #[error(
-        "disk {path}: cannot open it: {cause}. Look into the kernel's log (dmesg) for errors of the device."
-    )]
+    #[error("disk {path}: cannot open it: {cause}.{}", hint(cause))]
     Failed {
         /// The path asked for.
         path: PathBuf,
@@ -366,6 +374,21 @@ impl Place {
     }
 }
 
+/// What a person can do about a cause of [`OpenError::Failed`]. The kernel's log has something only about devices that
+/// fail.
+fn hint(cause: &io::Error) -> &'static str {
+    match cause.raw_os_error() {
+        Some(libc::EIO | libc::ENXIO | libc::ENODEV | libc::EREMOTEIO | libc::ETIMEDOUT) => {
+            " Look into the kernel's log (dmesg) for errors of the device."
+        }
+        Some(libc::EMFILE | libc::ENFILE) => " Raise the limit of open files (`ulimit -n`).",
+        Some(libc::ENOSPC | libc::EDQUOT) => " Make room on its file system.",
+        Some(libc::ELOOP) => " Give the path of the file itself, without links that lead in a circle.",
+        Some(libc::ENAMETOOLONG) => " Write a shorter path.",
+        _ => "",
+    }
+}
+
 fn refusal(options: &FileOptions, cause: io::Error) -> OpenError {
     let path = options.path.clone();
     match cause.raw_os_error() {
@@ -386,5 +409,23 @@ fn refusal(options: &FileOptions, cause: io::Error) -> OpenError {
         }
         Some(libc::ENOMEDIUM) => OpenError::Denied { path, cause, hint: "Insert a medium first." },
         _ => OpenError::Failed { path, cause },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_device_that_fails_sends_people_to_the_kernels_log() {
+        let said = |cause: io::Error| OpenError::Failed { path: "/d".into(), cause }.to_string();
+        assert!(said(io::Error::from_raw_os_error(libc::EIO)).contains("dmesg"));
+        let others = [libc::ENOENT, libc::ENOTDIR, libc::EMFILE, libc::ENOSPC, libc::EINVAL];
+        for cause in others.map(io::Error::from_raw_os_error) {
+            let text = said(cause);
+            assert!(!text.contains("dmesg"), "{text}");
+        }
+        let no_folder = io::Error::new(io::ErrorKind::NotFound, "no folder /t. Make it");
+        assert_eq!(said(no_folder), "disk /d: cannot open it: no folder /t. Make it.");
     }
 }

@@ -71,6 +71,18 @@ pub struct Controller {
     pub group: Option<u32>,
 }
 
+/// Class of mass storage controllers (PCI Code and ID Assignment, 1.2).
+const STORAGE_CLASS: u32 = 0x01;
+
+/// A disk controller with the driver vfio-pci.
+#[derive(Debug, Clone)]
+pub struct VfioController {
+    /// The controller.
+    pub device: PciDevice,
+    /// Who uses it now, a sentence each; empty when a VM may have it.
+    pub used: Vec<String>,
+}
+
 fn as_text<S: serde::Serializer>(address: &PciAddress, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(address)
 }
@@ -97,6 +109,20 @@ impl Host {
             |name: &String| blocks.join(name).join("device").exists() && !optical(name) && !hidden(name);
         let disks = names(&blocks).into_iter().filter(is_disk).map(|name| self.disk(name));
         disks.filter(|disk| disk.bytes > 0).collect()
+    }
+
+    /// The disk controllers that are with vfio-pci, for VMs: the kernel does not see what disks are on them.
+    pub fn controllers_with_vfio(&self) -> Vec<VfioController> {
+        let addresses = names(&self.path("/sys/bus/pci/devices")).into_iter();
+        let devices = addresses.filter_map(|name| PciDevice::open(self, name.parse().ok()?).ok());
+        let devices = devices.filter(|device| {
+            device.class >> 16 == STORAGE_CLASS && device.driver.as_deref() == Some("vfio-pci")
+        });
+        let with_users = devices.map(|device| VfioController {
+            used: self.device_in_use(&device).iter().map(ToString::to_string).collect(),
+            device,
+        });
+        with_users.collect()
     }
 
     fn disk(&self, name: String) -> HostDisk {
@@ -148,6 +174,14 @@ impl Host {
             (by_number, kind, link.len())
         };
         names(&here).into_iter().filter(leads_here).min_by_key(rank).map(|link| folder.join(link))
+    }
+
+    /// The PCI function that the block device of this number (stat(2), `st_rdev`) hangs on, whole disk or partition.
+    pub fn controller_of(&self, number: u64) -> Option<PciAddress> {
+        let link = self.path(format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number)));
+        let place = link.canonicalize().ok()?;
+        let whole = if place.join("partition").exists() { place.parent()? } else { &place };
+        self.controller(whole).map(|controller| controller.address)
     }
 
     /// The PCI function closest above a disk. NVMe namespaces that several controllers could share hang on a
@@ -246,6 +280,34 @@ mod tests {
     }
 
     #[test]
+    fn a_block_device_leads_to_its_controller_by_its_number() {
+        let fake = with_a_disk();
+        fake.partition("sda", "sda1", "8:1");
+        let host = fake.host();
+        for number in [libc::makedev(8, 0), libc::makedev(8, 1)] {
+            assert_eq!(
+                host.controller_of(number).map(|address| address.to_string()).as_deref(),
+                Some("0000:00:1f.2")
+            );
+        }
+        assert_eq!(host.controller_of(libc::makedev(8, 16)), None);
+    }
+
+    #[test]
+    fn disk_controllers_with_vfio_are_found_though_they_have_no_block_devices() {
+        let fake = with_a_disk();
+        fake.pci("0000:03:00.0", 0x010802, Some("vfio-pci"), 9);
+        fake.pci("0000:04:00.0", 0x020000, Some("vfio-pci"), 10);
+        let host = fake.host();
+        let found = host.controllers_with_vfio();
+        let [one] = &found[..] else {
+            panic!("neither a network card nor what the kernel drives: {found:?}")
+        };
+        assert_eq!((one.device.address.to_string().as_str(), one.used.len()), ("0000:03:00.0", 0));
+        assert_eq!(host.disks().len(), 1);
+    }
+
+    #[test]
     fn a_disk_behind_usb_has_the_number_of_its_usb_device_unless_it_says_one_itself() {
         let fake = FakeHost::new();
         fake.pci("0000:00:14.0", 0x0c0330, Some("xhci_hcd"), 3);
@@ -278,7 +340,7 @@ mod tests {
         let [part] = &disk.partitions[..] else { panic!("{disk:?}") };
         assert_eq!((part.label.as_deref(), part.bytes), (Some("root"), 1 << 19));
         assert_eq!(part.contents.as_ref().unwrap()[0].kind, "xfs");
-        assert_eq!(disk.used, ["sda1 is mounted on / (`umount /`)"]);
+        assert_eq!(disk.used, ["sda1 is mounted on /: this host runs from it, so it stays with the host"]);
     }
 
     #[test]

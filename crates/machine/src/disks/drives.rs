@@ -87,7 +87,15 @@ fn those(drives: &[DriveReading]) -> String {
 
 /// Opens a file or device of this host that is to be put into a drive.
 pub fn open(path: &Path) -> Result<Disk, OpenError> {
-    Disk::open(&DiskOptions::new(path).read_only())
+    Disk::open(&DiskOptions::new(path).read_only()).map_err(|error| match error {
+        // A drive takes the bytes as they are: there is no format to say.
+        OpenError::Unsaid { path, looks, .. } => OpenError::Format {
+            what: format!("the file looks like {looks}"),
+            hint: "A CD drive takes raw discs (.iso) only. Copy it to one with `qemu-img convert -O raw IMAGE COPY`.",
+            path,
+        },
+        other => other,
+    })
 }
 
 /// A CD drive of the VM.
@@ -204,6 +212,16 @@ fn said(drive: &str, before: Option<&Disk>, now: Option<&Disk>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_in_a_drive_is_refused_without_a_key_that_the_command_does_not_have() {
+        let path = std::env::temp_dir().join(format!("skep-no-disc-{}", std::process::id()));
+        std::fs::write(&path, [b"QFI\xfb".as_slice(), &[0; 4092]].concat()).unwrap();
+        let text = open(&path).unwrap_err().to_string();
+        std::fs::remove_file(&path).unwrap();
+        assert!(text.contains("looks like a qcow2 image. A CD drive takes raw discs"), "{text}");
+        assert!(!text.contains("format"), "{text}");
+    }
 
     #[test]
     fn a_drive_that_is_not_there_is_answered_with_those_that_are() {

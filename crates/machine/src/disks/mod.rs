@@ -6,6 +6,7 @@ mod controllers;
 pub mod drives;
 mod plug;
 mod resizes;
+mod same;
 mod seats;
 mod shelf;
 
@@ -26,6 +27,7 @@ use crate::events::Events;
 pub use controllers::{controllers_of, settled};
 pub use drives::{DriveError, DriveReading, TrayLock};
 pub use plug::{Letting, PlugError, Plugged, UnplugError, Unplugged};
+pub use same::{on_controllers, same_as};
 pub use shelf::{Disks, DisksOutside};
 
 /// Queues of a model at most.
