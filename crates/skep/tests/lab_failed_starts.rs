@@ -74,7 +74,8 @@ fn what_would_fail_half_way_is_found_before_anything_is_taken_and_all_of_it_at_o
          echo kept > /tmp/report
          truncate -s 16M /tmp/held
          drivers() { for device in /sys/bus/pci/devices/*; do echo $device $(driver ${device##*/}) $(cat $device/driver_override); done; }
-         files() { ls -R /run/skep 2> /dev/null; cat /tmp/console /tmp/report; }
+         # The lock of the folder stays for the next who looks there.
+         files() { ls -R /run/skep | grep -v 'lock$'; cat /tmp/console /tmp/report; }
          mkdir -p /run/skep/vm; chmod 700 /run/skep/vm
          drivers > /tmp/before
          files > /tmp/files-before
