@@ -1,6 +1,6 @@
 //! An image's files, and the images that it stands on.
 
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -134,7 +134,7 @@ impl Chain {
     /// opens for writing.
     fn qcow2(&mut self, options: &FileOptions) -> Result<FormatAccess<Layer>, OpenError> {
         let path = &options.path;
-        let direct = options.direct && !has_small_clusters(path);
+        let direct = options.direct && !has_small_clusters(options);
         let mut layer = self.layer(&FileOptions { direct, ..options.clone() })?;
         let file = layer.handle.clone();
         let is_top = self.files.len() == 1;
@@ -316,14 +316,9 @@ impl ImplicitOpenGate<Layer> for Gate<'_> {
 }
 
 /// Whether clusters are smaller than a block of direct I/O may be: two of them could then not be written apart.
-fn has_small_clusters(path: &Path) -> bool {
-    let is_disk = |facts: &std::fs::Metadata| facts.is_file() || facts.file_type().is_block_device();
-    if !std::fs::metadata(path).is_ok_and(|facts| is_disk(&facts)) {
-        return false;
-    }
-    let mut start = [0; 104];
-    let read = std::fs::File::open(path).and_then(|file| file.read_exact_at(&mut start, 0));
-    read.is_ok() && tables::Header::parse(&start).is_some_and(|header| header.cluster < 4096)
+fn has_small_clusters(options: &FileOptions) -> bool {
+    let start = kernel::first_bytes::<{ tables::HEADER }>(options);
+    start.and_then(|start| tables::Header::parse(&start)).is_some_and(|header| header.cluster < 4096)
 }
 
 fn wanted(image: &Path, role: Role, cause: OpenError) -> OpenError {

@@ -18,7 +18,7 @@ use crate::kernel::Handle;
 /// Bytes of tables that are held before they have to go to the file.
 const MOST: u64 = 16 << 20;
 /// Bytes of the header that matter here (specification, "Header").
-const HEADER: usize = 104;
+pub(super) const HEADER: usize = 104;
 /// Where the header has the size and place of the first-level table, and those of the table of counts.
 const L1_FIELDS: std::ops::Range<usize> = 36..48;
 /// What of an entry is a place. The bits around it are flags or reserved.

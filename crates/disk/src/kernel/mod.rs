@@ -22,7 +22,7 @@ use std::sync::{Arc, OnceLock};
 pub(crate) use blocking::{PastEnd, Transfer, fill_with_zeroes, kind_of};
 pub(crate) use discards::DiscardsByThreads;
 pub use open::OpenError;
-pub(crate) use open::{FileOptions, Named, Opened, open};
+pub(crate) use open::{FileOptions, Named, Opened, first_bytes, open};
 pub(crate) use ring::Ring;
 use route::Route;
 pub(crate) use scratch::Scratch;

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -372,6 +372,20 @@ impl Place {
             .custom_flags(flags)
             .open(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
     }
+}
+
+/// The first bytes of what [`open`] would open, of a plain file or a block device that has so many. It goes the same way as
+/// [`open`]: no other file is read because of a link, and no pipe is waited for.
+pub(crate) fn first_bytes<const N: usize>(options: &FileOptions) -> Option<[u8; N]> {
+    let place = Place::find(options).ok()?;
+    let facts = place.0.metadata().ok()?;
+    if !facts.is_file() && !facts.file_type().is_block_device() {
+        return None;
+    }
+    let file = place.open(&FileOptions { access: Access::ReadOnly, ..options.clone() }, 0).ok()?;
+    let mut bytes = [0; N];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    Some(bytes)
 }
 
 /// What a person can do about a cause of [`OpenError::Failed`]. The kernel's log has something only about devices that
