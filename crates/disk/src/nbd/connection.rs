@@ -114,6 +114,16 @@ impl Connection {
         first
     }
 
+    /// Why it ended, if it has.
+    pub(super) fn over(&self) -> Option<Arc<End>> {
+        self.ledger().over.clone()
+    }
+
+    /// A part whose answer broke off, on a connection that nothing more is received from: it fails with the others.
+    pub(super) fn leave_owed(&self, cookie: u64, part: Part) {
+        self.ledger().owed.insert(cookie, part);
+    }
+
     /// What the server owes on a connection that is over fails. Only for the receiver, which receives no more.
     pub(super) fn fail_all(&self, error: DiskError) {
         let owed = std::mem::take(&mut self.ledger().owed);

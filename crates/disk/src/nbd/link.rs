@@ -78,7 +78,10 @@ impl Link {
 
     /// Why the last connection ended, or a new one could not be made, in the protocol's words.
     pub(super) fn last_end(&self) -> Option<Arc<str>> {
-        self.shared.lock().why.clone()
+        let state = self.shared.lock();
+        // One that is over may not have been left yet.
+        let over = state.connection.as_ref().and_then(|connection| connection.over());
+        over.map(|end| end.to_string().into()).or_else(|| state.why.clone())
     }
 }
 
@@ -251,9 +254,9 @@ fn take_answer(connection: &Connection, in_time: &dyn Fn() -> io::Result<()>) ->
         cut(of.buffers().iovecs(), from, from + len, &mut pieces);
         let arrived = connection.socket.receive(&mut pieces, &|| of.in_time().and_then(|()| in_time()));
         if let Err(cause) = arrived {
-            let end = End::from(cause);
-            of.fail(end.error());
-            return Err(end);
+            // It ends with the others, when why the connection ended is known.
+            connection.leave_owed(cookie, Part { of, from, len });
+            return Err(End::from(cause));
         }
     }
     of.answered(len, answer);
