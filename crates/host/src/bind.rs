@@ -229,16 +229,28 @@ impl Host {
         BindError::Step { step, address, path, cause, hint }
     }
 
-    /// Drivers may be bound a moment after the probe returns.
+    /// Drivers may be bound a moment after the probe returns. And the kernel passes over a device that it is still taking
+    /// from its last driver, without an error, though sysfs shows none any more (Linux, drivers/base:
+    /// `bus_rescan_devices_helper` looks at `dev->driver`, which outlives the link): such a device is probed again.
     fn await_driver(&self, address: PciAddress, wanted: &str) -> Result<(), BindError> {
-        let end = Instant::now() + if cfg!(test) { Duration::from_millis(50) } else { PATIENCE };
+        let end = Instant::now() + if cfg!(test) { Duration::from_millis(100) } else { PATIENCE };
+        // A driver that refuses the device is asked a few times only.
+        let mut pause = Duration::from_millis(20);
+        let mut probe = Instant::now() + pause;
         loop {
             let found = self.driver_of(address);
             if found.as_deref() == Some(wanted) {
                 return Ok(());
             }
-            if Instant::now() >= end {
+            let now = Instant::now();
+            if now >= end {
                 return Err(BindError::WrongDriver { address, wanted: wanted.to_owned(), found });
+            }
+            if found.is_none() && now >= probe {
+                self.probe(address)?;
+                pause *= 2;
+                probe = now + pause;
+                continue;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -352,6 +364,24 @@ mod tests {
         fake.refuse("nvme");
         let text = bound.give_back().unwrap_err().to_string();
         assert!(text.contains("should be with driver nvme now but is with none"), "{text}");
+    }
+
+    #[test]
+    fn a_probe_that_the_kernel_passes_over_is_asked_for_again_and_a_refusal_a_few_times_only() {
+        let fake = FakeHost::new();
+        fake.nvme(BDF, 9);
+        let host = fake.host();
+        fake.pass_over(1);
+        let bound = host.bind_to_vfio(&device(&host)).unwrap();
+        fake.pass_over(2);
+        bound.give_back().unwrap();
+        assert_eq!(fake.state(BDF), (Some("nvme".into()), None));
+        let bound = host.bind_to_vfio(&device(&host)).unwrap();
+        fake.refuse("nvme");
+        let before = fake.writes();
+        bound.give_back().unwrap_err();
+        let writes = fake.writes() - before;
+        assert!((4..=6).contains(&writes), "{writes} writes in 100 ms");
     }
 
     #[test]

@@ -17,6 +17,7 @@ struct Plan {
     writes: usize,
     fail_at: Option<usize>,
     refuse: Vec<String>,
+    passes_over: usize,
     no_modules: bool,
     exclusive: Vec<String>,
     times_out: bool,
@@ -162,6 +163,11 @@ impl FakeHost {
         self.plan.lock().unwrap().refuse.push(driver.to_owned());
     }
 
+    /// The next probes find the kernel still busy with the device.
+    pub fn pass_over(&self, probes: usize) {
+        self.plan.lock().unwrap().passes_over = probes;
+    }
+
     pub fn no_modules(&self) {
         self.plan.lock().unwrap().no_modules = true;
     }
@@ -229,6 +235,10 @@ impl Kernel for FakeKernel {
             return fs::remove_file(home.join("driver"));
         }
         assert!(path.ends_with("drivers_probe"), "{path:?}");
+        if plan.passes_over > 0 {
+            plan.passes_over -= 1;
+            return Ok(());
+        }
         let chosen =
             attribute(&home.join("driver_override")).filter(|name| !name.is_empty() && name != "(null)");
         let driver = chosen.or_else(|| attribute(&home.join("first_driver")));
