@@ -62,7 +62,7 @@ const HOST: &str = r#"
 
     # with_four MODEL SCRIPT: a guest that has the four disks as MODEL and runs SCRIPT.
     with_four() {
-        MEMORY=640M guest "$2" --cpus 2 --report /tmp/report \
+        MEMORY=320M guest "$2" --cpus 2 --report /tmp/report \
             --disk path=$BLOCK,model=$1,serial=GUESTSblock \
             --disk path=/host/mnt/raw.img,model=$1,serial=GUESTSraw \
             --disk path=/host/mnt/image.qcow2,format=qcow2,model=$1,serial=GUESTSqcow2 \

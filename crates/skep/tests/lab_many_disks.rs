@@ -81,7 +81,7 @@ fn eight_namespaces_of_one_controller_are_disks_of_their_own_and_show_what_they_
         for name in one two three; do truncate -s 1M /tmp/$name; done
         touch /tmp/seen
         (until grep -q grow /tmp/seen; do sleep 0.2; done; truncate -s 4M /tmp/ns.5) &
-        MEMORY=512M guest '
+        MEMORY=320M guest '
             # Linux counts namespaces as it finds them, several at a time.
             ns() { for at in /sys/block/nvme0n*; do [ "$(cat $at/nsid)" != $1 ] || echo ${at##*/}; done; }
             there() { [ -n "$(ns $1)" ]; }

@@ -38,7 +38,7 @@ fn tools_know_disks_of_all_controllers_by_model_serial_size_and_abilities() {
         "BLOCK=/dev/$(disk_of AHCI0)
         truncate -s 96M /tmp/virtio.img
         truncate -s 80M /tmp/ahci.img
-        MEMORY=512M guest '{SHOWN}
+        MEMORY=320M guest '{SHOWN}
             wait_for 60 eval \"[ -n \\\"\\$(disk_of SERIALN)\\\" ]\"
             NVME=/dev/$(disk_of SERIALN)
             CONTROLLER=${{NVME%n1}}

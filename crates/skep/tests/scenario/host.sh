@@ -38,7 +38,7 @@ of_class() {
 
 # Programs of the outer machine, whose / the host has at /host.
 outer() { chroot /host "$@"; }
-fio() { outer fio "$@"; }
+fio() { outer env LD_LIBRARY_PATH=$(cat /share/unused.path) fio "$@"; }
 
 # The PCI function that a disk hangs on.
 function_of() { readlink -f /sys/block/$1 | grep -o '[0-9a-f:]*\.[0-7]/\(ata\|nvme\)' | cut -d / -f 1; }
