@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -147,18 +146,30 @@ impl Ram {
     pub fn read_file(&self, gpa: Gpa, file: &File, offset: u64, len: u64) -> io::Result<()> {
         let slice =
             self.slice(gpa, len).map_err(|outside| io::Error::new(io::ErrorKind::InvalidInput, outside))?;
-        slice.fill_from(|buffer, done| file.read_at(buffer, offset + done as u64))
+        slice.read_file(file, offset)
     }
 
-    /// Fills the range with zeroes.
+    /// Fills the range with zeroes. Pages that are not there yet are zero already, and stay away.
     pub fn zero(&self, gpa: Gpa, len: u64) -> Result<(), OutsideRam> {
-        self.slice(gpa, len)?.zero();
+        let slice = self.slice(gpa, len)?;
+        let Some(segment) = self.segments.iter().find(|segment| segment.range().contains(gpa)) else {
+            return Ok(()); // an empty range at the end of RAM
+        };
+        let start = gpa.0 - segment.range().start().0;
+        let mut at = start;
+        while let Some(there) = segment.present(at, start + len) {
+            let piece = slice.sub((there.start - start) as usize, (there.end - there.start) as usize);
+            piece.expect("what is present lies in the range that was asked for").zero();
+            at = there.end;
+        }
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
     use super::*;
     use crate::address::ram_ranges;
 
@@ -200,6 +211,22 @@ mod tests {
         let error = ram.read_file(Gpa(0x10000), &file, 0xfff, 2).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(ram.read_file(Gpa(0x5000), &file, 0, 1).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn zeroing_clears_what_is_there_and_makes_no_page_present() {
+        let ram = Ram::new(&[GpaRange::new(Gpa(0x10000), 64 << 20).unwrap()]).unwrap();
+        let blocks = || ram.segments()[0].file().metadata().unwrap().blocks();
+        assert_eq!(blocks(), 0);
+        let places: [u64; 4] = [0x10000, 0x13ffd, 0x100_0008, 0x10000 + (64 << 20) - 4];
+        for place in places {
+            ram.write_obj(Gpa(place), &0x1122_3344u32).unwrap();
+        }
+        let before = blocks();
+        ram.zero(Gpa(0x10002), (64 << 20) - 4).unwrap();
+        assert_eq!(blocks(), before);
+        let read = places.map(|place| ram.read_obj::<u32>(Gpa(place)).unwrap());
+        assert_eq!(read, [0x3344, 0, 0, 0x1122_0000]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
@@ -197,6 +198,29 @@ impl Segment {
     /// The file behind it, a memfd or one on a tmpfs; the segment is the whole file, from offset 0.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// The first piece of it, from the byte `from` and up to `end`, that may hold something: what the file does not say is
+    /// a hole (`lseek(2)`, SEEK_DATA), which reads as zeroes. `None` when nothing of it does.
+    pub(crate) fn present(&self, from: u64, end: u64) -> Option<Range<u64>> {
+        let seek = |at: u64, whence| {
+            // SAFETY: no memory is touched; nobody uses the place in the file, which this moves.
+            let found = unsafe {
+                libc::lseek(self.file.as_raw_fd(), i64::try_from(at).expect("no file is as long"), whence)
+            };
+            u64::try_from(found).ok()
+        };
+        if from >= end {
+            return None;
+        }
+        let data = match seek(from, libc::SEEK_DATA) {
+            Some(data) => data,
+            None if io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO) => return None,
+            // A file system that does not know its holes.
+            None => return Some(from..end),
+        };
+        let hole = seek(data, libc::SEEK_HOLE).unwrap_or(end);
+        (data < end).then_some(data..hole.min(end))
     }
 
     /// Where the segment lies in this process. The mapping lives as long as the segment.

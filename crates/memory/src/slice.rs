@@ -1,9 +1,13 @@
 //! A piece of guest RAM in host memory, touched only by volatile copies and atomics.
 
+use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU32};
+
+use zerocopy::IntoBytes;
 
 /// A piece of guest RAM. Its bytes may change at any moment: copy them once, then check the copy.
 #[derive(Clone, Copy, Debug)]
@@ -53,9 +57,8 @@ impl<'ram> GuestSlice<'ram> {
     /// Copies into `bytes` as much as both hold; returns how much.
     pub fn read(self, bytes: &mut [u8]) -> usize {
         let len = self.len.min(bytes.len());
-        // SAFETY: `len` bytes are valid at both ends: in the slice by its invariant, in `bytes` by its type.
-        // They cannot overlap, for `bytes` is an exclusive Rust borrow.
-        unsafe { volatile_copy(self.start.as_ptr(), bytes.as_mut_ptr(), len) };
+        // SAFETY: `len` bytes are valid in the slice, by its invariant.
+        unsafe { copy_out(self.start.as_ptr(), &mut bytes[..len]) };
         len
     }
 
@@ -70,8 +73,8 @@ impl<'ram> GuestSlice<'ram> {
                 *word = unsafe { place.add(index).read_volatile() };
             }
         } else {
-            // SAFETY: as many bytes are valid at both ends; `words` is ours alone.
-            unsafe { volatile_copy(place.cast(), words.as_mut_ptr().cast(), 8 * N) };
+            // SAFETY: in bounds.
+            unsafe { copy_out(place.cast(), words.as_mut_bytes()) };
         }
         Some(words)
     }
@@ -79,16 +82,25 @@ impl<'ram> GuestSlice<'ram> {
     /// Copies from `bytes` as much as both hold; returns how much.
     pub fn write(self, bytes: &[u8]) -> usize {
         let len = self.len.min(bytes.len());
-        // SAFETY: as in `read`; `bytes` is a Rust borrow, which guest RAM never is.
-        unsafe { volatile_copy(bytes.as_ptr(), self.start.as_ptr(), len) };
+        // SAFETY: as in `read`.
+        unsafe { copy_in(&bytes[..len], self.start.as_ptr()) };
         len
     }
 
     /// Fills the slice with zeroes.
     pub fn zero(self) {
-        for offset in (0..self.len).step_by(4096) {
-            let piece = self.sub(offset, 4096.min(self.len - offset)).expect("inside by construction");
-            piece.write(&[0; 4096]);
+        let head = self.start.as_ptr().align_offset(8).min(self.len);
+        let words = (self.len - head) / 8;
+        // SAFETY: the three parts follow each other and end at `len`, and so lie in the slice; behind `head` it is
+        // aligned to 8.
+        unsafe {
+            let start = self.start.as_ptr();
+            copy_in(&[0; 8][..head], start);
+            let middle = start.add(head).cast::<u64>();
+            for word in 0..words {
+                middle.add(word).write_volatile(0);
+            }
+            copy_in(&[0; 8][..self.len - head - 8 * words], middle.add(words).cast());
         }
     }
 
@@ -113,72 +125,125 @@ impl<'ram> GuestSlice<'ram> {
         Some(unsafe { place.as_ref() })
     }
 
-    /// Fills the slice from a reader by way of a bounded buffer; `next` gets the buffer and how many bytes
-    /// are done. [`io::ErrorKind::UnexpectedEof`] when it ends too soon.
-    pub(crate) fn fill_from(
-        self,
-        mut next: impl FnMut(&mut [u8], usize) -> io::Result<usize>,
-    ) -> io::Result<()> {
-        let mut buffer = vec![0; self.len.min(1 << 20)];
+    /// Has the kernel read the file, from `offset` on, straight into the slice. [`io::ErrorKind::UnexpectedEof`] when the
+    /// file ends too soon.
+    pub(crate) fn read_file(self, file: &File, offset: u64) -> io::Result<()> {
         let mut done = 0;
         while done < self.len {
-            let want = buffer.len().min(self.len - done);
-            let got = match next(&mut buffer[..want], done) {
+            let at = i64::try_from(offset).ok().and_then(|offset| offset.checked_add_unsigned(done as u64));
+            let at = at.ok_or(io::ErrorKind::UnexpectedEof)?;
+            // SAFETY: `done` is below the length, and so many bytes from there on are in the slice. The kernel writes
+            // them, as the guest could.
+            let got =
+                unsafe { libc::pread(file.as_raw_fd(), self.as_ptr().add(done).cast(), self.len - done, at) };
+            match usize::try_from(got) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(got) => got,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            self.sub(done, got).expect("the reader got no more room than is left").write(&buffer[..got]);
-            done += got;
+                Ok(got) => done += got,
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
         }
         Ok(())
     }
 }
 
-/// Copies with accesses that the compiler may neither split, merge nor repeat: eight bytes at a time where
-/// both sides are aligned alike, else two or one.
+/// Copies guest RAM with accesses that the compiler may neither split, merge nor repeat, each as wide as the place in guest
+/// RAM is aligned, up to eight bytes.
 ///
 /// # Safety
-/// `from` and `to` must be valid for `len` bytes and not overlap.
+/// `guest` must be valid for as many bytes as `bytes` has, and only be accessed by volatile or atomic means.
 #[inline]
-unsafe fn volatile_copy(from: *const u8, to: *mut u8, len: usize) {
-    let alike = (from as usize) % 8 == (to as usize) % 8;
-    let head = if alike { from.align_offset(8).min(len) } else { len };
-    let words = (len - head) / 8;
-    let tail = head + 8 * words;
-    // SAFETY: the three parts follow each other and end at `len`, for which the caller vouches; behind `head` both
-    // sides are aligned to 8, as they are aligned alike.
+unsafe fn copy_out(guest: *const u8, bytes: &mut [u8]) {
+    let head = guest.align_offset(8).min(bytes.len());
+    let (head, rest) = bytes.split_at_mut(head);
+    let (words, tail) = rest.as_chunks_mut::<8>();
+    // SAFETY: the three parts follow each other and are as long as `bytes`, for which the caller vouches; behind `head`
+    // the guest's side is aligned to 8.
     unsafe {
-        volatile_copy_small(from, to, head);
-        let (source, target) = (from.add(head).cast::<u64>(), to.add(head).cast::<u64>());
-        for word in 0..words {
-            target.add(word).write_volatile(source.add(word).read_volatile());
+        copy_out_small(guest, head);
+        let middle = guest.add(head.len()).cast::<u64>();
+        for (at, word) in words.iter_mut().enumerate() {
+            *word = middle.add(at).read_volatile().to_ne_bytes();
         }
-        volatile_copy_small(from.add(tail), to.add(tail), len - tail);
+        copy_out_small(middle.add(words.len()).cast(), tail);
     }
 }
 
-/// The same by two bytes and single ones.
+/// The same by four bytes, two, and single ones.
 ///
 /// # Safety
-/// As for [`volatile_copy`].
+/// As for [`copy_out`].
 #[inline]
-unsafe fn volatile_copy_small(from: *const u8, to: *mut u8, len: usize) {
-    let mut done = 0;
-    while done < len {
-        // SAFETY: `done` plus the width read and written never exceeds `len`, for which the caller vouches;
-        // the wide access is made only where both pointers are aligned to 2.
+unsafe fn copy_out_small(guest: *const u8, mut bytes: &mut [u8]) {
+    let mut place = guest;
+    while !bytes.is_empty() {
+        let width = width(place, bytes.len());
+        let (now, rest) = bytes.split_at_mut(width);
+        // SAFETY: `width` bytes are left, and the place is aligned to as many.
         unsafe {
-            let (source, target) = (from.add(done), to.add(done));
-            if done + 2 <= len && (source as usize | target as usize).is_multiple_of(2) {
-                target.cast::<u16>().write_volatile(source.cast::<u16>().read_volatile());
-                done += 2;
-            } else {
-                target.write_volatile(source.read_volatile());
-                done += 1;
+            match width {
+                4 => now.copy_from_slice(&place.cast::<u32>().read_volatile().to_ne_bytes()),
+                2 => now.copy_from_slice(&place.cast::<u16>().read_volatile().to_ne_bytes()),
+                _ => now[0] = place.read_volatile(),
             }
+            place = place.add(width);
         }
+        bytes = rest;
+    }
+}
+
+/// As [`copy_out`], into guest RAM.
+///
+/// # Safety
+/// As for [`copy_out`].
+#[inline]
+unsafe fn copy_in(bytes: &[u8], guest: *mut u8) {
+    let head = guest.align_offset(8).min(bytes.len());
+    let (head, rest) = bytes.split_at(head);
+    let (words, tail) = rest.as_chunks::<8>();
+    // SAFETY: as in `copy_out`.
+    unsafe {
+        copy_in_small(head, guest);
+        let middle = guest.add(head.len()).cast::<u64>();
+        for (at, word) in words.iter().enumerate() {
+            middle.add(at).write_volatile(u64::from_ne_bytes(*word));
+        }
+        copy_in_small(tail, middle.add(words.len()).cast());
+    }
+}
+
+/// As [`copy_out_small`], into guest RAM.
+///
+/// # Safety
+/// As for [`copy_out`].
+#[inline]
+unsafe fn copy_in_small(mut bytes: &[u8], guest: *mut u8) {
+    let mut place = guest;
+    while !bytes.is_empty() {
+        let width = width(place, bytes.len());
+        let (now, rest) = bytes.split_at(width);
+        // SAFETY: as in `copy_out_small`.
+        unsafe {
+            match *now {
+                [a, b, c, d] => place.cast::<u32>().write_volatile(u32::from_ne_bytes([a, b, c, d])),
+                [a, b] => place.cast::<u16>().write_volatile(u16::from_ne_bytes([a, b])),
+                _ => place.write_volatile(now[0]),
+            }
+            place = place.add(width);
+        }
+        bytes = rest;
+    }
+}
+
+/// How many of the bytes that are left, of at least one, go in one access: 4, 2 or 1.
+#[inline]
+fn width(place: *const u8, left: usize) -> usize {
+    match place as usize {
+        at if left >= 4 && at.is_multiple_of(4) => 4,
+        at if left >= 2 && at.is_multiple_of(2) => 2,
+        _ => 1,
     }
 }
 
@@ -200,6 +265,20 @@ mod tests {
             ram.read(Gpa(0), &mut all).unwrap();
             let from = 100 + at as usize;
             prop_assert!(all[..from].iter().chain(&all[from + len..]).all(|b| *b == 0));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn zeroes_fill_the_slice_and_touch_nothing_else(at in 0usize..24, len in 0usize..80) {
+            let ram = Ram::new(&[GpaRange::new(Gpa(0), 4096).unwrap()]).unwrap();
+            ram.write(Gpa(0), &[7; 128]).unwrap();
+            ram.slice(Gpa(0), 4096).unwrap().sub(at, len).unwrap().zero();
+            let mut all = [0; 128];
+            ram.read(Gpa(0), &mut all).unwrap();
+            for (index, byte) in all.into_iter().enumerate() {
+                prop_assert_eq!(byte, if (at..at + len).contains(&index) { 0 } else { 7 });
+            }
         }
     }
 
