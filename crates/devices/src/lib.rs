@@ -11,6 +11,7 @@ mod power;
 mod rtc;
 mod scratch;
 mod serial;
+mod stock;
 mod virtio_blk;
 
 pub use nvme::{Namespace, Nvme, NvmeError, NvmeOptions};

@@ -28,6 +28,9 @@ impl Buffers {
     /// how many pieces its memory lies in, and must not thereby choose what the host keeps.
     pub const KEPT: usize = 128;
 
+    /// Bytes of the host's memory that a piece costs.
+    pub const PIECE: usize = size_of::<libc::iovec>() + size_of::<Gpa>();
+
     /// No piece yet.
     pub fn new(ram: Arc<Ram>) -> Buffers {
         Buffers { ram, pieces: Vec::new(), starts: Vec::new(), bytes: 0 }
@@ -63,6 +66,11 @@ impl Buffers {
     /// Bytes in all pieces.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// How many pieces there is room for now, which costs the host [`PIECE`](Self::PIECE) bytes each.
+    pub fn room(&self) -> usize {
+        self.pieces.capacity()
     }
 
     /// Keeps the RAM for as long as this process lives: for a device that has the buffers' addresses and cannot be
@@ -170,7 +178,7 @@ mod tests {
             (0..pieces as u64).for_each(|n| buffers.push(Gpa(2 * n), 1).unwrap());
             assert_eq!(buffers.iovecs().len(), pieces);
             buffers.clear();
-            assert_eq!((buffers.pieces.capacity(), buffers.starts.capacity()), (kept, kept));
+            assert_eq!((buffers.room(), buffers.starts.capacity()), (kept, kept));
             assert_eq!((buffers.bytes(), buffers.iovecs().len()), (0, 0));
         }
     }

@@ -13,6 +13,7 @@ use super::registers::{ABAR_SIZE, host, port};
 /// The part of a controller that its ports know.
 pub(super) struct Hba {
     reports: Reports,
+    ports: u8,
     ram: Arc<Ram>,
     /// Bus mastering.
     gate: Gate,
@@ -45,19 +46,19 @@ impl Hba {
     /// With so many ports.
     pub fn new(
         name: String,
-        ports: u32,
+        ports: u8,
         ram: Arc<Ram>,
         line: Arc<dyn Line>,
         report: Report,
     ) -> io::Result<Hba> {
         let (gate, interrupt) = (Gate::shut(), Mutex::default());
         let shown = Arc::new(RegisterPages::new(ABAR_SIZE)?);
-        shown.store(host::CAP, host::CAPABILITIES | (ports - 1));
+        shown.store(host::CAP, host::CAPABILITIES | u32::from(ports - 1));
         shown.store(host::GHC, host::GHC_AHCI);
         shown.store(host::PI, u32::MAX >> (32 - ports));
         shown.store(host::VS, host::VERSION);
         let reports = Reports::new(name, report);
-        Ok(Hba { reports, ram, gate, line, interrupt, shown })
+        Ok(Hba { reports, ports, ram, gate, line, interrupt, shown })
     }
 
     /// "ahci 00:03.0".
@@ -73,6 +74,11 @@ impl Hba {
     /// Tells people that this host failed at something.
     pub fn host_failed(&self, what: &dyn fmt::Display) {
         self.reports.host(what);
+    }
+
+    /// How many ports there are, with and without a device.
+    pub fn ports(&self) -> u8 {
+        self.ports
     }
 
     /// All of RAM, to make buffers of it.

@@ -97,7 +97,7 @@ impl Ahci {
             return Err(AhciError::Ports { at, ports: ports.len() });
         }
         let (name, line) = (format!("ahci {at}"), services.line(at, Pin::A));
-        let hba = Hba::new(name, ports.len() as u32, ram, line, report);
+        let hba = Hba::new(name, ports.len() as u8, ram, line, report);
         let hba = Arc::new(hba.map_err(|cause| AhciError::Registers { at, cause })?);
         let bar = BarSpec::new(ABAR, BarKind::Memory32 { prefetchable: false }, ABAR_SIZE as u64);
         let mut space = ConfigSpace::new(IDENTITY, &[bar.expect("a possible BAR")], windows);

@@ -246,6 +246,7 @@ impl Nvme {
             reports: Reports::new(name.clone(), report),
             short: short.clone(),
             ram,
+            executors: usize::from(pairs - 1) * namespaces.len(),
             gate,
             bell,
             registers: Registers::default(),

@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     /// "disk0", for threads.
     pub(super) short: String,
     pub(super) ram: Arc<Ram>,
+    /// Threads that execute commands at most: one for each queue and namespace.
+    pub(super) executors: usize,
     /// Bus mastering.
     pub(super) gate: Gate,
     /// The controller's thread.

@@ -20,6 +20,7 @@ use queue::BlockQueue;
 use request::SERIAL_LENGTH;
 
 use crate::durability::Flusher;
+use crate::stock::Stock;
 
 /// How long a vCPU waits for the flush with which the write cache is switched off.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
@@ -285,10 +286,11 @@ impl VirtioDevice for VirtioBlk {
         let kick = setup.kick.try_clone()?;
         let prepared = self.disk.prepare_queue(setup.queue.size())?;
         let disk = self.disk.clone();
+        let stock = Stock::new(setup.queue.ram().clone(), self.queue_sizes.len());
         let (serial, write_back) = (self.serial, self.write_back.clone());
         let thread = format!("vq-{}-{}", self.short, setup.index);
         Ok(Worker::spawn(thread, &kick, move |stop| {
-            BlockQueue::run(setup, prepared, &disk, serial, write_back, stop);
+            BlockQueue::run(setup, prepared, &disk, stock, serial, write_back, stop);
         })?)
     }
 

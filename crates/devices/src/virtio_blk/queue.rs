@@ -12,6 +12,7 @@ use virtio::{Chain, Head, Interrupt, Malformed, Queue, QueueSetup, Stop};
 use super::feature;
 use super::request::{Command, NoRequest, Request, SERIAL_LENGTH, Status};
 use crate::aside::{self, Obedient, Then};
+use crate::stock::{Lent, Stock};
 
 /// What ends a queue before its driver does.
 #[derive(Debug, thiserror::Error)]
@@ -28,10 +29,16 @@ pub(super) enum Broken {
 
 /// A request under way: where its answer goes.
 struct Slot {
-    head: Head,
-    status: Gpa,
+    to: To,
     /// Where the disk may write.
     written: Option<GpaRange>,
+    lent: Lent,
+}
+
+/// Where the answer to a chain goes.
+struct To {
+    head: Head,
+    status: Gpa,
 }
 
 /// One queue of the device, on its thread. Nothing on the way of a request allocates or locks: requests under
@@ -43,8 +50,7 @@ pub(super) struct BlockQueue {
     chain: Chain,
     slots: Vec<Option<Slot>>,
     free: Vec<u16>,
-    /// Empty buffers, whose room is used again.
-    spare: Vec<Buffers>,
+    stock: Stock,
     events: Vec<Event>,
     serial: [u8; SERIAL_LENGTH],
     cache: Cache,
@@ -58,6 +64,8 @@ enum Round {
     Empty,
     /// As many as the queue is long were taken; there may be more.
     Full,
+    /// There may be more, but no room for their lists.
+    NoRoom,
 }
 
 /// Whether writes must be on stable storage when they complete.
@@ -95,6 +103,7 @@ impl BlockQueue {
         setup: QueueSetup,
         prepared: PreparedQueue,
         disk: &Disk,
+        stock: Stock,
         serial: [u8; SERIAL_LENGTH],
         write_back: Arc<AtomicBool>,
         stop: Stop,
@@ -108,11 +117,9 @@ impl BlockQueue {
             Ok(started) => started,
             Err(why) => return interrupt.host_failed(&why),
         };
-        // One `Arc` of the RAM for this queue, so that its count is not passed between threads.
-        let buffers = || Buffers::new(queue.ram().clone());
         let size = queue.size();
         let mut served = BlockQueue {
-            spare: std::iter::repeat_with(buffers).take(usize::from(size)).collect(),
+            stock,
             slots: (0..size).map(|_| None).collect(),
             free: (0..size).rev().collect(),
             chain: Chain::new(),
@@ -147,6 +154,8 @@ impl BlockQueue {
             // kick: it is asked to only before sleeping.
             if round == Round::Full {
                 self.disk.poll(&mut self.events)?;
+            } else if round == Round::NoRoom {
+                self.disk.wait(&mut self.events)?;
             } else if !self.disk.look(&mut self.events, || self.queue.has_more())? {
                 if self.queue.arm()? {
                     self.disk.poll(&mut self.events)?;
@@ -170,6 +179,9 @@ impl BlockQueue {
     /// ring as fast as it is emptied.
     fn take_a_round(&mut self) -> Result<Round, Broken> {
         for _ in 0..self.queue.size() {
+            if !self.stock.has_room() {
+                return Ok(Round::NoRoom);
+            }
             let Some(head) = self.queue.pop(&mut self.chain)? else { return Ok(Round::Empty) };
             self.begin(head)?;
         }
@@ -185,37 +197,37 @@ impl BlockQueue {
 
     /// Begins what the chain just taken asks for.
     fn begin(&mut self, head: Head) -> Result<(), Broken> {
-        let mut buffers = self.spare.pop().unwrap_or_else(|| Buffers::new(self.queue.ram().clone()));
+        let mut buffers = self.stock.take();
         let request = Request::read(&self.chain, self.queue.ram(), &mut buffers)?;
-        let slot = Slot { head, status: request.status, written: None };
+        let to = To { head, status: request.status };
         let (status, written) = match request.command {
-            Command::Disk(operation) => return self.submit(slot, operation, buffers),
+            Command::Disk(operation) => return self.submit(to, operation, buffers),
             Command::Refused(status) => (status, 1),
             Command::Identify => {
                 let written = buffers.write(&self.serial) as u64;
                 (Status::Ok, if written == buffers.bytes() { written + 1 } else { written })
             }
         };
-        self.recycle(buffers);
-        self.answer(slot, status, written)
+        self.stock.put_back(buffers);
+        self.answer(to, status, written)
     }
 
-    fn submit(&mut self, slot: Slot, operation: Operation, buffers: Buffers) -> Result<(), Broken> {
+    fn submit(&mut self, to: To, operation: Operation, buffers: Buffers) -> Result<(), Broken> {
         let operation = match operation {
             Operation::Write { at, .. } => Operation::Write { at, durability: self.cache.durability() },
             other => other,
         };
         let index = self.free.pop().expect("the queue gives out no more heads than it is long");
-        let slot = Slot { written: aside::written(operation, &buffers), ..slot };
+        let (written, room) = (aside::written(operation, &buffers), buffers.room());
         match self.disk.submit(disk::Request { tag: u64::from(index), operation, buffers }) {
             Ok(()) => {
-                self.slots[usize::from(index)] = Some(slot);
+                self.slots[usize::from(index)] = Some(Slot { to, written, lent: self.stock.lend(room) });
                 Ok(())
             }
             Err(refused) => {
                 self.free.push(index);
-                self.recycle(refused.buffers);
-                self.answer(slot, refused.error.into(), written_by_failed(operation))
+                self.stock.put_back(refused.buffers);
+                self.answer(to, refused.error.into(), written_by_failed(operation))
             }
         }
     }
@@ -224,36 +236,34 @@ impl BlockQueue {
     fn finish(&mut self) -> Result<(), Broken> {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
-            let Event::Done { tag, operation, result, mut buffers } = event else { continue };
-            let slot = self.slots[tag as usize].take().expect("the disk returns each tag once");
+            let Event::Done { tag, operation, result, buffers } = event else { continue };
+            let Slot { to, lent, .. } =
+                self.slots[tag as usize].take().expect("the disk returns each tag once");
             self.free.push(tag as u16);
+            self.stock.end(lent);
+            let bytes = buffers.bytes();
+            self.stock.put_back(buffers);
             if result.is_ok() && self.cache.flush_after(operation) {
-                buffers.clear();
-                self.submit(slot, Operation::Flush, buffers)?;
+                let empty = self.stock.take();
+                self.submit(to, Operation::Flush, empty)?;
                 continue;
             }
             let (status, written) = match (result, operation) {
-                (Ok(()), Operation::Read { .. }) => (Status::Ok, buffers.bytes() + 1),
+                (Ok(()), Operation::Read { .. }) => (Status::Ok, bytes + 1),
                 (Ok(()), _) => (Status::Ok, 1),
                 (Err(error), _) => (error.into(), written_by_failed(operation)),
             };
-            self.recycle(buffers);
-            self.answer(slot, status, written)?;
+            self.answer(to, status, written)?;
         }
         self.events = events;
         Ok(())
     }
 
     /// Writes the status and gives the chain back, with the number of bytes written.
-    fn answer(&mut self, slot: Slot, status: Status, written: u64) -> Result<(), Broken> {
-        self.queue.ram().write_obj(slot.status, &(status as u8))?;
-        self.queue.push_used(slot.head, u32::try_from(written).unwrap_or(u32::MAX));
+    fn answer(&mut self, to: To, status: Status, written: u64) -> Result<(), Broken> {
+        self.queue.ram().write_obj(to.status, &(status as u8))?;
+        self.queue.push_used(to.head, u32::try_from(written).unwrap_or(u32::MAX));
         Ok(())
-    }
-
-    fn recycle(&mut self, mut buffers: Buffers) {
-        buffers.clear();
-        self.spare.push(buffers);
     }
 }
 

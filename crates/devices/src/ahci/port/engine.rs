@@ -20,6 +20,7 @@ use crate::ahci::command::{Command, Unreadable};
 use crate::ahci::device::Device;
 use crate::aside::{self, Then};
 use crate::scratch::Scratch;
+use crate::stock::{Lent, Stock};
 
 /// Command slots of a port.
 const SLOTS: usize = 32;
@@ -39,6 +40,14 @@ struct UnderWay {
     written: Option<GpaRange>,
 }
 
+impl UnderWay {
+    /// The memory that what is left to do takes, as so many pieces of a list.
+    fn room(&self) -> usize {
+        let changes = self.rest.as_ref().map_or(0, Vec::capacity);
+        (changes * size_of::<Change>()).div_ceil(Buffers::PIECE)
+    }
+}
+
 /// How a round of taking commands ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Round {
@@ -52,15 +61,14 @@ pub(super) struct PortEngine {
     port: Arc<PortShared>,
     device: Device,
     queue: Option<DiskQueue>,
-    slots: [Option<UnderWay>; SLOTS],
+    slots: [Option<(UnderWay, Lent)>; SLOTS],
     /// A command that was read and waits for others to end.
     parked: Option<(Taken, Command)>,
     /// Queued commands that have ended well and are told of together.
     ended: u32,
     /// The last reset that the device knows of.
     resets: u64,
-    /// Empty buffers, whose room is used again.
-    spare: Vec<Buffers>,
+    stock: Stock,
     events: Vec<Event>,
     /// What is verified is read into this.
     scratch: Scratch,
@@ -84,7 +92,7 @@ impl PortEngine {
             parked: None,
             ended: 0,
             resets: 0,
-            spare: Vec::new(),
+            stock: Stock::new(port.hba().ram().clone(), port.hba().ports().into()),
             events: Vec::new(),
             scratch: Scratch::default(),
             stop,
@@ -160,7 +168,7 @@ impl PortEngine {
     /// Waits for the disk or the driver. The driver kicks only a thread that sleeps, so this looks once more
     /// before; but only where it could begin something.
     fn wait(&mut self) -> Result<(), WaitError> {
-        let able = self.parked.is_none() && !self.is_busy();
+        let able = self.parked.is_none() && self.is_able();
         let port = &self.port;
         let work = || able && port.has_work();
         if let Some(queue) = &mut self.queue
@@ -186,7 +194,7 @@ impl PortEngine {
     /// Begins what the driver has issued, but no more than there are slots before looking at anything else.
     fn take_a_round(&mut self) -> Round {
         for _ in 0..SLOTS {
-            if self.is_busy() {
+            if !self.is_able() {
                 return Round::Idle;
             }
             let Some((taken, command)) = self.next() else { return Round::Idle };
@@ -206,9 +214,10 @@ impl PortEngine {
         Round::Full
     }
 
-    /// Whether a command is under way beside which there can be no other.
-    fn is_busy(&self) -> bool {
-        self.slots.iter().flatten().any(|slot| slot.protocol != Protocol::Queued)
+    /// Whether a command can begin: there is room for its list, and none is under way beside which there can be no other.
+    fn is_able(&self) -> bool {
+        self.stock.has_room()
+            && self.slots.iter().flatten().all(|(work, _)| work.protocol == Protocol::Queued)
     }
 
     /// The next command, read once and for all.
@@ -346,8 +355,10 @@ impl PortEngine {
             self.recycle_of(&work, buffers);
             return self.fail(slot, &work.command, work.protocol, DiskError::Gone);
         };
+        // The scratch's one piece counts as well.
+        let room = buffers.room() + work.room();
         match queue.submit(Request { tag: u64::from(slot), operation, buffers }) {
-            Ok(()) => self.slots[usize::from(slot)] = Some(work),
+            Ok(()) => self.slots[usize::from(slot)] = Some((work, self.stock.lend(room))),
             Err(refused) => {
                 self.recycle_of(&work, refused.buffers);
                 self.fail(slot, &work.command, work.protocol, refused.error);
@@ -361,7 +372,8 @@ impl PortEngine {
         for event in events.drain(..) {
             let Event::Done { tag, result, buffers, .. } = event else { continue };
             let slot = tag as u8;
-            let work = self.slots[usize::from(slot)].take().expect("the disk returns each tag once");
+            let (work, lent) = self.slots[usize::from(slot)].take().expect("the disk returns each tag once");
+            self.stock.end(lent);
             let bytes = buffers.bytes();
             self.recycle_of(&work, buffers);
             match result {
@@ -486,7 +498,7 @@ impl PortEngine {
     }
 
     fn buffers(&mut self) -> Buffers {
-        self.spare.pop().unwrap_or_else(|| Buffers::new(self.port.hba().ram().clone()))
+        self.stock.take()
     }
 
     /// Those of commands that move none of the guest's data may lie in the scratch, and are not for others.
@@ -496,8 +508,7 @@ impl PortEngine {
         }
     }
 
-    fn recycle(&mut self, mut buffers: Buffers) {
-        buffers.clear();
-        self.spare.push(buffers);
+    fn recycle(&mut self, buffers: Buffers) {
+        self.stock.put_back(buffers);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use disk::{DiskError, DiskQueue, Durability, Event, Operation, PreparedQueue, Request, WaitError};
-use memory::{Buffers, GpaRange, Ram};
+use memory::{Buffers, GpaRange};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::job::{Job, Next, Plan, Planner, Scratches};
@@ -15,6 +15,7 @@ use crate::nvme::log::{self, Failed};
 use crate::nvme::namespace::Attached;
 use crate::nvme::shared::Shared;
 use crate::nvme::spec::{Command, Status};
+use crate::stock::{Lent, Stock};
 
 /// Where the answers to commands of one submission queue go.
 #[derive(Clone)]
@@ -34,6 +35,7 @@ struct Slot {
     wanted: Option<u16>,
     /// Where the disk may write.
     written: Option<GpaRange>,
+    lent: Lent,
 }
 
 /// Nothing on the way of reads and writes allocates or locks a lock that others hold: commands under way have
@@ -43,12 +45,9 @@ pub(super) struct Executor {
     namespace: Arc<Attached>,
     disk: DiskQueue,
     to: Answers,
-    /// A share in the RAM of this thread's own, so that its count is not passed between threads.
-    ram: Arc<Ram>,
     slots: Vec<Option<Slot>>,
     free: Vec<u16>,
-    /// Empty buffers, whose room is used again.
-    spare: Vec<Buffers>,
+    stock: Stock,
     events: Vec<Event>,
     /// Answers that are not posted yet.
     answers: VecDeque<Answer>,
@@ -71,10 +70,9 @@ impl Executor {
         let mut disk = prepared.start()?;
         disk.watch(wake)?;
         Ok(Executor {
-            ram: shared.ram.clone(),
+            stock: Stock::new(shared.ram.clone(), shared.executors),
             slots: (0..depth).map(|_| None).collect(),
             free: (0..depth).rev().collect(),
-            spare: Vec::with_capacity(depth.into()),
             events: Vec::new(),
             answers: VecDeque::with_capacity(depth.into()),
             scratches: Scratches::default(),
@@ -87,9 +85,10 @@ impl Executor {
         })
     }
 
-    /// Whether a command can be begun: a slot is free, and the driver keeps up with completions.
+    /// Whether a command can be begun: a slot is free, there is room for its lists, and the driver keeps up with
+    /// completions.
     pub(super) fn has_room(&self) -> bool {
-        !self.free.is_empty() && self.answers.len() < self.slots.len()
+        !self.free.is_empty() && self.stock.has_room() && self.answers.len() < self.slots.len()
     }
 
     /// Whether answers wait for room in the completion queue.
@@ -155,21 +154,22 @@ impl Executor {
     /// Begins a command; there is room.
     pub(super) fn begin(&mut self, command: &Command) {
         let cid = command.cid.get();
-        let buffers = self.empty();
+        let buffers = self.stock.take();
         let planner = Planner {
             namespace: &self.namespace,
-            ram: &self.ram,
+            ram: self.stock.ram(),
             durability: if self.writes_through() { Durability::Stable } else { Durability::Cached },
         };
-        let slot = |job, written| Slot { cid, lba: command.lba(), job, wanted: None, written };
+        let slot = |job, written, lent| Slot { cid, lba: command.lba(), job, wanted: None, written, lent };
         match planner.plan(command, buffers) {
             Ok(Plan::Request(operation, buffers)) => {
-                let index = self.take_slot(slot(Job::Once, aside::written(operation, &buffers)));
+                let lent = self.stock.lend(buffers.room());
+                let index = self.take_slot(slot(Job::Once, aside::written(operation, &buffers), lent));
                 self.ask(index, operation, buffers);
             }
             Ok(Plan::Steps(job)) => {
-                let compare = job.is_compare();
-                let index = self.take_slot(slot(job, None));
+                let (compare, lent) = (job.is_compare(), self.stock.lend(job.room()));
+                let index = self.take_slot(slot(job, None, lent));
                 if compare {
                     self.comparing.push_back(index);
                 }
@@ -179,7 +179,7 @@ impl Executor {
             }
             Ok(Plan::Done) => self.answer(cid, Status::SUCCESS),
             Err((status, buffers)) => {
-                self.recycle(buffers);
+                self.stock.put_back(buffers);
                 self.answer(cid, status);
             }
         }
@@ -216,7 +216,7 @@ impl Executor {
 
     /// Asks the disk for the next step of a job.
     fn step(&mut self, index: u16) {
-        let (empty, through) = (self.empty(), self.writes_through());
+        let (empty, through) = (self.stock.take(), self.writes_through());
         let slot = self.slots[usize::from(index)].as_mut().expect("a job has its slot until it is done");
         match slot.job.next(&self.namespace, &mut self.scratches, empty, through) {
             Next::Ask(operation, buffers) => self.ask(index, operation, buffers),
@@ -255,12 +255,12 @@ impl Executor {
         let (once, wanted) = (matches!(slot.job, Job::Once), slot.wanted.is_some());
         let outcome = slot.job.answered(operation, result, &buffers, &mut self.copied);
         if once {
-            self.recycle(buffers);
+            self.stock.put_back(buffers);
         }
         let cached = matches!(operation, Operation::Write { durability: Durability::Cached, .. });
         if once && cached && outcome.is_ok() && self.writes_through() {
             // The driver has switched the cache off since this began.
-            let empty = self.empty();
+            let empty = self.stock.take();
             return self.ask(index, Operation::Flush, empty);
         }
         match outcome {
@@ -287,6 +287,7 @@ impl Executor {
     fn finish(&mut self, index: u16, status: Status) {
         let Some(slot) = self.slots[usize::from(index)].take() else { return };
         self.free.push(index);
+        self.stock.end(slot.lent);
         self.answer(slot.cid, status);
         if let Some(abort) = slot.wanted {
             // The command's own completion comes first, if there is room for it.
@@ -294,23 +295,12 @@ impl Executor {
             self.shared.fulfilled(abort, status == Status::ABORT_REQUESTED);
         }
         if let Job::Compare { guest, .. } = slot.job {
-            self.recycle(guest);
+            self.stock.put_back(guest);
             let first = self.comparing.front() == Some(&index);
             self.comparing.retain(|waiting| *waiting != index);
             if first && let Some(next) = self.comparing.front().copied() {
                 self.step(next);
             }
-        }
-    }
-
-    fn empty(&mut self) -> Buffers {
-        self.spare.pop().unwrap_or_else(|| Buffers::new(self.ram.clone()))
-    }
-
-    fn recycle(&mut self, mut buffers: Buffers) {
-        if self.spare.len() < self.slots.len() {
-            buffers.clear();
-            self.spare.push(buffers);
         }
     }
 }

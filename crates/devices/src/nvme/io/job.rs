@@ -138,7 +138,7 @@ impl Planner<'_> {
         let mut raw = [DatasetRange::default(); 256];
         let raw = &mut raw[..count];
         self.copy_in(command, raw.as_mut_bytes())?;
-        let mut list = Vec::new();
+        let mut list = Vec::with_capacity(count);
         for range in raw.iter() {
             let range = self.namespace.sectors(range.lba.get(), range.blocks.get().into())?;
             if range.count.0 > 0 {
@@ -191,6 +191,15 @@ impl Job {
     /// Whether the job needs the scratch that there is once only.
     pub(super) fn is_compare(&self) -> bool {
         matches!(self, Job::Compare { .. })
+    }
+
+    /// The memory that the job holds until it is done, as so many pieces of a list.
+    pub(super) fn room(&self) -> usize {
+        match self {
+            Job::Once | Job::Zero { .. } => 0,
+            Job::Deallocate { left, .. } => (left.len() * size_of::<SectorRange>()).div_ceil(Buffers::PIECE),
+            Job::Compare { guest, .. } => guest.room(),
+        }
     }
 
     /// The next request to the disk. `empty` are buffers without pieces, for requests without data; `through` says that a

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use disk::{PreparedQueue, WaitError};
@@ -76,14 +76,14 @@ impl Lane {
             }
         }
         self.between.load.fetch_add(1, Ordering::SeqCst);
-        self.between.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(*command);
+        self.between.inbox().push(*command);
         self.bell.ring();
         true
     }
 
     /// Takes back a command that the lane has not begun; whether there was one.
     pub(super) fn take_back(&self, cid: u16) -> bool {
-        let mut inbox = self.between.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inbox = self.between.inbox();
         let Some(at) = inbox.iter().position(|command| command.cid.get() == cid) else { return false };
         inbox.remove(at);
         self.between.load.fetch_sub(1, Ordering::SeqCst);
@@ -122,9 +122,7 @@ impl Between {
                 return Ok(());
             }
             executor.reap();
-            std::mem::swap(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner), &mut commands);
-            begun += commands.len();
-            commands.drain(..).for_each(|command| executor.begin(&command));
+            begun += self.begin_what_came(&mut executor, &mut commands);
             executor.post();
             let before = std::mem::replace(&mut begun, executor.unanswered());
             if before > begun {
@@ -144,7 +142,30 @@ impl Between {
         }
     }
 
+    /// Begins what there is room for, and returns how many that were. The rest stays in the inbox, from which it may be
+    /// taken back; a command under way then makes room. `commands` is empty.
+    fn begin_what_came(&self, executor: &mut Executor, commands: &mut Vec<Command>) -> usize {
+        std::mem::swap(&mut *self.inbox(), commands);
+        let begin = |command: &&Command| {
+            let room = executor.has_room();
+            if room {
+                executor.begin(command);
+            }
+            room
+        };
+        let begun = commands.iter().take_while(begin).count();
+        if begun < commands.len() {
+            self.inbox().splice(..0, commands.drain(begun..));
+        }
+        commands.clear();
+        begun
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Vec<Command>> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_empty(&self) -> bool {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.inbox().is_empty()
     }
 }

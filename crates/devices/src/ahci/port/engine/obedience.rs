@@ -36,7 +36,8 @@ impl Obedient for PortEngine {
         for event in std::mem::take(&mut self.events) {
             match event {
                 Event::Done { tag, buffers, .. } if !is_awaited(tag as u8) => {
-                    if let Some(work) = self.slots[tag as usize].take() {
+                    if let Some((work, lent)) = self.slots[tag as usize].take() {
+                        self.stock.end(lent);
                         self.recycle_of(&work, buffers);
                     }
                     self.end(tag as u8, Ending::Silent);
@@ -54,7 +55,7 @@ impl Obedient for PortEngine {
     }
 
     fn reads(&self) -> Vec<GpaRange> {
-        self.slots.iter().flatten().filter_map(|slot| slot.written).collect()
+        self.slots.iter().flatten().filter_map(|(work, _)| work.written).collect()
     }
 
     fn report(&self, what: &dyn fmt::Display) {
