@@ -181,15 +181,11 @@ impl Slot {
         self.request.is_some()
     }
 
-    /// Takes the request out, and frees its bounce buffer and what long lists of pieces took. Only once the kernel has
+    /// Takes the request out, and frees its bounce buffer and the lists of its parts. Only once the kernel has
     /// answered for all parts.
     pub(super) fn finish(&mut self) -> Option<Request> {
         self.bounce = None;
-        for part in &mut self.parts {
-            if part.pieces.capacity() > Buffers::KEPT {
-                part.pieces = Vec::new();
-            }
-        }
+        self.parts.iter_mut().for_each(|part| part.pieces = Vec::new());
         self.request.take()
     }
 
@@ -426,8 +422,32 @@ impl std::fmt::Debug for Slot {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use memory::{Gpa, GpaRange, Ram};
     use proptest::prelude::*;
+
+    #[test]
+    fn a_slot_keeps_no_list_of_a_request_that_is_done() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let options = crate::DiskOptions::new(file.path());
+        let opened = crate::kernel::open(&crate::kernel::FileOptions::new(file.path(), &options)).unwrap();
+        let mut handle = Arc::into_inner(opened.handle).unwrap();
+        handle.longest = 4096;
+        let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
+        let mut buffers = Buffers::new(ram);
+        (0..64).for_each(|page| buffers.push(Gpa(8192 * page), 4096).unwrap());
+        let mut slot = Slot::default();
+        let request = Request { tag: 0, operation: Operation::Read { at: Sectors(0) }, buffers };
+        assert_eq!(slot.begin(request, 0, &handle), Start::Now(MOST_PARTS));
+        (0..MOST_PARTS).for_each(|part| assert!(slot.step(part, &handle, None).is_some()));
+        let room = |slot: &Slot| slot.parts.iter().map(|part| part.pieces.capacity()).sum::<usize>();
+        assert!(room(&slot) >= usize::from(MOST_PARTS), "each part has a list of its own");
+        slot.finish().unwrap();
+        assert_eq!(room(&slot), 0);
+    }
 
     proptest! {
         #[test]
