@@ -1,9 +1,10 @@
 //! The reference counts of a qcow2 image, looked at before the image is written to.
 //!
 //! New clusters are found by these counts. The library that finds them relies on blocks of counts that follow each
-//! other without a gap; where an image has one, the search may never end. A gap is no damage: `qemu-img resize --shrink`
-//! leaves one where a block counts nothing any more.
+//! other without a gap, each there once; with a gap, or one block again and again, the search may never end. A gap is no
+//! damage: `qemu-img resize --shrink` leaves one where a block counts nothing any more.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -42,7 +43,7 @@ fn unfit_table(file: &File, bytes: u64, Table { at, bytes: len }: Table) -> io::
     }
     let mut table = vec![0; len as usize];
     file.read_exact_at(&mut table, at)?;
-    Ok(behind(&table, bytes).or_else(|| gap(&table)))
+    Ok(behind(&table, bytes).or_else(|| gap(&table)).or_else(|| twice(&table)))
 }
 
 /// The places of blocks that a table holds.
@@ -65,6 +66,15 @@ fn gap(table: &[u8]) -> Option<Unfit> {
 fn behind(table: &[u8], bytes: u64) -> Option<Unfit> {
     let at = entries(table).position(|place| place >= bytes)?;
     Some(damaged(format!("block {at} of its reference counts lies behind the file's end")))
+}
+
+/// A block that is there twice counts wrongly; and where it is there without end, so is the search for a free cluster.
+fn twice(table: &[u8]) -> Option<Unfit> {
+    let mut seen = HashMap::new();
+    let places = (0u64..).zip(entries(table)).filter(|(_, place)| *place != 0);
+    let (first, second) =
+        places.into_iter().find_map(|(number, place)| Some((seen.insert(place, number)?, number)))?;
+    Some(damaged(format!("block {second} of its reference counts is block {first} as well")))
 }
 
 #[cfg(test)]
@@ -91,6 +101,7 @@ mod tests {
             (unfit(512, 512, &[0, 1024]), "there is no block 0"),
             (unfit(512, 512, &[1024, 0, 2048]), "there is no block 1"),
             (unfit(512, 512, &[1024, 8192]), "block 1 of its reference counts lies behind"),
+            (unfit(512, 512, &[1024, 1536, 1024]), "block 2 of its reference counts is block 0 as well"),
             (unfit(7680, 1024, &[1024]), "at 0x1e00, behind"),
             (unfit(u64::MAX - 511, 512, &[1024]), "behind the file's end"),
             (unfit(512, u64::from(u32::MAX) << 9, &[1024]), "has 2199023255040 bytes"),

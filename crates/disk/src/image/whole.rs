@@ -1,6 +1,7 @@
 //! Whether a qcow2 image is whole: of a copy that was broken off the end is missing, and what lies there would read as
 //! zeroes.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -78,22 +79,29 @@ impl Looked<'_> {
         Ok(read)
     }
 
-    /// Whether clusters behind the end are counted as used, or counts lie there themselves.
+    /// Whether clusters behind the end are counted as used, or counts lie there themselves; or whether so many blocks count
+    /// nothing that the rest is not looked at.
     fn counts_behind(&self) -> io::Result<bool> {
         let table = self.header.counts;
         if table.bytes > LONGEST_TABLE || self.ends_behind(table) {
             return Ok(true);
         }
         let blocks = self.read(table.at, table.bytes)?;
+        // A hostile image may name one block often, or many that are empty.
+        let (mut empty, most) = (HashSet::new(), (MOST_BYTES >> self.header.cluster_bits) as usize);
         for (number, place) in entries(&blocks).enumerate().rev().filter(|(_, place)| *place != 0) {
-            if place >= self.len {
+            if place >= self.len || empty.len() >= most {
                 return Ok(true);
+            }
+            if empty.contains(&place) {
+                continue;
             }
             let block = self.read(place, self.cluster())?;
             if let Some(last) = last_counted(&block, self.header.count_order) {
                 let per_block = (self.cluster() * 8) >> self.header.count_order;
                 return Ok(number as u64 * per_block + last >= self.len.div_ceil(self.cluster()));
             }
+            empty.insert(place);
         }
         Ok(false)
     }
@@ -148,7 +156,44 @@ fn last_counted(block: &[u8], order: u32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
+    use crate::DiskOptions;
+    use crate::kernel::{self, FileOptions};
+
+    /// As many blocks of counts as a table has room for, none of which counts anything, of 2 MiB each.
+    #[test]
+    fn counts_that_a_hostile_image_names_without_end_are_not_looked_through_to_their_end() {
+        const BITS: u32 = 21;
+        for is_one in [true, false] {
+            let (told, hears) = channel();
+            thread::spawn(move || {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                let blocks = LONGEST_TABLE / 8;
+                file.as_file().set_len((blocks + 16) << BITS).unwrap();
+                let place = |block: u64| if is_one { 8u64 << BITS } else { (8 + block) << BITS };
+                let table: Vec<u8> = (0..blocks).flat_map(|block| place(block).to_be_bytes()).collect();
+                file.as_file().write_all_at(&table, 1 << BITS).unwrap();
+                let options = DiskOptions::new(file.path());
+                let image = kernel::open(&FileOptions::new(file.path(), &options)).unwrap().handle;
+                let header = Header {
+                    cluster_bits: BITS,
+                    size: 1 << 30,
+                    clusters: Table { at: 6 << BITS, bytes: 8 },
+                    counts: Table { at: 1 << BITS, bytes: LONGEST_TABLE },
+                    count_order: 4,
+                    marks: 0,
+                    backing: None,
+                    data_file: None,
+                };
+                told.send(missing(&image, &header, None).unwrap()).unwrap();
+            });
+            assert_eq!(hears.recv_timeout(Duration::from_secs(60)).expect("it ends"), Ok(()), "{is_one}");
+        }
+    }
 
     #[test]
     fn the_last_counted_cluster_is_found_with_counts_of_every_size() {
