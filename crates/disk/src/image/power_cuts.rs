@@ -42,13 +42,14 @@ enum From {
     Compressed,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind { options: "cluster_size=512,refcount_bits=64", from: From::Nothing },
     Kind { options: "cluster_size=512,compat=0.10", from: From::Nothing },
     Kind { options: "cluster_size=512,refcount_bits=1", from: From::Backing },
     Kind { options: "cluster_size=4k", from: From::Nothing },
     Kind { options: "cluster_size=4k", from: From::Backing },
     Kind { options: "cluster_size=4k,compat=0.10", from: From::Compressed },
+    Kind { options: "cluster_size=4k,compat=0.10", from: From::Backing },
     Kind { options: "cluster_size=64k", from: From::Nothing },
     Kind { options: "cluster_size=64k", from: From::Backing },
     Kind { options: "cluster_size=4k,data_file=DATA", from: From::Nothing },
