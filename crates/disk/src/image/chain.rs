@@ -14,8 +14,8 @@ use imago::{FormatAccess, StorageOpenOptions};
 use super::layer::Layer;
 use super::marks::{self, Marks};
 use super::names::{self, Found, Role};
-use super::qcow2_header::{self, BITMAPS, Backing, DATA_IS_RAW, DataFile, Header, Unfit};
-use super::tables::{self, Tables};
+use super::qcow2_header::{self, BITMAPS, Backing, DATA_IS_RAW, DataFile, Header, Layout, Unfit};
+use super::tables::Tables;
 use super::{counts, vmdk, whole};
 use crate::geometry::{Access, Sectors};
 use crate::kernel::{self, FileOptions, Handle, OpenError};
@@ -166,8 +166,8 @@ impl Chain {
             return Err(unfit(why));
         }
         let backing = header.backing.as_ref().map(|backing| self.backing(options, backing)).transpose()?;
-        if writable && let Some(tables) = Tables::of(file.clone()).map_err(unreadable)? {
-            let tables = Arc::new(tables);
+        if writable {
+            let tables = Arc::new(Tables::of(file.clone(), header.layout).map_err(unreadable)?);
             self.tables = Some(tables.clone());
             layer = layer.through(tables);
         }
@@ -317,8 +317,8 @@ impl ImplicitOpenGate<Layer> for Gate<'_> {
 
 /// Whether clusters are smaller than a block of direct I/O may be: two of them could then not be written apart.
 fn has_small_clusters(options: &FileOptions) -> bool {
-    let start = kernel::first_bytes::<{ tables::HEADER }>(options);
-    start.and_then(|start| tables::Header::parse(&start)).is_some_and(|header| header.cluster < 4096)
+    let start = kernel::first_bytes::<{ Layout::BYTES }>(options);
+    start.and_then(|start| Layout::parse(&start).ok()).is_some_and(|layout| layout.cluster() < 4096)
 }
 
 fn wanted(image: &Path, role: Role, cause: OpenError) -> OpenError {

@@ -30,7 +30,7 @@ fn damaged(what: String) -> Unfit {
 /// What keeps this image from being written to, if anything does.
 pub(super) fn unfit(image: &Handle, header: &Header) -> io::Result<Option<Unfit>> {
     let file = unaligned(&image.file, File::options().read(true))?;
-    unfit_table(&file, image.bytes()?, header.counts)
+    unfit_table(&file, image.bytes()?, header.layout.counts)
 }
 
 fn unfit_table(file: &File, bytes: u64, Table { at, bytes: len }: Table) -> io::Result<Option<Unfit>> {

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -80,19 +81,61 @@ pub(super) struct DataFile {
     pub(super) raw: bool,
 }
 
-/// What a header says. Nothing of it is true but its lengths, which are within bounds.
-#[derive(PartialEq, Eq, Debug)]
-pub(super) struct Header {
+/// Where the tables of an image are, and how long their entries: what changes of a header while the image is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Layout {
     /// Binary logarithm of a cluster's size in bytes.
     pub(super) cluster_bits: u32,
-    /// Bytes of the disk.
-    pub(super) size: u64,
     /// The first level of the table of clusters.
     pub(super) clusters: Table,
     /// The table of blocks of reference counts.
     pub(super) counts: Table,
     /// Binary logarithm of a count's size in bits.
     pub(super) count_order: u32,
+}
+
+impl Layout {
+    /// Bytes of the part of a header that says this.
+    pub(super) const BYTES: usize = SHORTEST_OF_3;
+    /// Where it has the length and the place of the first level of the table of clusters.
+    pub(super) const CLUSTERS: Range<usize> = 36..48;
+
+    /// Reads the beginning of a header of version 2 or 3. What lies behind the end of `bytes` counts as zeroes.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Layout, Unfit> {
+        if !bytes.starts_with(b"QFI\xfb") {
+            return Err(Unfit::no_image());
+        }
+        let bytes = Bytes(bytes);
+        let cluster_bits = bytes.word(20);
+        if !CLUSTER_BITS.contains(&cluster_bits) {
+            return Err(Unfit::damaged(format!("its header says that a cluster has 2^{cluster_bits} bytes")));
+        }
+        let count_order = if bytes.word(4) == 2 { 4 } else { bytes.word(96) };
+        if count_order > 6 {
+            return Err(Unfit::damaged(format!(
+                "its header says that a reference count has 2^{count_order} bits"
+            )));
+        }
+        Ok(Layout {
+            cluster_bits,
+            clusters: Table { at: bytes.long(40), bytes: u64::from(bytes.word(36)) * 8 },
+            counts: Table { at: bytes.long(48), bytes: u64::from(bytes.word(56)) << cluster_bits },
+            count_order,
+        })
+    }
+
+    /// Bytes of a cluster.
+    pub(super) fn cluster(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+}
+
+/// What a header says. Nothing of it is true but its lengths, which are within bounds.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct Header {
+    pub(super) layout: Layout,
+    /// Bytes of the disk.
+    pub(super) size: u64,
     /// Marks that hold only until somebody writes who does not keep them true.
     pub(super) marks: u64,
     pub(super) backing: Option<Backing>,
@@ -100,9 +143,9 @@ pub(super) struct Header {
 }
 
 /// The bytes in which all of a header is.
-struct Bytes(Vec<u8>);
+struct Bytes<'a>(&'a [u8]);
 
-impl Bytes {
+impl Bytes<'_> {
     fn word(&self, at: usize) -> u32 {
         self.0.get(at..at + 4).map_or(0, |word| word.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)))
     }
@@ -111,7 +154,7 @@ impl Bytes {
         u64::from(self.word(at)) << 32 | u64::from(self.word(at + 4))
     }
 
-    fn text(&self, range: std::ops::Range<usize>) -> Result<String, Unfit> {
+    fn text(&self, range: Range<usize>) -> Result<String, Unfit> {
         let bytes = self.0.get(range).ok_or_else(|| Unfit::damaged("its header ends within a name"))?;
         let text = std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
         Ok(text.ok_or_else(|| Unfit::damaged("a name in its header is no UTF-8 text"))?.to_owned())
@@ -129,16 +172,15 @@ pub(super) fn read(image: &File) -> io::Result<Result<Header, Unfit>> {
     let mut start = vec![0; SHORTEST];
     let read = read_at_most(&file, &mut start)?;
     start.truncate(read);
-    let start = Bytes(start);
-    if !start.0.starts_with(b"QFI\xfb") {
+    if !start.starts_with(b"QFI\xfb") {
         return Ok(Err(Unfit::no_image()));
     }
     // The whole header lies in the first cluster.
-    let bits = start.word(20);
+    let bits = Bytes(&start).word(20);
     let mut all = vec![0; if CLUSTER_BITS.contains(&bits) { 1 << bits } else { SHORTEST }];
     let read = read_at_most(&file, &mut all)?;
     all.truncate(read);
-    Ok(parse(&Bytes(all)))
+    Ok(parse(&Bytes(&all)))
 }
 
 fn read_at_most(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
@@ -154,18 +196,15 @@ fn read_at_most(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
-fn parse(bytes: &Bytes) -> Result<Header, Unfit> {
+fn parse(bytes: &Bytes<'_>) -> Result<Header, Unfit> {
     let version = bytes.word(4);
     // Others have other headers.
     if let Some(unfit) = features::judge(&[(Field::Version, version)], |_| None) {
         return Err(unfit);
     }
-    let cluster_bits = bytes.word(20);
-    if !CLUSTER_BITS.contains(&cluster_bits) {
-        return Err(Unfit::damaged(format!("its header says that a cluster has 2^{cluster_bits} bytes")));
-    }
+    let layout = Layout::parse(bytes.0)?;
     // What the longest first level of the table of clusters covers: the arithmetic on places is safe below that.
-    let (size, most) = (bytes.long(24), (LONGEST_CLUSTER_TABLE / 8) << (2 * cluster_bits - 3));
+    let (size, most) = (bytes.long(24), (LONGEST_CLUSTER_TABLE / 8) << (2 * layout.cluster_bits - 3));
     if size > most {
         let what = format!(
             "its header says that the disk has {size} bytes, and images of its kind have at most {most}"
@@ -190,12 +229,6 @@ fn parse(bytes: &Bytes) -> Result<Header, Unfit> {
     if let Some(unfit) = features::judge(&said, |bit| extensions.feature(bit)) {
         return Err(unfit);
     }
-    let count_order = if newer { bytes.word(96) } else { 4 };
-    if count_order > 6 {
-        return Err(Unfit::damaged(format!(
-            "its header says that a reference count has 2^{count_order} bits"
-        )));
-    }
     let backing = match usize::try_from(backing_at) {
         Ok(0) => None,
         Ok(at) if backing_len <= LONGEST_NAME && at < bytes.0.len() => {
@@ -213,16 +246,7 @@ fn parse(bytes: &Bytes) -> Result<Header, Unfit> {
             "it stands on another image, but says that its data file is the whole disk",
         ));
     }
-    Ok(Header {
-        cluster_bits,
-        size,
-        clusters: Table { at: bytes.long(40), bytes: u64::from(bytes.word(36)) * 8 },
-        counts: Table { at: bytes.long(48), bytes: u64::from(bytes.word(56)) << cluster_bits },
-        count_order,
-        marks,
-        backing,
-        data_file,
-    })
+    Ok(Header { layout, size, marks, backing, data_file })
 }
 
 /// What is behind the header's fields, as far as it matters here.
@@ -236,7 +260,7 @@ struct Extensions {
 
 impl Extensions {
     /// They follow the header, also in version 2, and end with one of type 0 or before the name of the backing file.
-    fn read(bytes: &Bytes, start: usize, end: u64) -> Result<Extensions, Unfit> {
+    fn read(bytes: &Bytes<'_>, start: usize, end: u64) -> Result<Extensions, Unfit> {
         let mut found = Extensions::default();
         let end = bytes.0.len().min(usize::try_from(end).unwrap_or(usize::MAX));
         let mut at = start;
@@ -308,7 +332,7 @@ mod tests {
         bytes
     }
 
-    fn parsed(bytes: Vec<u8>) -> Result<Header, Unfit> {
+    fn parsed(bytes: &[u8]) -> Result<Header, Unfit> {
         parse(&Bytes(bytes))
     }
 
@@ -317,13 +341,13 @@ mod tests {
         for version in [2, 3] {
             let bytes = header(version, &[(BACKING_FORMAT, b"raw"), (7, b"unknown")], Some("below"));
             let backing = Backing { name: "below".to_owned(), format: Some("raw".to_owned()) };
-            assert_eq!(parsed(bytes).unwrap().backing, Some(backing));
+            assert_eq!(parsed(&bytes).unwrap().backing, Some(backing));
         }
         let mut bytes = header(3, &[(DATA_FILE_NAME, b"data")], None);
         bytes[79] = 4;
         bytes[95] = 2;
         let data_file = DataFile { name: Some("data".to_owned()), raw: true };
-        assert_eq!(parsed(bytes).unwrap().data_file, Some(data_file));
+        assert_eq!(parsed(&bytes).unwrap().data_file, Some(data_file));
     }
 
     #[test]
@@ -341,7 +365,7 @@ mod tests {
                 40 => "\"time travel\"",
                 _ => &format!("incompatible feature {bit}"),
             };
-            match parsed(bytes) {
+            match parsed(&bytes) {
                 Ok(header) => assert_eq!((bit, header.data_file.is_some()), (2, true)),
                 Err(Unfit { what, .. }) => {
                     assert!(!expected.is_empty() && what.contains(expected), "{bit}: {what}");
@@ -355,7 +379,7 @@ mod tests {
         let with = |at: usize, value: &[u8], expected: &str| {
             let mut bytes = header(3, &[], None);
             bytes[at..at + value.len()].copy_from_slice(value);
-            let Unfit { what, hint } = parsed(bytes).unwrap_err();
+            let Unfit { what, hint } = parsed(&bytes).unwrap_err();
             assert!(what.contains(expected) && !hint.is_empty(), "{what} {hint}");
         };
         with(32, &1u32.to_be_bytes(), "encrypted with AES");
@@ -374,27 +398,40 @@ mod tests {
             bytes[103] = 112;
             bytes[79] |= 8;
             bytes[104] = kind;
-            let Unfit { what, .. } = parsed(bytes.clone()).unwrap_err();
+            let Unfit { what, .. } = parsed(&bytes).unwrap_err();
             assert!(what.contains(expected), "{what}");
             bytes[79] = 0;
-            assert!(parsed(bytes).unwrap_err().what.contains(expected), "also without its mark");
+            assert!(parsed(&bytes).unwrap_err().what.contains(expected), "also without its mark");
         }
+    }
+
+    #[test]
+    fn the_layout_alone_is_read_from_the_beginning_and_what_is_none_is_refused() {
+        let mut bytes = header(3, &[], None);
+        bytes[36..40].copy_from_slice(&3u32.to_be_bytes());
+        bytes[46] = 8;
+        let layout = Layout::parse(&bytes[..Layout::BYTES]).unwrap();
+        assert_eq!((layout.cluster(), layout.count_order), (512, 4));
+        assert_eq!(layout.clusters, Table { at: 2048, bytes: 24 });
+        assert_eq!(parsed(&bytes).unwrap().layout, layout);
+        bytes[..4].copy_from_slice(b"QFI!");
+        assert_eq!(Layout::parse(&bytes), Err(Unfit::no_image()));
     }
 
     #[test]
     fn whatever_lies_outside_the_header_is_an_error() {
         let mut bytes = header(3, &[], Some("x"));
         bytes[8..16].copy_from_slice(&u64::MAX.to_be_bytes());
-        assert!(parsed(bytes).unwrap_err().what.contains("outside its header"));
+        assert!(parsed(&bytes).unwrap_err().what.contains("outside its header"));
         let mut bytes = header(3, &[], Some("x"));
         bytes[8..16].copy_from_slice(&511u64.to_be_bytes());
         bytes[16..20].copy_from_slice(&2u32.to_be_bytes());
-        assert!(parsed(bytes).unwrap_err().what.contains("ends within a name"));
+        assert!(parsed(&bytes).unwrap_err().what.contains("ends within a name"));
         let mut bytes = header(3, &[(9, b"data")], None);
         bytes[108..112].copy_from_slice(&u32::MAX.to_be_bytes());
-        assert!(parsed(bytes).unwrap_err().what.contains("extension"));
+        assert!(parsed(&bytes).unwrap_err().what.contains("extension"));
         for end in 0..104 {
-            assert!(parsed(header(3, &[], None)[..end].to_vec()).is_err());
+            assert!(parsed(&header(3, &[], None)[..end]).is_err());
         }
     }
 }

@@ -13,28 +13,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use imago::io_buffers::{IoBuffer, IoVector, IoVectorMut};
 
+use super::qcow2_header::Layout;
 use crate::kernel::Handle;
 
 /// Bytes of tables that are held before they have to go to the file.
 const MOST: u64 = 16 << 20;
-/// Bytes of the header that matter here (specification, "Header").
-pub(super) const HEADER: usize = 104;
-/// Where the header has the size and place of the first-level table, and those of the table of counts.
-const L1_FIELDS: std::ops::Range<usize> = 36..48;
 /// What of an entry is a place. The bits around it are flags or reserved.
 const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
-
-/// What the header says about the places of tables. Places are in bytes of the file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Header {
-    /// Bytes of a cluster.
-    pub(super) cluster: u64,
-    /// Bits of a count.
-    count_bits: u32,
-    l1: Span,
-    /// The table of the blocks of counts.
-    counts: Span,
-}
 
 /// Where a table lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,24 +34,26 @@ impl Span {
     }
 }
 
-impl Header {
-    /// `None` for what is no qcow2 header, or one with impossible sizes.
-    pub(super) fn parse(bytes: &[u8]) -> Option<Header> {
-        let bytes = bytes.get(..HEADER)?;
-        let word = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        let long = |at: usize| u64::from(word(at)) << 32 | u64::from(word(at + 4));
-        let (version, bits) = (word(4), word(20));
-        let order = if version == 2 { 4 } else { word(96) };
-        if &bytes[..4] != b"QFI\xfb" || !(9..=21).contains(&bits) || order > 6 {
-            return None;
-        }
-        let cluster = 1 << bits;
-        Some(Header {
-            cluster,
-            count_bits: 1 << order,
-            l1: Span { at: long(40), len: (u64::from(word(36)) * 8).next_multiple_of(cluster) },
-            counts: Span { at: long(48), len: u64::from(word(56)) * cluster },
-        })
+/// The places of tables, as a header says them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Places {
+    layout: Layout,
+    /// The table of the first level, in whole clusters.
+    l1: Span,
+    /// The table of the blocks of counts.
+    counts: Span,
+}
+
+impl Places {
+    fn of(layout: Layout) -> Places {
+        let Layout { clusters, counts, .. } = layout;
+        let l1 = Span { at: clusters.at, len: clusters.bytes.next_multiple_of(layout.cluster()) };
+        Places { layout, l1, counts: Span { at: counts.at, len: counts.bytes } }
+    }
+
+    /// `None` where there is no header.
+    fn in_header(bytes: &[u8]) -> Option<Places> {
+        Layout::parse(bytes).ok().map(Places::of)
     }
 }
 
@@ -81,7 +68,7 @@ struct State {
     /// Whole clusters, by their place in the file.
     held: BTreeMap<u64, Arc<IoBuffer>>,
     /// The header as the library sees it.
-    header: Header,
+    header: Places,
     /// Places of the blocks of counts that the file's table names.
     blocks: Arc<HashSet<u64>>,
     /// Something may be free for the library that the file's tables still point to.
@@ -89,26 +76,24 @@ struct State {
 }
 
 impl Tables {
-    /// Takes over the tables of an image. `None` if its header is not one of a qcow2 image.
+    /// Takes over the tables of an image, which lie where its header says.
     ///
     /// # Errors
     ///
     /// Those of reading the file.
-    pub(super) fn of(handle: Arc<Handle>) -> io::Result<Option<Tables>> {
-        let mut start = aligned(&handle, 4096)?;
-        read(&handle, &mut start, 0)?;
-        let Some(header) = Header::parse(bytes_of(&start)) else { return Ok(None) };
+    pub(super) fn of(handle: Arc<Handle>, layout: Layout) -> io::Result<Tables> {
+        let (header, cluster) = (Places::of(layout), layout.cluster());
         let mut blocks = HashSet::new();
-        let mut table = aligned(&handle, header.cluster)?;
+        let mut table = aligned(&handle, cluster)?;
         // A header may claim a table that is longer than the file.
         let end = handle.bytes()?;
         let within = |at: &u64| header.counts.has(*at) && *at < end;
-        for place in (header.counts.at..).step_by(header.cluster as usize).take_while(within) {
+        for place in (header.counts.at..).step_by(cluster as usize).take_while(within) {
             read(&handle, &mut table, place)?;
             blocks.extend(pointers(bytes_of(&table)));
         }
         let state = State { held: BTreeMap::new(), header, blocks: Arc::new(blocks), reusable: false };
-        Ok(Some(Tables { handle, cluster: header.cluster, state: Mutex::new(state) }))
+        Ok(Tables { handle, cluster, state: Mutex::new(state) })
     }
 
     /// Reads what lies at `offset`, with what the file does not have yet.
@@ -154,10 +139,10 @@ impl Tables {
         let mut state = self.lock();
         let bytes = bytes_of(&new);
         if place == 0
-            && let Some(header) = Header::parse(bytes)
+            && let Some(header) = Places::in_header(bytes)
         {
             // A table that has moved leaves its old place free.
-            state.reusable |= state.header.l1 != header.l1 || state.header.counts != header.counts;
+            state.reusable |= state.header != header;
             state.header = header;
         }
         // So does a table that another one takes the place of.
@@ -211,7 +196,7 @@ impl Tables {
         let out = Out { handle: &self.handle, cluster: self.cluster };
         let start = held.get(&0);
         let in_file = start.map(|_| out.read(0)).transpose()?;
-        let before = in_file.as_ref().and_then(|start| Header::parse(bytes_of(start))).unwrap_or(header);
+        let before = in_file.as_ref().and_then(|start| Places::in_header(bytes_of(start))).unwrap_or(header);
         let (counts_move, l1_moves) = (before.counts.at != header.counts.at, before.l1.at != header.l1.at);
         let within = |span: Span| held.range(span.at..).take_while(move |(place, _)| span.has(**place));
         let named = within(header.counts).flat_map(|(_, table)| pointers(bytes_of(table)));
@@ -226,7 +211,11 @@ impl Tables {
             } else if known.contains(place) {
                 let mut most = aligned(&self.handle, self.cluster)?;
                 most.as_mut().into_slice().copy_from_slice(bytes_of(block));
-                raise(most.as_mut().into_slice(), bytes_of(&out.read(*place)?), header.count_bits);
+                raise(
+                    most.as_mut().into_slice(),
+                    bytes_of(&out.read(*place)?),
+                    1 << header.layout.count_order,
+                );
                 out.write(*place, &most)?;
                 if bytes_of(&most) != bytes_of(block) {
                     last.push((*place, block));
@@ -250,7 +239,7 @@ impl Tables {
             let mut between = aligned(&self.handle, self.cluster)?;
             let bytes = between.as_mut().into_slice();
             bytes.copy_from_slice(bytes_of(start));
-            bytes[L1_FIELDS].copy_from_slice(&bytes_of(in_file)[L1_FIELDS]);
+            bytes[Layout::CLUSTERS].copy_from_slice(&bytes_of(in_file)[Layout::CLUSTERS]);
             let entries = within(header.counts).filter(|_| !counts_move);
             out.step(entries.map(|(place, table)| (*place, &**table)).chain([(0, &between)]))?;
         } else {
@@ -278,7 +267,9 @@ impl Tables {
 
         // 4. What leads to them.
         out.step(within(header.l1).map(|(place, table)| (*place, &**table)))?;
-        out.step(start.filter(|_| before.l1 != header.l1).map(|start| (0, &**start)))?;
+        out.step(
+            start.filter(|_| before.layout.clusters != header.layout.clusters).map(|start| (0, &**start)),
+        )?;
 
         // 5. Counts of what nothing points to any more. It does no harm if they come late.
         last.into_iter().try_for_each(|(place, block)| out.write(place, block))?;
@@ -402,22 +393,5 @@ mod tests {
             raise(&mut raised, &from, bits);
             assert_eq!(raised, expected, "{bits} bits");
         }
-    }
-
-    #[test]
-    fn what_is_no_header_is_none_and_impossible_sizes_are_refused() {
-        let mut header = [0; HEADER];
-        assert_eq!(Header::parse(&header), None);
-        header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-        assert_eq!(Header::parse(&header), None, "clusters of one byte");
-        header[23] = 16;
-        header[99] = 7;
-        assert_eq!(Header::parse(&header), None, "counts of 128 bits");
-        header[99] = 4;
-        header[36..48].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 3, 0, 0]);
-        let parsed = Header::parse(&header).unwrap();
-        assert_eq!((parsed.cluster, parsed.count_bits), (65536, 16));
-        assert_eq!(parsed.l1, Span { at: 3 << 16, len: 65536 });
-        assert_eq!(Header::parse(&header[..HEADER - 1]), None);
     }
 }

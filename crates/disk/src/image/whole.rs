@@ -30,12 +30,12 @@ struct Looked<'a> {
 pub(super) fn missing(image: &Handle, header: &Header, data: Option<u64>) -> io::Result<Result<(), Unfit>> {
     let (file, len) = (unaligned(&image.file, File::options().read(true))?, image.bytes()?);
     let looked = Looked { file, len, header };
-    if header.clusters.bytes > LONGEST_CLUSTER_TABLE {
-        let what = format!("the table of its clusters has {} bytes", header.clusters.bytes);
+    if header.layout.clusters.bytes > LONGEST_CLUSTER_TABLE {
+        let what = format!("the table of its clusters has {} bytes", header.layout.clusters.bytes);
         return Ok(Err(Unfit::damaged(what)));
     }
-    if looked.ends_behind(header.clusters) {
-        return Ok(Err(looked.cut(header.clusters.at)));
+    if looked.ends_behind(header.layout.clusters) {
+        return Ok(Err(looked.cut(header.layout.clusters.at)));
     }
     // Looking through all tables takes its time: only when something is behind the end for sure.
     let suspect = match data {
@@ -68,7 +68,7 @@ impl Looked<'_> {
     }
 
     fn cluster(&self) -> u64 {
-        1 << self.header.cluster_bits
+        self.header.layout.cluster()
     }
 
     /// Reads what may lie anywhere; what is behind the end reads as zeroes.
@@ -82,13 +82,13 @@ impl Looked<'_> {
     /// Whether clusters behind the end are counted as used, or counts lie there themselves; or whether so many blocks count
     /// nothing that the rest is not looked at.
     fn counts_behind(&self) -> io::Result<bool> {
-        let table = self.header.counts;
+        let table = self.header.layout.counts;
         if table.bytes > LONGEST_TABLE || self.ends_behind(table) {
             return Ok(true);
         }
         let blocks = self.read(table.at, table.bytes)?;
         // A hostile image may name one block often, or many that are empty.
-        let (mut empty, most) = (HashSet::new(), (MOST_BYTES >> self.header.cluster_bits) as usize);
+        let (mut empty, most) = (HashSet::new(), (MOST_BYTES >> self.header.layout.cluster_bits) as usize);
         for (number, place) in entries(&blocks).enumerate().rev().filter(|(_, place)| *place != 0) {
             if place >= self.len || empty.len() >= most {
                 return Ok(true);
@@ -97,8 +97,8 @@ impl Looked<'_> {
                 continue;
             }
             let block = self.read(place, self.cluster())?;
-            if let Some(last) = last_counted(&block, self.header.count_order) {
-                let per_block = (self.cluster() * 8) >> self.header.count_order;
+            if let Some(last) = last_counted(&block, self.header.layout.count_order) {
+                let per_block = (self.cluster() * 8) >> self.header.layout.count_order;
                 return Ok(number as u64 * per_block + last >= self.len.div_ceil(self.cluster()));
             }
             empty.insert(place);
@@ -108,7 +108,7 @@ impl Looked<'_> {
 
     /// The first place behind the end that a table refers to. Very large tables are not looked through to their end.
     fn reference_behind(&self, data: Option<u64>) -> io::Result<Option<u64>> {
-        let first = self.read(self.header.clusters.at, self.header.clusters.bytes)?;
+        let first = self.read(self.header.layout.clusters.at, self.header.layout.clusters.bytes)?;
         let mut tables: Vec<u64> = words(&first).map(|entry| entry & PLACE).filter(|at| *at != 0).collect();
         // A hostile image may name one table often.
         tables.sort_unstable();
@@ -116,7 +116,7 @@ impl Looked<'_> {
         if let Some(at) = tables.iter().find(|at| **at + self.cluster() > self.len) {
             return Ok(Some(*at));
         }
-        let most = (MOST_BYTES >> self.header.cluster_bits) as usize;
+        let most = (MOST_BYTES >> self.header.layout.cluster_bits) as usize;
         for table in tables.into_iter().take(most) {
             let table = self.read(table, self.cluster())?;
             let behind = |entry| self.data_place(entry).filter(|at| *at >= data.unwrap_or(self.len));
@@ -131,7 +131,7 @@ impl Looked<'_> {
     fn data_place(&self, entry: u64) -> Option<u64> {
         let place = match entry {
             compressed if compressed & COMPRESSED != 0 => {
-                compressed & ((1 << (62 - (self.header.cluster_bits - 8))) - 1)
+                compressed & ((1 << (62 - (self.header.layout.cluster_bits - 8))) - 1)
             }
             zeroes if zeroes & ZEROES != 0 => 0,
             entry => entry & PLACE,
@@ -160,6 +160,7 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
+    use super::super::qcow2_header::Layout;
     use super::*;
     use crate::DiskOptions;
     use crate::kernel::{self, FileOptions};
@@ -180,11 +181,13 @@ mod tests {
                 let options = DiskOptions::new(file.path());
                 let image = kernel::open(&FileOptions::new(file.path(), &options)).unwrap().handle;
                 let header = Header {
-                    cluster_bits: BITS,
+                    layout: Layout {
+                        cluster_bits: BITS,
+                        clusters: Table { at: 6 << BITS, bytes: 8 },
+                        counts: Table { at: 1 << BITS, bytes: LONGEST_TABLE },
+                        count_order: 4,
+                    },
                     size: 1 << 30,
-                    clusters: Table { at: 6 << BITS, bytes: 8 },
-                    counts: Table { at: 1 << BITS, bytes: LONGEST_TABLE },
-                    count_order: 4,
                     marks: 0,
                     backing: None,
                     data_file: None,
