@@ -426,8 +426,15 @@ impl Image {
         }
     }
 
-    /// Brings all that was written to stable storage.
+    /// What a flush says: also what somebody was told since the last one who does not speak for what others wrote.
     fn flush(&self) -> Result<(), DiskError> {
+        let done = self.bring_all();
+        let untold = self.files.iter().filter(|file| file.take_untold()).count();
+        done.and(if untold > 0 { Err(DiskError::Media) } else { Ok(()) })
+    }
+
+    /// Brings all that was written to stable storage.
+    fn bring_all(&self) -> Result<(), DiskError> {
         let changing = self.change();
         let done = self.image.flush().and_then(|()| match &self.tables {
             Some(tables) if !tables.are_out() => tables.bring_out(&self.files[usize::from(self.top)]),
@@ -451,7 +458,7 @@ impl Drop for Image {
         // What the guest wanted to last it has flushed. The rest is brought out as a favour, and nobody is left to be
         // told if that fails.
         if self.tables.is_some() {
-            self.flush().unwrap_or_default();
+            self.bring_all().unwrap_or_default();
         }
     }
 }
@@ -500,7 +507,7 @@ impl Work for Image {
                 self.write(Source::Guest(buffers), at.0 * Sectors::SIZE, buffers.bytes(), tally)?;
                 match durability {
                     Durability::Cached => Ok(()),
-                    Durability::Stable => self.flush(),
+                    Durability::Stable => self.bring_all(),
                 }
             }
             Operation::Flush => self.flush(),

@@ -13,7 +13,7 @@ use super::Image;
 use crate::geometry::{SectorRange, Sectors};
 use crate::kernel::recorder::{self, Deed};
 use crate::options::{Allowed, DiskOptions, Format};
-use crate::request::{Durability, Operation, Unmap};
+use crate::request::{DiskError, Durability, Operation, Unmap};
 use crate::threads::{Moved, Work};
 
 /// Bytes of every disk: no whole number of clusters.
@@ -96,9 +96,13 @@ impl Vm {
     }
 
     fn run(&self, operation: Operation, bytes: u64) {
+        self.try_to(operation, bytes).unwrap();
+    }
+
+    fn try_to(&self, operation: Operation, bytes: u64) -> Result<(), DiskError> {
         let mut buffers = Buffers::new(self.ram.clone());
         buffers.push(Gpa(0), bytes).unwrap();
-        self.image.execute(operation, &buffers, &mut Moved::default()).unwrap();
+        self.image.execute(operation, &buffers, &mut Moved::default())
     }
 
     fn write(&self, range: SectorRange, tag: u32, durability: Durability) {
@@ -326,6 +330,40 @@ fn live_through_cuts(kind: &Kind, seed: u64) {
     let (allowed, _) = allowed(&tags, &done, usize::MAX);
     let last: Vec<u32> = allowed.iter().map(|tags| *tags.last().unwrap()).collect();
     assert!(Vm::start(&path).read() == last, "{story}");
+}
+
+/// The kernel tells once that it could not bring data to stable storage, and to whom it tells it need not be who wrote it.
+#[test]
+fn what_could_not_be_brought_to_stable_storage_is_told_by_the_next_flush_whoever_tried_before() {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        return eprintln!("skipped: there is no qemu-img");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    create(&Kind { options: "cluster_size=4k", from: From::Nothing }, folder.path());
+    let vm = Vm::start(&folder.path().join("disk.qcow2"));
+    let range = |start| SectorRange { start: Sectors(start), count: Sectors(8) };
+    let write = |start, durability| vm.try_to(Operation::Write { at: Sectors(start), durability }, 4096);
+    let flush = || vm.try_to(Operation::Flush, 0);
+    write(0, Durability::Cached).unwrap();
+    write(8, Durability::Cached).unwrap();
+    flush().unwrap();
+    // This leaves a cluster, after which the tables go to the file before another gets a place.
+    vm.run(Operation::Discard(range(0)), 0);
+    recorder::fail_syncs(1);
+    assert_eq!(write(16, Durability::Cached), Err(DiskError::Media));
+    assert_eq!(flush(), Err(DiskError::Media));
+    flush().unwrap();
+    // So does a write that is to last by itself.
+    write(24, Durability::Cached).unwrap();
+    recorder::fail_syncs(1);
+    assert_eq!(write(8, Durability::Stable), Err(DiskError::Media));
+    assert_eq!(flush(), Err(DiskError::Media));
+    flush().unwrap();
+    // What a flush has told is told.
+    write(32, Durability::Cached).unwrap();
+    recorder::fail_syncs(1);
+    assert_eq!(flush(), Err(DiskError::Media));
+    flush().unwrap();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
 
 use memory::Buffers;
 
@@ -25,7 +26,11 @@ impl Work for Handle {
             }
             Operation::Write { at, durability } => {
                 let transfer = Transfer::write(at.0 * Sectors::SIZE, buffers, durability);
-                self.transfer(transfer, PastEnd::IsAnError, tally)
+                let answer = self.transfer(transfer, PastEnd::IsAnError, tally);
+                if durability == Durability::Stable {
+                    self.note_stable_write(answer);
+                }
+                answer
             }
             Operation::Flush => self.flush(),
             Operation::Discard(range) | Operation::WriteZeroes(range, _) => {
@@ -170,17 +175,48 @@ impl Handle {
         Ok(())
     }
 
-    /// Brings what was written to stable storage.
+    /// Brings what was written to stable storage, for skep's own sake. The kernel tells of a failure once, so that the next
+    /// flush has to tell of it, too.
     pub(crate) fn sync(&self) -> io::Result<()> {
+        self.try_sync().inspect_err(|_| self.keep_untold())
+    }
+
+    fn try_sync(&self) -> io::Result<()> {
+        #[cfg(test)]
+        super::recorder::may_sync()?;
         self.file.sync_data()?;
         #[cfg(test)]
         super::recorder::synced(&self.file);
         Ok(())
     }
 
+    /// The next flush has to tell that something may be lost.
+    fn keep_untold(&self) {
+        self.untold.store(true, Ordering::Release);
+    }
+
+    /// Whether a flush has to tell that something may be lost; it does.
+    pub(crate) fn take_untold(&self) -> bool {
+        self.untold.swap(false, Ordering::AcqRel)
+    }
+
+    /// What a flush says that the kernel has answered like this.
+    pub(super) fn told_by_flush(&self, answer: Result<(), DiskError>) -> Result<(), DiskError> {
+        let untold = self.take_untold();
+        answer.and(if untold { Err(self.kind_of(DiskError::Media)) } else { Ok(()) })
+    }
+
+    /// Notes what a write that is to last by itself was answered. Of a file in the page cache it may be about what others
+    /// wrote.
+    pub(super) fn note_stable_write(&self, answer: Result<(), DiskError>) {
+        if answer == Err(DiskError::Media) && !self.flush_can_be_repeated() {
+            self.keep_untold();
+        }
+    }
+
     /// As [`Handle::sync`], for a request.
     pub(crate) fn flush(&self) -> Result<(), DiskError> {
-        self.sync().map_err(|error| self.kind_of(kind_of(&error)))
+        self.told_by_flush(self.try_sync().map_err(|error| self.kind_of(kind_of(&error))))
     }
 
     /// Discards or zeroes a range, in the first way that the kernel knows for it.

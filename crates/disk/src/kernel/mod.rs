@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 pub(crate) use blocking::{PastEnd, Transfer, fill_with_zeroes, kind_of};
@@ -81,6 +82,8 @@ pub(crate) struct Handle {
     copies: CopyPolicy,
     /// Longest transfer in bytes that the device takes at once, whatever memory it comes from.
     longest: u64,
+    /// Somebody else than a flush was told that what was written did not get to stable storage.
+    untold: AtomicBool,
 }
 
 impl Handle {
@@ -187,7 +190,13 @@ pub(crate) fn in_memory(size: Sectors) -> io::Result<(Arc<Handle>, Geometry)> {
     // There is no storage that anything could be brought to, so there is nothing to be lost before that either.
     geometry.write_cache = WriteCache::WriteThrough;
     geometry.logical_block = Sectors::SIZE as u32;
-    let handle = Handle { file, kind: Kind::File, copies: CopyPolicy::InPageCache, longest: u64::MAX };
+    let handle = Handle {
+        file,
+        kind: Kind::File,
+        copies: CopyPolicy::InPageCache,
+        longest: u64::MAX,
+        untold: AtomicBool::default(),
+    };
     Ok((Arc::new(handle), geometry))
 }
 
@@ -203,7 +212,7 @@ pub(crate) fn temporary(
     let route = if set_direct(&file).is_ok() { Route::Direct } else { Route::DirectRefused };
     let remark = route.remark(&file, name, Access::ReadWrite, bounce);
     let copies = route.copies(bounce, alignment);
-    Ok((Arc::new(Handle { file, kind: Kind::File, copies, longest }), remark))
+    Ok((Arc::new(Handle { file, kind: Kind::File, copies, longest, untold: AtomicBool::default() }), remark))
 }
 
 /// Goes past the page cache from now on, if the file system can.

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use host::{Host, Openers};
 
@@ -301,7 +302,11 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
     let longest = facts::longest_transfer(&file, kind, geometry.logical_block);
     remarks.extend(route.remark(&file, &options.path, options.access, options.bounce));
     let copies = route.copies(options.bounce, alignment);
-    Ok(Opened { handle: Arc::new(Handle { file, kind, copies, longest }), geometry, remarks })
+    Ok(Opened {
+        handle: Arc::new(Handle { file, kind, copies, longest, untold: AtomicBool::default() }),
+        geometry,
+        remarks,
+    })
 }
 
 pub(super) fn overridden(path: &Path, holders: &str) -> String {

@@ -1,7 +1,8 @@
 //! What this thread writes to files and brings to stable storage, for tests that cut the power in between.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -14,6 +15,21 @@ pub(crate) enum Deed {
 
 thread_local! {
     static DEEDS: RefCell<Option<Vec<Deed>>> = const { RefCell::new(None) };
+}
+
+thread_local! {
+    static SYNCS_TO_FAIL: Cell<u32> = const { Cell::new(0) };
+}
+
+/// So many times from now on, nothing can be brought to stable storage. The kernel has told of it then.
+pub(crate) fn fail_syncs(count: u32) {
+    SYNCS_TO_FAIL.set(count);
+}
+
+pub(super) fn may_sync() -> io::Result<()> {
+    let left = SYNCS_TO_FAIL.get();
+    SYNCS_TO_FAIL.set(left.saturating_sub(1));
+    if left == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }
 }
 
 /// From now on deeds are recorded; what was recorded before is forgotten.

@@ -296,6 +296,9 @@ impl Slot {
             return self.failed(part, -result, request.operation, handle);
         }
         if !matches!(request.operation, Operation::Read { .. } | Operation::Write { .. }) {
+            if request.operation == Operation::Flush {
+                self.failure = handle.told_by_flush(Ok(())).err();
+            }
             return self.ended();
         }
         let (moved, total) = (result as u64, request.buffers.bytes());
@@ -338,8 +341,14 @@ impl Slot {
             self.way += 1;
             return Next::Step(part);
         }
-        self.failure = Some(handle.kind_of(DiskError::from_errno(errno)));
-        self.errno = errno;
+        let answer = Err(handle.kind_of(DiskError::from_errno(errno)));
+        match operation {
+            Operation::Write { durability: Durability::Stable, .. } => handle.note_stable_write(answer),
+            // It tells now.
+            Operation::Flush => drop(handle.take_untold()),
+            _ => {}
+        }
+        (self.failure, self.errno) = (answer.err(), errno);
         self.ended()
     }
 }
@@ -423,10 +432,52 @@ impl std::fmt::Debug for Slot {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
+    use crate::kernel::{Alignment, CopyPolicy};
     use memory::{Gpa, GpaRange, Ram};
     use proptest::prelude::*;
+
+    /// A slot whose request the kernel has answered like this.
+    fn answered(operation: Operation, result: i32, handle: &Handle) -> Result<(), DiskError> {
+        let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 4096).unwrap()]).unwrap());
+        let mut buffers = Buffers::new(ram);
+        buffers.push(Gpa(0), 512).unwrap();
+        let mut slot = Slot::default();
+        slot.begin(Request { tag: 0, operation, buffers }, 0, handle);
+        let Next::Done(result) = slot.answer(0, result, handle, &QueueCounters::default()) else {
+            panic!("there is one part")
+        };
+        result
+    }
+
+    #[test]
+    fn that_the_page_cache_could_not_be_written_is_told_by_the_next_flush_as_well() {
+        let file = tempfile::tempfile().unwrap();
+        let mut handle = Handle {
+            file,
+            kind: Kind::File,
+            copies: CopyPolicy::InPageCache,
+            longest: u64::MAX,
+            untold: AtomicBool::default(),
+        };
+        let write = |durability| Operation::Write { at: Sectors(0), durability };
+        let lost = Err(DiskError::Media);
+        let run = |operation, result| answered(operation, result, &handle);
+        assert_eq!(run(write(Durability::Stable), -libc::EIO), lost);
+        assert_eq!(run(Operation::Flush, 0), lost);
+        assert_eq!(run(Operation::Flush, 0), Ok(()));
+        assert_eq!(run(Operation::Flush, -libc::EIO), lost);
+        assert_eq!(run(Operation::Flush, 0), Ok(()), "it was told");
+        assert_eq!(run(write(Durability::Cached), -libc::EIO), lost);
+        assert_eq!(run(write(Durability::Stable), -libc::ENOSPC), Err(DiskError::NoSpace));
+        assert_eq!(run(Operation::Flush, 0), Ok(()), "neither is about what others wrote");
+        // With direct I/O a write speaks for itself.
+        handle.copies = CopyPolicy::Unless(Alignment { address: 1, length: 1 });
+        assert_eq!(answered(write(Durability::Stable), -libc::EIO, &handle), lost);
+        assert_eq!(answered(Operation::Flush, 0, &handle), Ok(()));
+    }
 
     #[test]
     fn a_slot_keeps_no_list_of_a_request_that_is_done() {
