@@ -27,7 +27,7 @@ fn boots(all: &[(&str, u32)]) {
                      --disk path=/dev/sda,model=$1 --console file:/tmp/console < /dev/null &
                  login=no
                  wait_for 400 grep -q 'installed login:' /tmp/console && login=yes
-                 skep stop debian
+                 skep stop --wait debian
                  wait $! && ended=0 || ended=$?
                  say $1 with $2 CPUs login $login
                  say skep ended with $ended

@@ -50,6 +50,7 @@ impl disk::Engine for ScriptedEngine {
     }
 
     fn submit(&mut self, request: disk::Request) {
+        self.seen.lock().unwrap().push(request.operation);
         self.noted.push(request);
     }
 
@@ -67,7 +68,6 @@ impl disk::Engine for ScriptedEngine {
             events.push(disk::Event::Wake);
         }
         for disk::Request { tag, operation, buffers } in self.noted.drain(..) {
-            self.seen.lock().unwrap().push(operation);
             events.push(disk::Event::Done { tag, operation, result: (self.answer)(operation), buffers });
         }
         Ok(())
@@ -313,11 +313,13 @@ fn a_cache_that_cannot_be_flushed_stays_on() {
 fn what_is_under_way_when_the_cache_is_switched_off_is_flushed_when_it_ends() {
     let long = io(spec::io::WRITE_ZEROES, 1, 0, 100, [0, 0]);
     for command in [io(spec::io::WRITE, 1, 0, 1, [Guest::DATA.0, 0]), long] {
-        let (guest, seen) = scripted(|_| Ok(()), Duration::from_millis(100), |_| {});
+        let (guest, seen) = scripted(|_| Ok(()), Duration::from_millis(300), |_| {});
         let mut admin = guest.enable();
         let mut queue = guest.create_pair(&mut admin, 1, 32, None).unwrap();
         guest.submit(&mut queue, command);
-        std::thread::sleep(Duration::from_millis(30));
+        while seen.lock().unwrap().is_empty() {
+            std::thread::yield_now();
+        }
         assert_eq!(guest.admin(&mut admin, admin::SET_FEATURES, feature::WRITE_CACHE.into(), 0), (0, 0));
         assert_eq!(guest.wait(&mut queue).status.get() >> 1, 0);
         assert_eq!(flushes(&seen), (2, Some(disk::Operation::Flush)));
