@@ -57,6 +57,7 @@ pub(crate) fn tiny_bzimage() -> Vec<u8> {
     put(&mut image, 0x202, b"HdrS");
     put(&mut image, 0x206, &0x020fu16.to_le_bytes());
     image[0x211] = 1;
+    put(&mut image, 0x214, &0x10_0000u32.to_le_bytes());
     put(&mut image, 0x22c, &0x7fff_ffffu32.to_le_bytes());
     put(&mut image, 0x230, &0x20_0000u32.to_le_bytes());
     image[0x234] = 1;
@@ -136,6 +137,31 @@ fn a_bzimage_finds_all_that_the_zero_page_promises() {
         assert_eq!(object::<[u64; 2]>(&ram, at), [entry.range.start().0, entry.range.len()]);
         assert_eq!(object::<u32>(&ram, at + 16), entry.kind as u32);
     }
+}
+
+#[test]
+fn a_bzimage_without_a_64_bit_entry_is_entered_in_protected_mode() {
+    let ram = ram(64 << 20);
+    let mut kernel = tiny_bzimage();
+    kernel[0x206] = 0x0b;
+    let state = loaded(kernel, None, "quiet", &ram).unwrap();
+    // boot.rst, "32-bit Boot Protocol": no paging, flat segments, ESI is the boot parameters, EBX is 0.
+    assert_eq!((state.rip, state.cr0, state.cr4, state.efer, state.rbx), (KERNEL, 0x11, 0, 0, 0));
+    assert_eq!((state.cs.selector, state.data.selector), (0x10, 0x18));
+    assert!(state.cs.big && !state.cs.long);
+    assert_eq!(object::<[u8; 4]>(&ram, state.rsi + 0x202), *b"HdrS");
+    assert_eq!(u64::from(object::<u32>(&ram, state.rsi + 0x214)), KERNEL);
+}
+
+#[test]
+fn zeroes_fill_the_last_paragraph_of_a_bzimage() {
+    let ram = ram(64 << 20);
+    ram.write(Gpa(KERNEL), &[0xaa; 0x1000]).unwrap();
+    let mut kernel = tiny_bzimage();
+    kernel.truncate(kernel.len() - 9);
+    loaded(kernel, None, "", &ram).unwrap();
+    assert_eq!(object::<[u8; 8]>(&ram, KERNEL + 2048 - 16), [0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0]);
+    assert_eq!(object::<[u8; 9]>(&ram, KERNEL + 2048 - 8), [0, 0, 0, 0, 0, 0, 0, 0, 0xaa]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use memory::{Gpa, GpaRange, Ram};
 
-pub(crate) use bzimage::{BzImage, SETUP_HEADER};
+pub(crate) use bzimage::{BzImage, Entry, SETUP_HEADER};
 pub(crate) use elf::Elf;
 
 use crate::map::low;
@@ -166,8 +166,10 @@ impl KernelImage {
                 }
             }
             Format::BzImage(image) => {
-                let code = image.code();
-                self.source.read_into(ram, image.range().start(), code.start, code.end - code.start)?;
+                let (code, start) = (image.code(), image.range().start());
+                let in_file = code.end - code.start;
+                self.source.read_into(ram, start, code.start, in_file)?;
+                ram.zero(Gpa(start.0 + in_file), in_file.next_multiple_of(bzimage::PARAGRAPH) - in_file)?;
             }
         }
         Ok(())
