@@ -48,6 +48,24 @@ pub(crate) fn tiny_elf() -> Vec<u8> {
     image
 }
 
+/// A 32-bit PVH kernel: a segment of 64 bytes at 16 MiB with 0x100 bytes of zeroes behind it, entered at its byte 16, and
+/// behind it in the file a note that takes no memory, as GRUB's has.
+pub(crate) fn tiny_elf32() -> Vec<u8> {
+    let mut image = vec![0; 0x240];
+    put(&mut image, 0, b"\x7fELF\x01\x01\x01");
+    put(&mut image, 16, &[2, 0, 3, 0]);
+    put(&mut image, 28, &52u32.to_le_bytes());
+    put(&mut image, 42, &[32, 0, 2, 0]);
+    let address = KERNEL as u32;
+    let programs = [[1, 0x200, 0xc000_0000, address, 64, 64 + 0x100, 7, 4096], [4, 0x240, 0, 0, 20, 0, 4, 4]];
+    put(&mut image, 52, programs.as_bytes());
+    put(&mut image, 0x200, &[0xf4; 64]);
+    image.extend([4u32, 4, 18].as_bytes());
+    image.extend(b"Xen\0");
+    image.extend((address + 16).to_le_bytes());
+    image
+}
+
 /// A bzImage of one setup sector and 2 KiB of code, which wants to lie at 16 MiB and needs 1 MiB.
 pub(crate) fn tiny_bzimage() -> Vec<u8> {
     let mut image = vec![0; 1024 + 2048];
@@ -111,6 +129,16 @@ fn a_pvh_kernel_finds_all_that_start_info_promises() {
         assert_eq!(object::<[u64; 2]>(&ram, at), [entry.range.start().0, entry.range.len()]);
         assert_eq!(object::<u32>(&ram, at + 16), entry.kind as u32);
     }
+}
+
+#[test]
+fn a_32_bit_pvh_kernel_is_entered_as_a_64_bit_one() {
+    let ram = ram(64 << 20);
+    let state = loaded(tiny_elf32(), None, "root=x", &ram).unwrap();
+    let wide = loaded(tiny_elf(), None, "root=x", &super::tests::ram(64 << 20)).unwrap();
+    assert_eq!(state, CpuState { rip: KERNEL + 16, ..wide });
+    assert_eq!(object::<[u8; 65]>(&ram, KERNEL)[63..], [0xf4, 0]);
+    assert_eq!(object::<u32>(&ram, state.rbx), 0x336e_c578);
 }
 
 #[test]
@@ -328,6 +356,11 @@ proptest! {
 
     #[test]
     fn a_hostile_elf_neither_panics_nor_leaves_its_place(image in mutated(tiny_elf(), 0x238)) {
+        load_hostile(image);
+    }
+
+    #[test]
+    fn a_hostile_32_bit_elf_neither_panics_nor_leaves_its_place(image in mutated(tiny_elf32(), 0x254)) {
         load_hostile(image);
     }
 

@@ -5,6 +5,7 @@
 
 mod bzimage;
 mod elf;
+mod multiboot;
 mod other;
 
 use std::path::{Path, PathBuf};
