@@ -22,7 +22,7 @@ use memory::{Gpa, GpaRange, OutsideRam, Ram, RamError};
 
 pub use cpu::{CpuState, Segment, Table};
 pub use initrd::{Initrd, InitrdError};
-pub use kernel::{KernelError, KernelImage};
+pub use kernel::{KernelError, KernelImage, UNPACKED_MAX};
 pub use map::{MapEntry, MemoryKind, memory_map};
 pub use source::SourceError;
 
