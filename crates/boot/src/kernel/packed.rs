@@ -141,6 +141,9 @@ impl<R: BufRead> Read for ZstdFrames<R> {
 mod tests {
     use std::io::Write;
     use std::process::{Command, Stdio};
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::KernelImage;
@@ -206,7 +209,7 @@ mod tests {
     fn a_damaged_archive_is_an_error_wherever_it_is_damaged() {
         let mut kernel = tiny_elf();
         // Nothing that can be told from a damaged kernel: more of the file, which is not looked at.
-        kernel.extend((0..200_000u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()));
+        kernel.extend((0..20_000u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()));
         for program in PROGRAMS {
             let packed = packed_by(program, &kernel);
             for cut in [12, packed.len() / 2, packed.len() - 3] {
@@ -241,5 +244,31 @@ mod tests {
         let zstd = [&b"\x28\xb5\x2f\xfd\x00\xa0"[..], &[0; 8]].concat();
         let said = opened(zstd).unwrap_err();
         assert!(said.contains("window"), "{said}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn a_hostile_archive_is_unpacked_or_refused(
+            which in 0..PROGRAMS.len(),
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            static PACKED: LazyLock<Vec<Vec<u8>>> =
+                LazyLock::new(|| PROGRAMS.iter().map(|program| packed_by(program, &tiny_elf())).collect());
+            let mut packed = PACKED[which].clone();
+            for (at, value) in edits {
+                // The first bytes would only make it another kind.
+                let at = 6 + at.index(packed.len() - 6);
+                packed[at] = value;
+            }
+            if cut.index(4) == 0 {
+                packed.truncate(6 + cut.index(packed.len() - 6));
+            }
+            if let Err(error) = opened(packed) {
+                prop_assert!(error.ends_with('.'), "{}", error);
+            }
+        }
     }
 }
