@@ -299,27 +299,6 @@ fn what_does_not_fit_is_known_before_there_is_ram_and_all_at_once() {
     }
 }
 
-#[test]
-fn the_kernels_in_the_cache_load() {
-    let folder = std::env::home_dir().unwrap_or_default().join(".cache/skep");
-    let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-    let is_kernel = |path: &std::path::PathBuf| {
-        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"vmlinu"))
-    };
-    let kernels: Vec<_> = entries.map(|entry| entry.path()).filter(is_kernel).collect();
-    if kernels.is_empty() {
-        eprintln!("skipped: no vmlinuz or vmlinux in {}", folder.display());
-    }
-    for path in kernels {
-        let kernel = KernelImage::open(&path).unwrap();
-        let (ram, boot) =
-            (ram(512 << 20), LinuxBoot { kernel: &kernel, initrd: None, command_line: "quiet" });
-        let state = load(&boot, &one_cpu(), &ram).unwrap();
-        eprintln!("{}: enters at {:#x}, takes {}", path.display(), state.rip, kernel.range());
-        assert_ne!(object::<[u8; 64]>(&ram, state.rip), [0; 64]);
-    }
-}
-
 /// Loads into RAM with an island behind a gap: whatever is loaded, it may not come to lie there.
 fn load_hostile(kernel: Vec<u8>) {
     let ram = Ram::new(&[range(0, 20 << 20), range(64 << 20, 1 << 20)]).unwrap();

@@ -119,18 +119,18 @@ impl KernelImage {
     }
 
     fn recognise(source: Source) -> Result<KernelImage, KernelError> {
-        match Compression::of(&head(&source, 8)?) {
-            Some(compression) => KernelImage::unpacked(packed::unpack(&source, compression)?),
-            None => KernelImage::unpacked(source),
-        }
+        let start = head(&source, HEAD)?;
+        let Some(compression) = Compression::of(&start) else { return KernelImage::plain(source, &start) };
+        let unpacked = packed::unpack(&source, compression)?;
+        let start = head(&unpacked, HEAD)?;
+        KernelImage::plain(unpacked, &start)
     }
 
-    fn unpacked(source: Source) -> Result<KernelImage, KernelError> {
-        let start = head(&source, HEAD)?;
+    fn plain(source: Source, start: &[u8]) -> Result<KernelImage, KernelError> {
         let format = if start.starts_with(elf::MAGIC) {
-            Format::Pvh(Elf::parse(&source, &start)?)
-        } else if BzImage::is_one(&start) {
-            Format::BzImage(BzImage::parse(&source, &start)?)
+            Format::Pvh(Elf::parse(&source, start)?)
+        } else if BzImage::is_one(start) {
+            Format::BzImage(BzImage::parse(&source, start)?)
         } else {
             let what = other::describe(&head(&source, NAMED_BY)?);
             return Err(KernelError::NotAKernel { path: source.name().to_path_buf(), what });
