@@ -26,8 +26,9 @@ const LAB: [Package; 2] = [package("qemu-system-x86", "qemu-system-x86_64"), pac
 /// Its shell. The plain busybox goes by the same name, and does not do.
 const BUSYBOX: Package = package("busybox-static", "busybox-static");
 
-/// What guests of the tests run to try their disks, and what their host looks at the disks with afterwards.
-const IN_GUESTS: [Package; 8] = [
+/// What guests of the tests run to try their disks, what their host looks at the disks with afterwards, and what makes
+/// compressed kernels.
+const FOR_TESTS: [Package; 10] = [
     package("fio", "fio"),
     package("nvme-cli", "nvme"),
     package("smartmontools", "smartctl"),
@@ -36,12 +37,14 @@ const IN_GUESTS: [Package; 8] = [
     package("util-linux", "lsblk"),
     package("qemu-utils", "qemu-img"),
     package("mmdebstrap", "mmdebstrap"),
+    package("xz-utils", "xz"),
+    package("zstd", "zstd"),
 ];
 
-/// Gets what the tests need: the lab, and the programs that its guests run.
+/// Gets what the tests need: the lab, and the programs that they and its guests run.
 pub fn tests() -> Result<()> {
     lab()?;
-    install(&IN_GUESTS)
+    install(&FOR_TESTS)
 }
 
 /// Gets what the lab needs: QEMU, busybox, Debian's kernel in the cache (unpacked there, not installed).

@@ -17,7 +17,7 @@ pub struct CpuState {
     pub rflags: u64,
     /// PVH: the address of the start info.
     pub rbx: u64,
-    /// Linux's 64-bit protocol: the address of the boot parameters.
+    /// Linux's 32- and 64-bit protocols: the address of the boot parameters.
     pub rsi: u64,
     /// Control register 0.
     pub cr0: u64,
@@ -93,7 +93,7 @@ pub struct Table {
     pub limit: u16,
 }
 
-// Selectors are those that Linux's 64-bit protocol asks for: __BOOT_CS and __BOOT_DS.
+// Selectors are those that Linux's protocols ask for: __BOOT_CS and __BOOT_DS.
 const CODE: u16 = 0x10;
 const DATA: u16 = 0x18;
 const TASK: u16 = 0x20;
@@ -134,6 +134,13 @@ pub(crate) fn enter_long(ram: &Ram, entry: Gpa, zero_page: Gpa) -> Result<CpuSta
         efer: EFER_LONG_ENABLED | EFER_LONG_ACTIVE,
         ..state
     })
+}
+
+/// Enters by Linux's 32-bit protocol: protected mode, flat segments, paging off, CS 0x10, data segments 0x18, ESI is the
+/// boot parameters, EBP, EDI and EBX are 0 (Documentation/arch/x86/boot.rst, "32-bit Boot Protocol"). Writes the
+/// descriptor table.
+pub(crate) fn enter_protected(ram: &Ram, entry: Gpa, zero_page: Gpa) -> Result<CpuState, LoadError> {
+    Ok(CpuState { rip: entry.0, rsi: zero_page.0, ..flat(ram, CODE32)? })
 }
 
 /// Protected mode with flat segments and no paging.

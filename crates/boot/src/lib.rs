@@ -22,11 +22,11 @@ use memory::{Gpa, GpaRange, OutsideRam, Ram, RamError};
 
 pub use cpu::{CpuState, Segment, Table};
 pub use initrd::{Initrd, InitrdError};
-pub use kernel::{KernelError, KernelImage};
+pub use kernel::{KernelError, KernelImage, UNPACKED_MAX};
 pub use map::{MapEntry, MemoryKind, memory_map};
 pub use source::SourceError;
 
-use kernel::Format;
+use kernel::{Entry, Format};
 use map::low;
 use platform::{LayoutError, Platform};
 
@@ -194,7 +194,10 @@ pub fn load(boot: &LinuxBoot<'_>, platform: &Platform, ram: &Ram) -> Result<CpuS
         }
         Format::BzImage(image) => {
             linux::write_zero_page(ram, image, &given)?;
-            cpu::enter_long(ram, image.entry(), low::ZERO_PAGE)
+            match image.entry() {
+                Entry::Long(entry) => cpu::enter_long(ram, entry, low::ZERO_PAGE),
+                Entry::Protected(entry) => cpu::enter_protected(ram, entry, low::ZERO_PAGE),
+            }
         }
     }
 }

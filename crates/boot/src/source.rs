@@ -88,6 +88,12 @@ impl Source {
         Source { name: PathBuf::from(name), bytes: Bytes::Memory(bytes), len }
     }
 
+    /// What is in this image, unpacked.
+    pub(crate) fn unpacked(&self, bytes: Vec<u8>) -> Source {
+        let len = bytes.len() as u64;
+        Source { name: self.name.clone(), bytes: Bytes::Memory(bytes), len }
+    }
+
     /// The path.
     pub(crate) fn name(&self) -> &Path {
         &self.name

@@ -56,7 +56,7 @@ struct Flags {
     /// Make all RAM present and lock it before the guest runs [default: auto, which is on with assigned devices]
     #[arg(long, value_name = "auto|on|off")]
     wire: Option<String>,
-    /// The kernel to boot: an ELF vmlinux with a PVH entry, or a bzImage
+    /// The kernel to boot: a bzImage, or an ELF vmlinux with a PVH entry, also compressed
     #[arg(long, value_name = "PATH")]
     kernel: Option<String>,
     /// The initial RAM disk

@@ -1,26 +1,86 @@
-//! Uncompressed kernels: a 64-bit x86 ELF whose note names the PVH entry point.
+//! Uncompressed kernels: an x86 ELF of 64 or 32 bits whose note names the PVH entry point
+//! (xen/docs/misc/pvh.pandoc, xen/include/public/elfnote.h).
 
 use memory::{Gpa, GpaRange};
 
-use super::{Header, KernelError, damaged, unsupported};
+use super::{Header, KernelError, damaged, multiboot, unsupported};
 use crate::source::Source;
 
 pub(super) const MAGIC: &[u8] = b"\x7fELF";
 
 /// More program headers than any kernel has (Linux has 5).
 const MAX_PROGRAM_HEADERS: u16 = 128;
-const PROGRAM_HEADER: u64 = 56;
 const LOAD: u32 = 1;
 const NOTE: u32 = 4;
-const MACHINE_X86_64: u16 = 62;
 
 /// As much of a note segment as is searched. Linux's is about 500 bytes.
 const MAX_NOTES: u64 = 64 << 10;
 /// XEN_ELFNOTE_PHYS32_ENTRY of xen/include/public/elfnote.h.
 const PHYS32_ENTRY: u32 = 18;
 
-const NO_PVH: &str =
-    "Use the distribution's bzImage, or build the kernel with CONFIG_PVH=y and take its vmlinux.";
+const OTHER: &str = "skep starts x86 kernels only.";
+const NO_PVH: &str = "Use the distribution's bzImage, or build the kernel with a PVH entry (Linux: CONFIG_PVH=y) and take its vmlinux.";
+const ONLY_MULTIBOOT: &str =
+    "Build it with a PVH entry (Xen: CONFIG_PVH_GUEST=y), or start it by a boot loader that has one.";
+
+/// The two classes of ELF files, which differ in the widths and the order of their fields. System V ABI, chapters 4 and 5.
+/// PVH enters both in 32-bit protected mode.
+#[derive(Debug, Clone, Copy)]
+enum Class {
+    Elf32,
+    Elf64,
+}
+
+/// A program header of either class.
+struct Program {
+    kind: u32,
+    offset: u64,
+    address: u64,
+    in_file: u64,
+    len: u64,
+    alignment: u64,
+}
+
+impl Class {
+    /// The CPU for which files of this class are taken, and its number in the file header.
+    fn machine(self) -> u16 {
+        match self {
+            Class::Elf32 => 3,
+            Class::Elf64 => 62,
+        }
+    }
+
+    /// Where the program headers are, their size and their number, out of the file header; `None` when it is too short.
+    fn programs(self, header: &Header<'_>) -> Option<(u64, u16, u16)> {
+        match self {
+            Class::Elf32 => Some((header.u32(28)?.into(), header.u16(42)?, header.u16(44)?)),
+            Class::Elf64 => Some((header.u64(32)?, header.u16(54)?, header.u16(56)?)),
+        }
+    }
+
+    /// Bytes of a program header.
+    fn program_len(self) -> u16 {
+        match self {
+            Class::Elf32 => 32,
+            Class::Elf64 => 56,
+        }
+    }
+
+    fn program(self, header: &Header<'_>) -> Program {
+        let narrow = |at| header.u32(at).expect("a whole program header");
+        let wide = |at| match self {
+            Class::Elf32 => narrow(at).into(),
+            Class::Elf64 => header.u64(at).expect("a whole program header"),
+        };
+        let kind = narrow(0);
+        let [offset, address, in_file, len, alignment] = match self {
+            Class::Elf32 => [4, 12, 16, 20, 28],
+            Class::Elf64 => [8, 24, 32, 40, 48],
+        }
+        .map(wide);
+        Program { kind, offset, address, in_file, len, alignment }
+    }
+}
 
 /// What a kernel's ELF headers say.
 #[derive(Debug)]
@@ -58,13 +118,12 @@ impl Elf {
     }
 
     pub(super) fn parse(source: &Source, start: &[u8]) -> Result<Elf, KernelError> {
-        let programs = program_headers(source, &Header(start))?;
         let mut parts = Vec::new();
         let mut entry = None;
-        for program in programs.chunks_exact(PROGRAM_HEADER as usize).map(Header) {
-            match program.u32(0) {
-                Some(LOAD) => parts.extend(part(source, &program)?),
-                Some(NOTE) if entry.is_none() => entry = pvh_entry(source, &program)?,
+        for program in program_headers(source, &Header(start))? {
+            match program.kind {
+                LOAD => parts.extend(part(source, &program)?),
+                NOTE if entry.is_none() => entry = pvh_entry(source, &program)?,
                 _ => {}
             }
         }
@@ -81,7 +140,14 @@ impl Elf {
         let start = first.range.start();
         let range = GpaRange::new(start, last.range.end().0 - start.0).expect("parts are ordered, not empty");
         let Some(entry) = entry else {
-            return Err(unsupported(source, "has no PVH entry (no Xen note 18)", NO_PVH));
+            return Err(match multiboot::version(source)? {
+                Some(version) => {
+                    let what =
+                        format!("is made for {version} boot loaders and has no PVH entry (no Xen note 18)");
+                    unsupported(source, what, ONLY_MULTIBOOT)
+                }
+                None => unsupported(source, "has no PVH entry (no Xen note 18)", NO_PVH),
+            });
         };
         if !parts.iter().any(|part| part.range.contains(Gpa(entry.into()))) {
             return Err(damaged(source, format!("its PVH entry {entry:#x} lies in none of its segments")));
@@ -90,20 +156,19 @@ impl Elf {
     }
 }
 
-/// Checks the file header and reads the program headers. ELF-64 object file format, 1.5; System V ABI.
-fn program_headers(source: &Source, header: &Header<'_>) -> Result<Vec<u8>, KernelError> {
-    const OTHER: &str = "skep starts 64-bit x86 kernels only.";
+/// Checks the file header and reads the program headers.
+fn program_headers(source: &Source, header: &Header<'_>) -> Result<Vec<Program>, KernelError> {
     let short = || damaged(source, "it ends within its ELF header");
-    match header.u8(4).ok_or_else(short)? {
-        2 => {}
-        1 => return Err(unsupported(source, "is a 32-bit ELF file", OTHER)),
+    let class = match header.u8(4).ok_or_else(short)? {
+        1 => Class::Elf32,
+        2 => Class::Elf64,
         class => return Err(damaged(source, format!("its ELF class is {class}"))),
-    }
+    };
     if header.u8(5) == Some(2) {
         return Err(unsupported(source, "is a big-endian ELF file", OTHER));
     }
     let machine = header.u16(18).ok_or_else(short)?;
-    if machine != MACHINE_X86_64 {
+    if machine != class.machine() {
         return Err(unsupported(
             source,
             format!("is an ELF file for another CPU (machine {machine})"),
@@ -114,25 +179,22 @@ fn program_headers(source: &Source, header: &Header<'_>) -> Result<Vec<u8>, Kern
         let hint = "Give the linked vmlinux.";
         return Err(unsupported(source, "is an object file (a kernel module, say)", hint));
     }
-    let offset = header.u64(32).ok_or_else(short)?;
-    let size = header.u16(54).ok_or_else(short)?;
-    let count = header.u16(56).ok_or_else(short)?;
-    if u64::from(size) != PROGRAM_HEADER || count == 0 || count > MAX_PROGRAM_HEADERS {
+    let (offset, size, count) = class.programs(header).ok_or_else(short)?;
+    if size != class.program_len() || count == 0 || count > MAX_PROGRAM_HEADERS {
         return Err(damaged(source, format!("it has {count} program headers of {size} bytes")));
     }
-    let len = u64::from(count) * PROGRAM_HEADER;
+    let len = u64::from(count) * u64::from(size);
     if !source.has(offset, len) {
         return Err(damaged(source, format!("its program headers at {offset:#x} lie beyond its end")));
     }
     let mut programs = vec![0; len as usize];
     source.read_at(offset, &mut programs)?;
-    Ok(programs)
+    Ok(programs.chunks_exact(size.into()).map(|bytes| class.program(&Header(bytes))).collect())
 }
 
 /// A loadable segment; `None` when it is empty.
-fn part(source: &Source, program: &Header<'_>) -> Result<Option<Part>, KernelError> {
-    let field = |at| program.u64(at).expect("a whole program header");
-    let (offset, address, in_file, len) = (field(8), field(24), field(32), field(40));
+fn part(source: &Source, program: &Program) -> Result<Option<Part>, KernelError> {
+    let Program { offset, address, in_file, len, .. } = *program;
     if len == 0 && in_file == 0 {
         return Ok(None);
     }
@@ -154,16 +216,15 @@ fn part(source: &Source, program: &Header<'_>) -> Result<Option<Part>, KernelErr
 }
 
 /// Looks for the PVH entry point in a note segment.
-fn pvh_entry(source: &Source, program: &Header<'_>) -> Result<Option<u32>, KernelError> {
-    let field = |at| program.u64(at).expect("a whole program header");
-    let (offset, len) = (field(8), field(32));
+fn pvh_entry(source: &Source, program: &Program) -> Result<Option<u32>, KernelError> {
+    let (offset, len) = (program.offset, program.in_file);
     if !source.has(offset, len) {
         return Err(damaged(source, format!("its notes at {offset:#x} lie beyond its end")));
     }
     let mut notes = vec![0; len.min(MAX_NOTES) as usize];
     source.read_at(offset, &mut notes)?;
     // Notes are aligned to 4 bytes, except in segments that ask for 8.
-    let alignment = if field(48) == 8 { 8 } else { 4 };
+    let alignment = if program.alignment == 8 { 8 } else { 4 };
     Ok(find_note(&notes, alignment))
 }
 
@@ -192,7 +253,7 @@ fn find_note(mut notes: &[u8], alignment: usize) -> Option<u32> {
 mod tests {
     use super::*;
     use crate::KernelImage;
-    use crate::tests::tiny_elf;
+    use crate::tests::{tiny_elf, tiny_elf32};
 
     #[test]
     fn a_kernel_with_a_pvh_note_is_understood() {
@@ -204,13 +265,29 @@ mod tests {
     }
 
     #[test]
+    fn a_32_bit_kernel_with_a_pvh_note_is_understood() {
+        let image = KernelImage::from_bytes("tiny", tiny_elf32()).unwrap();
+        let super::super::Format::Pvh(elf) = image.format() else { panic!("not PVH") };
+        let parts: Vec<_> = elf.parts().iter().map(|part| (part.offset, part.in_file)).collect();
+        assert_eq!((elf.entry(), parts), (0x100_0010, vec![(0x200, 64)]));
+        assert_eq!(elf.range(), GpaRange::new(Gpa(0x100_0000), 64 + 0x100).unwrap());
+        let mut bytes = tiny_elf32();
+        bytes[42] = 56;
+        let error = KernelImage::from_bytes("tiny", bytes).unwrap_err().to_string();
+        assert!(error.contains("2 program headers of 56 bytes"), "{error}");
+    }
+
+    #[test]
     fn each_way_to_be_no_pvh_kernel_has_its_own_words() {
         let said = |edit: &dyn Fn(&mut Vec<u8>)| {
             let mut bytes = tiny_elf();
             edit(&mut bytes);
             KernelImage::from_bytes("tiny", bytes).unwrap_err().to_string()
         };
-        assert!(said(&|b| b[4] = 1).contains("is a 32-bit ELF file"));
+        assert!(said(&|b| b[4] = 3).contains("its ELF class is 3"));
+        // A 64-bit x86 CPU in a file of the other class (the x32 ABI), and the other way round.
+        assert!(said(&|b| b[4] = 1).contains("another CPU (machine 62)"));
+        assert!(said(&|b| b[18] = 3).contains("another CPU (machine 3)"));
         assert!(said(&|b| b[5] = 2).contains("big-endian"));
         assert!(said(&|b| b[18] = 183).contains("another CPU (machine 183)"));
         assert!(said(&|b| b[16] = 1).contains("kernel module"));

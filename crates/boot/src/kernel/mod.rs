@@ -5,17 +5,26 @@
 
 mod bzimage;
 mod elf;
+mod multiboot;
 mod other;
+mod packed;
 
 use std::path::{Path, PathBuf};
 
 use memory::{Gpa, GpaRange, Ram};
 
-pub(crate) use bzimage::{BzImage, SETUP_HEADER};
+pub(crate) use bzimage::{BzImage, Entry, SETUP_HEADER};
 pub(crate) use elf::Elf;
+pub use packed::UNPACKED_MAX;
 
 use crate::map::low;
 use crate::source::{Source, SourceError};
+use packed::Compression;
+
+/// As many bytes at an image's beginning as tell what kind of kernel it is, and hold its headers.
+const HEAD: usize = 4096;
+/// As many as it takes to name what is no kernel.
+const NAMED_BY: usize = 0x8800;
 
 /// A kernel that skep can start.
 #[derive(Debug)]
@@ -41,7 +50,7 @@ pub enum KernelError {
     Source(#[from] SourceError),
     /// It is something else.
     #[error(
-        "{} is {what}, not a kernel that skep can start. Give a bzImage (a distribution's /boot/vmlinuz) or an uncompressed vmlinux with a PVH entry.",
+        "{} is {what}, not a kernel that skep can start. Give a bzImage (a distribution's /boot/vmlinuz) or a vmlinux with a PVH entry.",
         .path.display()
     )]
     NotAKernel {
@@ -97,7 +106,9 @@ fn enough(end: Gpa) -> String {
 }
 
 impl KernelImage {
-    /// Opens a kernel and checks its headers: an ELF with a PVH note, or a bzImage with a 64-bit entry.
+    /// Opens a kernel and checks its headers: an ELF with a PVH note, or a bzImage with an entry in long or protected mode.
+    /// One that is compressed as a file (gzip, xz, zstd) is unpacked, to [`UNPACKED_MAX`] bytes at most, and keeps that
+    /// memory.
     pub fn open(path: &Path) -> Result<KernelImage, KernelError> {
         KernelImage::recognise(Source::open("kernel", path)?)
     }
@@ -108,15 +119,20 @@ impl KernelImage {
     }
 
     fn recognise(source: Source) -> Result<KernelImage, KernelError> {
-        let mut start = [0; 4096];
-        let len = source.read_start(&mut start)?;
-        let start = &start[..len];
+        let start = head(&source, HEAD)?;
+        let Some(compression) = Compression::of(&start) else { return KernelImage::plain(source, &start) };
+        let unpacked = packed::unpack(&source, compression)?;
+        let start = head(&unpacked, HEAD)?;
+        KernelImage::plain(unpacked, &start)
+    }
+
+    fn plain(source: Source, start: &[u8]) -> Result<KernelImage, KernelError> {
         let format = if start.starts_with(elf::MAGIC) {
             Format::Pvh(Elf::parse(&source, start)?)
         } else if BzImage::is_one(start) {
             Format::BzImage(BzImage::parse(&source, start)?)
         } else {
-            let what = other::describe(start);
+            let what = other::describe(&head(&source, NAMED_BY)?);
             return Err(KernelError::NotAKernel { path: source.name().to_path_buf(), what });
         };
         Ok(KernelImage { source, format })
@@ -166,12 +182,27 @@ impl KernelImage {
                 }
             }
             Format::BzImage(image) => {
-                let code = image.code();
-                self.source.read_into(ram, image.range().start(), code.start, code.end - code.start)?;
+                let (code, start) = (image.code(), image.range().start());
+                let in_file = code.end - code.start;
+                self.source.read_into(ram, start, code.start, in_file)?;
+                ram.zero(Gpa(start.0 + in_file), in_file.next_multiple_of(bzimage::PARAGRAPH) - in_file)?;
             }
         }
         Ok(())
     }
+}
+
+/// The first bytes of an image, as many as it has up to `len`.
+fn head(source: &Source, len: usize) -> Result<Vec<u8>, SourceError> {
+    let mut start = vec![0; len];
+    let len = source.read_start(&mut start)?;
+    start.truncate(len);
+    Ok(start)
+}
+
+/// Whether what begins with these bytes is to be a kernel.
+fn is_kernel(start: &[u8]) -> bool {
+    start.starts_with(elf::MAGIC) || BzImage::is_one(start)
 }
 
 /// What errors about one image need.
