@@ -328,7 +328,8 @@ fn listen(signals: &Signals, end: &End, terminal: &OnceLock<Terminal>) {
                     report::error(format_args!("cannot take the terminal again: {cause}."));
                 }
             }
-            (Ok(Signal::Continue), None) => {}
+            // A serial console has no size.
+            (Ok(Signal::Continue), None) | (Ok(Signal::Resized), _) => {}
             (Err(cause), _) => {
                 return report::error(format_args!("cannot wait for signals any more: {cause}."));
             }

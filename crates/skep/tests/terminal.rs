@@ -53,6 +53,7 @@ fn the_process_at_the_terminal() {
                     terminal.resume().unwrap();
                     println!("continued");
                 }
+                Signal::Resized => println!("resized"),
             }
         },
         _ => {}
