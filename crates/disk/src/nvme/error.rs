@@ -102,7 +102,7 @@ pub enum NvmeError {
     },
     /// All queues that were set aside are in use.
     #[error(
-        "NVMe controller {device}: all its {queues} I/O queues are in use. Give the disk fewer queues (queues=1)"
+        "NVMe controller {device}: all its {queues} I/O queues are in use. Give the disk fewer (`queues`)"
     )]
     NoQueue {
         /// PCI address.
