@@ -50,10 +50,10 @@ fn a_shell_in_the_emulated_host_has_the_terminal_its_keys_and_its_size_and_gives
 
 #[test]
 fn a_command_has_the_terminal_and_what_ends_the_lab_gives_it_back() {
-    let ends: [(&str, fn(&mut Session)); 2] = [
-        ("stopped by Ctrl-]", |session| session.press("\x1d")),
-        ("stopped by a signal", |session| session.kill(libc::SIGTERM)),
-    ];
+    type End = fn(&mut Session);
+    let by_key: End = |session| session.press("\x1d");
+    let by_signal: End = |session| session.kill(libc::SIGTERM);
+    let ends = [("stopped by Ctrl-]", by_key), ("stopped by a signal", by_signal)];
     for (why, end) in ends {
         let mut session = in_the_host(&["--", "sh", "-c", "read line; echo \"heard $line\"; sleep 600"]);
         let before = session.settings();

@@ -222,7 +222,7 @@ impl Boot {
             End::Silent(silence) => LabError::Silent { silence, during, console: shown },
             End::Failure(why) => LabError::Inside { why, console: shown },
             End::Stalled(silence) => {
-                let why = format!("its boot stood still for {} s", silence.as_secs());
+                let why = format!("its boot made no progress for {} s", silence.as_secs());
                 return Err(Failed::Retry { why, console: shown });
             }
             // It says what it does not like, and ends before the first instruction; killed, it says nothing.
