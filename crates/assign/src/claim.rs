@@ -235,7 +235,9 @@ fn examine(host: &Host, plans: &[DomainPlan]) -> Examined {
         }
         match PciDevice::open(host, *address) {
             Ok(device) => {
-                let reasons = host.device_in_use(&device);
+                let mut reasons = host.device_in_use(&device);
+                // A disk on it that the VM has as well is told by whoever opened it, with the way both are given.
+                reasons.retain(|reason| !reason.is_by_this_process());
                 if !reasons.is_empty() {
                     found.errors.push(AssignError::InUse { address: *address, reasons });
                 }

@@ -80,6 +80,31 @@ pub enum Place {
     Nowhere,
 }
 
+/// How a description is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Syntax {
+    /// In flags: `--disk path=/dev/sda,readonly=on`.
+    #[default]
+    Flag,
+    /// In a file: `readonly = true`.
+    File,
+}
+
+impl Syntax {
+    /// A key with its value, as in a flag, as it is written here: `format=raw` in a flag, `format = "raw"` in a file. A key
+    /// alone is the same in both.
+    pub fn written(self, setting: &str) -> String {
+        match (self, setting.split_once('=')) {
+            (Syntax::File, Some((key, "on"))) => format!("{key} = true"),
+            (Syntax::File, Some((key, "off"))) => format!("{key} = false"),
+            (Syntax::File, Some((key, value))) => format!("{key} = {value:?}"),
+            // Within a flag's list, a comma is written twice.
+            (Syntax::Flag, _) => setting.replace(',', ",,"),
+            (Syntax::File, None) => setting.to_owned(),
+        }
+    }
+}
+
 /// As it stands before a message: `vm.toml:3:1: `.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -96,19 +121,22 @@ impl Place {
     /// A key with its value as it is written here: `format=raw` in a flag, `format = "raw"` in a file. A key alone is
     /// the same in both.
     pub(crate) fn written(&self, setting: &str) -> String {
-        match (self, setting.split_once('=')) {
-            (Place::File { .. }, Some((key, "on"))) => format!("{key} = true"),
-            (Place::File { .. }, Some((key, "off"))) => format!("{key} = false"),
-            (Place::File { .. }, Some((key, value))) => format!("{key} = {value:?}"),
-            _ => setting.to_owned(),
+        self.syntax().written(setting)
+    }
+
+    /// How things are written here.
+    pub(crate) fn syntax(&self) -> Syntax {
+        match self {
+            Place::File { .. } => Syntax::File,
+            Place::Flag(_) | Place::Nowhere => Syntax::Flag,
         }
     }
 
     /// The one or the other: what is written in a flag, or in a file.
     pub(crate) fn choose<'a>(&self, flag: &'a str, file: &'a str) -> &'a str {
-        match self {
-            Place::File { .. } => file,
-            Place::Flag(_) | Place::Nowhere => flag,
+        match self.syntax() {
+            Syntax::File => file,
+            Syntax::Flag => flag,
         }
     }
 

@@ -32,7 +32,7 @@ mod source;
 mod values;
 
 pub use describe::{Description, File, Key, describe, describe_disk};
-pub use finding::{Finding, Findings, Place, Problem};
+pub use finding::{Finding, Findings, Place, Problem, Syntax};
 pub use model::{
     Assign, Backing, Boot, Bounce, Buffers, Chain, Console, Disk, DiskModel, DiskSource, Distinct, Dma,
     DmaBackEnd, Draft, FileDisk, Format, HostDomain, HugePages, Identified, ModelName, OnError, OnFault,

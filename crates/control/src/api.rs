@@ -80,7 +80,7 @@ pub struct Info {
     pub version: String,
     /// What it does now.
     pub state: State,
-    /// Why its vCPUs stand still, if they do.
+    /// Why it is paused, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The process that runs it.
@@ -100,7 +100,7 @@ pub enum State {
     Starting,
     /// Its guest runs.
     Running,
-    /// Its vCPUs stand still; its devices may not.
+    /// Its vCPUs are stopped; its devices may go on.
     Paused,
     /// It is being taken apart.
     Ending,

@@ -157,7 +157,7 @@ impl Client {
         self.get("/v1/stats")
     }
 
-    /// Has its vCPUs stand still.
+    /// Pauses it: its vCPUs stop.
     pub fn pause(&mut self) -> Result<Done, ClientError> {
         self.post("/v1/pause")
     }

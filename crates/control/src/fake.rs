@@ -159,7 +159,7 @@ impl Source for FakeVm {
     }
 
     fn pause(&self) -> Result<State, Refused> {
-        self.become_state(State::Paused, "The vCPUs stand still.")
+        self.become_state(State::Paused, "The vCPUs are stopped.")
     }
 
     fn resume(&self) -> Result<State, Refused> {

@@ -35,7 +35,7 @@ pub trait Source: Send + Sync {
     /// Its CD drives, with what is in them.
     fn drives(&self) -> Vec<Drive>;
 
-    /// Puts a disc into a CD drive, in the place of what is there. It opens a file first, and returns when the one that
+    /// Puts a disc into a CD drive, where it replaces the one there. It opens a file first, and returns when the one that
     /// was there is closed, or after some seconds.
     fn insert(&self, insert: &Insert) -> Result<Drive, Refused>;
 
@@ -48,7 +48,7 @@ pub trait Source: Send + Sync {
     /// Takes a SATA disk away, whether or not the guest uses it. Returns when it is closed, or after some seconds.
     fn unplug(&self, unplug: &Unplug) -> Result<Unplugged, Refused>;
 
-    /// Has the vCPUs stand still. Paused already, it does nothing.
+    /// Stops the vCPUs. Does nothing if the VM is paused already.
     fn pause(&self) -> Result<State, Refused>;
 
     /// Has the vCPUs go on. Running already, it does nothing.

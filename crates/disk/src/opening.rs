@@ -55,10 +55,10 @@ fn open_path(path: &Path, options: &DiskOptions) -> Result<Found, OpenError> {
     };
     if format != Format::Raw || options.changes == Changes::ThrownAway {
         if options.logical_block.is_some() {
-            return Err(unfit(options, "an image or snapshot with other blocks than its own (logical=)"));
+            return Err(unfit(options, "other blocks than its own (`logical`) as an image or snapshot"));
         }
         if options.allocation == Allocation::AtOnce {
-            return Err(unfit(options, "room for an image's whole disk at once (preallocate=on)"));
+            return Err(unfit(options, "room for an image's whole disk at once (`preallocate`)"));
         }
         return image::open(path, format, options);
     }
@@ -107,7 +107,7 @@ fn emulated(block: u32, opened: Opened, options: &DiskOptions) -> Result<Found, 
     let Opened { handle, geometry, remarks } = opened;
     let real = geometry.logical_block;
     if block != Sectors::SIZE as u32 || block > real {
-        let what = format!("blocks of {block} bytes (logical={block}) on a disk of {real}");
+        let what = format!("blocks of {block} bytes (`logical`), as its own have {real}");
         return Err(unfit(options, &what));
     }
     let (work, geometry) = Emulation::over(handle.clone(), geometry, block);
@@ -129,10 +129,10 @@ fn in_memory(size: Sectors, options: &DiskOptions) -> Result<Found, OpenError> {
 /// Options that only files and devices have.
 fn plain(options: &DiskOptions) -> Result<(), OpenError> {
     let asked = match options {
-        DiskOptions { format: Some(Format::Qcow2 | Format::Vmdk), .. } => "a format of images (format=)",
-        DiskOptions { changes: Changes::ThrownAway, .. } => "changes that are thrown away (snapshot=on)",
-        DiskOptions { allocation: Allocation::AtOnce, .. } => "room at once (preallocate=on)",
-        DiskOptions { logical_block: Some(_), .. } => "other blocks than its own (logical=)",
+        DiskOptions { format: Some(Format::Qcow2 | Format::Vmdk), .. } => "a format of images (`format`)",
+        DiskOptions { changes: Changes::ThrownAway, .. } => "changes that are thrown away (`snapshot`)",
+        DiskOptions { allocation: Allocation::AtOnce, .. } => "room at once (`preallocate`)",
+        DiskOptions { logical_block: Some(_), .. } => "other blocks than its own (`logical`)",
         _ => return Ok(()),
     };
     Err(unfit(options, asked))
@@ -142,7 +142,7 @@ pub(crate) fn unfit(options: &DiskOptions, asked: &str) -> OpenError {
     OpenError::Options {
         disk: options.source.to_string(),
         what: format!("it cannot have {asked}"),
-        hint: "Leave that option away.",
+        hint: "Leave it out.",
     }
 }
 

@@ -32,17 +32,17 @@ const LOOKED_AT: usize = 512;
 const SIGNATURES: &[Signature] = &[
     Signature {
         name: "a qcow image of version 1",
-        hint: "Copy it with `qemu-img convert -f qcow -O qcow2 IMAGE COPY`; format=raw gives the guest its very bytes.",
+        hint: "Copy it with `qemu-img convert -f qcow -O qcow2 IMAGE COPY`; format=raw gives the guest the file as it is.",
         marks: &[(Start(0), b"QFI\xfb\0\0\0\x01")],
     },
     Signature {
         name: "a qcow2 image",
-        hint: "Say which it is: format=qcow2 to use it as that, format=raw to give the guest its very bytes.",
+        hint: "Say which it is: format=qcow2 to use the disk in it, format=raw to give the guest the file as it is.",
         marks: &[(Start(0), b"QFI\xfb")],
     },
     Signature {
         name: "a vmdk image",
-        hint: "Say which it is: format=vmdk to read a flat one, format=raw to give the guest its very bytes. Copy any \
+        hint: "Say which it is: format=vmdk to read a flat one, format=raw to give the guest the file as it is. Copy any \
                other with `qemu-img convert -f vmdk -O qcow2 IMAGE COPY`.",
         marks: &[
             (Start(0), b"KDMV"),
@@ -53,38 +53,38 @@ const SIGNATURES: &[Signature] = &[
     },
     Signature {
         name: "a vhdx image",
-        hint: "Copy it with `qemu-img convert -f vhdx -O qcow2 IMAGE COPY`; format=raw gives the guest its very bytes.",
+        hint: "Copy it with `qemu-img convert -f vhdx -O qcow2 IMAGE COPY`; format=raw gives the guest the file as it is.",
         marks: &[(Start(0), b"vhdxfile")],
     },
     Signature {
         name: "a vhd image",
-        hint: "Copy it with `qemu-img convert -f vpc -O qcow2 IMAGE COPY`; format=raw gives the guest its very bytes.",
+        hint: "Copy it with `qemu-img convert -f vpc -O qcow2 IMAGE COPY`; format=raw gives the guest the file as it is.",
         marks: &[(Start(0), b"conectix"), (LastSector, b"conectix")],
     },
     Signature {
         name: "a vdi image",
-        hint: "Copy it with `qemu-img convert -f vdi -O qcow2 IMAGE COPY`; format=raw gives the guest its very bytes.",
+        hint: "Copy it with `qemu-img convert -f vdi -O qcow2 IMAGE COPY`; format=raw gives the guest the file as it is.",
         marks: &[(Start(64), &[0x7f, 0x10, 0xda, 0xbe])],
     },
     Signature {
         name: "a qed image",
-        hint: "Copy it with `qemu-img convert -f qed -O qcow2 IMAGE COPY`; format=raw gives the guest its very bytes.",
+        hint: "Copy it with `qemu-img convert -f qed -O qcow2 IMAGE COPY`; format=raw gives the guest the file as it is.",
         marks: &[(Start(0), b"QED\0")],
     },
     Signature {
         name: "a Parallels image",
-        hint: "Copy it with `qemu-img convert -f parallels -O qcow2 IMAGE COPY`; format=raw gives the guest its very bytes.",
+        hint: "Copy it with `qemu-img convert -f parallels -O qcow2 IMAGE COPY`; format=raw gives the guest the file as it is.",
         marks: &[(Start(0), b"WithoutFreeSpace"), (Start(0), b"WithouFreSpacExt")],
     },
     Signature {
         name: "a dmg image",
-        hint: "Copy it with `qemu-img convert -f dmg -O qcow2 IMAGE COPY`; format=raw gives the guest its very bytes.",
+        hint: "Copy it with `qemu-img convert -f dmg -O qcow2 IMAGE COPY`; format=raw gives the guest the file as it is.",
         marks: &[(LastSector, b"koly")],
     },
     Signature {
         name: "an encrypted image (LUKS)",
         hint: "Open it with `cryptsetup open IMAGE NAME` and give /dev/mapper/NAME; format=raw gives the guest the \
-               encrypted bytes, for which it needs the key.",
+               encrypted bytes, which it can read only with the key.",
         marks: &[
             (Start(0), b"LUKS\xba\xbe\0\x01"),
             (Start(0), b"LUKS\xba\xbe\0\x02"),

@@ -216,7 +216,10 @@ fn a_file_that_looks_like_an_image_is_neither_taken_for_it_nor_for_a_raw_one() {
     Disk::open(&DiskOptions::new(&path).format(Format::Raw)).unwrap();
     Disk::open(&DiskOptions::new(&path).format(Format::Qcow2)).unwrap();
     let error = refusal(&DiskOptions::new(image(folder.path())).format(Format::Qcow2));
-    assert!(error.contains("cannot be used as a qcow2 image") && error.contains("format="), "{error}");
+    assert!(
+        error.contains("cannot be used as a qcow2 image") && error.contains("Say with `format`"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -473,10 +476,10 @@ fn options_that_do_not_fit_are_refused_with_the_option() {
     let folder = subjects::folder();
     let path = image(folder.path());
     let memory = DiskOptions::over(Source::Memory(Sectors(2048)));
-    assert!(refusal(&memory.clone().throw_away()).contains("snapshot=on"));
-    assert!(refusal(&memory.format(Format::Qcow2)).contains("format="));
+    assert!(refusal(&memory.clone().throw_away()).contains("(`snapshot`)"));
+    assert!(refusal(&memory.format(Format::Qcow2)).contains("(`format`)"));
     let options = DiskOptions { logical_block: Some(4096), ..DiskOptions::new(&path) };
-    assert!(refusal(&options).contains("logical=4096"));
+    assert!(refusal(&options).contains("blocks of 4096 bytes (`logical`)"));
     assert!("vhd".parse::<Format>().unwrap_err().to_string().contains("raw, qcow2 or vmdk"));
 }
 

@@ -154,7 +154,11 @@ fn more_queues_than_vectors_work_and_more_than_all_are_refused_with_a_hint() {
         host.run(queue, write(0)).unwrap();
     }
     let error = disk.prepare_queue(4).err().unwrap().to_string();
-    assert!(error.contains("all its 6 I/O queues are in use") && error.contains("queues=1"), "{error}");
+    assert!(
+        error.contains("all its 6 I/O queues are in use")
+            && error.contains("fewer or shorter queues (`queues`)"),
+        "{error}"
+    );
     queues.pop();
     disk.prepare_queue(4).unwrap();
 }

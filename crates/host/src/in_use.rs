@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::openers::THIS_PROCESS;
 use crate::{Host, PciDevice, attribute, link_name, names};
 
 /// One reason why a device or disk may not be taken from the host.
@@ -74,6 +75,13 @@ pub enum Reason {
     },
     /// It is a bridge: part of the host's PCI tree.
     Bridge,
+}
+
+impl Reason {
+    /// Whether it is that this very process has a block device open, and nobody else.
+    pub fn is_by_this_process(&self) -> bool {
+        matches!(self, Reason::Exclusive { by, .. } if by.iter().map(String::as_str).eq([THIS_PROCESS]))
+    }
 }
 
 impl fmt::Display for Reason {

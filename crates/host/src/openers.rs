@@ -6,6 +6,9 @@ use std::path::Path;
 
 use crate::{Host, attribute, names};
 
+/// What is said of this process among a file's openers.
+pub(crate) const THIS_PROCESS: &str = "this process itself (is it given twice?)";
+
 /// What of a file's openers is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Openers {
@@ -26,7 +29,7 @@ impl Host {
         found.sort_unstable();
         let named = |pid: u32| {
             if pid == std::process::id() {
-                return "this process itself (is it given twice?)".to_owned();
+                return THIS_PROCESS.to_owned();
             }
             let name = attribute(&proc.join(pid.to_string()).join("comm")).unwrap_or_default();
             format!("process {pid} ({name})")

@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::Terminal;
 use crate::spec::{Bus, Device, Disk, Iommu, Kernel, Size};
 
 /// An emulated host before it is switched on: what it has, and how long it may take.
@@ -19,6 +20,7 @@ pub struct Lab {
     pub(crate) silence: Option<Duration>,
     pub(crate) append: String,
     pub(crate) verbose: bool,
+    pub(crate) terminal: Option<Terminal>,
 }
 
 /// Describes a [`Lab`].
@@ -43,6 +45,7 @@ impl Lab {
             silence: None,
             append: String::new(),
             verbose: false,
+            terminal: None,
         })
     }
 }
@@ -125,6 +128,13 @@ impl Builder {
     /// Shows the kernel's console on stderr as it is written.
     pub fn verbose(mut self, wanted: bool) -> Self {
         self.0.verbose = wanted;
+        self
+    }
+
+    /// Runs the command at this terminal: a terminal of the emulated host becomes its standard input, output and error, and
+    /// what it writes there is its standard output. Without one its standard input is empty.
+    pub fn terminal(mut self, terminal: &Terminal) -> Self {
+        self.0.terminal = Some(terminal.clone());
         self
     }
 

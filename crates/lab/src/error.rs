@@ -78,6 +78,18 @@ pub enum LabError {
         /// What would be right.
         hint: &'static str,
     },
+    /// A device that this emulator does not have.
+    #[error("{} (version {version}) has no device {model}. {hint}{}", .qemu.display(), if .hint.ends_with('?') { "" } else { "." })]
+    NoModel {
+        /// The device's model.
+        model: String,
+        /// The emulator.
+        qemu: PathBuf,
+        /// Its version.
+        version: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// The emulator ended by itself before the host was up.
     #[error("QEMU refused the emulated host ({status}): {message}. {hint}")]
     Qemu {

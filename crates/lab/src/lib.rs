@@ -27,6 +27,7 @@ mod process;
 mod run;
 mod spec;
 mod system;
+mod terminal;
 pub mod wire;
 
 pub use description::{Builder, Lab};
@@ -37,3 +38,4 @@ pub use places::cache;
 pub use run::{Event, Line, Outcome, Stream};
 pub use spec::{BlockSize, Bus, Contents, Device, Disk, Iommu, IommuModel, Kernel, Size, SpecError};
 pub use system::has_static_busybox;
+pub use terminal::Terminal;

@@ -11,6 +11,7 @@ mod boot;
 mod console;
 mod emulator;
 mod lines;
+mod models;
 
 use boot::{Boot, Deadline, Failed};
 use lines::Lines;
@@ -109,6 +110,7 @@ impl Lab {
         let start = Instant::now();
         let places = Places::find()?;
         let qemu = find_qemu()?;
+        models::check(self, &qemu)?;
         let system = System::prepare(&self.kernel, &places)?;
         let deadline = self.timeout.map(|given| Deadline { at: start + given, given });
         let mut boots = 0;

@@ -1,6 +1,7 @@
 //! What the lab and the init of its emulated host say to each other.
 //!
-//! Before the boot, a [`Job`] in the initramfs; from then on, [`Frame`]s over a virtio-serial port.
+//! Before the boot, a [`Job`] in the initramfs; from then on, [`Frame`]s over a virtio-serial port. If a person has the
+//! command at a terminal, [`Typed`] comes the other way.
 
 use std::io::{self, Read, Write};
 
@@ -71,12 +72,7 @@ impl Frame {
             }
             Frame::Started | Frame::Alive => &[],
         };
-        let length = u32::try_from(payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let mut whole = Vec::with_capacity(payload.len() + 5);
-        whole.push(self.kind());
-        whole.extend(length.to_le_bytes());
-        whole.extend(payload);
-        to.write_all(&whole)
+        write(self.kind(), payload, to)
     }
 
     /// Reads the next frame.
@@ -84,15 +80,7 @@ impl Frame {
     /// # Errors
     /// Those of the reader; `InvalidData` for what is no frame.
     pub fn read(from: &mut impl Read) -> io::Result<Frame> {
-        let mut header = [0; 5];
-        from.read_exact(&mut header)?;
-        let [kind, length @ ..] = header;
-        let length = u32::from_le_bytes(length) as usize;
-        if length > PAYLOAD_LIMIT {
-            return Err(invalid(format!("a frame of {length} bytes")));
-        }
-        let mut payload = vec![0; length];
-        from.read_exact(&mut payload)?;
+        let (kind, payload) = read(from)?;
         let text = |payload: Vec<u8>| String::from_utf8_lossy(&payload).into_owned();
         Ok(match kind {
             b'H' => Frame::Hello(text(payload)),
@@ -109,6 +97,89 @@ impl Frame {
             other => return Err(invalid(format!("a frame of kind {other:#x}"))),
         })
     }
+}
+
+/// How large a person's terminal is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScreenSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// The terminal that the command is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Screen {
+    /// Its kind, as `$TERM` says it.
+    pub kind: String,
+    /// Its size when the command starts.
+    pub size: ScreenSize,
+}
+
+/// Something that init hears from the person at the terminal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Typed {
+    /// Keys, as a terminal in raw mode gives them.
+    Bytes(Vec<u8>),
+    /// The terminal has another size.
+    Size(ScreenSize),
+}
+
+impl Typed {
+    /// Writes it in the form of a frame.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        match self {
+            Typed::Bytes(bytes) => write(b'T', bytes, to),
+            Typed::Size(ScreenSize { rows, columns }) => {
+                let ([a, b], [c, d]) = (rows.to_le_bytes(), columns.to_le_bytes());
+                write(b'Z', &[a, b, c, d], to)
+            }
+        }
+    }
+
+    /// Reads the next one.
+    ///
+    /// # Errors
+    /// Those of the reader; `InvalidData` for what is none.
+    pub fn read(from: &mut impl Read) -> io::Result<Typed> {
+        let (kind, payload) = read(from)?;
+        match (kind, payload.as_slice()) {
+            (b'T', _) => Ok(Typed::Bytes(payload)),
+            (b'Z', &[a, b, c, d]) => {
+                let [rows, columns] = [[a, b], [c, d]].map(u16::from_le_bytes);
+                Ok(Typed::Size(ScreenSize { rows, columns }))
+            }
+            _ => Err(invalid(format!("typing of kind {kind:#x} and {} bytes", payload.len()))),
+        }
+    }
+}
+
+/// Writes a kind, the payload's length (32 bits, little endian) and the payload, at once.
+fn write(kind: u8, payload: &[u8], to: &mut impl Write) -> io::Result<()> {
+    let length = u32::try_from(payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut whole = Vec::with_capacity(payload.len() + 5);
+    whole.push(kind);
+    whole.extend(length.to_le_bytes());
+    whole.extend(payload);
+    to.write_all(&whole)
+}
+
+/// Reads what [`write`] wrote.
+fn read(from: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
+    let mut header = [0; 5];
+    from.read_exact(&mut header)?;
+    let [kind, length @ ..] = header;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > PAYLOAD_LIMIT {
+        return Err(invalid(format!("a frame of {length} bytes")));
+    }
+    let mut payload = vec![0; length];
+    from.read_exact(&mut payload)?;
+    Ok((kind, payload))
 }
 
 fn invalid(what: String) -> io::Error {
@@ -139,6 +210,8 @@ pub struct Job {
     pub disks: usize,
     /// The devices that the command may name.
     pub seats: Vec<Seat>,
+    /// The terminal of the person for whom it runs, if there is one.
+    pub screen: Option<Screen>,
 }
 
 impl Job {
@@ -160,6 +233,9 @@ impl Job {
         put("disks", &self.disks.to_string());
         for seat in &self.seats {
             put(if seat.behind_port { "port" } else { "slot" }, &format!("{}:{}", seat.slot, seat.name));
+        }
+        if let Some(Screen { kind, size: ScreenSize { rows, columns } }) = &self.screen {
+            put("screen", &format!("{rows}x{columns}:{kind}"));
         }
         bytes
     }
@@ -187,12 +263,21 @@ impl Job {
                     job.mounts.push(Mount { tag: tag.to_owned(), at: at.to_owned(), writable });
                 }
                 "overlay" => job.overlay = Some(value.to_owned()),
+                "screen" => job.screen = Some(screen(value).ok_or_else(unknown)?),
                 "disks" => job.disks = value.parse().map_err(|_| unknown())?,
                 _ => return Err(unknown()),
             }
         }
         Ok(job)
     }
+}
+
+/// A terminal out of `24x80:xterm`.
+fn screen(text: &str) -> Option<Screen> {
+    let (size, kind) = text.split_once(':')?;
+    let (rows, columns) = size.split_once('x')?;
+    let size = ScreenSize { rows: rows.parse().ok()?, columns: columns.parse().ok()? };
+    Some(Screen { kind: kind.to_owned(), size })
 }
 
 #[cfg(test)]
@@ -230,6 +315,18 @@ mod tests {
     }
 
     #[test]
+    fn typing_comes_out_as_it_went_in_and_what_is_none_is_an_error() {
+        let typing = [Typed::Bytes(vec![3, 0, 255]), Typed::Size(ScreenSize { rows: 300, columns: 1 })];
+        let mut bytes = Vec::new();
+        typing.iter().for_each(|typed| typed.write(&mut bytes).unwrap());
+        let mut rest = bytes.as_slice();
+        typing.iter().for_each(|typed| assert_eq!(&Typed::read(&mut rest).unwrap(), typed));
+        for bytes in [&b"O\0\0\0\0"[..], b"Z\x01\0\0\0\0", b"T\xff\xff\xff\xff"] {
+            assert_eq!(Typed::read(&mut &bytes[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+    }
+
+    #[test]
     fn a_job_comes_out_as_it_went_in() {
         let job = Job {
             command: vec!["sh".into(), "-c".into(), "echo 'a=b'\necho c".into(), String::new()],
@@ -239,6 +336,7 @@ mod tests {
             seats: [("nvme0", 4, true), ("e1000e0", 23, false)]
                 .map(|(name, slot, behind_port)| Seat { name: name.into(), slot, behind_port })
                 .to_vec(),
+            screen: Some(Screen { kind: "xterm:256".into(), size: ScreenSize { rows: 50, columns: 132 } }),
         };
         assert_eq!(Job::decode(&job.encode()).unwrap(), job);
     }

@@ -73,7 +73,8 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     let described = disks::settled(&draft.disks);
     let check = |(n, disk): (usize, &config::Disk)| {
         let checked = disks::check(disk, draft.cpus);
-        findings.keep(checked.map_err(|error| disks::same_as(&described[..n], disk, error)))
+        let wrong = |error| disks::same_as(&described[..n], disk, error).for_a_disk_in(disk.syntax);
+        findings.keep(checked.map_err(wrong))
     };
     let disks: Vec<CheckedDisk> = described.iter().enumerate().filter_map(check).collect();
     findings.add(disks::on_controllers(&host, draft));

@@ -4,6 +4,7 @@ use std::io;
 
 use assign::AssignError;
 use boot::{InitrdError, KernelError, LoadError};
+use config::Syntax;
 use devices::VirtioBlkError;
 use devices::ahci::{AhciError, AtaTextError};
 use disk::nvme::NvmeError;
@@ -48,6 +49,9 @@ pub enum StartError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] OpenError),
+    /// A disk that a file describes: what its hint says to add is written as it is there.
+    #[error("{}", .0.with_settings(&|setting| Syntax::File.written(setting)))]
+    DiskInFile(OpenError),
     /// Two disks that are the same by different names.
     #[error(
         "disk {again}: it is the same as disk {first}, which this VM has as well, under another name. Remove one of \
@@ -77,7 +81,7 @@ pub enum StartError {
     /// A disk without a ring.
     #[error(
         "disk {0}: it is not driven by io_uring here, so guest RAM cannot be registered for it. Allow io_uring (sysctl \
-         kernel.io_uring_disabled, or the container's seccomp profile), or leave buffers=registered away."
+         kernel.io_uring_disabled, or the container's seccomp profile), or leave `buffers` out."
     )]
     NoRing(String),
     /// What the guest is to see of a disk.
@@ -124,7 +128,7 @@ pub enum StartError {
     /// An NVMe controller with too few queues.
     #[error(
         "NVMe controller {device} grants {granted} I/O queues, and its disks need at least {least}. Give them fewer \
-         (queues=)."
+         (`queues`)."
     )]
     Queues {
         /// PCI address.
@@ -161,4 +165,14 @@ pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError
 /// The same address, as the host's crate has it.
 pub(crate) fn host_address(address: config::PciAddress) -> Result<PciAddress, StartError> {
     address.to_string().parse().map_err(|_| StartError::Address(address))
+}
+
+impl StartError {
+    /// What is wrong with a disk, for whoever described it so.
+    pub(crate) fn for_a_disk_in(self, syntax: Syntax) -> StartError {
+        match (self, syntax) {
+            (StartError::Disk(error), Syntax::File) => StartError::DiskInFile(error),
+            (error, _) => error,
+        }
+    }
 }

@@ -46,7 +46,7 @@ pub enum Event {
     PressPowerButton,
     /// The guest gets a press of the power button that waited. There is one for each press at most.
     PowerButtonHeard,
-    /// Somebody wants the VM to stand still.
+    /// Somebody wants the VM to pause.
     Pause(String),
     /// Somebody wants it to run on.
     Resume,

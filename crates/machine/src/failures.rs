@@ -7,7 +7,7 @@ use disk::{Disk, ErrorPolicy, Failure, OnError, Waiting};
 
 use crate::events::{Event, Events};
 
-/// So long the VM stands still for what is tried again. Its clocks have gone on meanwhile, so drivers should see what
+/// How long the VM stays paused for what is tried again. Its clocks have gone on meanwhile, so drivers should see what
 /// they wait for before they see the time; but a disk that hangs must not hang the VM.
 const TRY: Duration = Duration::from_millis(700);
 /// So long what is given up has to get to its device.
@@ -29,12 +29,12 @@ fn policy(on_error: Option<config::OnError>) -> ErrorPolicy {
     on_error.into()
 }
 
-/// Why a VM stands still that has to wait for the request.
+/// Why a VM is paused that has to wait for the request.
 pub fn why(failure: &Failure) -> String {
     format!("{}. {} `skep resume` tries it again", failure.what(), failure.error.hint())
 }
 
-/// What the VM is to stand still for, of the disks that ask for it.
+/// What the VM is to be paused for, of the disks that ask for it.
 pub fn pause(disks: &[Arc<Disk>]) -> Vec<Failure> {
     disks.iter().filter_map(|disk| disk.failures().pause()).collect()
 }

@@ -39,7 +39,9 @@ fn start(error: &StartError) -> Known {
         StartError::Differs(_) => Later("a fault in skep or the kernel"),
         StartError::Kernel(_) | StartError::Initrd(_) => Before("opened there"),
         StartError::Load(error) => load(error),
-        StartError::Disk(_) | StartError::Nbd(_) => Before("disks::check opens them"),
+        StartError::Disk(_) | StartError::DiskInFile(_) | StartError::Nbd(_) => {
+            Before("disks::check opens them")
+        }
         StartError::SameDisk { .. } => Before("disks::same_as"),
         StartError::DiskAndController { .. } => Before("disks::on_controllers"),
         StartError::Buffers(_) => {

@@ -32,12 +32,12 @@ pub enum KvmError {
     Lacks(&'static str),
     /// KVM emulates instruction by instruction.
     #[error(
-        "this host's KVM emulates guests instruction by instruction ({rate} million instructions a second), which is far too slow \
+        "this host's KVM emulates guests instruction by instruction (fewer than {below} million a second), which is far too slow \
          to run one. Use a host with SVM or VT-x, or an emulated host: `skep lab exec -- skep run …`."
     )]
     Emulates {
-        /// Millions of guest instructions a second.
-        rate: u64,
+        /// It does fewer millions of guest instructions a second than this.
+        below: u64,
     },
     /// More CPUs than KVM takes.
     #[error(
@@ -52,7 +52,7 @@ pub enum KvmError {
     /// KVM gives guests no SVM or VMX.
     #[error(
         "the guest is to run VMs of its own (nested), and this host's KVM gives guests neither SVM nor VMX. Load its \
-         module with that: modprobe -r kvm_intel && modprobe kvm_intel nested=1 (on AMD: kvm_amd), or leave nested away."
+         module with that: modprobe -r kvm_intel && modprobe kvm_intel nested=1 (on AMD: kvm_amd), or remove `nested`."
     )]
     NoNesting,
     /// An ioctl failed.
@@ -229,7 +229,7 @@ fn pass_8259_on(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
 /// kernel that interprets them does a few.
 fn judge_rate(rate: u64) -> Result<(), KvmError> {
     const SLOWEST: u64 = 25_000_000;
-    if rate < SLOWEST { Err(KvmError::Emulates { rate: rate / 1_000_000 }) } else { Ok(()) }
+    if rate < SLOWEST { Err(KvmError::Emulates { below: rate / 1_000_000 + 1 }) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn a_kvm_that_interprets_instructions_is_refused_and_the_lab_is_named() {
         let error = judge_rate(2_000_000).unwrap_err().to_string();
-        assert!(error.contains("2 million") && error.contains("skep lab"), "{error}");
+        assert!(error.contains("fewer than 3 million") && error.contains("skep lab"), "{error}");
         assert!(judge_rate(80_000_000).is_ok());
     }
 }

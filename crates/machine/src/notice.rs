@@ -31,7 +31,7 @@ pub enum Life {
     Made(String),
     /// The guest runs for the first time.
     Started,
-    /// The guest stands still; why.
+    /// The VM is paused; why.
     Paused(String),
     /// It runs on.
     Resumed,

@@ -10,7 +10,7 @@ pub enum Phase {
     Starting,
     /// Its guest runs.
     Running,
-    /// Its vCPUs stand still.
+    /// Its vCPUs are stopped.
     Paused,
     /// It has ended, and is being taken apart.
     Ending,
@@ -25,7 +25,7 @@ pub(crate) struct Phases {
 /// The phase, and how it came to it.
 struct Now {
     phase: Phase,
-    /// Why it stands still.
+    /// Why it is paused.
     why: Option<String>,
     /// How often it was set.
     turn: u64,
@@ -43,7 +43,7 @@ impl Phases {
         self.lock().phase
     }
 
-    /// Why the VM stands still, if it does.
+    /// Why the VM is paused, if it is.
     pub fn why(&self) -> Option<String> {
         self.lock().why.clone()
     }
@@ -52,7 +52,7 @@ impl Phases {
         self.turn(phase, None);
     }
 
-    /// The VM stands still, for this reason.
+    /// The VM is paused, for this reason.
     pub fn stand_still(&self, why: String) {
         self.turn(Phase::Paused, Some(why));
     }

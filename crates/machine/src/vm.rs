@@ -91,7 +91,7 @@ pub struct Control {
     disks: DisksOutside,
 }
 
-/// How long a VM may take to stand still, or to run on, before whoever asked is told that it has not yet.
+/// How long a VM may take to pause or resume before the caller is told that it has not yet.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Control {
@@ -105,7 +105,7 @@ impl Control {
         self.power.upgrade().is_some_and(|power| power.guest_listens())
     }
 
-    /// Has the guest stand still; `why` is told to the VM's owner. Returns what the VM does then.
+    /// Pauses the guest; `why` is told to the VM's owner. Returns what the VM does then.
     pub fn pause(&self, why: impl Into<String>) -> Phase {
         self.phases.after(|| self.events.send(Event::Pause(why.into())), Phase::Paused, PATIENCE)
     }
@@ -121,7 +121,7 @@ impl Control {
         self.phases.now()
     }
 
-    /// Why it stands still, if it does.
+    /// Why it is paused, if it is.
     pub fn why_paused(&self) -> Option<String> {
         self.phases.why()
     }
@@ -422,7 +422,7 @@ impl Vm {
         self.enter(Life::Paused(why));
     }
 
-    /// The VM runs on, unless a request of a disk fails again for which it stood still.
+    /// The VM runs on, unless the disk request for which it was paused fails again.
     fn resume(&mut self) {
         if self.phases.now() != Phase::Paused || failures::retry(&self.disks.now()).is_some() {
             return;
@@ -432,7 +432,7 @@ impl Vm {
         self.enter(Life::Resumed);
     }
 
-    /// Tells of a request that failed; if it is held, the VM stands still.
+    /// Tells of a request that failed; if it is held, the VM is paused.
     fn disk_failed(&mut self, failure: Failure) {
         if failure.answer != Answer::Held {
             return self.inbox.disk(failure);

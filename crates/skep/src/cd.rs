@@ -24,12 +24,12 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Deed {
-    /// Take out the disc; nothing, if the drive is empty
+    /// Take out the disc. Does nothing if the drive is empty
     Eject {
         #[command(flatten)]
         tray: Tray,
     },
-    /// Put a disc in, in the place of what is there
+    /// Insert a disc. It replaces the one in the drive
     Insert {
         /// What holds the disc's data: a file or a block device
         #[arg(value_name = "FILE")]
@@ -41,8 +41,8 @@ enum Deed {
 
 #[derive(Args)]
 struct Tray {
-    /// Take what is there even if the guest has locked the tray, as it does while it uses the disc: whatever in the
-    /// guest still reads it gets errors
+    /// Take the disc even if the guest has locked the tray, as it does while it uses the disc. Programs in the guest that
+    /// still read it get errors
     #[arg(long)]
     force: bool,
 }

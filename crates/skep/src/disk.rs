@@ -19,15 +19,15 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Deed {
-    /// Plug a disk into a SATA controller of the VM. The guest sees it come
+    /// Plug a disk into a SATA controller of the VM. The guest notices it
     Plug {
-        /// The disk, as --disk of `skep run` has it, with model=ahci (which needs no word): /dev/sdb,serial=A. It goes on the
-        /// first free port of the controller that controller=NAME names, or of the first controller that has one
+        /// The disk, written as for --disk of `skep run`; its model is ahci: /dev/sdb,serial=A. It goes on the first free
+        /// port of the controller named by controller=NAME, or else of the first controller with a free port
         #[arg(value_name = "SPEC", value_parser = described)]
         disk: Box<config::Disk>,
     },
-    /// Unplug a SATA disk of the VM. Whatever in the guest still uses it gets errors, and what the guest has not written
-    /// yet is lost: unmount it there first. When it is done, this host can use the disk
+    /// Unplug a SATA disk of the VM. Unmount it in the guest first: programs that still use it get errors, and data not yet
+    /// written is lost. Afterwards this host can use the disk
     Unplug {
         /// The disk's name, as `skep stats` shows it
         #[arg(value_name = "NAME")]

@@ -19,9 +19,9 @@ pub struct Arguments {
 }
 
 const HELP: &str = "\
-Reads /sys, /proc and the first bytes of each disk; nothing is written. This host does not see the disks of controllers that
-are with vfio-pci, for VMs: the controllers are listed in their place (not with --json). Without root what is on the disks stays unknown,
-and so does whether somebody has one open exclusively.
+Reads /sys, /proc and the first bytes of each disk, and writes nothing. This host does not see the disks of controllers
+that are bound to vfio-pci for VMs: it lists those controllers instead (not with --json). Only root sees what is on the
+disks, and whether a program has one open exclusively.
 
 Exit status:
   0  done, whether there are disks or not
@@ -104,7 +104,7 @@ fn described(disk: &HostDisk) -> String {
 fn shape(disk: &HostDisk) -> String {
     let mut shape = format!("{}, sectors of {} bytes", bytes(disk.bytes), disk.logical_sector);
     if disk.physical_sector != disk.logical_sector {
-        shape += &format!(" ({} inside)", disk.physical_sector);
+        shape += &format!(" ({} physical)", disk.physical_sector);
     }
     let traits = [(disk.rotational, "spins"), (disk.removable, "removable"), (disk.read_only, "read-only")];
     traits.iter().filter(|(has, _)| *has).for_each(|(_, what)| shape += &format!(", {what}"));
@@ -180,7 +180,7 @@ mod tests {
         let text = text(&[disk("nvme0n2")], &[]);
         let expected = "\
 /dev/disk/by-id/one,nvme0n2 (nvme0n2)
-  size       3 GiB, sectors of 512 bytes (4096 inside), spins
+  size       3 GiB, sectors of 512 bytes (4096 physical), spins
   model      Fast? One, serial number unknown
   controller 0000:03:00.0, driver nvme, IOMMU group 7
   holds      GPT

@@ -20,13 +20,13 @@ const WAIT: Duration = Duration::from_secs(30);
 pub struct Arguments {
     #[command(flatten)]
     whom: Whom,
-    /// Go on with what happens from now on, until the VM ends
+    /// Keep showing new events until the VM ends
     #[arg(long, short)]
     follow: bool,
-    /// Print JSON, an event a line
+    /// Print JSON, one event per line
     #[arg(long)]
     json: bool,
-    /// Begin behind the event of this number
+    /// Show only the events after event number N
     #[arg(long, value_name = "N", default_value_t = 0)]
     after: u64,
 }

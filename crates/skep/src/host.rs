@@ -24,7 +24,7 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Give devices back to the drivers they had; without addresses, remove left probes on DMA faults as well
+    /// Give devices back to the drivers they had. Without addresses, also remove the DMA fault probes that were left
     GiveBack(GiveBack),
     /// Take devices as a VM would, map RAM for them, reset them, and give them back
     Rehearse(Rehearse),
@@ -35,7 +35,7 @@ struct Rehearse {
     /// The devices, as lspci -D prints them
     #[arg(value_name = "ADDRESS", required = true)]
     addresses: Vec<PciAddress>,
-    /// How often
+    /// How many times
     #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(2..=100_000))]
     times: u32,
 }
@@ -48,10 +48,10 @@ struct GiveBack {
 }
 
 const HELP: &str = "\
-Without a command: lists what VMs which were killed left: PCI devices bound to vfio-pci, and the probes by which skep
-learns of DMA faults (tracefs; only root sees them). The next `skep run` sees to it by itself; `skep host give-back`
-does it now. Neither touches what a running process has, nor another device of its IOMMU group. `skep host rehearse`
-shows whether devices survive being given to a VM: it takes them from their drivers for a moment, and refuses what is
+Without a command: lists what killed VMs left behind: PCI devices bound to vfio-pci, and the probes by which skep learns
+of DMA faults (tracefs; only root sees them). The next `skep run` gives them back; `skep host give-back` does it now.
+Neither touches a device that a process uses, nor the other devices of its IOMMU group. `skep host rehearse` shows
+whether devices survive being given to a VM: it takes them from their drivers for a moment. It refuses devices that are
 in use.
 
 Exit status: 0 when all went well (also when nothing is left), 1 when something failed, 2 for wrong flags.";
@@ -72,7 +72,7 @@ fn tracing() -> Vec<Tracing> {
     Tracing::all(Path::new("/"))
 }
 
-const NOTHING: &str = "No VM that was killed has left anything.";
+const NOTHING: &str = "No killed VM has left anything behind.";
 
 /// What the command has to say.
 struct Answer {

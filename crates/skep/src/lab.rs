@@ -11,6 +11,10 @@ use clap::{Args, Subcommand};
 use lab::{Builder, Device, Disk, Event, Iommu, Kernel, Lab, LabError, Outcome, Size, Stream};
 use serde_json::json;
 
+use person::Person;
+
+mod person;
+
 /// What follows `skep lab`.
 #[derive(Args)]
 pub struct Arguments {
@@ -28,7 +32,8 @@ enum Command {
 const EXEC_HELP: &str = "\
 In the emulated host: skep, lab-io, lab-edu and busybox on the PATH; the folder that holds skep read-only at /tree;
 /lab/disks.json with each disk's serial number, size and SHA-256; a guest at /lab/guest/vmlinux, vmlinuz and initrd,
-which runs the shell script given as lab.run=BASE64 on its kernel command line. Standard input is empty.
+which runs the shell script given as lab.run=BASE64 on its kernel command line. Standard input is empty, unless the
+command has the terminal (--interactive).
 
 Addresses: @NAME in the command becomes the PCI address of that controller or device, whatever the IOMMU: @nvme0, @nvme1,
 @ahci0, @virtio0, @xhci0 (usb disks), @scsi0, @e1000e0, @edu0 …, counted from 0 by kind, in the order given.
@@ -38,8 +43,8 @@ The command takes as long as it needs, while the emulated host gives signs of li
 Environment: SKEP_CACHE names the folder for kernels and initial RAM disks (else $XDG_CACHE_HOME/skep or ~/.cache/skep);
 SKEP_LAB_KERNEL the kernel of --kernel lab; SKEP_LAB_QEMU the emulator (else qemu-system-x86_64 on the PATH).
 
-Exit status: the command's own; 124 when the lab was stopped, for its time was over or it gave no sign of life; 125 when
-the lab itself failed.";
+Exit status: the command's own; 124 when the lab was stopped: its time was over, it gave no sign of life, or you ended
+it (--interactive); 125 when the lab itself failed.";
 
 #[derive(Args)]
 struct Exec {
@@ -58,8 +63,8 @@ struct Exec {
     /// debian, lab (everything built in, with iommufd), or a bzImage or ELF kernel
     #[arg(long, value_name = "debian|lab|PATH", default_value = "debian")]
     kernel: Kernel,
-    /// A device: e1000e, igb, ahci, edu, xhci or another of QEMU's, with its options (igb,k=v). Without any
-    /// --device and --disk: an AHCI disk, two NVMe controllers, an e1000e and the edu device
+    /// A device: e1000e, igb (QEMU 8.0 and newer), ahci, edu, xhci or another of QEMU's, with its options (xhci,p2=4).
+    /// Without any --device and --disk: an AHCI disk, two NVMe controllers, an e1000e and the edu device
     #[arg(long = "device", value_name = "SPEC")]
     devices: Vec<Device>,
     /// A disk: ahci, nvme, virtio, usb or scsi, then :SIZE or :PATH, then serial=, logical=, physical= and for
@@ -88,8 +93,12 @@ struct Exec {
     /// Show the emulated host's console on stderr
     #[arg(long)]
     verbose: bool,
+    /// Work in the emulated host from this terminal: a shell there, or the command. Every key goes to it, also Ctrl-C;
+    /// Ctrl-] ends the emulated host
+    #[arg(long)]
+    interactive: bool,
     /// The command and its arguments
-    #[arg(required = true, last = true, value_name = "COMMAND")]
+    #[arg(required_unless_present = "interactive", last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
@@ -102,6 +111,10 @@ pub fn run(arguments: Arguments) -> ExitCode {
 
 impl Exec {
     fn run(self) -> ExitCode {
+        let person = match self.interactive.then(Person::at_standard_input).transpose() {
+            Ok(person) => person,
+            Err(why) => return failed(&why),
+        };
         if let Some(limit) = self.timeout.map(Duration::from_secs) {
             // The lab ends in time by itself. It cannot when nobody reads our output any more: writing then waits.
             thread::spawn(move || {
@@ -109,9 +122,28 @@ impl Exec {
                 std::process::exit(124);
             });
         }
-        let command: Vec<&str> = self.command.iter().map(String::as_str).collect();
+        let command: Vec<&str> = match self.command.as_slice() {
+            [] => vec!["sh"],
+            words => words.iter().map(String::as_str).collect(),
+        };
         let verbose = self.verbose;
-        let result = self.describe().build().stream(&command, |event| show(&event, verbose));
+        let mut lab = self.describe();
+        if let Some(person) = &person {
+            lab = lab.terminal(person.terminal());
+        }
+        let result = lab.build().stream(&command, |event| {
+            show(&event, verbose);
+            if let (Event::Up, Some(person)) = (&event, &person) {
+                drop(writeln!(io::stderr(), "skep lab: {}", person::GREETING));
+                if let Err(why) = person.begin() {
+                    failed(&why);
+                    std::process::exit(125);
+                }
+            }
+        });
+        if let Some(person) = &person {
+            person.end();
+        }
         if let Some(file) = &self.json
             && let Err(error) = fs::write(file, format!("{:#}\n", report(&result)))
         {
@@ -151,6 +183,12 @@ impl Exec {
         lab = self.disks.iter().cloned().fold(lab, Builder::disk);
         self.devices.iter().cloned().fold(lab, Builder::device)
     }
+}
+
+/// Says why the lab does not start.
+fn failed(why: &str) -> ExitCode {
+    drop(writeln!(io::stderr(), "skep lab: {why}."));
+    ExitCode::from(125)
 }
 
 /// Passes on what happens in the lab. A reader that went away ends us as it ends every filter.

@@ -50,31 +50,31 @@ struct Arguments {
 enum Command {
     /// Run a VM
     Run(Box<run::Arguments>),
-    /// List the VMs that run
+    /// List the running VMs
     List(list::Arguments),
     /// Show what a VM's devices reach: its DMA domains, their mappings and faults
     Dma(dma::Arguments),
-    /// List this host's disks: what is on them, who uses them, how to give one to a VM
+    /// List this host's disks: what is on them, who uses them, and how to give one to a VM
     Disks(disks::Arguments),
     /// Read a VM's RAM
     Memory(memory::Arguments),
     /// Show what happened to a VM
     Events(events::Arguments),
-    /// Show what went through a VM's disks
+    /// Show how much went through a VM's disks
     Stats(stats::Arguments),
     /// Change the disc in a VM's CD drive
     Cd(cd::Arguments),
-    /// Plug a disk into a VM that runs, or unplug one
+    /// Plug a disk into a running VM, or unplug one
     Disk(disk::Arguments),
-    /// Have a VM's vCPUs stand still
+    /// Pause a VM: its vCPUs stop until it is resumed
     Pause(state::Pause),
-    /// Have a paused VM's vCPUs go on, once what its disks failed at was tried again
+    /// Resume a paused VM. Disk requests that failed are tried again first
     Resume(state::Resume),
     /// Press a VM's power button, or end it now
     Stop(state::Stop),
-    /// See and give back what VMs that were killed left; rehearse taking devices
+    /// List or give back what killed VMs left behind; rehearse taking devices
     Host(host::Arguments),
-    /// Try things out in an emulated host, away from the real machine
+    /// Try things in an emulated host, away from the real machine
     Lab(Box<lab::Arguments>),
 }
 

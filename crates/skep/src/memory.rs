@@ -24,7 +24,7 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print LENGTH bytes of RAM from the guest address ADDRESS on, as xxd does
+    /// Print LENGTH bytes of RAM, starting at guest address ADDRESS, as xxd does
     Read {
         /// A guest address: 0x1000, 4096, 1M
         #[arg(value_parser = number)]
@@ -32,11 +32,11 @@ enum Command {
         /// How many bytes: 256, 0x100, 4K, 2M
         #[arg(value_parser = number)]
         length: u64,
-        /// Print the bytes themselves
+        /// Write the bytes as they are, not as text
         #[arg(long)]
         raw: bool,
     },
-    /// Write all RAM to a new FILE, each byte at its guest address; what is zero or no RAM takes no room
+    /// Write all RAM to a new FILE, each byte at its guest address. Zeros and gaps take no space on disk
     Dump {
         /// The file, which must not exist yet. Only its owner will be able to read it
         file: PathBuf,
@@ -44,7 +44,7 @@ enum Command {
 }
 
 const HELP: &str = "\
-The guest runs on meanwhile; pause it (skep pause VM) to see its RAM as of one moment.
+The guest keeps running meanwhile. Pause it (skep pause VM) to see its RAM at one moment.
 
 Exit status:
   0  done

@@ -66,7 +66,7 @@ const WAITING: usize = 256;
 /// Of these, what the guest can cause as often as it likes.
 const PROVOKED: usize = 32;
 
-/// Says troubles on a thread of its own, so that an error output that stands still (a terminal after Ctrl-S, a pipe
+/// Says troubles on a thread of its own, so that an error output that is blocked (a terminal after Ctrl-S, a pipe
 /// that nobody reads) holds nobody up. What finds no room is counted, and the count is said.
 pub struct Troubles {
     lines: SyncSender<Line>,

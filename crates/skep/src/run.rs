@@ -19,11 +19,11 @@ pub struct Arguments {
     /// --disk and --assign add to it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print the VM that flags and file describe, as TOML, and end
+    /// Print the VM that flags and file describe, as TOML, and exit
     #[arg(long)]
     check_config: bool,
-    /// At the end, write to FILE as JSON how the VM ended, and for each disk what was read and written and how much
-    /// of it was copied on its way, with the reasons
+    /// When the VM has ended, write to FILE, as JSON, how it ended and, for each disk, how much was read and written, how
+    /// much of that was copied, and why
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     #[command(flatten)]
@@ -41,7 +41,7 @@ struct Flags {
     /// How many vCPUs it has [default: 1]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     cpus: Option<String>,
-    /// Let the guest run VMs of its own: its vCPUs have SVM or VMX, as this host's KVM offers it [default: off]
+    /// Let the guest run VMs of its own: its vCPUs have SVM or VMX, if this host's KVM offers it [default: off]
     #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
     nested: Option<String>,
     /// How much RAM it has: 512M, 6G, 1GiB; a bare number counts MiB [default: 256M]
@@ -72,30 +72,30 @@ struct Flags {
     /// With virtio-blk also [,packed=on][,write-cache=off].
     /// With nvme, ahci and ahci-cd also [,controller=NAME] (disks of one name share a controller)[,product=...]
     /// [,firmware=...].
-    /// With path also [,format=raw|qcow2|vmdk], with images [,chain=follow|PATH] (once for each file that an image may lead
-    /// to; follow: files in its folder), [,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
+    /// With path also [,format=raw|qcow2|vmdk], with images [,chain=follow|PATH] (once for each other file that an image may
+    /// open; follow: any file in the image's folder), [,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
     /// [,buffers=registered|plain][,force=on].
-    /// A comma within a value is written twice. Any number of disks
+    /// Write a comma within a value twice. May be given several times
     #[arg(long, value_name = "SPEC")]
     disk: Vec<String>,
     /// A PCI device of the host for the guest alone, as lspci -D prints it:
     /// 0000:01:00.0[,domain=NAME][,on-fault=report|pause|reset|stop][,on-request=report|stop].
     /// Devices of the same domain [default: guest] share their view of memory. on-request is what happens when this host
-    /// wants the device back, which it does not get before the VM ends [default: report]. Any number of devices
+    /// asks for the device back; it gets it only when the VM ends [default: report]. May be given several times
     #[arg(long, value_name = "ADDRESS")]
     assign: Vec<String>,
     /// How devices reach memory [default: auto, which is iommufd where this host has it]
     #[arg(long, value_name = "auto|iommufd|type1")]
     dma: Option<String>,
-    /// What the devices that skep itself drives reach: all of the guest's RAM always (shared), or, for study, nothing
-    /// of it once a device is assigned (exclusive, only with --i-know) [default: shared]
+    /// How much guest RAM the devices that skep itself drives reach: always all of it (shared), or, for study, none of it
+    /// once a device is assigned (exclusive, only with --i-know) [default: shared]
     #[arg(long, value_name = "shared|exclusive")]
     host_domain: Option<String>,
-    /// Say that a dangerous choice is meant as it is written
+    /// Confirm a dangerous choice
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
     i_know: Option<String>,
-    /// What happens when a device's DMA fails, beside the event that tells of it; again, when it goes on a second
-    /// after a reset or resume. In a paused VM assigned devices go on with their DMA [default: report]
+    /// What happens, besides an event, when a device's DMA fails, and again if it still fails a second after a reset or
+    /// resume. Pausing the VM does not stop the DMA of assigned devices [default: report]
     #[arg(long, value_name = "report|pause|reset|stop")]
     on_fault: Option<String>,
     /// Whether assigned devices reach each other's BARs [default: off]

@@ -43,9 +43,7 @@ fn reached(wanted: Phase, phase: Phase, what: &str) -> Result<State, Refused> {
     if phase == wanted || phase == Phase::Ending {
         return Ok(state(phase));
     }
-    Err(Refused(format!(
-        "the VM is to {what} and has not yet; it does so when what it is at is done. Ask again"
-    )))
+    Err(Refused(format!("the VM will {what} when its current work is done, and has not yet. Ask again")))
 }
 
 fn drive(DriveReading { name, disc, leaving }: DriveReading) -> Drive {
@@ -128,14 +126,14 @@ impl Source for Running {
     }
 
     fn pause(&self) -> Result<State, Refused> {
-        reached(Phase::Paused, self.control.pause("as asked on the control socket"), "stand still")
+        reached(Phase::Paused, self.control.pause("as asked on the control socket"), "pause")
     }
 
     fn resume(&self) -> Result<State, Refused> {
         let phase = self.control.resume();
         match self.control.why_paused() {
-            Some(why) if phase == Phase::Paused => Err(Refused(format!("the VM stands still: {why}"))),
-            _ => reached(Phase::Running, phase, "run on"),
+            Some(why) if phase == Phase::Paused => Err(Refused(format!("the VM is still paused: {why}"))),
+            _ => reached(Phase::Running, phase, "resume"),
         }
     }
 

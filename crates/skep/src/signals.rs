@@ -12,14 +12,17 @@ pub enum Signal {
     Suspend,
     /// SIGCONT: the process was continued.
     Continue,
+    /// SIGWINCH: the terminal has another size.
+    Resized,
 }
 
-const SIGNALS: [(libc::c_int, Signal); 5] = [
+const SIGNALS: [(libc::c_int, Signal); 6] = [
     (libc::SIGTERM, Signal::Stop),
     (libc::SIGINT, Signal::Stop),
     (libc::SIGHUP, Signal::Stop),
     (libc::SIGTSTP, Signal::Suspend),
     (libc::SIGCONT, Signal::Continue),
+    (libc::SIGWINCH, Signal::Resized),
 ];
 
 /// The signals, kept back from their default action (which would end the process) until somebody waits for them.

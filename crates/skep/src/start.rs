@@ -211,8 +211,8 @@ fn end_in_any_case() {
         std::thread::sleep(LAST_RESORT);
         if memory::any_stopped() {
             report::error(
-                "threads that have stopped over lost guest RAM hold up the VM's end, so the process ends now. The next \
-                 start gives its devices back, or `skep host give-back`.",
+                "threads that stopped because guest RAM was lost keep the VM from ending, so the process ends now. The next \
+                 start gives its devices back, or `skep host give-back` does.",
             );
             std::process::exit(Exit::Failed.status().into());
         }
@@ -328,7 +328,8 @@ fn listen(signals: &Signals, end: &End, terminal: &OnceLock<Terminal>) {
                     report::error(format_args!("cannot take the terminal again: {cause}."));
                 }
             }
-            (Ok(Signal::Continue), None) => {}
+            // A serial console has no size.
+            (Ok(Signal::Continue), None) | (Ok(Signal::Resized), _) => {}
             (Err(cause), _) => {
                 return report::error(format_args!("cannot wait for signals any more: {cause}."));
             }

@@ -37,8 +37,8 @@ pub struct Stop {
     /// End the VM now, whatever its guest does, instead of pressing the power button
     #[arg(long)]
     now: bool,
-    /// Return when the VM has ended; a guest that does not listen to the button may never end. Without --now, the button
-    /// is pressed again from time to time once the guest listens: what starts late in a guest misses the first press
+    /// Wait until the VM has ended. A guest that ignores the button may never end. Without --now, the button is pressed
+    /// again from time to time once the guest listens: a guest that is still starting misses the first press
     #[arg(long)]
     wait: bool,
 }

@@ -104,7 +104,7 @@ fn a_broken_place_is_a_medium_error_for_every_driver_and_a_slow_disk_is_none() {
     assert_eq!(report["disks"][3]["errors"], 0, "{report}");
 }
 
-/// Waits until the VM stands still, and says what is said of it.
+/// Waits until the VM is paused, and says what is said of it.
 const LOOK_AT_THE_PAUSE: &str = "
     paused() { skep list | grep -q ' paused '; }
     look() {
@@ -157,7 +157,7 @@ fn a_guest_whose_disks_fail_for_a_while_stands_still_and_sees_nothing_of_it_afte
         "{seen}"
     );
     let resume = seen.after("host: resume ").join("\n");
-    assert!(resume.contains("stands still: disk /dev/dm-"), "{resume}\n{seen}");
+    assert!(resume.contains("is still paused: disk /dev/dm-"), "{resume}\n{seen}");
     let said = said(&seen);
     let pauses = said.iter().filter(|line| line.starts_with("the VM is paused: disk /dev/dm-")).count();
     // Each disk asks once for what it holds, and once more when that fails again.

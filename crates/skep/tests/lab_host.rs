@@ -59,7 +59,7 @@ fn what_a_killed_skep_left_is_listed_and_given_back_on_request() {
     seen.expect("host: in use: driver vfio-pci");
     let said = seen.after("host: said ");
     assert_eq!(
-        said.iter().filter(|line| **line == "No VM that was killed has left anything.").count(),
+        said.iter().filter(|line| **line == "No killed VM has left anything behind.").count(),
         3,
         "{seen}"
     );

@@ -154,8 +154,28 @@ fn a_user_without_privileges_is_told_the_limit_on_locked_memory() {
     seen.expect("host: set aside: vfio-pci");
 }
 
+fn a_disk_given_by_path_and_by_its_controller_is_told_once_with_both() {
+    let crash = written_to("/tmp/crash", &CRASH);
+    let seen = Scenario::quick().run(&format!(
+        "NVME=$(of_class 0x010802 | head -n 1)
+         {crash}
+         try skep run --memory 64M --kernel /tmp/crash --disk /dev/nvme0n1 --assign $NVME
+         say then by skep
+         try skep run --memory 64M --kernel /tmp/crash --disk /dev/nvme0n1 --disk nvme=$NVME
+         given_back $NVME nvme"
+    ));
+    seen.ended_with(&[1, 1]);
+    for how in ["assigned to the guest", "driven by skep for a disk (nvme)"] {
+        says(&seen, &["disk /dev/nvme0n1: it is on controller 0000:01:00.0", how, "Remove one of the two."]);
+    }
+    let about_it =
+        said(&seen).into_iter().filter(|line| line.contains("nvme0n1") || line.contains("0000:01:00.0"));
+    assert_eq!(about_it.count(), 2, "each start says it once\n{seen}");
+}
+
 together::together! { stories_of_messages_in_one_host:
     everything_that_stands_in_the_way_is_said_at_once,
     two_vms_cannot_have_the_same_device_or_disk,
+    a_disk_given_by_path_and_by_its_controller_is_told_once_with_both,
     a_user_without_privileges_is_told_the_limit_on_locked_memory,
 }

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 #[path = "../src/escape.rs"]
 #[allow(dead_code)]
 mod escape;
+#[allow(dead_code)]
 mod pty;
 #[path = "../src/signals.rs"]
 #[allow(dead_code)]
@@ -53,6 +54,7 @@ fn the_process_at_the_terminal() {
                     terminal.resume().unwrap();
                     println!("continued");
                 }
+                Signal::Resized => println!("resized"),
             }
         },
         _ => {}

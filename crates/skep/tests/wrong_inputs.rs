@@ -245,3 +245,31 @@ fn a_file_of_the_description_that_cannot_be_read_hides_nothing_of_the_flags() {
     assert!(!said.iter().any(|line| line.contains("no `kernel`")), "the file may have named it: {said:?}");
     assert_eq!(status, Some(2));
 }
+
+#[test]
+fn a_hint_shows_a_disks_settings_as_the_description_is_written() {
+    let place = Place::new();
+    let image = place.at("image");
+    let file = place.at("vm.toml");
+    fs::write(&file, format!("kernel = \"/no/kernel\"\n[[disk]]\npath = \"{image}\"\n")).unwrap();
+    let flags = ["--kernel", "/no/kernel", "--disk", &image].map(str::to_owned);
+    let (_, said) = place.run(&flags);
+    says_all(&said, &[&[&image, "looks like a qcow2 image", " format=qcow2 to", " format=raw to"]]);
+    let (_, said) = place.run(&["--config", &file].map(str::to_owned));
+    says_all(
+        &said,
+        &[&[&image, "looks like a qcow2 image", " format = \"qcow2\" to", " format = \"raw\" to"]],
+    );
+    assert!(!said.iter().any(|line| line.contains("format=")), "{said:?}");
+}
+
+#[test]
+fn a_disk_of_a_file_and_one_of_a_flag_get_hints_each_in_its_own_way() {
+    let place = Place::new();
+    let (image, other) = (place.at("image"), place.at("other"));
+    fs::copy(&image, &other).unwrap();
+    let file = place.at("vm.toml");
+    fs::write(&file, format!("kernel = \"/no/kernel\"\n[[disk]]\npath = \"{image}\"\n")).unwrap();
+    let (_, said) = place.run(&["--config", &file, "--disk", &other].map(str::to_owned));
+    says_all(&said, &[&[&image, "format = \"qcow2\""], &[&other, "format=qcow2"]]);
+}

@@ -32,7 +32,8 @@ pub(super) fn disk(table: &Table, findings: &mut Vec<Finding>) -> Option<Disk> {
     let on_error = keys.get("on-error").value();
     let Shown { controller, product, firmware } = shown;
     let (source, model) = (source?, model?);
-    let disk = Disk { source, model, controller, writes, serial, product, firmware, on_error };
+    let syntax = keys.place().syntax();
+    let disk = Disk { source, model, controller, writes, serial, product, firmware, on_error, syntax };
     contradictions(&disk, &mut keys);
     Some(disk)
 }

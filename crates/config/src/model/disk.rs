@@ -3,12 +3,15 @@
 use super::distinct::Identified;
 use super::source::DiskSource;
 use super::words::words;
+use crate::finding::Syntax;
 use crate::values::count::Queues;
 use crate::values::name::ControllerName;
 use crate::values::text::{Firmware, Product, Serial};
 
 /// A disk of the guest and what holds its data.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Disks are equal when they are the same for the guest and for this host, however they were written.
+#[derive(Debug, Clone, Eq)]
 pub struct Disk {
     /// What holds the data.
     pub source: DiskSource,
@@ -28,6 +31,17 @@ pub struct Disk {
     /// What is done when this host fails a request of the disk; `None` for a pause of the VM when there is no space left
     /// behind the disk, and [`OnError::Report`] for anything else.
     pub on_error: Option<OnError>,
+    /// How the person described it, and so how they write what they may have to add.
+    pub syntax: Syntax,
+}
+
+impl PartialEq for Disk {
+    fn eq(&self, other: &Disk) -> bool {
+        let Disk { source, model, controller, writes, serial, product, firmware, on_error, syntax: _ } = self;
+        (source, model, controller, writes) == (&other.source, &other.model, &other.controller, &other.writes)
+            && (serial, product, firmware, on_error)
+                == (&other.serial, &other.product, &other.firmware, &other.on_error)
+    }
 }
 
 impl Disk {
@@ -42,6 +56,7 @@ impl Disk {
             product: None,
             firmware: None,
             on_error: None,
+            syntax: Syntax::default(),
         }
     }
 }

@@ -49,7 +49,7 @@ words! {
         /// Nothing more than the event.
         #[default]
         Report = "report",
-        /// The VM is paused: its vCPUs stand still, while devices go on with their DMA.
+        /// The VM is paused: its vCPUs stop, while devices go on with their DMA.
         Pause = "pause",
         /// The device is reset, together with the VM's others on its bus when there is no other way.
         Reset = "reset",

@@ -121,7 +121,7 @@ fn wrong_blocks(name: &str, disk: &disk::Disk) -> NvmeError {
 #[derive(Debug, thiserror::Error)]
 pub enum NvmeError {
     /// Too few queues or too many.
-    #[error("nvme {name}: {queues} queues. Give it 1 to 64 queues (queues=1).")]
+    #[error("nvme {name}: {queues} queues. Give it 1 to 64 (`queues`).")]
     Queues {
         /// The controller.
         name: String,

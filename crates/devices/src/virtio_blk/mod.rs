@@ -99,7 +99,7 @@ impl VirtioBlkOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum VirtioBlkError {
     /// Too few queues or too many.
-    #[error("disk {name}: {queues} queues. Give it 1 to 64 queues (queues=1).")]
+    #[error("disk {name}: {queues} queues. Give it 1 to 64 (`queues`).")]
     Queues {
         /// The disk.
         name: String,

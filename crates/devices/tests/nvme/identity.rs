@@ -54,7 +54,7 @@ fn wrong_options_are_refused_by_name() {
     let options = NvmeOptions { queues: 65, ..NvmeOptions::new("disk0") };
     assert_eq!(
         refused(vec![open()], &options).to_string(),
-        "nvme disk0: 65 queues. Give it 1 to 64 queues (queues=1)."
+        "nvme disk0: 65 queues. Give it 1 to 64 (`queues`)."
     );
     let options = NvmeOptions { serial: Some("123456789012345678901".into()), ..NvmeOptions::new("disk0") };
     assert!(matches!(refused(vec![open()], &options), NvmeError::TooLong { what: "serial number", .. }));

@@ -62,7 +62,7 @@ enum Pause {
     Unasked,
     /// That it should look for it.
     Asked,
-    /// What the first is, for which the VM stands still.
+    /// What the first is, for which the VM is paused.
     Made,
 }
 
@@ -127,8 +127,8 @@ impl Failures {
         waited.unwrap_or_else(PoisonError::into_inner).0.leaving == 0
     }
 
-    /// After a pause was asked for: what the VM is to stand still for. `None` when nothing waits any more, for its driver
-    /// or the machine was reset, or when the VM stands still for it already. A request that ended in that way is told of
+    /// After a pause was asked for: what the VM is to be paused for. `None` when nothing waits any more, for its driver
+    /// or the machine was reset, or when the VM is paused for it already. A request that ended in that way is told of
     /// as [`Answer::Reported`] instead.
     pub fn pause(&self) -> Option<Failure> {
         let mut state = self.lock();
@@ -190,7 +190,7 @@ impl Failures {
 }
 
 impl State {
-    /// A request was held that ends before the VM stood still for it. Returns what people are told now.
+    /// A request was held that ends before the VM was paused for it. Returns what people are told now.
     fn not_held(&mut self, failure: Failure) -> Option<Failure> {
         self.rate.note(Failure { answer: Answer::Reported, ..failure }, Instant::now())
     }

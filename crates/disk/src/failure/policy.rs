@@ -7,7 +7,7 @@ use crate::request::{DiskError, Operation};
 pub enum OnError {
     /// The guest sees an error of its kind.
     Report,
-    /// The request is held and the disk's owner told, who has the VM stand still and all held requests tried again
+    /// The request is held and the disk's owner told, who pauses the VM and has all held requests tried again
     /// later.
     Pause,
     /// The guest is told that it went well, unless it reads: what it writes, discards or flushes is lost without its

@@ -333,7 +333,7 @@ fn unreadable(path: &Path, format: Format, cause: &std::io::Error) -> OpenError 
     wrong(
         path,
         format!("it cannot be used as a {format} image: {cause}"),
-        "Check that format= is right, and the image with `qemu-img check`; convert one with features that are unknown here with `qemu-img convert`.",
+        "Check that `format` is right, and the image with `qemu-img check`; convert one with features that are unknown here with `qemu-img convert`.",
     )
 }
 

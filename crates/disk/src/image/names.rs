@@ -73,11 +73,7 @@ pub(super) fn find(image: &Path, name: &str, role: Role, allowed: &[Allowed]) ->
     if beside && allowed.contains(&Allowed::SameFolder) {
         return Ok(Found { path: target, named: Named::ByAnImage });
     }
-    let allow = match beside {
-        true => format!("chain=follow (any file beside the image) or chain={}", target.display()),
-        false => format!("chain={}", target.display()),
-    };
-    Err(OpenError::NotAllowed { image: image.to_owned(), role, name: name.to_owned(), allow })
+    Err(OpenError::NotAllowed { image: image.to_owned(), role, name: name.to_owned(), beside, target })
 }
 
 /// Whether QEMU takes the name for a driver's address (`nbd:`, `json:`, `file:`), not for a path.

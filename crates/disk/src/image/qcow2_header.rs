@@ -49,7 +49,7 @@ impl Unfit {
     fn no_image() -> Unfit {
         Unfit {
             what: "it cannot be used as a qcow2 image: it does not begin like one".to_owned(),
-            hint: "Say which format it has with format=.",
+            hint: "Say with `format` which format it has.",
         }
     }
 }

@@ -47,8 +47,7 @@ fn block_device(file: &File, access: Access) -> Fact<(Geometry, Alignment)> {
     let physical_block = word("physical block size", BLKPBSZGET)?.max(logical_block);
     let read_only = word("write protection", BLKROGET)? != 0;
     if read_only && access == Access::ReadWrite {
-        let cause = io::Error::other("the device is write-protected; use readonly=on");
-        return Err(("write access", cause));
+        return Err(("write access", io::Error::from_raw_os_error(libc::EROFS)));
     }
     // The next three are hints for the guest; a device without them has none to give.
     let minimum_io = word("", BLKIOMIN).unwrap_or(0).max(logical_block);

@@ -242,7 +242,7 @@ pub(crate) fn hint_after(cause: &io::Error) -> &'static str {
         }
         Some(libc::ENOMEM) => "Raise the limit of locked memory (ulimit -l), or use fewer or shorter queues.",
         Some(libc::EMFILE | libc::ENFILE) => "Raise the limit of open files (ulimit -n).",
-        _ => "Use fewer or shorter queues (queues=1).",
+        _ => "Use fewer or shorter queues (`queues`).",
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use host::{Host, Openers};
 
 use crate::geometry::{Access, Geometry};
+use crate::hints::{allowing, as_in_a_flag};
 use crate::image::Role;
 use crate::kernel::lock::lock;
 use crate::kernel::route::Route;
@@ -84,7 +85,8 @@ pub enum OpenError {
     },
     /// There is no room for all of it on its file system.
     #[error(
-        "disk {path}: there is no room for its {bytes} bytes: {cause}. Free some on that file system, or let the file get its room as the guest writes (preallocate=off)."
+        "disk {path}: there is no room for its {bytes} bytes: {cause}. Free some on that file system, {}",
+        OpenError::ROOM_LATER
     )]
     NoRoom {
         /// The path asked for.
@@ -118,8 +120,9 @@ pub enum OpenError {
     /// An image names another file, which nobody but the image asked for.
     #[error(
         "disk {}: its header says that {role} is {name:?}, and no file is opened only because an image names it. If it is \
-         the right one, add this to the disk: {allow}",
-        image.display()
+         the right one, add this to the disk: {}",
+        image.display(),
+        allowing(*beside, target, &as_in_a_flag)
     )]
     NotAllowed {
         /// The image.
@@ -128,8 +131,10 @@ pub enum OpenError {
         role: Role,
         /// The file, as the image names it.
         name: String,
-        /// The key, with its value, that allows it.
-        allow: String,
+        /// Whether it is in the folder of the image.
+        beside: bool,
+        /// The file's own path.
+        target: PathBuf,
     },
     /// An image names something that is no file.
     #[error(
@@ -211,6 +216,11 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// What a person can do when a file has no room for all of it.
+    pub(crate) const ROOM_LATER: &str = "or let the file get its room as the guest writes: preallocate=off.";
+}
+
 /// At whose word a file is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Named {
@@ -271,9 +281,9 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
                 () if of.is_dir() => "a directory",
                 () if of.is_char_device() => "a character device",
                 () if of.is_block_device() => {
-                    "a block device, which only a path given with chain= may lead to"
+                    "a block device, which only a path given with `chain` may lead to"
                 }
-                () if of.is_symlink() => "a symbolic link, which only a path given with chain= may be",
+                () if of.is_symlink() => "a symbolic link, which only a path given with `chain` may be",
                 () if of.is_socket() => "a socket",
                 () => "a pipe",
             };
@@ -292,7 +302,10 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
     }
     .map_err(|cause| refusal(options, cause))?;
     remarks.extend(lock(&file, kind, options)?);
-    let unreadable = |(what, cause)| OpenError::Unreadable { path: path(), what, cause };
+    let unreadable = |(what, cause): (_, io::Error)| match cause.raw_os_error() {
+        Some(libc::EROFS) => refusal(options, cause),
+        _ => OpenError::Unreadable { path: path(), what, cause },
+    };
     let (geometry, alignment) = facts::read(&file, kind, options.access).map_err(unreadable)?;
     let all = options.allocation == Allocation::AtOnce && options.access == Access::ReadWrite;
     // Whoever opens a file without a block says so.

@@ -30,6 +30,9 @@ const LONGEST_RANGE: u64 = 1 << 30;
 /// Such a range makes no more requests of the server than this, however short its longest transfer is.
 const MOST_PARTS_OF_RANGE: u64 = 1024;
 
+/// What a person can do when a server lets nobody write.
+pub(crate) const ONLY_READ: &str = "Use readonly=on.";
+
 /// Why a disk cannot be had from a server.
 #[derive(Debug, thiserror::Error)]
 pub enum NbdError {
@@ -53,7 +56,7 @@ pub enum NbdError {
         what: String,
     },
     /// It is only for reading.
-    #[error("disk {url}: the server lets nobody write to it. Use readonly=on.")]
+    #[error("disk {url}: the server lets nobody write to it. {}", ONLY_READ)]
     ReadOnly {
         /// The disk.
         url: NbdUrl,

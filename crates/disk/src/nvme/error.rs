@@ -101,9 +101,7 @@ pub enum NvmeError {
         why: String,
     },
     /// All queues that were set aside are in use.
-    #[error(
-        "NVMe controller {device}: all its {queues} I/O queues are in use. Give the disk fewer queues (queues=1)"
-    )]
+    #[error("NVMe controller {device}: all its {queues} I/O queues are in use")]
     NoQueue {
         /// PCI address.
         device: String,

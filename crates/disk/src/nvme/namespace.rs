@@ -137,7 +137,7 @@ impl Backend for Namespace {
                 disk: format!("{} namespace {}", self.controller.name(), self.facts.namespace).into(),
                 depth,
                 cause: io::Error::other(error),
-                hint: "Use fewer or shorter queues (queues=1).",
+                hint: "Use fewer or shorter queues (`queues`).",
             }),
         }
     }

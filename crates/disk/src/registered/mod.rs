@@ -45,12 +45,12 @@ pub enum BufferTableError {
     },
     /// The kernel has no clones of tables.
     #[error(
-        "this kernel cannot share registered buffers between the queues of disks: {0}. Use Linux 6.12 or later, or leave RAM unregistered (buffers=plain)."
+        "this kernel cannot share registered buffers between the queues of disks: {0}. Use Linux 6.12 or later, or set `buffers` of the disks to plain."
     )]
     NoClones(#[source] io::Error),
     /// It did not take a part of RAM.
     #[error(
-        "the kernel registers no {bytes} bytes of guest RAM at {at} with io_uring: {cause}. Raise the limit of locked memory (ulimit -l unlimited, or LimitMEMLOCK=infinity in a unit), or leave RAM unregistered (buffers=plain)."
+        "the kernel registers no {bytes} bytes of guest RAM at {at} with io_uring: {cause}. Raise the limit of locked memory (ulimit -l unlimited, or LimitMEMLOCK=infinity in a unit), or set `buffers` of the disks to plain."
     )]
     Refused {
         /// The first byte.
@@ -63,7 +63,7 @@ pub enum BufferTableError {
     },
     /// There is more RAM than a table has places for.
     #[error(
-        "guest RAM is more than skep registers with io_uring: {} GiB. Leave it unregistered (buffers=plain), or give the VM less (--memory).",
+        "guest RAM is more than skep registers with io_uring: {} GiB. Set `buffers` of the disks to plain, or give the VM less `memory`.",
         (u64::from(table::PLACES) * table::LONGEST_BUFFER as u64) >> 30
     )]
     Full,

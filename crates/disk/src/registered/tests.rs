@@ -213,7 +213,7 @@ fn ram_that_is_longer_than_a_buffer_may_be_is_cut_and_a_request_across_the_cut_i
 fn a_refusal_says_what_it_was_and_both_ways_out() {
     let cause = io::Error::from_raw_os_error(libc::ENOMEM);
     let said = BufferTableError::Refused { at: Gpa(0x1000), bytes: 4096, cause }.to_string();
-    for word in ["4096 bytes", "0x1000", "ulimit -l", "buffers=plain"] {
+    for word in ["4096 bytes", "0x1000", "ulimit -l", "`buffers` of the disks to plain"] {
         assert!(said.contains(word), "{said}");
     }
 }

@@ -19,7 +19,7 @@ use crate::places::Places;
 use crate::spec::{IommuModel, Kernel};
 use crate::system::{System, of_this_run};
 use crate::wire::{Frame, HOST_WORD, Job, Mount};
-use crate::{Lab, LabError, clock};
+use crate::{Lab, LabError, Terminal, clock};
 
 /// How much of the console an error shows, in lines.
 const CONSOLE_SHOWN: usize = 25;
@@ -82,6 +82,7 @@ impl Boot {
             overlay: lab.host_root.then(|| "/host".to_owned()),
             disks: machine.disks().len(),
             seats: machine.seats().to_vec(),
+            screen: lab.terminal.as_ref().map(Terminal::screen),
         };
         let disks = serde_json::Value::from(machine.disks());
         let table = format!("{disks:#}\n");
@@ -90,6 +91,10 @@ impl Boot {
         machine.boot(&system.kernel.elf, initrd, &command_line(lab, attempt > 1));
         let (ours, theirs) = UnixStream::pair().map_err(|e| LabError::system("make", "a socket pair", e))?;
         machine.wire(File::from(OwnedFd::from(theirs)));
+        if let Some(terminal) = &lab.terminal {
+            let keys = ours.try_clone().map_err(|e| LabError::system("share", "a socket", e))?;
+            terminal.connect(keys);
+        }
         let (arguments, inherited) = machine.finish();
 
         let started = Instant::now();
@@ -217,7 +222,7 @@ impl Boot {
             End::Silent(silence) => LabError::Silent { silence, during, console: shown },
             End::Failure(why) => LabError::Inside { why, console: shown },
             End::Stalled(silence) => {
-                let why = format!("its boot stood still for {} s", silence.as_secs());
+                let why = format!("its boot made no progress for {} s", silence.as_secs());
                 return Err(Failed::Retry { why, console: shown });
             }
             // It says what it does not like, and ends before the first instruction; killed, it says nothing.

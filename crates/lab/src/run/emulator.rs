@@ -103,11 +103,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What to do about what the emulator says.
 pub fn hint(message: &str) -> &'static str {
-    if message.contains("igb") && message.contains("not a valid device model") {
-        "The igb device came with QEMU 8.0: install a newer one (on Debian 12, as root: apt-get install -y -t bookworm-backports qemu-system-x86), or name it with SKEP_LAB_QEMU."
-    } else if message.contains("not a valid device model") {
-        "List what this QEMU has with: qemu-system-x86_64 -device help"
-    } else if message.contains("lock") {
+    if message.contains("lock") {
         "The image is in use by another lab or virtual machine."
     } else if message.contains("annot set up guest memory") {
         "Ask for less with --memory."

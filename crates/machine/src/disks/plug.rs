@@ -72,7 +72,7 @@ pub enum PlugError {
     /// RAM was not registered when the VM started.
     #[error(
         "disk {0}: the VM's RAM is not registered with io_uring, and it is registered only at the start, for a disk with \
-         buffers=registered. Leave buffers=registered away"
+         buffers=registered. Leave that out"
     )]
     NotRegistered(String),
     /// The VM ends.

@@ -1,7 +1,7 @@
 //! A terminal for tests: what is at the other end of it, and a process that has it as its own.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
@@ -68,11 +68,28 @@ impl Session {
 
     /// Reads what the process writes until `text` was seen.
     pub fn expect(&mut self, text: &str) {
+        self.expect_within(PATIENCE, text);
+    }
+
+    /// Reads what the process writes until `text` was seen, for so long.
+    pub fn expect_within(&mut self, patience: Duration, text: &str) {
         let start = Instant::now();
         while !self.seen.contains(text) {
             self.read();
-            assert!(start.elapsed() < PATIENCE, "{text:?} did not come: {:?}", self.seen);
+            assert!(start.elapsed() < patience, "{text:?} did not come: {:?}", self.seen);
         }
+    }
+
+    /// Types on the terminal.
+    pub fn press(&mut self, keys: &str) {
+        self.other_end.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Gives the terminal another size.
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: the size lives through the call.
+        assert_eq!(unsafe { libc::ioctl(self.other_end.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }, 0);
     }
 
     /// Everything read so far.

@@ -12,10 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::names::{Seat, with_addresses};
-use lab::wire::{BEAT, Frame, JOB_PATH, Job, Mount, PORT};
+use lab::wire::{BEAT, Frame, JOB_PATH, Job, Mount, PORT, Screen};
 
 use crate::drivers::Drivers;
 use crate::idle_vm::IdleVm;
+use crate::pty::{self, Ends};
 use crate::{nvme, system};
 
 const PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
@@ -78,7 +79,11 @@ fn serve(drivers: &Drivers, port: &Port) -> io::Result<i32> {
     }
     let addresses = addresses(&job.seats)?;
     say(port, &Frame::Started);
-    let status = command(&with_addresses(&job.command, &addresses), port);
+    let words = with_addresses(&job.command, &addresses);
+    let status = match &job.screen {
+        Some(screen) => at_a_terminal(&words, screen, port),
+        None => to_pipes(&words, port),
+    };
     drop(idle);
     status
 }
@@ -171,20 +176,9 @@ fn addresses(seats: &[Seat]) -> io::Result<BTreeMap<String, String>> {
 }
 
 /// Runs the command to its end and passes on all that it writes. Its status as a shell gives it.
-fn command(words: &[String], port: &Port) -> io::Result<i32> {
-    let [program, arguments @ ..] = words else { return Err(io::Error::other("there is no command")) };
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .current_dir("/root")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.env_clear().envs([("PATH", PATH), ("HOME", "/root"), ("TERM", "dumb"), ("LC_ALL", "C.UTF-8")]);
-    // The search for the program is that of the command's own PATH, not of init's.
-    // SAFETY: nothing else runs in this process that reads the environment: of its threads only the one of `beat`
-    // is left, which sleeps and writes to the port.
-    unsafe { std::env::set_var("PATH", PATH) };
+fn to_pipes(words: &[String], port: &Port) -> io::Result<i32> {
+    let mut command = prepared(words, "dumb")?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: the closure calls only setsid, which is async-signal-safe.
     unsafe {
         command.pre_exec(|| {
@@ -194,10 +188,7 @@ fn command(words: &[String], port: &Port) -> io::Result<i32> {
     }
     let mut child = match command.spawn() {
         Ok(child) => child,
-        Err(error) => {
-            say(port, &Frame::Stderr(format!("lab: cannot start {program}: {error}\n").into_bytes()));
-            return Ok(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 });
-        }
+        Err(error) => return Ok(not_started(&error, words, port)),
     };
     let (done, ended) = channel();
     let stdout = child.stdout.take().map(|s| pump(s.into(), Frame::Stdout, port, done.clone()));
@@ -208,6 +199,48 @@ fn command(words: &[String], port: &Port) -> io::Result<i32> {
         let _late = ended.recv_timeout(Duration::from_millis(500));
     }
     Ok(status)
+}
+
+/// Runs the command to its end at a terminal of this host, whose other end is that of the outer machine.
+fn at_a_terminal(words: &[String], screen: &Screen, port: &Port) -> io::Result<i32> {
+    let Ends { other_end, terminal } = pty::open(screen.size)?;
+    let mut command = prepared(words, &screen.kind)?;
+    command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
+    pty::owned_by(&mut command);
+    let child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => return Ok(not_started(&error, words, port)),
+    };
+    // It holds the terminal open as well, and would never see its end.
+    drop(command);
+    let (keys, from) =
+        (other_end.try_clone()?, port.lock().unwrap_or_else(PoisonError::into_inner).try_clone()?);
+    thread::spawn(move || pty::pass_on(from, keys));
+    let (done, ended) = channel();
+    pump(other_end.into(), Frame::Stdout, port, done);
+    let status = reap_until(child.id())?;
+    let _late = ended.recv_timeout(Duration::from_millis(500));
+    Ok(status)
+}
+
+/// The command in the surroundings that every command here has.
+fn prepared(words: &[String], terminal: &str) -> io::Result<Command> {
+    let [program, arguments @ ..] = words else { return Err(io::Error::other("there is no command")) };
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir("/root");
+    command.env_clear().envs([("PATH", PATH), ("HOME", "/root"), ("TERM", terminal), ("LC_ALL", "C.UTF-8")]);
+    // The search for the program is that of the command's own PATH, not of init's.
+    // SAFETY: nothing else runs in this process that reads the environment: of its threads only the one of `beat`
+    // is left, which sleeps and writes to the port.
+    unsafe { std::env::set_var("PATH", PATH) };
+    Ok(command)
+}
+
+/// Says why a command did not start, and gives the status that a shell has for it.
+fn not_started(error: &io::Error, words: &[String], port: &Port) -> i32 {
+    let program = words.first().map_or("", String::as_str);
+    say(port, &Frame::Stderr(format!("lab: cannot start {program}: {error}\n").into_bytes()));
+    if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
 }
 
 /// Passes on what is written to a pipe, until its end.

@@ -8,6 +8,7 @@ mod host;
 mod idle_vm;
 mod initrd;
 mod nvme;
+mod pty;
 mod system;
 
 use std::process::ExitCode;

@@ -159,7 +159,7 @@ fn what_cannot_be_plugged_or_unplugged_is_said_with_the_reason_and_a_way_out() {
         ("b,model=ahci-cd", "skep cd"),
         ("nvme=0000:03:00.0", "path=/dev/nvme0n1"),
         ("b,controller=t", "no SATA controller called t. It has s (ahci 00:"),
-        ("b,buffers=registered", "Leave buffers=registered away"),
+        ("b,buffers=registered", "buffers=registered. Leave that out"),
         ("b,format=qcow2", "qcow2"),
     ] {
         let why = machine.refusal(text);
