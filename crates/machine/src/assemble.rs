@@ -19,7 +19,7 @@ use crate::check::Checked;
 use crate::chips::Chips;
 use crate::config_ports::ConfigPorts;
 use crate::console::Console;
-use crate::cpu::{self, PowerOn};
+use crate::cpu::{self, PowerOn, Role};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
 use crate::disks::{self, Disks, Place};
@@ -27,6 +27,7 @@ use crate::driven::{self, Driven, Drivers};
 use crate::error::{StartError, system};
 use crate::events::{Event, Events, events};
 use crate::faults::{self, Policies};
+use crate::firmware::{Firmware, Virtualization};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
@@ -125,7 +126,7 @@ pub fn assemble(
     let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender.clone() });
 
     steps.begin("vCPUs")?;
-    let fds = make_cpus(&vm, &hypervisor, cpus, layout.address_bits, config.nested)?;
+    let fds = make_cpus(&vm, &hypervisor, cpus, &layout, config.nested)?;
     let threads = Cpus::new(fds, board.clone()).map_err(system("start the vCPUs' threads"))?;
 
     steps.begin("load")?;
@@ -177,17 +178,21 @@ fn make_cpus(
     vm: &VmFd,
     hypervisor: &Hypervisor,
     cpus: platform::Cpus,
-    address_bits: u8,
+    layout: &Layout,
     nested: bool,
 ) -> Result<Vec<(VcpuFd, PowerOn)>, StartError> {
+    let address_bits = layout.address_bits;
     let template = Template::new(hypervisor.cpuid(), cpus, address_bits, hypervisor.tsc_deadline(), nested);
+    let virtualization = Virtualization::of(hypervisor.cpuid(), nested);
+    let firmware = Firmware::new(layout, hypervisor.microcode(), virtualization);
     let msrs = hypervisor.msrs()?;
     let mut fds = Vec::new();
     for apic_id in cpus.apic_ids() {
         let fd = vm.create_vcpu(apic_id.into()).map_err(failed("make a vCPU"))?;
         fd.set_cpuid2(&template.for_cpu(apic_id)).map_err(failed("tell a vCPU its features"))?;
         cpu::limit_error_banks(&fd)?;
-        let power_on = PowerOn::of(vm, &fd, &msrs)?;
+        let role = if fds.is_empty() { Role::Boot } else { Role::Waiting };
+        let power_on = PowerOn::of(vm, &fd, &msrs, &firmware, role)?;
         fds.push((fd, power_on));
     }
     Ok(fds)
