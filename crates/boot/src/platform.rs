@@ -34,6 +34,8 @@ pub mod port {
     pub const PCI_CONFIG_DATA: u16 = 0xcfc;
     /// First serial port, 8 bytes.
     pub const COM1: u16 = 0x3f8;
+    /// System control port A.
+    pub const SYSTEM_CONTROL_A: u16 = 0x92;
     /// Real-time clock: index, then data.
     pub const RTC: u16 = 0x70;
     /// Keyboard controller: data.

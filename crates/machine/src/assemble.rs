@@ -4,10 +4,10 @@ use std::io::Write;
 use std::sync::Arc;
 
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
-use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort};
+use devices::{PmTimer, PortDevice, Power, PowerRequest, RamSizes, ResetPort, Rtc, SerialPort};
 use dma::fault::{Inputs, Watch};
 use kvm_ioctls::{VcpuFd, VmFd};
-use memory::MemoryMap;
+use memory::{HIGH_RAM_START, MemoryMap};
 use pci::{Address, Bus, Services};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -122,7 +122,8 @@ pub fn assemble(
     let owner = sender.clone();
     let heard = Box::new(move || owner.send(Event::PowerButtonHeard));
     let power = Arc::new(Power::new(sci, ask(&sender), heard));
-    let ports = fixed_ports(&serial, &power, &bus, &sender);
+    let clock = clock(&vm, &layout)?;
+    let ports = fixed_ports(&serial, clock, &power, &bus, &sender);
     let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender.clone() });
 
     steps.begin("vCPUs")?;
@@ -204,12 +205,33 @@ fn ask(events: &Events) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
     Box::new(move |request| events.power(request))
 }
 
-fn fixed_ports(serial: &Arc<SerialPort>, power: &Arc<Power>, bus: &Arc<Bus>, events: &Events) -> Ports {
+/// The clock, with its interrupt.
+fn clock(vm: &VmFd, layout: &Layout) -> Result<Rtc, StartError> {
+    let interrupt = EventFd::new(EFD_NONBLOCK).map_err(system("make an eventfd"))?;
+    vm.register_irqfd(&interrupt, gsi::RTC.into()).map_err(failed("connect the clock's interrupt"))?;
+    let size = |low: bool| {
+        let ranges = layout.ram.iter().filter(|range| (range.start() < HIGH_RAM_START) == low);
+        ranges.map(|range| range.len()).sum()
+    };
+    let ram = RamSizes { low: size(true), high: size(false) };
+    // An eventfd that is full has an interrupt in it already.
+    let raise = Box::new(move || drop(interrupt.write(1)));
+    Rtc::new(ram, raise).map_err(system("start the clock's thread"))
+}
+
+fn fixed_ports(
+    serial: &Arc<SerialPort>,
+    clock: Rtc,
+    power: &Arc<Power>,
+    bus: &Arc<Bus>,
+    events: &Events,
+) -> Ports {
     let mut ports = Ports::default();
     let mut add =
         |first: u16, count: u16, device: Arc<dyn PortDevice>| ports.add(first..=first + count - 1, device);
     add(port::COM1, 8, serial.clone());
-    add(port::RTC, 2, Arc::new(Rtc::new()));
+    add(port::RTC, 2, Arc::new(clock));
+    add(port::SYSTEM_CONTROL_A, 1, Arc::new(ResetPort::port_92(ask(events))));
     add(port::PM1A_EVENT, 6, power.clone());
     add(port::PM_TIMER, 4, Arc::new(PmTimer::new()));
     let config = ConfigPorts::new(bus.clone(), ResetPort::cf9(ask(events)), events.clone());
