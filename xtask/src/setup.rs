@@ -27,13 +27,14 @@ const LAB: [Package; 2] = [package("qemu-system-x86", "qemu-system-x86_64"), pac
 const BUSYBOX: Package = package("busybox-static", "busybox-static");
 
 /// What guests of the tests run to try their disks, and what their host looks at the disks with afterwards.
-const IN_GUESTS: [Package; 8] = [
+const IN_GUESTS: [Package; 9] = [
     package("fio", "fio"),
     package("nvme-cli", "nvme"),
     package("smartmontools", "smartctl"),
     package("hdparm", "hdparm"),
     package("e2fsprogs", "mkfs.ext4"),
     package("util-linux", "lsblk"),
+    package("util-linux-extra", "hwclock"),
     package("qemu-utils", "qemu-img"),
     package("mmdebstrap", "mmdebstrap"),
 ];

@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports, unused_macros)]
 
 pub mod installed;
+pub mod kernels;
 mod programs;
 pub mod tiny;
 pub mod together;
