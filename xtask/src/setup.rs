@@ -28,13 +28,14 @@ const BUSYBOX: Package = package("busybox-static", "busybox-static");
 
 /// What guests of the tests run to try their disks, what their host looks at the disks with afterwards, and what makes
 /// compressed kernels.
-const FOR_TESTS: [Package; 10] = [
+const FOR_TESTS: [Package; 11] = [
     package("fio", "fio"),
     package("nvme-cli", "nvme"),
     package("smartmontools", "smartctl"),
     package("hdparm", "hdparm"),
     package("e2fsprogs", "mkfs.ext4"),
     package("util-linux", "lsblk"),
+    package("util-linux-extra", "hwclock"),
     package("qemu-utils", "qemu-img"),
     package("mmdebstrap", "mmdebstrap"),
     package("xz-utils", "xz"),

@@ -34,8 +34,18 @@ pub mod port {
     pub const PCI_CONFIG_DATA: u16 = 0xcfc;
     /// First serial port, 8 bytes.
     pub const COM1: u16 = 0x3f8;
+    /// The 8259s (two ports each, in KVM), and their registers for level and edge.
+    pub const I8259: [u16; 3] = [0x20, 0xa0, 0x4d0];
+    /// The 8254 (four ports, in KVM).
+    pub const I8254: u16 = 0x40;
+    /// System control port B: the 8254's third counter and the speaker (in KVM).
+    pub const SYSTEM_CONTROL_B: u16 = 0x61;
+    /// System control port A: reset, and address line 20.
+    pub const SYSTEM_CONTROL_A: u16 = 0x92;
     /// Real-time clock: index, then data.
     pub const RTC: u16 = 0x70;
+    /// Which of the clock's registers has the century.
+    pub const RTC_CENTURY: u8 = 0x32;
     /// Keyboard controller: data.
     pub const I8042_DATA: u16 = 0x60;
     /// Keyboard controller: status and command.

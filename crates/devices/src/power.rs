@@ -194,26 +194,38 @@ impl PortDevice for PmTimer {
 }
 
 /// A port of one byte to which writing a certain bit pattern starts the machine afresh: 0xCF9 (bit 2, the
-/// ACPI reset register) or the keyboard controller's 0x64 (0xFE).
+/// ACPI reset register), the keyboard controller's 0x64 (0xFE) or system control port A, 0x92 (bit 0).
 pub struct ResetPort {
     means_reset: fn(u8) -> bool,
+    reads: u8,
     ask: Ask,
 }
+
+/// What reads of a port give where there is nothing.
+const NOTHING: u8 = 0xff;
 
 impl ResetPort {
     /// The reset control register of PC chipsets, at port 0xCF9.
     pub fn cf9(ask: Ask) -> ResetPort {
-        ResetPort { means_reset: |value| value & 4 != 0, ask }
+        ResetPort { means_reset: |value| value & 4 != 0, reads: NOTHING, ask }
     }
 
     /// The keyboard controller's command port, 0x64, of which only "pulse the reset line" is there.
     pub fn keyboard(ask: Ask) -> ResetPort {
-        ResetPort { means_reset: |value| value == 0xfe, ask }
+        ResetPort { means_reset: |value| value == 0xfe, reads: NOTHING, ask }
+    }
+
+    /// System control port A, 0x92 (82371AB data sheet, "Port 92 register"): bit 0 resets, and bit 1 says that address line 20 is
+    /// let through, which it always is.
+    pub fn port_92(ask: Ask) -> ResetPort {
+        ResetPort { means_reset: |value| value & 1 != 0, reads: 1 << 1, ask }
     }
 }
 
 impl PortDevice for ResetPort {
-    fn read(&self, _: u16, _: &mut [u8]) {}
+    fn read(&self, _: u16, data: &mut [u8]) {
+        data.fill(self.reads);
+    }
 
     fn write(&self, _: u16, data: &[u8]) {
         if data.first().is_some_and(|value| (self.means_reset)(*value)) {
@@ -313,6 +325,19 @@ mod tests {
         assert!(asked.lock().unwrap().is_empty());
         power.write(4, &(SLEEP_ENABLE | 5 << 10).to_le_bytes());
         assert_eq!(*asked.lock().unwrap(), [PowerRequest::Off]);
+    }
+
+    #[test]
+    fn system_control_port_a_lets_address_line_20_through_and_resets() {
+        let asked = Asked::default();
+        let log = asked.clone();
+        let port = ResetPort::port_92(Box::new(move |request| log.lock().unwrap().push(request)));
+        let mut read = [0];
+        port.read(0, &mut read);
+        port.write(0, &[read[0] & !2]);
+        assert_eq!((read, asked.lock().unwrap().len()), ([2], 0));
+        port.write(0, &[read[0] | 1]);
+        assert_eq!(*asked.lock().unwrap(), [PowerRequest::Reset]);
     }
 
     #[test]

@@ -4,10 +4,10 @@ use std::io::Write;
 use std::sync::Arc;
 
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
-use devices::{PmTimer, PortDevice, Power, PowerRequest, ResetPort, Rtc, SerialPort};
+use devices::{PmTimer, PortDevice, Power, PowerRequest, RamSizes, ResetPort, Rtc, SerialPort};
 use dma::fault::{Inputs, Watch};
 use kvm_ioctls::{VcpuFd, VmFd};
-use memory::MemoryMap;
+use memory::{HIGH_RAM_START, MemoryMap};
 use pci::{Address, Bus, Services};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -19,7 +19,7 @@ use crate::check::Checked;
 use crate::chips::Chips;
 use crate::config_ports::ConfigPorts;
 use crate::console::Console;
-use crate::cpu::{self, PowerOn};
+use crate::cpu::{self, PowerOn, Role};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
 use crate::disks::{self, Disks, Place};
@@ -27,6 +27,7 @@ use crate::driven::{self, Driven, Drivers};
 use crate::error::{StartError, system};
 use crate::events::{Event, Events, events};
 use crate::faults::{self, Policies};
+use crate::firmware::{Firmware, Virtualization};
 use crate::interrupts::Interrupts;
 use crate::kvm::{Hypervisor, failed};
 use crate::layout::Layout;
@@ -121,11 +122,12 @@ pub fn assemble(
     let owner = sender.clone();
     let heard = Box::new(move || owner.send(Event::PowerButtonHeard));
     let power = Arc::new(Power::new(sci, ask(&sender), heard));
-    let ports = fixed_ports(&serial, &power, &bus, &sender);
+    let clock = clock(&vm, &layout)?;
+    let ports = fixed_ports(&serial, clock, &power, &bus, &sender);
     let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender.clone() });
 
     steps.begin("vCPUs")?;
-    let fds = make_cpus(&vm, &hypervisor, cpus, layout.address_bits, config.nested)?;
+    let fds = make_cpus(&vm, &hypervisor, cpus, &layout, config.nested)?;
     let threads = Cpus::new(fds, board.clone()).map_err(system("start the vCPUs' threads"))?;
 
     steps.begin("load")?;
@@ -177,17 +179,21 @@ fn make_cpus(
     vm: &VmFd,
     hypervisor: &Hypervisor,
     cpus: platform::Cpus,
-    address_bits: u8,
+    layout: &Layout,
     nested: bool,
 ) -> Result<Vec<(VcpuFd, PowerOn)>, StartError> {
+    let address_bits = layout.address_bits;
     let template = Template::new(hypervisor.cpuid(), cpus, address_bits, hypervisor.tsc_deadline(), nested);
+    let virtualization = Virtualization::of(hypervisor.cpuid(), nested);
+    let firmware = Firmware::new(layout, hypervisor.microcode(), virtualization);
     let msrs = hypervisor.msrs()?;
     let mut fds = Vec::new();
     for apic_id in cpus.apic_ids() {
         let fd = vm.create_vcpu(apic_id.into()).map_err(failed("make a vCPU"))?;
         fd.set_cpuid2(&template.for_cpu(apic_id)).map_err(failed("tell a vCPU its features"))?;
         cpu::limit_error_banks(&fd)?;
-        let power_on = PowerOn::of(vm, &fd, &msrs)?;
+        let role = if fds.is_empty() { Role::Boot } else { Role::Waiting };
+        let power_on = PowerOn::of(vm, &fd, &msrs, &firmware, role)?;
         fds.push((fd, power_on));
     }
     Ok(fds)
@@ -199,12 +205,33 @@ fn ask(events: &Events) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
     Box::new(move |request| events.power(request))
 }
 
-fn fixed_ports(serial: &Arc<SerialPort>, power: &Arc<Power>, bus: &Arc<Bus>, events: &Events) -> Ports {
+/// The clock, with its interrupt.
+fn clock(vm: &VmFd, layout: &Layout) -> Result<Rtc, StartError> {
+    let interrupt = EventFd::new(EFD_NONBLOCK).map_err(system("make an eventfd"))?;
+    vm.register_irqfd(&interrupt, gsi::RTC.into()).map_err(failed("connect the clock's interrupt"))?;
+    let size = |low: bool| {
+        let ranges = layout.ram.iter().filter(|range| (range.start() < HIGH_RAM_START) == low);
+        ranges.map(|range| range.len()).sum()
+    };
+    let ram = RamSizes { low: size(true), high: size(false) };
+    // An eventfd that is full has an interrupt in it already.
+    let raise = Box::new(move || drop(interrupt.write(1)));
+    Rtc::new(ram, raise).map_err(system("start the clock's thread"))
+}
+
+fn fixed_ports(
+    serial: &Arc<SerialPort>,
+    clock: Rtc,
+    power: &Arc<Power>,
+    bus: &Arc<Bus>,
+    events: &Events,
+) -> Ports {
     let mut ports = Ports::default();
     let mut add =
         |first: u16, count: u16, device: Arc<dyn PortDevice>| ports.add(first..=first + count - 1, device);
     add(port::COM1, 8, serial.clone());
-    add(port::RTC, 2, Arc::new(Rtc::new()));
+    add(port::RTC, 2, Arc::new(clock));
+    add(port::SYSTEM_CONTROL_A, 1, Arc::new(ResetPort::port_92(ask(events))));
     add(port::PM1A_EVENT, 6, power.clone());
     add(port::PM_TIMER, 4, Arc::new(PmTimer::new()));
     let config = ConfigPorts::new(bus.clone(), ResetPort::cf9(ask(events)), events.clone());

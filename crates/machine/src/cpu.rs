@@ -12,6 +12,7 @@ use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
+use crate::firmware::{Firmware, wire_local_apic};
 use crate::kvm::{KvmError, failed};
 
 /// The time stamp counter goes on counting over a reset, as on hardware.
@@ -34,7 +35,16 @@ pub fn limit_error_banks(cpu: &VcpuFd) -> Result<(), KvmError> {
     if done == 0 { Ok(()) } else { Err(failed("set up a vCPU's machine checks")(io::Error::last_os_error())) }
 }
 
-/// The state of a vCPU that was never run, to return to when the VM starts afresh.
+/// What a vCPU is when the machine starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It runs the kernel.
+    Boot,
+    /// It waits for INIT and SIPI.
+    Waiting,
+}
+
+/// The state in which firmware leaves a vCPU, which was never run: to return to when the VM starts afresh.
 pub struct PowerOn {
     regs: kvm_regs,
     sregs: kvm_sregs,
@@ -50,8 +60,15 @@ pub struct PowerOn {
 }
 
 impl PowerOn {
-    /// Takes the state of a vCPU that has not run yet. `listed` are the registers that KVM says it keeps.
-    pub fn of(vm: &VmFd, cpu: &VcpuFd, listed: &[u32]) -> Result<PowerOn, KvmError> {
+    /// Does what firmware does to a vCPU that has not run yet, and takes its state. `listed` are the registers that KVM
+    /// says it keeps.
+    pub fn of(
+        vm: &VmFd,
+        cpu: &VcpuFd,
+        listed: &[u32],
+        firmware: &Firmware,
+        role: Role,
+    ) -> Result<PowerOn, KvmError> {
         let mut msrs = Vec::new();
         let listed = listed.iter().copied().filter(|index| *index != IA32_TSC);
         for index in listed.chain(MTRRS.into_iter().flatten()) {
@@ -61,6 +78,12 @@ impl PowerOn {
             if cpu.get_msrs(&mut one).is_ok_and(|got| got == 1) {
                 msrs.push(one.as_slice()[0]);
             }
+        }
+        set_all(cpu, &firmware.registers(&msrs), &mut msrs)?;
+        let mut lapic = cpu.get_lapic().map_err(failed("read a vCPU's local APIC"))?;
+        if role == Role::Boot {
+            wire_local_apic(&mut lapic);
+            cpu.set_lapic(&lapic).map_err(failed("set up the boot CPU's local APIC"))?;
         }
         let mut nested = KvmNestedStateBuffer::empty();
         let has_nested = cpu.nested_state(&mut nested).is_ok_and(|size| size.is_some());
@@ -73,7 +96,7 @@ impl PowerOn {
                 nested: has_nested.then_some(nested),
                 xcrs: if vm.check_extension(Cap::Xcrs) { Some(cpu.get_xcrs()?) } else { None },
                 debug: cpu.get_debug_regs()?,
-                lapic: cpu.get_lapic()?,
+                lapic,
                 events: cpu.get_vcpu_events()?,
                 mp_state: cpu.get_mp_state()?,
                 msrs,
@@ -112,6 +135,21 @@ impl PowerOn {
         };
         write().map_err(failed("reset a vCPU"))
     }
+}
+
+/// Sets registers, which are among `known`, all with one call.
+fn set_all(cpu: &VcpuFd, changed: &[kvm_msr_entry], known: &mut [kvm_msr_entry]) -> Result<(), KvmError> {
+    let list = Msrs::from_entries(changed).expect("a few registers fit");
+    let set = cpu.set_msrs(&list).map_err(failed("set a vCPU's registers"))?;
+    if let Some(refused) = changed.get(set) {
+        return Err(KvmError::Register { index: refused.index, value: refused.data });
+    }
+    for msr in known {
+        if let Some(new) = changed.iter().find(|new| new.index == msr.index) {
+            msr.data = new.data;
+        }
+    }
+    Ok(())
 }
 
 /// Puts the boot CPU at the kernel's entry.

@@ -37,6 +37,13 @@ pub fn offers_nesting(supported: &CpuId) -> bool {
     has(1, VMX) || has(0x8000_0001, SVM)
 }
 
+/// Whether the CPU is of a maker whose CPUs have SVM, and not VMX (CPUID leaf 0: EBX, EDX, ECX).
+pub fn maker_has_svm(supported: &CpuId) -> bool {
+    let leaf = supported.as_slice().iter().find(|entry| entry.function == 0);
+    let name = leaf.map(|entry| [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes));
+    name.is_some_and(|name| [b"AuthenticAMD", b"HygonGenuine"].iter().any(|svm| name.as_flattened() == *svm))
+}
+
 impl Template {
     /// From what KVM supports. `nested` is whether the guest can run VMs of its own.
     ///

@@ -69,7 +69,7 @@ fn kvm(error: &KvmError) -> Known {
         KvmError::Emulates { .. } => Before("Hypervisor::check_speed"),
         KvmError::TooManyCpus { .. } => Before("Hypervisor::check_cpus"),
         KvmError::NoNesting => Before("Hypervisor::check_nesting"),
-        KvmError::Failed { .. } => KERNEL,
+        KvmError::Failed { .. } | KvmError::Register { .. } => KERNEL,
     }
 }
 

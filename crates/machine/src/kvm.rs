@@ -4,13 +4,14 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{
-    CpuId, KVM_IRQCHIP_IOAPIC, KVM_MAX_CPUID_ENTRIES, kvm_irqchip, kvm_pit_config,
-    kvm_userspace_memory_region,
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, Msrs,
+    kvm_irqchip, kvm_msr_entry, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VmFd};
 use memory::{Gpa, GpaRange, Ram};
 
 use crate::cpuid::offers_nesting;
+use crate::firmware::{MICROCODE, initialise_8259};
 use crate::layout::IDENTITY_MAP;
 
 /// Why this host cannot run a VM.
@@ -55,6 +56,17 @@ pub enum KvmError {
          module with that: modprobe -r kvm_intel && modprobe kvm_intel nested=1 (on AMD: kvm_amd), or remove `nested`."
     )]
     NoNesting,
+    /// KVM refuses what a register is to hold.
+    #[error(
+        "KVM does not let a vCPU's register {index:#x} be {value:#x}, which firmware leaves there. This is an error of skep, \
+         or of this kernel: report it with the kernel's version."
+    )]
+    Register {
+        /// The register's number.
+        index: u32,
+        /// What was to be in it.
+        value: u64,
+    },
     /// An ioctl failed.
     #[error("KVM cannot {what}: {cause}. The kernel's log (dmesg) may say more.")]
     Failed {
@@ -146,6 +158,14 @@ impl Hypervisor {
         Ok(self.kvm.get_msr_index_list().map_err(failed("list the CPU's registers"))?.as_slice().to_vec())
     }
 
+    /// The version of this CPU's microcode, as the register that tells it holds it; none where KVM does not know.
+    pub fn microcode(&self) -> Option<u64> {
+        let asked = kvm_msr_entry { index: MICROCODE, ..Default::default() };
+        let mut one = Msrs::from_entries(&[asked]).expect("one register fits");
+        let got = self.kvm.get_msrs(&mut one).is_ok_and(|got| got == 1);
+        got.then(|| one.as_slice()[0].data)
+    }
+
     /// Whether the guest's local APIC timer can count in TSC ticks.
     pub fn tsc_deadline(&self) -> bool {
         self.kvm.check_extension(Cap::TscDeadlineTimer)
@@ -169,6 +189,7 @@ impl Hypervisor {
         vm.set_tss_address(IDENTITY_MAP as usize + 0x1000).map_err(failed("place its task state"))?;
         vm.create_irq_chip().map_err(failed("make its interrupt controllers"))?;
         pass_8259_on(&vm).map_err(failed("set up its I/O APIC"))?;
+        initialise_8259s(&vm).map_err(failed("set up its 8259s"))?;
         // Dummy speaker: port 0x61 is answered in the kernel, as guests expect beside a timer.
         let pit = kvm_pit_config { flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(failed("make its timer"))?;
@@ -223,6 +244,18 @@ fn pass_8259_on(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
     // SAFETY: KVM has filled in the I/O APIC's member, which is plain numbers.
     unsafe { chip.chip.ioapic.redirtbl[0].bits = EXTERNAL };
     vm.set_irqchip(&chip)
+}
+
+/// Leaves the 8259s as firmware does.
+fn initialise_8259s(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    for (chip_id, first) in [(KVM_IRQCHIP_PIC_MASTER, 0), (KVM_IRQCHIP_PIC_SLAVE, 8)] {
+        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        vm.get_irqchip(&mut chip)?;
+        // SAFETY: KVM has filled in the 8259's member, which is plain numbers.
+        initialise_8259(unsafe { &mut chip.chip.pic }, first);
+        vm.set_irqchip(&chip)?;
+    }
+    Ok(())
 }
 
 /// Hardware does a thousand million instructions a second, emulation inside emulation still a hundred; a

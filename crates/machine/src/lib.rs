@@ -24,6 +24,7 @@ mod error;
 mod events;
 mod failures;
 mod faults;
+mod firmware;
 mod interrupts;
 #[cfg(test)]
 mod known;

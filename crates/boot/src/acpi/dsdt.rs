@@ -10,7 +10,7 @@ use acpi_tables::{Aml, AmlSink};
 use memory::GpaRange;
 
 use super::table;
-use crate::platform::{HostBridge, NativeControl, Platform, SLEEP_TYPE_SOFT_OFF, gsi, port};
+use crate::platform::{Cpus, HostBridge, NativeControl, Platform, SLEEP_TYPE_SOFT_OFF, gsi, port};
 
 /// Revision 2: integers have 64 bits.
 const REVISION: u8 = 2;
@@ -20,7 +20,16 @@ pub(super) fn dsdt(platform: &Platform) -> Sdt {
     let mut add = |aml: &dyn Aml| dsdt.append_slice(&super::bytes(aml));
     add(&Scope::new(
         "_SB_".into(),
-        vec![&Bridge(&platform.pci), &Board(&platform.pci), &Com1, &Rtc, &Keyboard(platform.i8042)],
+        vec![
+            &Processors(platform.cpus),
+            &Bridge(&platform.pci),
+            &Board(&platform.pci),
+            &InterruptControllers,
+            &Timer,
+            &Com1,
+            &Rtc,
+            &Keyboard(platform.i8042),
+        ],
     ));
     add(&name("_S5_", &Package::new(vec![&SLEEP_TYPE_SOFT_OFF, &0u8, &0u8, &0u8])));
     dsdt
@@ -28,6 +37,18 @@ pub(super) fn dsdt(platform: &Platform) -> Sdt {
 
 fn name(path: &str, value: &dyn Aml) -> Name {
     Name::new(Path::new(path), value)
+}
+
+/// A device for each CPU, which the MADT's entry with the same number belongs to. ACPI 6.5, 8.4: nothing but where it is.
+struct Processors(Cpus);
+
+impl Aml for Processors {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        for uid in 0..self.0.count() {
+            let path = Path::new(&format!("C{uid:03X}"));
+            Device::new(path, vec![&name("_HID", &"ACPI0007"), &name("_UID", &uid)]).to_aml_bytes(sink);
+        }
+    }
 }
 
 /// The PCI Express host bridge. PCI Firmware 3.3, chapter 4.
@@ -150,12 +171,37 @@ impl Aml for Board<'_> {
             &high
         };
         let ports = IO::new(port::PM_BASE, port::PM_BASE, 1, port::PM_LEN);
-        let resources = ResourceTemplate::new(vec![ecam, &ports]);
+        let control = [port::SYSTEM_CONTROL_A, port::SYSTEM_CONTROL_B].map(|port| IO::new(port, port, 1, 1));
+        let resources = ResourceTemplate::new(vec![ecam, &ports, &control[0], &control[1]]);
         Device::new(
             "MBRD".into(),
             vec![&name("_HID", &EISAName::new("PNP0C02")), &name("_UID", &0u8), &name("_CRS", &resources)],
         )
         .to_aml_bytes(sink);
+    }
+}
+
+/// The two 8259s, with their registers for level and edge.
+struct InterruptControllers;
+
+impl Aml for InterruptControllers {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let ports = port::I8259.map(|port| IO::new(port, port, 1, 2));
+        let resources = ResourceTemplate::new(vec![&ports[0], &ports[1], &ports[2], &Irq(2)]);
+        let hid = EISAName::new("PNP0000");
+        Device::new("PIC_".into(), vec![&name("_HID", &hid), &name("_CRS", &resources)]).to_aml_bytes(sink);
+    }
+}
+
+/// The 8254.
+struct Timer;
+
+impl Aml for Timer {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let ports = IO::new(port::I8254, port::I8254, 1, 4);
+        let resources = ResourceTemplate::new(vec![&ports, &Irq(0)]);
+        let hid = EISAName::new("PNP0100");
+        Device::new("TIMR".into(), vec![&name("_HID", &hid), &name("_CRS", &resources)]).to_aml_bytes(sink);
     }
 }
 

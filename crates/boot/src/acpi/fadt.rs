@@ -7,6 +7,8 @@ use memory::Gpa;
 use super::{OEM, OEM_REVISION, OEM_TABLE};
 use crate::platform::{Platform, RESET_VALUE, gsi, port};
 
+/// There are devices on the ISA bus that need a driver: the serial port.
+const BOOT_LEGACY_DEVICES: u16 = 1 << 0;
 const BOOT_8042: u16 = 1 << 1;
 const BOOT_NO_VGA: u16 = 1 << 2;
 
@@ -15,6 +17,7 @@ const NO_C2: u16 = 101;
 const NO_C3: u16 = 1001;
 
 pub(super) fn fadt(platform: &Platform, dsdt: Gpa, facs: Gpa) -> FADT {
+    // There are no general-purpose events: no block of them, and no device of the DSDT that would raise one.
     // Power button: fixed (flag clear). Sleep button: none (flag set). The clock cannot wake the machine by
     // the fixed registers (FixRtc set). The timer has 24 bits (TmrValExt clear).
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
@@ -45,7 +48,8 @@ pub(super) fn fadt(platform: &Platform, dsdt: Gpa, facs: Gpa) -> FADT {
     fadt.p_lvl3_lat = NO_C3.into();
     let keyboard = if platform.i8042 { BOOT_8042 } else { 0 };
     let screen = if platform.vga { 0 } else { BOOT_NO_VGA };
-    fadt.iapc_boot_arch = (keyboard | screen).into();
+    fadt.iapc_boot_arch = (BOOT_LEGACY_DEVICES | keyboard | screen).into();
+    fadt.century = port::RTC_CENTURY;
     fadt.finalize()
 }
 

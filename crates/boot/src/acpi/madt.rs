@@ -7,6 +7,9 @@ use acpi_tables::sdt::Sdt;
 use super::table;
 use crate::platform::{Cpus, gsi, mmio};
 
+/// That of ACPI 6.5, which the FADT names.
+const REVISION: u8 = 6;
+
 /// There are 8259s, to be masked before the APICs are used.
 const PCAT_COMPAT: u32 = 1;
 const ENABLED: u32 = 1;
@@ -54,7 +57,7 @@ pub(super) fn madt(cpus: Cpus) -> Sdt {
     if wide {
         put(&[&[LOCAL_X2APIC_NMI, 12], &AS_BUS.to_le_bytes(), &u32::MAX.to_le_bytes(), &[LINT1, 0, 0, 0]]);
     }
-    let mut madt = table(b"APIC", 5);
+    let mut madt = table(b"APIC", REVISION);
     madt.append_slice(&body);
     madt
 }

@@ -40,7 +40,7 @@ pub struct AcpiTables {
 pub fn tables(platform: &Platform, ram: &Ram, place: GpaRange, facs: Gpa) -> Result<AcpiTables, LoadError> {
     let rsdp = place.start();
     let mut area = Area { next: rsdp.0 + Rsdp::len() as u64, tables: Vec::new() };
-    area.tables.push(PlacedTable { at: facs, bytes: bytes(&FACS::new()) });
+    area.tables.push(PlacedTable { at: facs, bytes: bytes(&firmware_control()) });
     let dsdt = area.add(dsdt::dsdt(platform).as_slice().to_vec());
     let fadt = area.add(bytes(&fadt::fadt(platform, dsdt, facs)));
     let madt = area.add(madt::madt(platform.cpus).as_slice().to_vec());
@@ -85,6 +85,13 @@ fn bytes(aml: &dyn Aml) -> Vec<u8> {
     let mut bytes = Vec::new();
     aml.to_aml_bytes(&mut bytes);
     bytes
+}
+
+/// Nothing to wake up to and no lock; version 2 is that of ACPI from 4.0 on (ACPI 6.5, 5.2.10).
+fn firmware_control() -> FACS {
+    let mut facs = FACS::new();
+    facs.version = 2;
+    facs
 }
 
 /// Where PCI configuration space is. PCI Firmware 3.3, 4.1.2.

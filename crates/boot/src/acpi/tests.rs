@@ -79,7 +79,7 @@ fn the_rsdp_leads_to_every_table() {
 
 #[test]
 fn the_tables_lie_apart_inside_their_place() {
-    let tables = built(&platform(cpus(1000)));
+    let tables = built(&platform(cpus(800)));
     let mut ranges: Vec<_> =
         tables.tables.iter().map(|table| range(table.at.0, table.bytes.len() as u64)).collect();
     ranges.sort_by_key(|range| range.start());
@@ -110,10 +110,49 @@ fn the_fadt_names_the_fixed_ports() {
     // Reset register: I/O, 8 bits, at 0xcf9; value 6.
     assert_eq!((&fadt[116..120], u64_at(fadt, 120), fadt[128]), (&[1, 8, 0, 1][..], 0xcf9, 6));
     assert_eq!((&fadt[148..152], u64_at(fadt, 152)), (&[1, 32, 0, 2][..], 0x600));
-    assert_eq!(fadt[109], 1 << 2, "neither keyboard controller nor VGA");
+    assert_eq!(fadt[109], 1 << 0 | 1 << 2, "a serial port, and neither keyboard controller nor VGA");
+    assert_eq!(fadt[108], 0x32, "the century's register");
+    assert_eq!((u32_at(fadt, 80), u32_at(fadt, 84), &fadt[92..94]), (0, 0, &[0, 0][..]), "no events");
     described.i8042 = true;
     described.vga = true;
-    assert_eq!(find(&built(&described), b"FACP").bytes[109], 1 << 1);
+    assert_eq!(find(&built(&described), b"FACP").bytes[109], 1 << 0 | 1 << 1);
+}
+
+#[test]
+fn the_tables_are_those_of_acpi_6_5() {
+    let tables = built(&platform(cpus(2)));
+    let revision = |signature: &[u8], at: usize| find(&tables, signature).bytes[at];
+    let headers = [b"FACP", b"APIC", b"DSDT", b"XSDT", b"MCFG", b"SRAT"].map(|name| revision(name, 8));
+    assert_eq!(headers, [6, 6, 2, 1, 1, 3]);
+    assert_eq!((revision(b"FACP", 131), revision(b"FACS", 32), revision(b"RSD PTR ", 15)), (5, 2, 2));
+}
+
+#[test]
+fn every_cpu_of_the_madt_is_a_device_of_the_dsdt_by_the_same_number() {
+    let tables = built(&platform(Cpus::new(2, 3, 43).unwrap()));
+    let Some(text) = disassembled(&find(&tables, b"DSDT").bytes) else { return };
+    let devices: Vec<u32> = text
+        .split("Device (C")
+        .skip(1)
+        .filter(|device| device.contains("\"ACPI0007\""))
+        .map(|device| {
+            let uid = device.split("_UID, ").nth(1).unwrap().split([')', ' ']).next().unwrap();
+            uid.strip_prefix("0x").map_or_else(
+                || if uid == "Zero" { 0 } else { 1 },
+                |digits| u32::from_str_radix(digits, 16).unwrap(),
+            )
+        })
+        .collect();
+    let madt = &find(&tables, b"APIC").bytes;
+    let listed: Vec<u32> = madt_entries(madt)
+        .into_iter()
+        .filter_map(|entry| match entry[0] {
+            0 => Some(u32::from(entry[2])),
+            9 => Some(u32_at(entry, 12)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((devices.len(), &devices), (258, &listed));
 }
 
 /// The entries of a MADT.
@@ -201,9 +240,17 @@ fn iasl_compiles_the_dsdt_again_without_warnings() {
     let tables = built(&described);
     let Some(text) = disassembled(&find(&tables, b"DSDT").bytes) else { return };
     compiles_cleanly(&text);
-    for words in
-        ["Name (_HID, EisaId (\"PNP0A08\")", "PNP0C02", "PNP0501", "PNP0B00", "PNP0303", "_S5", "_OSC"]
-    {
+    for words in [
+        "Name (_HID, EisaId (\"PNP0A08\")",
+        "PNP0C02",
+        "PNP0501",
+        "PNP0B00",
+        "PNP0303",
+        "_S5",
+        "_OSC",
+        "PNP0000",
+        "PNP0100",
+    ] {
         assert!(text.contains(words), "{words} is missing in {text}");
     }
 }

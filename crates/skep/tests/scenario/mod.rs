@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports, unused_macros)]
 
 pub mod installed;
+pub mod kernels;
 pub mod packages;
 mod programs;
 pub mod tiny;

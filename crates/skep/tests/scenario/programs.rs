@@ -12,9 +12,9 @@ use std::process::Command;
 
 use lab::archive::Archive;
 
-/// What people test and look at disks with. `cargo xtask setup tests` installs what is missing.
-const PROGRAMS: [&str; 8] =
-    ["fio", "nvme", "smartctl", "hdparm", "lsblk", "blkdiscard", "mkfs.ext4", "e2fsck"];
+/// What people test and look at disks with, and the clock. `cargo xtask setup tests` installs what is missing.
+const PROGRAMS: [&str; 9] =
+    ["fio", "nvme", "smartctl", "hdparm", "lsblk", "blkdiscard", "mkfs.ext4", "e2fsck", "hwclock"];
 
 /// Engines of fio for what no test has, by the beginnings of their libraries' names.
 const UNUSED: [&str; 8] = [
