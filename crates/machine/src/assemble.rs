@@ -19,7 +19,7 @@ use crate::check::Checked;
 use crate::chips::Chips;
 use crate::config_ports::ConfigPorts;
 use crate::console::Console;
-use crate::cpu::{self, PowerOn, Role};
+use crate::cpu::{self, PowerOn};
 use crate::cpuid::Template;
 use crate::cpus::Cpus;
 use crate::disks::{self, Disks, Place};
@@ -187,13 +187,15 @@ fn make_cpus(
     let virtualization = Virtualization::of(hypervisor.cpuid(), nested);
     let firmware = Firmware::new(layout, hypervisor.microcode(), virtualization);
     let msrs = hypervisor.msrs()?;
-    let mut fds = Vec::new();
+    let mut fds: Vec<(VcpuFd, PowerOn)> = Vec::new();
     for apic_id in cpus.apic_ids() {
         let fd = vm.create_vcpu(apic_id.into()).map_err(failed("make a vCPU"))?;
         fd.set_cpuid2(&template.for_cpu(apic_id)).map_err(failed("tell a vCPU its features"))?;
         cpu::limit_error_banks(&fd)?;
-        let role = if fds.is_empty() { Role::Boot } else { Role::Waiting };
-        let power_on = PowerOn::of(vm, &fd, &msrs, &firmware, role)?;
+        let power_on = match fds.first() {
+            None => PowerOn::of_boot_cpu(vm, &fd, &msrs, &firmware)?,
+            Some((_, boot_cpu)) => PowerOn::of_waiting_cpu(boot_cpu, &fd, &firmware)?,
+        };
         fds.push((fd, power_on));
     }
     Ok(fds)

@@ -1,11 +1,12 @@
 //! One vCPU: its registers at power-on and at the kernel's entry, and its exits.
 
 use std::io;
+use std::sync::Arc;
 
 use boot::{CpuState, Segment};
 use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
-    KVM_MP_STATE_RUNNABLE, KVMIO, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    KVM_MP_STATE_RUNNABLE, KVMIO, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
     kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
@@ -14,13 +15,7 @@ use vmm_sys_util::ioctl_iow_nr;
 
 use crate::firmware::{Firmware, wire_local_apic};
 use crate::kvm::{KvmError, failed};
-
-/// The time stamp counter goes on counting over a reset, as on hardware.
-const IA32_TSC: u32 = 0x10;
-
-/// Memory type range registers, which KVM keeps but does not list.
-const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
-    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
+use crate::registers::{self, Registers};
 
 /// Machine check banks of a vCPU (IA32_MCG_CAP, bits 7:0). KVM's own choice is 32, all of them empty, and guests
 /// look through them at boot with several intercepted accesses to each.
@@ -35,121 +30,110 @@ pub fn limit_error_banks(cpu: &VcpuFd) -> Result<(), KvmError> {
     if done == 0 { Ok(()) } else { Err(failed("set up a vCPU's machine checks")(io::Error::last_os_error())) }
 }
 
-/// What a vCPU is when the machine starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// It runs the kernel.
-    Boot,
-    /// It waits for INIT and SIPI.
-    Waiting,
-}
-
 /// The state in which firmware leaves a vCPU, which was never run: to return to when the VM starts afresh.
 pub struct PowerOn {
-    regs: kvm_regs,
+    common: Arc<Common>,
     sregs: kvm_sregs,
+    lapic: kvm_lapic_state,
+    mp_state: kvm_mp_state,
+    msrs: Vec<kvm_msr_entry>,
+}
+
+/// What all vCPUs of a VM have in common that have not run: everything but their numbers and roles. It is some 14 KiB.
+struct Common {
+    registers: Registers,
+    regs: kvm_regs,
     xsave: Option<kvm_xsave>,
     fpu: kvm_fpu,
     nested: Option<KvmNestedStateBuffer>,
     xcrs: Option<kvm_xcrs>,
     debug: kvm_debugregs,
-    lapic: kvm_lapic_state,
     events: kvm_vcpu_events,
-    mp_state: kvm_mp_state,
-    msrs: Vec<kvm_msr_entry>,
 }
 
-impl PowerOn {
-    /// Does what firmware does to a vCPU that has not run yet, and takes its state. `listed` are the registers that KVM
-    /// says it keeps.
-    pub fn of(
-        vm: &VmFd,
-        cpu: &VcpuFd,
-        listed: &[u32],
-        firmware: &Firmware,
-        role: Role,
-    ) -> Result<PowerOn, KvmError> {
-        let mut msrs = Vec::new();
-        let listed = listed.iter().copied().filter(|index| *index != IA32_TSC);
-        for index in listed.chain(MTRRS.into_iter().flatten()) {
-            let entry = kvm_msr_entry { index, ..Default::default() };
-            let mut one = Msrs::from_entries(&[entry]).expect("one register fits");
-            // Which of them there are depends on the CPU and on KVM's version.
-            if cpu.get_msrs(&mut one).is_ok_and(|got| got == 1) {
-                msrs.push(one.as_slice()[0]);
-            }
-        }
-        set_all(cpu, &firmware.registers(&msrs), &mut msrs)?;
-        let mut lapic = cpu.get_lapic().map_err(failed("read a vCPU's local APIC"))?;
-        if role == Role::Boot {
-            wire_local_apic(&mut lapic);
-            cpu.set_lapic(&lapic).map_err(failed("set up the boot CPU's local APIC"))?;
-        }
+impl Common {
+    fn of(vm: &VmFd, cpu: &VcpuFd, listed: &[u32]) -> Result<Common, KvmError> {
+        let registers = Registers::of(cpu, listed)?;
         let mut nested = KvmNestedStateBuffer::empty();
         let has_nested = cpu.nested_state(&mut nested).is_ok_and(|size| size.is_some());
-        let read = || -> Result<PowerOn, kvm_ioctls::Error> {
-            Ok(PowerOn {
+        let read = || -> Result<Common, kvm_ioctls::Error> {
+            Ok(Common {
+                registers,
                 regs: cpu.get_regs()?,
-                sregs: cpu.get_sregs()?,
                 xsave: if vm.check_extension(Cap::Xsave) { Some(cpu.get_xsave()?) } else { None },
                 fpu: cpu.get_fpu()?,
                 nested: has_nested.then_some(nested),
                 xcrs: if vm.check_extension(Cap::Xcrs) { Some(cpu.get_xcrs()?) } else { None },
                 debug: cpu.get_debug_regs()?,
-                lapic,
                 events: cpu.get_vcpu_events()?,
-                mp_state: cpu.get_mp_state()?,
-                msrs,
             })
+        };
+        read().map_err(failed("read a vCPU's state"))
+    }
+}
+
+impl PowerOn {
+    /// Does what firmware does to the boot CPU, which has not run yet, and takes its state. `listed` are the registers that
+    /// KVM says it keeps.
+    pub fn of_boot_cpu(
+        vm: &VmFd,
+        cpu: &VcpuFd,
+        listed: &[u32],
+        firmware: &Firmware,
+    ) -> Result<PowerOn, KvmError> {
+        let common = Arc::new(Common::of(vm, cpu, listed)?);
+        let mut state = PowerOn::read(common, cpu, firmware)?;
+        wire_local_apic(&mut state.lapic);
+        cpu.set_lapic(&state.lapic).map_err(failed("set up the boot CPU's local APIC"))?;
+        Ok(state)
+    }
+
+    /// The same for another vCPU, which waits for INIT and SIPI, given the state of the boot CPU.
+    pub fn of_waiting_cpu(
+        boot_cpu: &PowerOn,
+        cpu: &VcpuFd,
+        firmware: &Firmware,
+    ) -> Result<PowerOn, KvmError> {
+        PowerOn::read(boot_cpu.common.clone(), cpu, firmware)
+    }
+
+    fn read(common: Arc<Common>, cpu: &VcpuFd, firmware: &Firmware) -> Result<PowerOn, KvmError> {
+        let mut msrs = common.registers.read(cpu)?;
+        registers::set(cpu, &firmware.registers(&msrs), &mut msrs)?;
+        let read = || -> Result<PowerOn, kvm_ioctls::Error> {
+            let (sregs, lapic, mp_state) = (cpu.get_sregs()?, cpu.get_lapic()?, cpu.get_mp_state()?);
+            Ok(PowerOn { common, sregs, lapic, mp_state, msrs })
         };
         read().map_err(failed("read a vCPU's state"))
     }
 
     /// Puts a vCPU back into this state.
     pub fn restore(&self, cpu: &VcpuFd) -> Result<(), KvmError> {
-        let write = || -> Result<(), kvm_ioctls::Error> {
+        let common = &*self.common;
+        let before = || -> Result<(), kvm_ioctls::Error> {
             cpu.set_mp_state(self.mp_state)?;
             // First out of a guest's own guest, or the registers below would be those of the wrong one.
-            if let Some(nested) = &self.nested {
+            if let Some(nested) = &common.nested {
                 cpu.set_nested_state(nested)?;
             }
-            cpu.set_regs(&self.regs)?;
+            cpu.set_regs(&common.regs)?;
             cpu.set_sregs(&self.sregs)?;
-            if let Some(xsave) = &self.xsave {
-                // SAFETY: these are 4 KiB that KVM itself gave for this vCPU, before any feature that needs more
-                // could have been turned on.
+            if let Some(xsave) = &common.xsave {
+                // SAFETY: these are 4 KiB that KVM itself gave for a vCPU like this one, before any feature that needs
+                // more could have been turned on.
                 unsafe { cpu.set_xsave(xsave)? };
             }
-            cpu.set_fpu(&self.fpu)?;
-            if let Some(xcrs) = &self.xcrs {
+            cpu.set_fpu(&common.fpu)?;
+            if let Some(xcrs) = &common.xcrs {
                 cpu.set_xcrs(xcrs)?;
             }
-            cpu.set_debug_regs(&self.debug)?;
-            for msr in &self.msrs {
-                let one = Msrs::from_entries(&[*msr]).expect("one register fits");
-                // A register that cannot be written (0 of 1 done) the guest has not changed either.
-                cpu.set_msrs(&one)?;
-            }
-            cpu.set_lapic(&self.lapic)?;
-            cpu.set_vcpu_events(&self.events)
+            cpu.set_debug_regs(&common.debug)
         };
-        write().map_err(failed("reset a vCPU"))
+        before().map_err(failed("reset a vCPU"))?;
+        registers::put_back(cpu, &self.msrs)?;
+        cpu.set_lapic(&self.lapic).map_err(failed("reset a vCPU's local APIC"))?;
+        cpu.set_vcpu_events(&common.events).map_err(failed("reset a vCPU"))
     }
-}
-
-/// Sets registers, which are among `known`, all with one call.
-fn set_all(cpu: &VcpuFd, changed: &[kvm_msr_entry], known: &mut [kvm_msr_entry]) -> Result<(), KvmError> {
-    let list = Msrs::from_entries(changed).expect("a few registers fit");
-    let set = cpu.set_msrs(&list).map_err(failed("set a vCPU's registers"))?;
-    if let Some(refused) = changed.get(set) {
-        return Err(KvmError::Register { index: refused.index, value: refused.data });
-    }
-    for msr in known {
-        if let Some(new) = changed.iter().find(|new| new.index == msr.index) {
-            msr.data = new.data;
-        }
-    }
-    Ok(())
 }
 
 /// Puts the boot CPU at the kernel's entry.

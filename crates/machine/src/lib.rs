@@ -37,6 +37,7 @@ mod phase;
 mod plan;
 mod ports;
 mod ram;
+mod registers;
 mod room;
 mod services;
 mod slots;
