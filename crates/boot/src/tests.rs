@@ -339,7 +339,7 @@ proptest! {
     }
 
     #[test]
-    fn a_hostile_32_bit_elf_neither_panics_nor_leaves_its_place(image in mutated(tiny_elf32(), 0x254)) {
+    fn a_hostile_32_bit_elf_neither_panics_nor_leaves_its_place(image in mutated(tiny_elf32(), 0x24d)) {
         load_hostile(image);
     }
 
