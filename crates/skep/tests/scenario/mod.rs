@@ -8,7 +8,6 @@
 #![allow(dead_code, unused_imports, unused_macros)]
 
 pub mod installed;
-pub mod kernels;
 pub mod packages;
 mod programs;
 pub mod tiny;
