@@ -10,7 +10,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::{build, host_bench};
+use crate::{build, host_bench, instructions};
 
 const USAGE: &str = "\
 cargo xtask bench [--rounds N] [--only KIND] [--seconds S] [--kernel debian|lab|PATH]
@@ -18,7 +18,8 @@ cargo xtask bench [--rounds N] [--only KIND] [--seconds S] [--kernel debian|lab|
   --only     one kind of sample: boot, virtio-blk, ahci, nvme, assigned, driver; or host, which is none of QEMU but the
              disk path on this very machine, without a VM
   --seconds  how long each load runs [1]
-  --kernel   that of the emulated host and of its guests [debian]";
+  --kernel   that of the emulated host and of its guests [debian]
+  --instructions  counts instead of times; --instructions --help says how";
 
 const DEFAULT_ROUNDS: &str = "10";
 
@@ -70,6 +71,9 @@ type Results = BTreeMap<String, BTreeMap<String, Samples>>;
 /// Runs the benches; an error when a bar is missed.
 pub fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(2).collect();
+    if arguments.iter().any(|word| word == "--instructions") {
+        return instructions::run(&arguments);
+    }
     if arguments.iter().any(|word| word == "--help") {
         println!("{USAGE}");
         return Ok(());
@@ -327,10 +331,15 @@ pub fn keep(title: &str, table: &str, samples: &Value) -> Result<()> {
     let report = json!({"run": title, "samples": samples});
     let json = format!("{target}/bench.json");
     fs::write(&json, format!("{report:#}\n")).with_context(|| format!("cannot write {json}"))?;
+    append(title, table)
+}
+
+/// Adds tables to the record.
+pub fn append(title: &str, tables: &str) -> Result<()> {
     let record = "benches/record.md";
     let mut file =
         fs::File::options().append(true).open(record).with_context(|| format!("cannot open {record}"))?;
-    write!(file, "\n## {title}\n\n{table}").with_context(|| format!("cannot write {record}"))
+    write!(file, "\n## {title}\n\n{tables}").with_context(|| format!("cannot write {record}"))
 }
 
 /// The machine's load of the last minute.

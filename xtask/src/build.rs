@@ -10,7 +10,7 @@ use crate::quiet;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What goes into `target/dist`: skep, and the lab's programs for the emulated host.
-const PROGRAMS: [&str; 5] = ["skep", "lab-init", "lab-io", "lab-edu", "lab-bench"];
+const PROGRAMS: [&str; 6] = ["skep", "lab-init", "lab-io", "lab-edu", "lab-count", "lab-bench"];
 
 /// Leaves the static release programs in `target/dist`.
 pub fn run() -> Result<()> {

@@ -10,6 +10,7 @@ mod build;
 mod demo;
 mod fuzz;
 mod host_bench;
+mod instructions;
 mod lab_kernel;
 mod progress;
 mod quiet;
@@ -24,7 +25,8 @@ const CHORES: &str = "\
               what the tests' guests run: fio, nvme-cli and others
   lab-kernel  the lab's own kernel with iommufd, from Debian's kernel source
   demo        a guest with an assigned device and a physical disk, in an emulated host
-  bench       skep beside QEMU in the emulated host, against the bars; --only host: the disk path without a VM";
+  bench       skep beside QEMU in the emulated host, against the bars; --only host: the disk path without a VM;
+              --instructions: counted instructions and exits, against the recorded ones";
 
 fn main() -> ExitCode {
     match run() {

@@ -7,6 +7,10 @@ use std::time::{Duration, Instant};
 const WATCHED: Duration = Duration::from_millis(20);
 const TRIES: usize = 3;
 
+/// The frequency of the emulated CPU's time stamp counter when its clock counts instructions: a tick is one, and that is a
+/// nanosecond.
+pub const TSC_KHZ_BY_INSTRUCTIONS: u64 = 1_000_000;
+
 /// The frequency of the emulated CPU's time stamp counter in kHz, which is this machine's: QEMU's TCG passes it
 /// through. `None` when it is not constant here.
 ///

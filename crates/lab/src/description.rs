@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::Terminal;
+use crate::count::Count;
 use crate::spec::{Bus, Device, Disk, Iommu, Kernel, Size};
 
 /// An emulated host before it is switched on: what it has, and how long it may take.
@@ -21,6 +22,7 @@ pub struct Lab {
     pub(crate) append: String,
     pub(crate) verbose: bool,
     pub(crate) terminal: Option<Terminal>,
+    pub(crate) count: Option<Count>,
 }
 
 /// Describes a [`Lab`].
@@ -46,6 +48,7 @@ impl Lab {
             append: String::new(),
             verbose: false,
             terminal: None,
+            count: None,
         })
     }
 }
@@ -135,6 +138,12 @@ impl Builder {
     /// what it writes there is its standard output. Without one its standard input is empty.
     pub fn terminal(mut self, terminal: &Terminal) -> Self {
         self.0.terminal = Some(terminal.clone());
+        self
+    }
+
+    /// Counts the instructions that the host and its guests execute.
+    pub fn count(mut self, count: Count) -> Self {
+        self.0.count = Some(count);
         self
     }
 

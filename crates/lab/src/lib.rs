@@ -15,6 +15,7 @@
 
 pub mod archive;
 mod clock;
+pub mod count;
 mod description;
 mod error;
 mod image;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 
+use crate::count::{Clock, Count};
 use crate::image::Image;
 use crate::names::Seat;
 use crate::spec::{Bus, Contents, Device, Disk, IommuModel};
@@ -49,7 +50,17 @@ impl Machine {
             seats: Vec::new(),
         };
         let memory = lab.memory.as_bytes().div_ceil(1 << 20) + 2 * u64::from(lab.hugepages);
-        machine.words("-accel tcg,thread=multi -machine q35,kernel-irqchip=split -cpu EPYC,+svm,+npt");
+        // A clock that counts instructions counts those of one thread.
+        let by_instructions = lab.count.as_ref().is_some_and(|count| count.clock() == Clock::Instructions);
+        machine.words(if by_instructions {
+            "-accel tcg,thread=single -icount shift=0"
+        } else {
+            "-accel tcg,thread=multi"
+        });
+        for word in lab.count.iter().flat_map(Count::arguments) {
+            machine.word(&word);
+        }
+        machine.words("-machine q35,kernel-irqchip=split -cpu EPYC,+svm,+npt");
         machine.words("-no-user-config -nodefaults -display none -monitor none -serial stdio -no-reboot");
         machine.words(&format!("-smp {} -m {memory}M", lab.cpus));
         let device = match lab.iommu.model {

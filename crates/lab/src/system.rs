@@ -205,7 +205,8 @@ fn add_modules(archive: &mut Archive, folder: &Path, names: &str) -> Result<(), 
     archive.file(&format!("{inside}/modules.alias"), 0o644, aliases.as_bytes()).map_err(pack)
 }
 
-/// The folder with the guest's kernel, in both forms, its initramfs, and one of init alone to measure boots by.
+/// The folder with the guest's kernel, in both forms, its initramfs, and two of one
+/// program alone to measure boots by: of init, and of lab-count.
 fn guest(kernel: &Ready, busybox: &Busybox, places: &Places, lock: &CacheLock) -> Result<PathBuf, LabError> {
     let base = base(kernel, busybox, GUEST_MODULES, places, lock)?;
     let program = |name: &str| {
@@ -213,6 +214,7 @@ fn guest(kernel: &Ready, busybox: &Busybox, places: &Places, lock: &CacheLock) -
         fs::read(&path).map_err(LabError::path("read", &path))
     };
     let (init, io, edu) = (program(INIT)?, program("lab-io")?, program("lab-edu")?);
+    let count = program("lab-count")?;
     let name = |path: &Path| path.as_os_str().as_encoded_bytes().to_owned();
     let bzimage = kernel.bzimage.as_deref();
     let all = places.cache.join("guests");
@@ -224,6 +226,7 @@ fn guest(kernel: &Ready, busybox: &Busybox, places: &Places, lock: &CacheLock) -
         &init,
         &io,
         &edu,
+        &count,
     ]));
     if !folder.join("initrd").is_file() {
         sweep(&all);
@@ -241,14 +244,13 @@ fn guest(kernel: &Ready, busybox: &Busybox, places: &Places, lock: &CacheLock) -
         if let Some(bzimage) = bzimage {
             place(bzimage, &folder.join("vmlinuz"))?;
         }
-        let alone = || {
+        let alone = |init: &[u8]| {
             let mut archive = Archive::new();
-            archive.folder("proc")?;
-            archive.file("init", 0o755, &init)?;
-            archive.finish()
+            let pack = archive.folder("proc").and_then(|()| archive.file("init", 0o755, init));
+            pack.and_then(|()| archive.finish()).map_err(|e| LabError::system("pack", "the guest's init", e))
         };
-        let alone = alone().map_err(|e| LabError::system("pack", "the guest's init", e))?;
-        write_whole(lock, &folder.join("initrd-init"), &[&alone])?;
+        write_whole(lock, &folder.join("initrd-init"), &[&alone(&init)?])?;
+        write_whole(lock, &folder.join("initrd-count"), &[&alone(&count)?])?;
         write_whole(lock, &folder.join("initrd"), &[&base, &tools])?;
     }
     // The date says when it was last used, for `sweep`.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::console::{Console, emulator_says, last_lines, patience};
 use super::emulator::{Running, Watch, hint, lock, spawn};
 use super::{Event, Outcome, Stream};
+use crate::count::{Clock, Count};
 use crate::image::in_memory;
 use crate::machine::Machine;
 use crate::places::Places;
@@ -293,7 +294,11 @@ fn command_line(lab: &Lab, talkative: bool) -> String {
         // Built in, it would make a disk at once and be /dev/sda.
         words.push("scsi_debug.add_host=0");
     }
-    let frequency = clock::tsc_khz().map(|khz| format!("tsc_early_khz={khz}"));
+    let frequency = match lab.count.as_ref().map(Count::clock) {
+        Some(Clock::Instructions) => Some(clock::TSC_KHZ_BY_INSTRUCTIONS),
+        _ => clock::tsc_khz(),
+    };
+    let frequency = frequency.map(|khz| format!("tsc_early_khz={khz}"));
     words.extend(frequency.as_deref());
     words.push(&lab.append);
     words.join(" ").trim_end().to_owned()

@@ -103,11 +103,30 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What to do about what the emulator says.
 pub fn hint(message: &str) -> &'static str {
-    if message.contains("lock") {
+    if message.contains("plugin") {
+        "Counting instructions needs a QEMU that was built with plugins (--enable-plugins) of API version 1, as Debian 12's is. Name one with SKEP_LAB_QEMU."
+    } else if message.contains("lock") {
         "The image is in use by another lab or virtual machine."
     } else if message.contains("annot set up guest memory") {
         "Ask for less with --memory."
     } else {
         "Look at what was asked for with --device, --disk and --iommu."
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_qemu_without_plugins_is_said_to_be_one() {
+        for message in [
+            "-plugin: invalid option",
+            "plugin interface not enabled in this build",
+            "TCG plugin requires API version 1, but this QEMU supports only a minimum version of 2",
+        ] {
+            assert!(hint(message).contains("built with plugins"), "{message}");
+        }
+        assert!(!hint("-device igb: 'igb' is not a valid device model name").contains("plugins"));
     }
 }

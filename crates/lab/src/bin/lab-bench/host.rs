@@ -80,17 +80,37 @@ pub fn settle(device: &str) -> io::Result<()> {
     Err(io::Error::other(format!("{device} did not come back to the host's driver within 20 s")))
 }
 
-/// Resident memory of a process in KiB, without its guest's RAM: mappings as large as that are left out.
-pub fn resident_beside_ram(process: u32) -> io::Result<u64> {
+/// Memory of a process in KiB.
+#[derive(Default)]
+pub struct Memory {
+    /// What is there.
+    pub resident: u64,
+    /// What of that is no file's.
+    pub anonymous: u64,
+}
+
+/// The memory of a process without its guest's RAM: mappings as large as that are left out.
+pub fn beside_ram(process: u32) -> io::Result<Memory> {
     let maps = fs::read_to_string(format!("/proc/{process}/smaps"))?;
     let number = |line: &str| line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
-    let (mut sum, mut size) = (0, 0);
+    let (mut memory, mut size) = (Memory::default(), 0);
     for line in maps.lines() {
         if line.starts_with("Size:") {
             size = number(line).unwrap_or(0);
         } else if line.starts_with("Rss:") && size < MEMORY << 10 {
-            sum += number(line).unwrap_or(0);
+            memory.resident += number(line).unwrap_or(0);
+        } else if line.starts_with("Anonymous:") && size < MEMORY << 10 {
+            memory.anonymous += number(line).unwrap_or(0);
         }
     }
-    Ok(sum)
+    Ok(memory)
+}
+
+/// Where the program of this name begins in the memory of a process that runs it.
+pub fn place(process: u32, program: &str) -> io::Result<u64> {
+    let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
+    let ending = format!("/{program}");
+    let first = maps.lines().find(|line| line.ends_with(&ending)).and_then(|line| line.split('-').next());
+    let start = first.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    start.ok_or_else(|| io::Error::other(format!("{program} is not in the memory of process {process}")))
 }

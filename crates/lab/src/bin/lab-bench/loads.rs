@@ -49,7 +49,7 @@ pub fn measure(vmm: Vmm, hardware: &Hardware<'_>, seconds: f64) -> io::Result<Ve
     let mut samples = Vec::new();
     guest.wait_for("MARK ready", PATIENCE)?;
     if matches!(hardware.disk, Some((_, Model::VirtioBlk))) {
-        samples.push(Sample::new("memory beside RAM, KiB", host::resident_beside_ram(guest.id())? as f64));
+        samples.push(Sample::new("memory beside RAM, KiB", host::beside_ram(guest.id())?.resident as f64));
     }
     for _ in 0..TIMES {
         for target in &targets {
@@ -113,7 +113,7 @@ fn read_result(line: &str, program: &str) -> Option<(f64, f64)> {
 }
 
 /// Base64 (RFC 4648, section 4).
-fn encode(bytes: &[u8]) -> String {
+pub fn encode(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for three in bytes.chunks(3) {

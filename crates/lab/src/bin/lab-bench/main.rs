@@ -5,9 +5,11 @@
 //! `{"metric", "vmm", "round", "value", …}`; what is going on goes to standard error.
 
 mod boot;
+mod count;
 mod guest;
 mod host;
 mod loads;
+mod mini;
 mod vmm;
 
 use std::io::{self, Write};
@@ -18,9 +20,11 @@ use vmm::{Hardware, Model, Vmm};
 
 const USAGE: &str = "\
 usage: lab-bench [--rounds N] [--only KIND] [--seconds S]
+       lab-bench count boot|start|disk ROUNDS HUGE_PAGES all|few
   --rounds   how often each monitor is booted for each kind of sample [10]
   --only     one kind of sample: boot, virtio-blk, ahci, nvme, assigned, driver
-  --seconds  how long each load runs [1]";
+  --seconds  how long each load runs [1]
+  count      starts between marks for a plugin that counts instructions, with transparent huge pages as given";
 
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,11 +48,20 @@ struct Plan {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, kind, rounds, huge_pages, shapes] = arguments.as_slice()
+        && let (true, Ok(rounds)) = (word == "count", rounds.parse())
+    {
+        return end(count::run(kind, rounds, huge_pages, shapes == "few"));
+    }
     let Some(plan) = Plan::read(&arguments) else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    match run(&plan) {
+    end(run(&plan))
+}
+
+fn end(result: io::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lab-bench: {error}");

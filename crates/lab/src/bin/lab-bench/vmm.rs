@@ -37,6 +37,23 @@ pub struct Hardware<'a> {
     pub driven: Option<&'a str>,
 }
 
+/// A guest without the host's hardware: its kernel, and how large it is.
+#[derive(Clone)]
+pub struct Shape<'a> {
+    /// An ELF kernel with a PVH entry.
+    pub kernel: &'a str,
+    /// Its initramfs.
+    pub initrd: Option<&'a str>,
+    /// Its command line.
+    pub line: &'a str,
+    /// RAM in MiB.
+    pub memory: u64,
+    /// How many vCPUs.
+    pub vcpus: u32,
+    /// Raw files, each behind a virtio block device.
+    pub disks: &'a [String],
+}
+
 /// What a guest finds its disk behind.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Model {
@@ -121,6 +138,39 @@ impl Vmm {
     }
 }
 
+impl Vmm {
+    /// The command that starts it with such a guest, whose console is on standard output. QEMU gets its simplest board.
+    pub fn bare(self, shape: &Shape<'_>) -> Command {
+        let Shape { kernel, initrd, line, memory, vcpus, disks } = shape;
+        let memory = format!("{memory}M");
+        let vcpus = vcpus.to_string();
+        let mut command;
+        if self == Vmm::Skep {
+            command = Command::new("/bin/skep");
+            command.args(["run", "--memory", &memory, "--cpus", &vcpus, "--kernel", kernel]);
+            command.args(["--cmdline", line]);
+            for disk in *disks {
+                command.args(["--disk", &format!("path={disk}")]);
+            }
+            command.args(initrd.iter().flat_map(|initrd| ["--initrd", initrd]));
+        } else {
+            command = qemu_of("pc", &memory, &vcpus);
+            command.args(["-kernel", kernel, "-append", line]);
+            command.args(initrd.iter().flat_map(|initrd| ["-initrd", initrd]));
+            for (number, disk) in disks.iter().enumerate() {
+                // The board has fewer slots than we have disks: eight share a slot, each as a function of its own.
+                let (slot, function) = (4 + number / 8, number % 8);
+                let file = "driver=raw,file.driver=file,file.cache.direct=off";
+                command.args(["-blockdev", &format!("{file},node-name=d{number},file.filename={disk}")]);
+                let seat = format!("addr={slot:#x}.{function},multifunction=on");
+                command.args(["-device", &format!("virtio-blk-pci,drive=d{number},num-queues=1,{seat}")]);
+            }
+            chroot(&mut command);
+        }
+        command
+    }
+}
+
 /// The initramfs that a guest needs for its hardware.
 fn initrd(hardware: &Hardware<'_>) -> &'static str {
     if hardware.is_plain() { INIT_ALONE } else { INITRD }
@@ -152,10 +202,8 @@ fn skep(hardware: &Hardware<'_>, line: &str) -> Command {
 
 fn qemu(hardware: &Hardware<'_>, line: &str, aio: &str) -> Command {
     let plain = hardware.is_plain();
-    let mut command = Command::new(QEMU);
-    command.args(["-M", if plain { "pc" } else { "q35" }, "-accel", "kvm", "-cpu", "host", "-smp", "1"]);
-    command.args(["-m", &format!("{MEMORY}M"), "-nodefaults", "-vga", "none", "-nographic", "-no-reboot"]);
-    command.args(["-serial", "stdio", "-kernel", KERNEL, "-initrd", initrd(hardware), "-append", line]);
+    let mut command = qemu_of(if plain { "pc" } else { "q35" }, &format!("{MEMORY}M"), "1");
+    command.args(["-kernel", KERNEL, "-initrd", initrd(hardware), "-append", line]);
     if let Some((disk, model)) = hardware.disk {
         let file = "driver=host_device,node-name=d0,cache.direct=on";
         command.args(["-blockdev", &format!("{file},filename={disk},aio={aio}")]);
@@ -168,6 +216,20 @@ fn qemu(hardware: &Hardware<'_>, line: &str, aio: &str) -> Command {
     if let Some(device) = hardware.assigned {
         command.args(["-device", &format!("vfio-pci,host={device}")]);
     }
+    chroot(&mut command);
+    command
+}
+
+/// QEMU with a board, and nothing on it but a serial port.
+fn qemu_of(board: &str, memory: &str, vcpus: &str) -> Command {
+    let mut command = Command::new(QEMU);
+    command.args(["-M", board, "-accel", "kvm", "-cpu", "host", "-smp", vcpus, "-m", memory]);
+    command.args(["-nodefaults", "-vga", "none", "-nographic", "-no-reboot", "-serial", "stdio"]);
+    command
+}
+
+/// Starts the command in the outer machine's root.
+fn chroot(command: &mut Command) {
     // SAFETY: the closure makes two system calls on constants, which is allowed between fork and exec.
     unsafe {
         command.pre_exec(|| {
@@ -175,5 +237,4 @@ fn qemu(hardware: &Hardware<'_>, line: &str, aio: &str) -> Command {
             if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
         });
     }
-    command
 }

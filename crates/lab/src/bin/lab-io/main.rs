@@ -22,6 +22,8 @@ const USAGE: &str = "\
 usage:
   lab-io randread DEV BS QD SECONDS [SEED]   random reads of BS bytes, QD at once
   lab-io seqread  DEV BS QD SECONDS          sequential reads
+  lab-io count    LOAD DEV BS QD TIMES       so many transfers of a load between two marks for whoever counts
+                                             instructions: randread, seqread, randwrite or seqwrite
   lab-io fill     DEV OFFSET LEN BS SEED [scattered|whole]
                                              writes a pattern, BS bytes at once: the first 16 times alone, then up to
                                              16 such requests together, as far as they fit 2 MiB
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         ["randread", device, bs, qd, seconds] => bench::random(device, bs, qd, seconds, "1"),
         ["randread", device, bs, qd, seconds, seed] => bench::random(device, bs, qd, seconds, seed),
         ["seqread", device, bs, qd, seconds] => bench::sequential(device, bs, qd, seconds),
+        ["count", load, device, bs, qd, times] => bench::counted(load, device, bs, qd, times),
         ["fill" | "check", device, offset, length, bs, seed, pieces @ ..] if pieces.len() <= 1 => {
             let stretch = [*device, *offset, *length, *bs, *seed];
             let pieces = pieces.first().copied().unwrap_or("scattered");
