@@ -1,6 +1,9 @@
 //! The monitors that are compared, and how each is asked for the same guest.
 
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const KERNEL: &str = "/lab/guest/vmlinux";
@@ -13,6 +16,9 @@ pub const MEMORY: u64 = 256;
 
 /// The outer machine's root, where QEMU is installed.
 const QEMU_ROOT: &std::ffi::CStr = c"/host";
+const ROOT: &str = "/host";
+/// Where QEMU's firmware lies there.
+const FIRMWARE: [&str; 3] = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 
 /// A monitor, with what it uses to reach a disk.
@@ -226,6 +232,34 @@ fn qemu_of(board: &str, memory: &str, vcpus: &str) -> Command {
     command.args(["-M", board, "-accel", "kvm", "-cpu", "host", "-smp", vcpus, "-m", memory]);
     command.args(["-nodefaults", "-vga", "none", "-nographic", "-no-reboot", "-serial", "stdio"]);
     command
+}
+
+/// Puts QEMU's program, its libraries and its firmware into RAM: what is opened to be written in the outer machine's root is
+/// copied there.
+pub fn into_ram(process: u32) -> io::Result<()> {
+    let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
+    let mut paths: Vec<PathBuf> = maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|start| &line[start..]))
+        .map(|path| Path::new(ROOT).join(path.strip_prefix(ROOT).unwrap_or(path).trim_start_matches('/')))
+        .collect();
+    for folder in FIRMWARE {
+        paths.extend(
+            fs::read_dir(Path::new(ROOT).join(folder)).into_iter().flatten().flatten().map(|e| e.path()),
+        );
+    }
+    paths.sort();
+    paths.dedup();
+    // Memory without a file has a name as well, and a folder is no file.
+    for path in paths.iter().filter(|path| path.is_file()) {
+        match File::options().append(true).open(path) {
+            Ok(_) => {}
+            // A program that runs may not be written to, and is copied all the same.
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
+            Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+        }
+    }
+    Ok(())
 }
 
 /// Starts the command in the outer machine's root.
