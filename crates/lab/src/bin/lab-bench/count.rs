@@ -173,7 +173,10 @@ fn warm_up(vmm: Vmm, shape: &Shape<'_>) {
     let warm = || {
         let mut guest = Guest::start(vmm.bare(shape))?;
         guest.wait_for("lab: init", PATIENCE)?;
-        if vmm == Vmm::Skep { Ok(()) } else { vmm::into_ram(guest.id()) }
+        let files = vmm::files(guest.id())?;
+        // A program that runs may not be written to.
+        drop(guest);
+        if vmm == Vmm::Skep { Ok(()) } else { vmm::into_ram(&files) }
     };
     if let Err(error) = warm() {
         eprintln!("lab-bench: {} before it is counted: {error}", vmm.family());

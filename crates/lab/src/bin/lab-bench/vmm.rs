@@ -234,30 +234,27 @@ fn qemu_of(board: &str, memory: &str, vcpus: &str) -> Command {
     command
 }
 
-/// Puts QEMU's program, its libraries and its firmware into RAM: what is opened to be written in the outer machine's root is
-/// copied there.
-pub fn into_ram(process: u32) -> io::Result<()> {
+/// The files in the memory of a process that runs in the outer machine's root, as this host calls them.
+pub fn files(process: u32) -> io::Result<Vec<PathBuf>> {
     let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
-    let mut paths: Vec<PathBuf> = maps
-        .lines()
-        .filter_map(|line| line.find('/').map(|start| &line[start..]))
+    let paths = maps.lines().filter_map(|line| line.find('/').map(|start| &line[start..]));
+    let mut files: Vec<PathBuf> = paths
         .map(|path| Path::new(ROOT).join(path.strip_prefix(ROOT).unwrap_or(path).trim_start_matches('/')))
+        // Memory may have a name and no file.
+        .filter(|path| path.is_file())
         .collect();
-    for folder in FIRMWARE {
-        paths.extend(
-            fs::read_dir(Path::new(ROOT).join(folder)).into_iter().flatten().flatten().map(|e| e.path()),
-        );
-    }
-    paths.sort();
-    paths.dedup();
-    // Memory without a file has a name as well, and a folder is no file.
-    for path in paths.iter().filter(|path| path.is_file()) {
-        match File::options().append(true).open(path) {
-            Ok(_) => {}
-            // A program that runs may not be written to, and is copied all the same.
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
-            Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
-        }
+    files.dedup();
+    Ok(files)
+}
+
+/// Puts these files and QEMU's firmware into RAM: what is opened to be written in the outer machine's root is copied there.
+pub fn into_ram(files: &[PathBuf]) -> io::Result<()> {
+    let firmware =
+        FIRMWARE.iter().flat_map(|folder| fs::read_dir(Path::new(ROOT).join(folder)).into_iter().flatten());
+    let firmware = firmware.flatten().map(|entry| entry.path()).filter(|path| path.is_file());
+    for path in files.iter().cloned().chain(firmware) {
+        let opened = File::options().append(true).open(&path);
+        opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
     }
     Ok(())
 }
