@@ -27,6 +27,9 @@ const MINI: &str = "/tmp/mini";
 const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
 
+/// KiB of swap with which the largest guest could have all its RAM.
+const MUCH_SWAP: u64 = 128 << 20;
+
 /// How long a guest may take for one step. An emulated host that counts is slow.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -48,8 +51,6 @@ const LOADS: [(&str, &str, &str, u32); 5] = [
 /// Counts starts of this kind.
 pub fn run(kind: &str, rounds: u32, huge_pages: &str, few: bool) -> io::Result<()> {
     fs::write(HUGE_PAGES, huge_pages)?;
-    // Guests may have more RAM than the host, which they never touch.
-    fs::write(OVERCOMMIT, "1")?;
     match kind {
         "boot" => boots(rounds),
         "start" => starts(rounds, few),
@@ -79,6 +80,9 @@ fn boots(rounds: u32) -> io::Result<()> {
 
 /// Guests of several sizes, up to their first instruction.
 fn starts(rounds: u32, few: bool) -> io::Result<()> {
+    // Guests have more RAM than the host, which they never touch.
+    fs::write(OVERCOMMIT, "1")?;
+    host::pretend_swap(MUCH_SWAP)?;
     fs::write(MINI, mini::elf())?;
     let paths: Vec<String> = (0..31).map(|number| format!("/tmp/disk{number}")).collect();
     for path in &paths {

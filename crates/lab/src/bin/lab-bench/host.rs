@@ -1,5 +1,6 @@
 //! What the emulated host has to do for a guest: its NVMe controller, and how much memory a monitor takes.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -104,6 +105,22 @@ pub fn beside_ram(process: u32) -> io::Result<Memory> {
         }
     }
     Ok(memory)
+}
+
+/// Has programs read in `/proc/meminfo` that there are so many KiB of free swap. The host has none, and a monitor refuses a
+/// guest whose RAM could never be all there.
+pub fn pretend_swap(kib: u64) -> io::Result<()> {
+    const TRUE: &str = "/proc/meminfo";
+    const FALSE: &str = "/tmp/meminfo";
+    let line = |line: &str| match line.split_once(':') {
+        Some((name @ ("SwapTotal" | "SwapFree"), _)) => format!("{name}: {kib} kB\n"),
+        _ => format!("{line}\n"),
+    };
+    fs::write(FALSE, fs::read_to_string(TRUE)?.lines().map(line).collect::<String>())?;
+    let (from, to, none) = (CString::new(FALSE)?, CString::new(TRUE)?, std::ptr::null());
+    // SAFETY: the two paths are C strings that live through the call; a bind mount reads nothing else.
+    let result = unsafe { libc::mount(from.as_ptr(), to.as_ptr(), none, libc::MS_BIND, none.cast()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Where the program of this name begins in the memory of a process that runs it.
