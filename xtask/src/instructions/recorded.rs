@@ -13,9 +13,12 @@ const PATH: &str = "benches/instructions.json";
 /// So much more than what was recorded is no regression.
 pub const TOLERATED_PERCENT: f64 = 3.0;
 
-/// What is compared. Times follow from these, and of memory there are bars.
-const COMPARED: [Measure; 5] =
-    [Measure::Exits, Measure::Monitor, Measure::HostKernel, Measure::GuestKernel, Measure::SystemCalls];
+/// What is compared. Times follow from these, and of memory there are bars. The host kernel's instructions and the system
+/// calls of all its programs move by some in a hundred with where its clock ticks, from start to start.
+const COMPARED: [Measure; 3] = [Measure::Exits, Measure::Monitor, Measure::GuestKernel];
+
+/// So many exits of a start are chance: a tick of the host's clock is one, and a start has few.
+const EXITS_BY_CHANCE: f64 = 3.0;
 
 /// The counts that are compared with what was recorded are skep's.
 const OURS: &str = "skep";
@@ -87,7 +90,10 @@ impl Recorded {
                 let (Some(now), Some(most)) = (now, most) else {
                     bail!("{what}: {} are not both recorded and counted", measure.name());
                 };
-                if now > most * (1.0 + TOLERATED_PERCENT / 100.0) {
+                // Exits of loads are for each of many transfers.
+                let is_few = measure == Measure::Exits && row.contains_key(&Measure::VirtualMilliseconds);
+                let chance = if is_few { EXITS_BY_CHANCE } else { 0.0 };
+                if now > most * (1.0 + TOLERATED_PERCENT / 100.0) + chance {
                     let (name, now, most) = (measure.name(), amount(now), amount(most));
                     worse.push(format!("{what}: {now} {name}, and at most {most} are recorded"));
                 }
@@ -128,13 +134,21 @@ mod tests {
         let worse = |exits, instructions| {
             recorded.worse("6.12", "QEMU 7.2", &boots(&[(exits, instructions)])).unwrap()
         };
-        assert!(worse(1030.0, 1_030_000).is_empty());
+        assert!(worse(1033.0, 1_030_000).is_empty());
         assert!(worse(500.0, 500_000).is_empty());
         assert_eq!(worse(1040.0, 1_030_000), ["boot: 1040 exits, and at most 1000 are recorded"]);
         assert_eq!(
             worse(1000.0, 1_040_000),
             ["boot: 1.04 M VMM instructions, and at most 1.00 M are recorded"]
         );
+    }
+
+    #[test]
+    fn one_tick_more_in_a_start_of_few_exits_is_no_regression() {
+        let recorded = recorded(&[(11.0, 1)]);
+        let worse = |exits| recorded.worse("6.12", "QEMU 7.2", &boots(&[(exits, 1)])).unwrap();
+        assert!(worse(12.0).is_empty());
+        assert_eq!(worse(15.0).len(), 1);
     }
 
     #[test]
