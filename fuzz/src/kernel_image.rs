@@ -39,7 +39,7 @@ pub fn run(input: &[u8]) {
     let initrd = Initrd::from_bytes("initrd", vec![0x55; 5000]).expect("not empty");
     for initrd in [None, Some(&initrd)] {
         let boot = LinuxBoot { kernel: &kernel, initrd, command_line: "console=ttyS0" };
-        match boot::load(&boot, &platform(), ram()) {
+        match boot::load(&boot, &platform(), ram(), boot::Contents::Used) {
             Ok(cpu) => {
                 assert!((0x10_0000..RAM).contains(&cpu.rip), "starts at {:#x}", cpu.rip);
                 // What the kernel is told must have survived the loading of the kernel itself.

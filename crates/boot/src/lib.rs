@@ -150,12 +150,26 @@ impl Limits {
     }
 }
 
+/// What is in guest RAM before a kernel is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// Zeroes: it is new, and so nothing of it need be cleared.
+    New,
+    /// What a guest and its devices left there.
+    Used,
+}
+
 /// Loads a kernel and everything it needs into `ram`, and returns how the boot CPU must enter it.
 ///
 /// Everything is checked before the first write, and what can be known without RAM by [`check`] before that; only a file
-/// that cannot be read any more fails later. It
-/// may be called again for the same RAM, to restart a guest: all that it writes, it writes anew.
-pub fn load(boot: &LinuxBoot<'_>, platform: &Platform, ram: &Ram) -> Result<CpuState, LoadError> {
+/// that cannot be read any more fails later. It may be called again for the same RAM, which then is
+/// [`Used`](Contents::Used), to restart a guest: all that a kernel relies on is written anew.
+pub fn load(
+    boot: &LinuxBoot<'_>,
+    platform: &Platform,
+    ram: &Ram,
+    contents: Contents,
+) -> Result<CpuState, LoadError> {
     platform.check(ram)?;
     let low_end = Gpa(ram.contiguous(Gpa(0)));
     if low_end < low::HIGH {
@@ -178,7 +192,7 @@ pub fn load(boot: &LinuxBoot<'_>, platform: &Platform, ram: &Ram) -> Result<CpuS
     for range in [tables, kernel.range()].into_iter().chain(initrd) {
         ram.make_present(range)?;
     }
-    kernel.copy(ram)?;
+    kernel.copy(ram, contents)?;
     if let Some((image, place)) = boot.initrd.zip(initrd) {
         image.copy(ram, place)?;
     }

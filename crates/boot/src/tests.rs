@@ -97,7 +97,7 @@ fn one_cpu() -> Platform {
 
 fn loaded(kernel: Vec<u8>, initrd: Option<&Initrd>, line: &str, ram: &Ram) -> Result<CpuState, LoadError> {
     let kernel = KernelImage::from_bytes("tiny", kernel)?;
-    load(&LinuxBoot { kernel: &kernel, initrd, command_line: line }, &one_cpu(), ram)
+    load(&LinuxBoot { kernel: &kernel, initrd, command_line: line }, &one_cpu(), ram, Contents::Used)
 }
 
 fn object<T: FromBytes + IntoBytes>(ram: &Ram, at: u64) -> T {
@@ -218,6 +218,33 @@ fn loading_twice_leaves_the_same_ram_as_loading_once() {
 }
 
 #[test]
+fn new_ram_needs_no_clearing_and_used_ram_is_cleared_where_a_kernel_relies_on_it() {
+    for kernel in [tiny_elf(), tiny_bzimage()] {
+        let kernel = KernelImage::from_bytes("tiny", kernel).unwrap();
+        let boot = LinuxBoot { kernel: &kernel, initrd: None, command_line: "" };
+        let (new, used) = (ram(32 << 20), ram(32 << 20));
+        let range = kernel.range();
+        used.write(range.start(), &vec![0xcc; range.len() as usize]).unwrap();
+        load(&boot, &one_cpu(), &new, Contents::New).unwrap();
+        load(&boot, &one_cpu(), &used, Contents::Used).unwrap();
+        let image = |ram: &Ram| {
+            let parts = match kernel.format() {
+                Format::Pvh(elf) => elf.parts().iter().map(|part| part.range).collect(),
+                Format::BzImage(image) => vec![GpaRange::new(image.range().start(), 2048).unwrap()],
+            };
+            let mut all = Vec::new();
+            for part in parts {
+                let mut bytes = vec![0; part.len() as usize];
+                ram.read(part.start(), &mut bytes).unwrap();
+                all.push(bytes);
+            }
+            all
+        };
+        assert!(image(&new) == image(&used));
+    }
+}
+
+#[test]
 fn a_kernel_that_does_not_fit_says_how_much_memory_would_do() {
     let error = loaded(tiny_bzimage(), None, "", &ram(16 << 20)).unwrap_err();
     assert_eq!(
@@ -266,10 +293,10 @@ fn a_kernel_in_a_file_is_loaded_like_one_in_memory() {
     std::fs::write(&path, tiny_elf()).unwrap();
     let kernel = KernelImage::open(&path).unwrap();
     let (ram, boot) = (ram(32 << 20), LinuxBoot { kernel: &kernel, initrd: None, command_line: "" });
-    assert_eq!(load(&boot, &one_cpu(), &ram).unwrap().rip, KERNEL);
+    assert_eq!(load(&boot, &one_cpu(), &ram, Contents::Used).unwrap().rip, KERNEL);
     assert_eq!(object::<[u8; 64]>(&ram, KERNEL), [0xf4; 64]);
     std::fs::write(&path, &tiny_elf()[..0x200]).unwrap();
-    let error = load(&boot, &one_cpu(), &ram).unwrap_err();
+    let error = load(&boot, &one_cpu(), &ram, Contents::Used).unwrap_err();
     assert!(error.to_string().starts_with("cannot read 64 bytes at offset 768 of "), "{error}");
 }
 
@@ -293,7 +320,9 @@ fn what_does_not_fit_is_known_before_there_is_ram_and_all_at_once() {
     // It says of each what loading says of the first.
     let boot = LinuxBoot { kernel: &kernel, initrd: Some(&initrd), command_line: "quiet" };
     for mib in 16..64 {
-        let loaded = load(&boot, &one_cpu(), &ram(mib << 20)).map(drop).map_err(|error| error.to_string());
+        let loaded = load(&boot, &one_cpu(), &ram(mib << 20), Contents::Used)
+            .map(drop)
+            .map_err(|error| error.to_string());
         let found = texts(Some(&kernel), Some(&initrd), Some("quiet"), &memory::ram_ranges(mib << 20));
         assert_eq!(loaded.err(), found.first().cloned(), "{mib} MiB");
     }
@@ -305,7 +334,7 @@ fn load_hostile(kernel: Vec<u8>) {
     let Ok(kernel) = KernelImage::from_bytes("hostile", kernel) else { return };
     let needs = kernel.range();
     let boot = LinuxBoot { kernel: &kernel, initrd: None, command_line: "x" };
-    if let Ok(state) = load(&boot, &one_cpu(), &ram) {
+    if let Ok(state) = load(&boot, &one_cpu(), &ram, Contents::Used) {
         assert!(needs.end() <= Gpa(20 << 20) && needs.start() >= Gpa(1 << 20));
         assert!(needs.contains(Gpa(state.rip)));
     }

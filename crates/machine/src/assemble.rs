@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use boot::Contents;
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
 use devices::{PmTimer, PortDevice, Power, PowerRequest, RamSizes, ResetPort, Rtc, SerialPort};
 use dma::fault::{Inputs, Watch};
@@ -134,7 +135,7 @@ pub fn assemble(
     let platform = describe(&layout, cpus, config.name.as_str());
     let command_line = config.boot.cmdline.as_str().to_owned();
     let boot = BootPlan { kernel, initrd, command_line, platform, ram };
-    let entry = boot.load()?;
+    let entry = boot.load(Contents::New)?;
     let alarms = match witness {
         Some(witness) => {
             AlarmWatch::new(&assigned, &controllers, witness, sender).map_err(system("listen to devices"))?

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use assign::Assigned;
-use boot::{CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
+use boot::{Contents, CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
 use config::{Draft, OnFault, OnRequest};
 use devices::{Power, PowerRequest, SerialPort};
 use disk::nvme::NvmeController;
@@ -250,13 +250,13 @@ pub(crate) struct BootPlan {
 
 impl BootPlan {
     /// Loads kernel and initrd; the state in which the boot CPU enters.
-    pub(crate) fn load(&self) -> Result<CpuState, LoadError> {
+    pub(crate) fn load(&self, contents: Contents) -> Result<CpuState, LoadError> {
         let linux = LinuxBoot {
             kernel: &self.kernel,
             initrd: self.initrd.as_ref(),
             command_line: &self.command_line,
         };
-        boot::load(&linux, &self.platform, &self.ram)
+        boot::load(&linux, &self.platform, &self.ram, contents)
     }
 }
 
@@ -508,7 +508,7 @@ impl Vm {
         }
         self.board.ports.reset();
         self.chips.restore(&self.vm).map_err(|error| Outcome::Failed(error.to_string()))?;
-        let entry = self.boot.load().map_err(|error| Outcome::Failed(error.to_string()))?;
+        let entry = self.boot.load(Contents::Used).map_err(|error| Outcome::Failed(error.to_string()))?;
         self.cpus.reset(&entry);
         if self.phases.now() == Phase::Running {
             self.cpus.run();

@@ -17,6 +17,7 @@ pub(crate) use bzimage::{BzImage, Entry, SETUP_HEADER};
 pub(crate) use elf::Elf;
 pub use packed::UNPACKED_MAX;
 
+use crate::Contents;
 use crate::map::low;
 use crate::source::{Source, SourceError};
 use packed::Compression;
@@ -170,7 +171,11 @@ impl KernelImage {
     }
 
     /// Copies the kernel to its place, for which [`KernelImage::fits`] has been asked.
-    pub(crate) fn copy(&self, ram: &Ram) -> Result<(), crate::LoadError> {
+    pub(crate) fn copy(&self, ram: &Ram, contents: Contents) -> Result<(), crate::LoadError> {
+        let clear = |from: u64, len: u64| match contents {
+            Contents::New => Ok(()),
+            Contents::Used => ram.zero(Gpa(from), len),
+        };
         match &self.format {
             Format::Pvh(elf) => {
                 for part in elf.parts() {
@@ -178,14 +183,14 @@ impl KernelImage {
                     if part.in_file > 0 {
                         self.source.read_into(ram, start, part.offset, part.in_file)?;
                     }
-                    ram.zero(Gpa(start.0 + part.in_file), part.range.len() - part.in_file)?;
+                    clear(start.0 + part.in_file, part.range.len() - part.in_file)?;
                 }
             }
             Format::BzImage(image) => {
                 let (code, start) = (image.code(), image.range().start());
                 let in_file = code.end - code.start;
                 self.source.read_into(ram, start, code.start, in_file)?;
-                ram.zero(Gpa(start.0 + in_file), in_file.next_multiple_of(bzimage::PARAGRAPH) - in_file)?;
+                clear(start.0 + in_file, in_file.next_multiple_of(bzimage::PARAGRAPH) - in_file)?;
             }
         }
         Ok(())
