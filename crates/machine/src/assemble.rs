@@ -129,13 +129,13 @@ pub fn assemble(
 
     steps.begin("vCPUs")?;
     let fds = make_cpus(&vm, &hypervisor, cpus, &layout, config.nested)?;
-    let threads = Cpus::new(fds, board.clone()).map_err(system("start the vCPUs' threads"))?;
 
     steps.begin("load")?;
     let platform = describe(&layout, cpus, config.name.as_str());
     let command_line = config.boot.cmdline.as_str().to_owned();
     let boot = BootPlan { kernel, initrd, command_line, platform, ram };
-    let entry = boot.load(Contents::New)?;
+    cpu::enter(&fds[0].0, &boot.load(Contents::New)?)?;
+    let cpus = Cpus::new(fds, board.clone()).map_err(system("start the vCPUs' threads"))?;
     let alarms = match witness {
         Some(witness) => {
             AlarmWatch::new(&assigned, &controllers, witness, sender).map_err(system("listen to devices"))?
@@ -148,14 +148,13 @@ pub fn assemble(
         faults,
         policies: Policies::new(config)?,
         phases: Arc::default(),
-        cpus: threads,
+        cpus,
         board,
         assigned,
         disks,
         controllers,
         claimed,
         boot,
-        entry,
         chips,
         power,
         serial,

@@ -210,7 +210,6 @@ pub struct Vm {
     pub(crate) map: Arc<MemoryMap>,
     pub(crate) claimed: Option<Claimed>,
     pub(crate) boot: BootPlan,
-    pub(crate) entry: CpuState,
     pub(crate) chips: Chips,
     pub(crate) power: Arc<Power>,
     pub(crate) serial: Arc<SerialPort>,
@@ -317,7 +316,6 @@ impl Vm {
 
     /// Runs the VM until it ends. What its devices and disks are is to be had until it is dismantled.
     pub fn run(mut self) -> Stopped {
-        self.cpus.reset(&self.entry);
         self.cpus.run();
         self.enter(Life::Started);
         let outcome = self.attend();
