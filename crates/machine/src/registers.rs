@@ -106,6 +106,6 @@ mod tests {
         })
         .unwrap();
         assert_eq!(seen, (0..600).filter(|index| !missing.contains(index)).collect::<Vec<_>>());
-        assert_eq!(calls, 6);
+        assert_eq!(calls, 5);
     }
 }
