@@ -127,10 +127,11 @@ impl PortDevice for Rtc {
 
     fn write(&self, offset: u16, data: &[u8]) {
         for (offset, byte) in (offset..).zip(data) {
-            self.shared.with(|state, now| match offset {
-                0 => state.select(*byte),
-                _ => state.write(*byte, now),
-            });
+            match offset {
+                // Nothing comes of that.
+                0 => self.shared.lock().state.select(*byte),
+                _ => self.shared.with(|state, now| state.write(*byte, now)),
+            }
         }
     }
 
