@@ -15,6 +15,9 @@ const IA32_TSC: u32 = 0x10;
 const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
     [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
 
+/// The default memory type, and whether there are memory types at all.
+const MTRR_DEF_TYPE: u32 = 0x2ff;
+
 /// Those that KVM keeps for the vCPUs of a VM, but for the time stamp counter.
 pub struct Registers(Vec<u32>);
 
@@ -49,8 +52,22 @@ impl Registers {
 }
 
 /// Puts values back that a vCPU had. A register that cannot be written the guest has not changed either.
+///
+/// The memory types are switched off before they change, and on again with the last of their registers (Intel SDM vol. 3A,
+/// 12.11.7.2). Else each change has KVM look for pages of the range, and warn in the host's log of a range that has its
+/// base already and not yet its mask (Linux up to 6.9, arch/x86/kvm/mtrr.c, `update_mtrr`).
 pub fn put_back(cpu: &VcpuFd, values: &[kvm_msr_entry]) -> Result<(), KvmError> {
-    in_calls(values, |part| cpu.set_msrs(&Msrs::from_entries(part).expect("as many as KVM takes fit")))
+    in_calls(&in_order(values), |part| {
+        cpu.set_msrs(&Msrs::from_entries(part).expect("as many as KVM takes fit"))
+    })
+}
+
+fn in_order(values: &[kvm_msr_entry]) -> Vec<kvm_msr_entry> {
+    let (types, mut all): (Vec<kvm_msr_entry>, Vec<_>) =
+        values.iter().partition(|msr| msr.index == MTRR_DEF_TYPE);
+    all.splice(0..0, types.iter().map(|msr| unread(msr.index)));
+    all.extend(types);
+    all
 }
 
 /// Sets registers of a vCPU, which are among `known`, and notes that there.
@@ -90,6 +107,15 @@ fn in_calls(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_types_are_off_while_they_are_put_back() {
+        let value = |index| kvm_msr_entry { index, data: 0xc06, ..Default::default() };
+        let all = in_order(&[value(0x10a), value(MTRR_DEF_TYPE), value(0x200), value(0x201)]);
+        let seen: Vec<_> = all.iter().map(|msr| (msr.index, msr.data)).collect();
+        assert_eq!(seen, [(0x2ff, 0), (0x10a, 0xc06), (0x200, 0xc06), (0x201, 0xc06), (0x2ff, 0xc06)]);
+        assert_eq!(in_order(&[value(0x10a)]).len(), 1);
+    }
 
     #[test]
     fn what_there_is_goes_with_few_calls_and_what_there_is_not_is_passed_over() {

@@ -20,13 +20,15 @@ fn boots(all: &[(&str, u32)]) {
         .share(system.folder())
         .disk(&format!("ahci:{}", disk.display()))
         .run(&format!(
-            "boot() {{
+            "# On a machine that does other things too, systemd's 90 seconds for a device can be too few.
+             PATIENT='systemd.default_timeout_start_sec=900 systemd.default_device_timeout_sec=900'
+             boot() {{
                  : > /tmp/console
                  skep run --name debian --memory 512M --cpus $2 --kernel /share/vmlinuz --initrd /share/initrd \
-                     --cmdline 'console=ttyS0 no_timer_check root=LABEL=root quiet' \
+                     --cmdline \"console=ttyS0 no_timer_check root=LABEL=root quiet $PATIENT\" \
                      --disk path=/dev/sda,model=$1 --console file:/tmp/console < /dev/null &
                  login=no
-                 wait_for 400 grep -q 'installed login:' /tmp/console && login=yes
+                 wait_for 800 grep -q 'installed login:' /tmp/console && login=yes
                  skep stop --wait debian
                  wait $! && ended=0 || ended=$?
                  say $1 with $2 CPUs login $login

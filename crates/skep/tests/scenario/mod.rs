@@ -52,7 +52,7 @@ pub const EMPTY_QCOW2: &str = r"
 pub struct Scenario(Builder);
 
 /// So long an installed system may take from skep's start to the end of its power-off, on a bad day.
-pub const EACH_INSTALLED_BOOT: Duration = Duration::from_secs(500);
+pub const EACH_INSTALLED_BOOT: Duration = Duration::from_secs(1000);
 
 impl Scenario {
     /// In a host with Debian's kernel, which is what people run, and the usual devices.
