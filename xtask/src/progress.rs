@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::io::{BufRead, BufReader, ErrorKind, IsTerminal, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,11 @@ const UNKNOWN: f64 = 0.1;
 
 /// Runs the tests that nextest chooses by these arguments, which are these. Their times are kept for the next run.
 pub fn run(arguments: &[String], tests: &[String]) -> Result<()> {
+    let silent = silent_hosts();
+    // What is not there need not go.
+    fs::remove_file(&silent)
+        .or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+        .with_context(|| format!("cannot remove {silent}"))?;
     let mut times = Times::read();
     let mut ahead = Ahead::new(tests, &times);
     let colour = if std::io::stderr().is_terminal() { "always" } else { "never" };
@@ -45,6 +50,14 @@ pub fn run(arguments: &[String], tests: &[String]) -> Result<()> {
     let status = nextest.wait().context("cannot wait for cargo")?;
     times.write()?;
     eprintln!("--- {} tests in {}", tests.len(), minutes(start.elapsed().as_secs_f64()));
+    let lost = fs::read_to_string(&silent).unwrap_or_default();
+    if !lost.is_empty() {
+        eprintln!(
+            "--- {} emulated hosts gave no sign of life any more, and what was played in them was played again:",
+            lost.lines().count()
+        );
+        eprint!("{lost}");
+    }
     if status.success() {
         Ok(())
     } else {
@@ -57,6 +70,12 @@ pub fn run(arguments: &[String], tests: &[String]) -> Result<()> {
 fn at_once() -> String {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (cpus + 1).to_string()
+}
+
+/// Where tests write down that an emulated host gave no sign of life any more (crates/skep/tests/scenario/silence.rs).
+fn silent_hosts() -> String {
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
+    format!("{target}/tmp/silent-hosts")
 }
 
 /// The tests that are still to come, with what each takes.

@@ -10,6 +10,7 @@
 pub mod installed;
 pub mod packages;
 mod programs;
+mod silence;
 pub mod tiny;
 pub mod together;
 
@@ -150,15 +151,19 @@ impl Scenario {
     /// Runs the script in the host until it resets the host, as if its power had been cut. Returns the lines that came
     /// out before.
     pub fn run_until_reset(self, script: &str) -> Vec<String> {
-        let mut lines = Vec::new();
-        let outcome = self.0.build().run(&["sh", "-c", &whole(script)], |line| {
-            println!("{}", line.text);
-            lines.push(line.text.trim_end().to_owned());
-        });
-        match outcome {
-            Err(LabError::Died { .. }) => lines,
-            Err(error) => panic!("{error}"),
-            Ok(outcome) => panic!("the host was not reset\n{}", Seen(outcome)),
+        let mut tries = silence::Tries::default();
+        loop {
+            let mut lines = Vec::new();
+            let outcome = self.0.clone().build().run(&["sh", "-c", &whole(script)], |line| {
+                println!("{}", line.text);
+                lines.push(line.text.trim_end().to_owned());
+            });
+            match outcome {
+                Err(LabError::Died { .. }) => return lines,
+                Err(error) if tries.another(&error) => {}
+                Err(error) => panic!("{error}"),
+                Ok(outcome) => panic!("the host was not reset\n{}", Seen(outcome)),
+            }
         }
     }
 
@@ -168,7 +173,7 @@ impl Scenario {
     }
 
     fn tell(self, faults: Faults, script: &str) -> Seen {
-        let seen = Seen(together::shared(&self.0, faults, script).unwrap_or_else(|| alone(self.0, script)));
+        let seen = Seen(together::shared(&self.0, faults, script).unwrap_or_else(|| alone(&self.0, script)));
         assert_eq!(seen.0.boots, 1, "the host came up only at the second try\n{seen}");
         assert_eq!(seen.0.status, 0, "the script in the host failed\n{seen}");
         seen.log_is_without(&HURT);
@@ -177,15 +182,22 @@ impl Scenario {
 }
 
 /// Plays the script in a host of its own.
-fn alone(lab: Builder, script: &str) -> Outcome {
-    let mut story = true;
-    let outcome = lab.build().run(&["sh", "-c", &whole(script)], |line| {
-        story &= line.text != LOG;
-        if story {
-            println!("{}", line.text);
+fn alone(lab: &Builder, script: &str) -> Outcome {
+    let mut tries = silence::Tries::default();
+    loop {
+        let mut story = true;
+        let outcome = lab.clone().build().run(&["sh", "-c", &whole(script)], |line| {
+            story &= line.text != LOG;
+            if story {
+                println!("{}", line.text);
+            }
+        });
+        match outcome {
+            Ok(outcome) => return outcome,
+            Err(error) if tries.another(&error) => {}
+            Err(error) => panic!("{error}"),
         }
-    });
-    outcome.unwrap_or_else(|error| panic!("{error}"))
+    }
 }
 
 /// The script with all that it uses.

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use lab::{Builder, LabError, Outcome};
 
+use super::silence::Tries;
+
 /// How long each story may take, on a bad day.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -72,6 +74,7 @@ struct Ask {
     lab: Builder,
     faults: Faults,
     script: String,
+    tries: Tries,
     answer: Sender<Result<Outcome, String>>,
 }
 
@@ -91,7 +94,14 @@ impl Ask {
 pub fn shared(lab: &Builder, faults: Faults, script: &str) -> Option<Outcome> {
     let (place, desk) = DESK.with_borrow(Clone::clone)?;
     let (answer, seen) = channel();
-    let ask = Box::new(Ask { place, lab: lab.clone(), faults, script: script.to_owned(), answer });
+    let ask = Box::new(Ask {
+        place,
+        lab: lab.clone(),
+        faults,
+        script: script.to_owned(),
+        tries: Tries::default(),
+        answer,
+    });
     desk.send(Step::Asks(ask)).expect("the desk is open while there are stories");
     let seen = seen.recv().expect("every story gets an answer");
     Some(seen.unwrap_or_else(|error| panic!("{error}")))
@@ -167,7 +177,7 @@ fn in_one_host(asks: Vec<Ask>) -> Vec<Ask> {
 fn hand_out(asks: Vec<Ask>, outcome: &Result<Outcome, LabError>, output: &str, errors: &str) -> Vec<Ask> {
     let (output, errors) = (sections(output), sections(errors));
     let mut unplayed = Vec::new();
-    for (number, ask) in asks.into_iter().enumerate() {
+    for (number, mut ask) in asks.into_iter().enumerate() {
         let ended = output.get(number).and_then(|section| section.rsplit_once(ENDS));
         let status = ended.and_then(|(_, status)| status.lines().next()?.parse().ok());
         // In the host, where it was up at all.
@@ -179,11 +189,12 @@ fn hand_out(asks: Vec<Ask>, outcome: &Result<Outcome, LabError>, output: &str, e
                 errors: errors.get(number).copied().unwrap_or_default().to_owned(),
                 ..outcome.clone()
             })),
+            (None, _, Err(error)) if begun && ask.tries.another(error) => unplayed.push(ask),
             (None, _, Err(error)) if begun => ask.answer(Err(error.to_string())),
             (None, _, Ok(outcome)) if begun => {
                 ask.answer(Err(format!("the story came to no end\n{}", super::Seen(outcome.clone()))));
             }
-            // Not played yet; or the host died after it, and nobody knows what its emulator had to say.
+            // Not played yet; or it is to be played once more; or the host died after it, and nobody knows what its emulator had to say.
             _ => unplayed.push(ask),
         }
     }
