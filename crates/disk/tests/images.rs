@@ -11,6 +11,7 @@ use std::process::Command;
 use disk::{Allowed, Claim, Disk, DiskOptions, Format, Operation, SectorRange, Sectors, Source, Unmap};
 use subjects::bench::{Bench, read, write};
 use subjects::nbd_server::{EVERYTHING, Server};
+use subjects::qemu_img;
 
 const CLUSTER: u64 = 64 << 10;
 const SIZE: u64 = 1 << 20;
@@ -413,9 +414,9 @@ fn what_qemu_makes_is_opened_or_refused_by_its_name() {
         if path.exists() {
             std::fs::remove_file(&path).unwrap();
         }
-        let made =
-            Command::new("qemu-img").arg("create").arg("-q").args(options).arg(&path).arg("4M").status();
-        made.is_ok_and(|made| made.success())
+        let mut make = Command::new("qemu-img");
+        let made = qemu_img::output(make.arg("create").arg("-q").args(options).arg(&path).arg("4M"));
+        made.is_ok_and(|made| made.status.success())
     };
     if !make(&["-f", "qcow2"]) {
         return eprintln!("skipped: there is no qemu-img");

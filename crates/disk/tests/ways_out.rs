@@ -1,5 +1,8 @@
 //! What a refusal of an image tells the user to do, done: the command works for that format, and the copy has its data.
 
+#[path = "subjects/qemu_img.rs"]
+mod qemu_img;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -22,7 +25,7 @@ fn contents() -> Vec<u8> {
 
 /// Runs a command in the folder; it must succeed.
 fn run(folder: &Path, command: &str) {
-    let said = Command::new("sh").args(["-c", command]).current_dir(folder).output().unwrap();
+    let said = qemu_img::output(Command::new("sh").args(["-c", command]).current_dir(folder)).unwrap();
     assert!(said.status.success(), "{command}: {}", String::from_utf8_lossy(&said.stderr));
 }
 

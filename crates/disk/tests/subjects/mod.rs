@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod nbd_peer;
 pub mod nbd_server;
+pub mod qemu_img;
 
 use std::any::Any;
 use std::fs::File;
