@@ -34,7 +34,9 @@ pub mod wire;
 pub use description::{Builder, Lab};
 pub use error::LabError;
 pub use image::Original;
-pub use kernel::{ensure_debian_kernel, has_debian_kernel, lab_kernel, lab_kernel_in, modules};
+pub use kernel::{
+    ensure_debian_kernel, has_debian_kernel, lab_kernel, lab_kernel_in, modules, newest_kernel,
+};
 pub use places::cache;
 pub use run::{Event, Line, Outcome, Stream};
 pub use spec::{BlockSize, Bus, Contents, Device, Disk, Iommu, IommuModel, Kernel, Size, SpecError};

@@ -49,7 +49,7 @@ impl Unpacked {
 
     /// Gets the newest kernel that this machine's package lists know; does nothing when it is there already.
     pub fn fetch(cache: &Path, _lock: &CacheLock) -> Result<Unpacked, LabError> {
-        let package = newest()?;
+        let package = newest_kernel(PACKAGE)?;
         let version = package.trim_start_matches("linux-image-").to_owned();
         let folder = kernels(cache).join(&version);
         if !folder.is_dir() {
@@ -70,16 +70,19 @@ fn marker(cache: &Path) -> PathBuf {
     kernels(cache).join("debian")
 }
 
-/// The package that [`PACKAGE`] depends on.
-fn newest() -> Result<String, LabError> {
-    let said = helper("apt-cache", Command::new("apt-cache").env("LC_ALL", "C").args(["depends", PACKAGE]))?;
+/// The package of the newest kernel, for which a package without a kernel of its own (`linux-image-amd64`) stands.
+///
+/// # Errors
+/// [`LabError::Fetch`] where the package lists do not have it.
+pub fn newest_kernel(package: &str) -> Result<String, LabError> {
+    let said = helper("apt-cache", Command::new("apt-cache").env("LC_ALL", "C").args(["depends", package]))?;
     said.stdout
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
         .find(|package| package.starts_with("linux-image-"))
         .map(str::to_owned)
         .ok_or_else(|| LabError::Fetch {
-            why: format!("the package lists have no {PACKAGE}"),
+            why: format!("the package lists have no {package}"),
             hint: "On Debian, run: apt-get update (as root); elsewhere give --kernel PATH with a kernel that has everything built in",
         })
 }

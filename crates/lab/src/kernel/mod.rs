@@ -12,6 +12,7 @@ use crate::places::{CacheLock, Places, write_whole};
 use crate::spec::Kernel;
 use crate::system::key;
 
+pub use debian::newest_kernel;
 pub use image::unpack;
 
 /// A kernel, ready to be booted.

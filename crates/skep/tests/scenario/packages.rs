@@ -34,13 +34,10 @@ fn key(pattern: &str) -> u64 {
 
 /// What a package of kernels stands for; any other is itself.
 fn newest(package: &str) -> Result<String, String> {
-    if !package.starts_with("linux-image-") {
-        return Ok(package.to_owned());
+    match package.starts_with("linux-image-") {
+        true => lab::newest_kernel(package).map_err(|error| error.to_string()),
+        false => Ok(package.to_owned()),
     }
-    let said = run(Command::new("apt-cache").args(["depends", package]))?;
-    let mut depends = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    let kernel = depends.find(|name| name.starts_with("linux-image-"));
-    kernel.map(str::to_owned).ok_or_else(|| format!("the package lists have no {package}"))
 }
 
 fn fetch(package: &str, pattern: &str, folder: &Path) -> Result<(), String> {
