@@ -242,7 +242,6 @@ fn compressed_elf_kernels_boot() {
 }
 
 #[test]
-#[ignore = "two minutes more"]
 fn slower_kernels_of_debians_packages_boot_to_a_sign_of_life() {
     let mut story = Story::new();
     story.with(&SLOW);
