@@ -27,7 +27,8 @@ const MINI: &str = "/tmp/mini";
 const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
 
-/// QEMU's firmware waits for all vCPUs, spinning. With 64 of them on one emulated CPU it does so for more than five minutes.
+/// QEMU's firmware waits for all vCPUs, spinning. With 64 of them on one emulated CPU it had not come up after three
+/// minutes.
 const MOST_VCPUS_OF_QEMU: u32 = 16;
 
 /// KiB of swap with which the largest guest could have all its RAM.
