@@ -140,6 +140,14 @@ impl Place {
         }
     }
 
+    /// Line and column, by which messages are sorted: what is in no file is behind it.
+    pub(crate) fn in_order(&self) -> (usize, usize) {
+        match self {
+            Place::File { line, column, .. } => (*line, *column),
+            Place::Flag(_) | Place::Nowhere => (usize::MAX, 0),
+        }
+    }
+
     fn in_words(&self) -> String {
         match self {
             Place::File { name, line, .. } => format!("in line {line} of {name}"),
@@ -325,7 +333,10 @@ fn without_value(item: &str, valid: &'static [&'static str]) -> String {
     match key.or_else(|| nearest(item, valid)) {
         Some(key) if SWITCHES.contains(&key) => format!("Write {key}=on or {key}=off."),
         Some(key) => format!("Write {key}=VALUE."),
-        None => format!("Write KEY=VALUE; the keys here are: {}.", keys(valid)),
+        None => format!(
+            "Write KEY=VALUE, and a comma within a value twice (,,); the keys here are: {}.",
+            keys(valid)
+        ),
     }
 }
 

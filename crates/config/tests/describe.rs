@@ -300,7 +300,10 @@ fn an_item_without_a_value_is_answered_with_what_it_can_be() {
         ("snapshot", "Write snapshot=on or snapshot=off."),
         ("read-only", "Write readonly=on or readonly=off."),
         ("serial", "Write serial=VALUE."),
-        ("zzzzzzzzzz", "Write KEY=VALUE; the keys here are: path, nvme,"),
+        (
+            "zzzzzzzzzz",
+            "Write KEY=VALUE, and a comma within a value twice (,,); the keys here are: path, nvme,",
+        ),
     ] {
         let text = flag_findings(Key::Disk, &format!("/dev/sda,{item}"));
         assert!(text.contains(said), "{text}");
@@ -318,6 +321,12 @@ fn all_errors_of_a_list_are_found_at_once() {
     assert!(error.contains("`readonly` is the text \"maybe\""), "{error}");
     let error = flag_findings(Key::Disk, "path=a,path=b");
     assert!(error.contains("`path` was given before, by --disk path=a,path=b."), "{error}");
+}
+
+#[test]
+fn a_long_value_is_not_repeated_whole() {
+    let error = flag_findings(Key::Cmdline, &"x".repeat(5000));
+    assert!(error.contains("xxx…: the kernel command line has 5000 bytes") && error.len() < 500, "{error}");
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn read_all(file: Option<File<'_>>, flags: &[(Key, String)]) -> Description {
         let parsed = source::toml::parse(file.name, file.bytes);
         let mut meant = Vec::new();
         parts = Parts::read(&parsed.table, &mut meant);
-        let broken = parsed.broken_lines();
+        let broken = parsed.broken_lines;
         whole = broken.is_empty();
         meant.retain(|finding| whole || !may_follow_from(finding, &broken));
         findings = parsed.errors;
@@ -94,10 +94,7 @@ fn read_all(file: Option<File<'_>>, flags: &[(Key, String)]) -> Description {
     let flags = as_table(flags, &mut findings);
     parts = parts.overlaid(Parts::read(&flags, &mut findings));
     let draft = parts.assemble(whole, &mut findings);
-    findings.sort_by_key(|finding| match finding.place {
-        Place::File { line, column, .. } => (line, column),
-        Place::Flag(_) | Place::Nowhere => (usize::MAX, 0),
-    });
+    findings.sort_by_key(|finding| finding.place.in_order());
     Description { draft, wrong: findings }
 }
 

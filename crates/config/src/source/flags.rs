@@ -53,10 +53,18 @@ pub(crate) fn table(
     Table { place, entries }
 }
 
+/// Characters of a flag's value that a message repeats at most.
+const LONGEST_SHOWN: usize = 200;
+
 fn place(flag: &str, value: &str) -> Place {
     // As a shell has it, so that nothing can be seen.
     let value = if value.is_empty() { "\"\"" } else { value };
-    Place::Flag(Arc::from(format!("{flag} {value}")))
+    // Whoever wrote more than this needs its beginning to find it.
+    let (shown, rest) = match value.char_indices().nth(LONGEST_SHOWN) {
+        Some((end, _)) => (&value[..end], "…"),
+        None => (value, ""),
+    };
+    Place::Flag(Arc::from(format!("{flag} {shown}{rest}")))
 }
 
 /// Splits at commas; two commas are one comma within an item, as with QEMU.

@@ -13,18 +13,12 @@ use crate::finding::{Finding, Place, Problem};
 pub(crate) struct Parsed {
     pub(crate) table: Table,
     pub(crate) errors: Vec<Finding>,
+    /// The lines that are not TOML: what else seems wrong there is most likely a consequence.
+    pub(crate) broken_lines: HashSet<usize>,
 }
 
-impl Parsed {
-    /// The lines that are not TOML: what else seems wrong there is most likely a consequence.
-    pub(crate) fn broken_lines(&self) -> HashSet<usize> {
-        let line = |finding: &Finding| match finding.place {
-            Place::File { line, .. } => Some(line),
-            _ => None,
-        };
-        self.errors.iter().filter_map(line).collect()
-    }
-}
+/// Lines that are not TOML, of which each is told. Of a file that is something else all are.
+const TOLD: usize = 10;
 
 /// Reads a file's bytes.
 pub(crate) fn parse(name: &str, bytes: &[u8]) -> Parsed {
@@ -47,7 +41,17 @@ pub(crate) fn parse(name: &str, bytes: &[u8]) -> Parsed {
         let message = format!("this is not TOML: {}.", error.message());
         Finding { place, problem: Problem::Syntax { message } }
     }));
-    Parsed { table: lines.table(lines.place(0), table.get_ref()), errors }
+    errors.sort_by_key(|error| error.place.in_order());
+    let mut broken_lines = HashSet::new();
+    // What else is wrong in a line mostly follows from the first.
+    errors.retain(|error| broken_lines.insert(error.place.in_order().0));
+    if errors.len() > TOLD + 2 {
+        let untold = errors.split_off(TOLD);
+        let message =
+            format!("this line and {} more below are not TOML. Is it the right file?", untold.len() - 1);
+        errors.push(Finding { place: untold[0].place.clone(), problem: Problem::Syntax { message } });
+    }
+    Parsed { table: lines.table(lines.place(0), table.get_ref()), errors, broken_lines }
 }
 
 /// Finds the line of an offset.
@@ -120,6 +124,15 @@ mod tests {
         assert_eq!(lines.place(11), at(2, 4));
         assert_eq!(lines.place(15), at(3, 1));
         assert_eq!(lines.place(10_000), at(3, 1));
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_at_all_is_told_in_few_lines_and_all_its_lines_are_known() {
+        let text = "root:x:0:0:root:/root:/bin/bash\n".repeat(50);
+        let parsed = parse("f", text.as_bytes());
+        assert_eq!((parsed.errors.len(), parsed.broken_lines.len()), (TOLD + 1, 50));
+        let last = parsed.errors[TOLD].to_string();
+        assert!(last.starts_with("f:11:") && last.contains("this line and 39 more below"), "{last}");
     }
 
     #[test]
