@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use memory::{Gpa, GpaRange, Ram};
 
 use crate::LoadError;
-use crate::kernel::mib;
+use crate::kernel::{give, mib};
 use crate::source::{Source, SourceError};
 
 const PAGE: u64 = 4096;
@@ -49,7 +49,7 @@ pub enum InitrdError {
 
 fn hint(enough: Option<u64>) -> String {
     match enough {
-        Some(bytes) => format!("Give the VM at least {} MiB of memory.", mib(Gpa(bytes))),
+        Some(bytes) => give(Gpa(bytes)),
         None => "More memory would not help: make it smaller.".into(),
     }
 }
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "the initrd initrd.img has 12288 bytes (1 MiB), but only 6144 bytes of RAM between the kernel and \
-             0x1002000 can hold it. Give the VM at least 17 MiB of memory."
+             0x1002000 can hold it. Give the VM at least 18 MiB of memory."
         );
         let error = initrd(0x3000)
             .place(range(0x100_0000, 0x800).end(), Gpa(0x200_0000), Gpa(0x100_1fff))

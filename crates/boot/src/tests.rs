@@ -250,7 +250,7 @@ fn a_kernel_that_does_not_fit_says_how_much_memory_would_do() {
     assert_eq!(
         error.to_string(),
         "the kernel tiny needs the RAM at 0x1000000-0x10fffff, but the VM's low RAM ends at 0x1000000. Give the \
-         VM at least 17 MiB of memory."
+         VM at least 18 MiB of memory."
     );
     loaded(tiny_bzimage(), None, "", &ram(17 << 20)).unwrap();
     let mut far = tiny_bzimage();
@@ -314,7 +314,7 @@ fn what_does_not_fit_is_known_before_there_is_ram_and_all_at_once() {
     assert!(all.len() == 3 && all.iter().zip(parts).all(|(text, part)| text.contains(part)), "{all:?}");
     // What is unknown keeps nobody from finding the rest.
     let alone = texts(None, Some(&initrd), None, &places);
-    assert!(alone.len() == 1 && alone[0].contains("Give the VM at least 21 MiB"), "{alone:?}");
+    assert!(alone.len() == 1 && alone[0].contains("Give the VM at least 22 MiB"), "{alone:?}");
     let fits = memory::ram_ranges(64 << 20);
     assert_eq!(texts(Some(&kernel), Some(&initrd), Some("quiet"), &fits), [""; 0]);
     // It says of each what loading says of the first.

@@ -98,9 +98,14 @@ pub(crate) fn mib(bytes: Gpa) -> u64 {
     bytes.0.div_ceil(1 << 20)
 }
 
+/// What to do where RAM has to reach `end`. A VM's RAM comes in units of 2 MiB.
+pub(crate) fn give(end: Gpa) -> String {
+    format!("Give the VM at least {} MiB of memory.", mib(end).next_multiple_of(2))
+}
+
 fn enough(end: Gpa) -> String {
     if end <= memory::LOW_RAM_END {
-        format!("Give the VM at least {} MiB of memory.", mib(end))
+        give(end)
     } else {
         "More memory would not help: the file is damaged or made for another kind of machine.".into()
     }
