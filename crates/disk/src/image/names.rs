@@ -62,6 +62,10 @@ pub(super) fn find(image: &Path, name: &str, role: Role, allowed: &[Allowed]) ->
     let image_itself = image.canonicalize().or_else(|_| std::path::absolute(image));
     let folder = image_itself.as_deref().ok().and_then(Path::parent).unwrap_or(Path::new("/"));
     let target = normal(&folder.join(name));
+    // Nobody is to allow this first.
+    if role != Role::Extent && image_itself.as_ref().is_ok_and(|itself| *itself == target) {
+        return Err(OpenError::Loop { image: image.to_owned(), role, path: target });
+    }
     let stated = |allowed: &Allowed| match allowed {
         Allowed::File(path) if is(path, &target) => Some(path.clone()),
         Allowed::File(_) | Allowed::SameFolder => None,
@@ -132,6 +136,16 @@ mod tests {
         {
             let error = found(name, &[Allowed::SameFolder]).unwrap_err();
             assert!(!error.contains("follow"), "this would not allow it: {error}");
+        }
+    }
+
+    #[test]
+    fn an_image_that_names_itself_is_told_so_and_not_how_to_allow_it() {
+        for name in ["top.qcow2", "./top.qcow2", "/nowhere/images/top.qcow2"] {
+            for allowed in [&[][..], &[Allowed::SameFolder]] {
+                let error = found(name, allowed).unwrap_err();
+                assert!(error.contains("stands on itself") && !error.contains("chain="), "{error}");
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::features::{self, Field};
+use crate::options::Format;
 
 /// Bytes of a header of version 2, and of the part that every version has.
 const SHORTEST: usize = 72;
@@ -46,9 +47,9 @@ impl Unfit {
         }
     }
 
-    fn no_image() -> Unfit {
+    pub(super) fn no_image(format: Format) -> Unfit {
         Unfit {
-            what: "it cannot be used as a qcow2 image: it does not begin like one".to_owned(),
+            what: format!("it cannot be used as a {format} image: it does not begin like one"),
             hint: "Say with `format` which format it has.",
         }
     }
@@ -103,7 +104,7 @@ impl Layout {
     /// Reads the beginning of a header of version 2 or 3. What lies behind the end of `bytes` counts as zeroes.
     pub(super) fn parse(bytes: &[u8]) -> Result<Layout, Unfit> {
         if !bytes.starts_with(b"QFI\xfb") {
-            return Err(Unfit::no_image());
+            return Err(Unfit::no_image(Format::Qcow2));
         }
         let bytes = Bytes(bytes);
         let cluster_bits = bytes.word(20);
@@ -173,7 +174,7 @@ pub(super) fn read(image: &File) -> io::Result<Result<Header, Unfit>> {
     let read = read_at_most(&file, &mut start)?;
     start.truncate(read);
     if !start.starts_with(b"QFI\xfb") {
-        return Ok(Err(Unfit::no_image()));
+        return Ok(Err(Unfit::no_image(Format::Qcow2)));
     }
     // The whole header lies in the first cluster.
     let bits = Bytes(&start).word(20);
@@ -415,7 +416,7 @@ mod tests {
         assert_eq!(layout.clusters, Table { at: 2048, bytes: 24 });
         assert_eq!(parsed(&bytes).unwrap().layout, layout);
         bytes[..4].copy_from_slice(b"QFI!");
-        assert_eq!(Layout::parse(&bytes), Err(Unfit::no_image()));
+        assert_eq!(Layout::parse(&bytes), Err(Unfit::no_image(Format::Qcow2)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use super::qcow2_header::{Unfit, unaligned};
 use crate::geometry::Sectors;
 use crate::kernel::Handle;
+use crate::options::Format;
 
 /// Bytes of the longest descriptor.
 const LONGEST: u64 = 2 << 20;
@@ -49,6 +50,9 @@ fn judge(bytes: &[u8]) -> Result<Vec<u64>, Unfit> {
     let unfit = |what: &str, hint| Unfit { what: what.to_owned(), hint };
     if let Some((_, what)) = MAGICS.iter().find(|(magic, _)| bytes.starts_with(magic)) {
         return Err(unfit(&format!("{what}, and only flat ones can be read"), CONVERT));
+    }
+    if std::str::from_utf8(bytes).is_err() && !bytes.starts_with(b"# Disk DescriptorFile") {
+        return Err(Unfit::no_image(Format::Vmdk));
     }
     let mut needed = Vec::new();
     for line in String::from_utf8_lossy(bytes).lines() {
@@ -110,6 +114,7 @@ mod tests {
             refused(format!("RW 8 {kind} \"x\"").as_bytes(), why.unwrap());
         }
         refused(b"RW 8 NEW \"x\"", "\"NEW\"");
+        refused(b"QFI\xfb\0\0\0\x03", "does not begin like one");
         refused(b"KDMV\x01", "streamOptimized");
         refused(b"COWD", "vmfsSparse");
         refused(&[0xbe, 0xba, 0xfe, 0xca, 0, 0, 0, 0, 1], "seSparse");
