@@ -65,18 +65,21 @@ struct Flags {
     /// The kernel's command line [default: console=ttyS0]
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// A disk for the guest: path=/dev/... (a block device or file), nvme=0000:03:00.0[,namespace=1]
-    /// (on a controller that skep drives itself), nbd=nbd://HOST/EXPORT, or ram=SIZE;
-    /// and [,model=virtio-blk|nvme|ahci|ahci-cd][,readonly=on][,queues=N][,serial=...]
-    /// [,on-error=report|pause|ignore], with path and nvme [,poll=off|adaptive|on].
-    /// With virtio-blk also [,packed=on][,write-cache=off].
-    /// With nvme, ahci and ahci-cd also [,controller=NAME] (disks of one name share a controller)[,product=...]
-    /// [,firmware=...].
-    /// With path also [,format=raw|qcow2|vmdk], with images [,chain=follow|PATH] (once for each other file that an image may
-    /// open; follow: any file in the image's folder), [,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
-    /// [,buffers=registered|plain][,force=on].
-    /// Write a comma within a value twice. May be given several times
-    #[arg(long, value_name = "SPEC")]
+    /// A disk for the guest: where its data is,
+    ///   /dev/... or path=/dev/...        a block device or a file
+    ///   nvme=0000:03:00.0[,namespace=1]  on a controller that skep drives itself
+    ///   nbd=nbd://HOST/EXPORT            on a server
+    ///   ram=SIZE                         in this host's memory
+    /// and what there is to say of it, of any disk
+    ///   [,model=virtio-blk|nvme|ahci|ahci-cd][,readonly=on][,queues=N][,serial=...][,on-error=report|pause|ignore]
+    ///   with path or nvme: [,poll=off|adaptive|on]
+    ///   with path: [,format=raw|qcow2|vmdk][,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
+    ///     [,buffers=registered|plain][,force=on]
+    ///   of an image: [,chain=follow|PATH], once for each other file that it may open (follow: any in its folder)
+    ///   of virtio-blk: [,packed=on][,write-cache=off]
+    ///   of nvme, ahci and ahci-cd: [,controller=NAME] (disks of one name share a controller)[,product=...][,firmware=...]
+    /// Write a comma within a value twice. docs/vm.toml explains each. May be given several times
+    #[arg(long, value_name = "SPEC", verbatim_doc_comment)]
     disk: Vec<String>,
     /// A PCI device of the host for the guest alone, as lspci -D prints it:
     /// 0000:01:00.0[,domain=NAME][,on-fault=report|pause|reset|stop][,on-request=report|stop].
