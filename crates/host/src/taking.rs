@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::bind::VFIO;
-use crate::{BindError, Host, PciAddress, PciDevice, attribute, may_write, names};
+use crate::{BindError, Host, PciAddress, PciDevice, Reason, attribute, may_write, names};
 
 impl Host {
     /// Everything that is known to keep this process from taking a device for vfio-pci, beside its use by the host
@@ -18,7 +18,9 @@ impl Host {
             Err(error) => return vec![error],
         };
         if let Some(record) = record.as_ref().filter(|record| self.is_alive(record)) {
-            return vec![BindError::Taken { address, pid: record.pid }];
+            // Once that one has it open, its use by the host names the same process.
+            let open = self.device_in_use(device).iter().any(|reason| matches!(reason, Reason::Vfio { .. }));
+            return if open { Vec::new() } else { vec![BindError::Taken { address, pid: record.pid }] };
         }
         if with_vfio && record.is_none() {
             return Vec::new();
@@ -175,6 +177,11 @@ mod tests {
         let bound = host.bind_to_vfio(&PciDevice::open(&host, BDF.parse().unwrap()).unwrap()).unwrap();
         let found = texts(&fake);
         assert!(found[0].contains(&format!("in use by process {}", std::process::id())), "{found:?}");
+        // Its use by the host says it once it is open, and once is enough.
+        fake.link("/proc/77/fd/5", "/dev/vfio/9");
+        fake.file("/proc/77/comm", "skep\n");
+        assert_eq!(texts(&fake), [""; 0]);
+        fake.remove("/proc/77/fd/5");
         bound.give_back().unwrap();
     }
 

@@ -109,6 +109,8 @@ fn two_vms_cannot_have_the_same_device_or_disk() {
     seen.ended_with(&[1, 1, 1, 3, 1, 5]);
     let first = seen.after("host: the first is ")[0];
     says(&seen, &["0000:01:00.0 is in use by this host", "through VFIO in process", first]);
+    let of_it = seen.after("host: said skep: PCI device 0000:01:00.0 ");
+    assert_eq!(of_it.len(), 1, "it is said once\n{seen}");
     says(
         &seen,
         &["disk /dev/sda", "in use", &format!("sda is open for exclusive use by process {first} (skep)")],
