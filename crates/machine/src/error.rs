@@ -54,7 +54,7 @@ pub enum StartError {
     DiskInFile(OpenError),
     /// Two disks that are the same by different names.
     #[error(
-        "disk {again}: it is the same as disk {first} of this VM, under another name. Remove one of \
+        "disk {again}: it is the same as disk {first}, under another name. Remove one of \
          the two."
     )]
     SameDisk {
