@@ -54,7 +54,7 @@ impl Cdev {
             let hint = match cause.raw_os_error() {
                 Some(libc::EPERM) => {
                     "Interrupt remapping is missing, so a device could raise any interrupt of the host: enable it in \
-                     the firmware set-up (VT-d, AMD-Vi, x2APIC). To go without that protection, load iommufd with \
+                     the firmware set-up (VT-d, AMD-Vi, x2APIC). To run without that protection, load iommufd with \
                      allow_unsafe_interrupts=1"
                 }
                 Some(libc::EBUSY) => {
