@@ -14,13 +14,13 @@ pub enum Event {
         /// The device.
         device: String,
     },
-    /// The host wants the device back: its driver is being unbound, or it is being removed. Whoever does that waits until
-    /// it has the device, so this is said once.
+    /// The host wants the device back: its driver is being unbound, or the device is being removed. The process that does
+    /// this waits until the device is free, so this is reported once.
     Requested {
         /// The device.
         device: String,
     },
-    /// Something is not as it should be, and the guest runs on.
+    /// Something does not work as it should. The guest continues to run.
     Warning {
         /// The device.
         device: String,
@@ -41,7 +41,7 @@ impl fmt::Display for Event {
             Event::Requested { device } => {
                 write!(
                     f,
-                    "{device}: this host wants the device back, and waits until the VM ends. Stop the VM (skep stop)"
+                    "{device}: this host wants the device back and waits for the end of the VM. Stop the VM (skep stop)"
                 )
             }
             Event::Warning { device, what } => write!(f, "{device}: {what}"),
@@ -49,10 +49,10 @@ impl fmt::Display for Event {
     }
 }
 
-/// Who is told of events. Called on any thread, also by vCPUs; it must not wait or call the device back.
+/// Receives events. Called on any thread, also by vCPUs; it must neither wait nor call the device.
 pub type Report = Arc<dyn Fn(Event) + Send + Sync>;
 
-/// The eventfds by which the kernel tells of errors and requests. The machine polls them.
+/// The eventfds with which the kernel signals errors and requests. The machine polls them.
 #[derive(Debug)]
 pub struct Alarms {
     device: String,

@@ -24,7 +24,7 @@ use crate::reset::Reset;
 
 /// A host PCI function in the guest.
 ///
-/// Dropping it has the device raise and reach nothing any more, resets it and closes it; [`Assigned::shut_down`]
+/// Dropping it stops the device's interrupts and DMA, resets it and closes it; [`Assigned::shut_down`]
 /// does the same and returns what failed.
 pub struct Assigned {
     name: String,
@@ -49,13 +49,14 @@ struct Hardware {
 struct State {
     registers: Registers,
     bars: Vec<Bar>,
-    /// Whether the function was shut down; then nothing touches the device any more.
+    /// Whether the function was shut down. Nothing accesses the device after that.
     shut: bool,
 }
 
 impl Assigned {
-    /// Opens a device of the claim, which must be attached to the VM's memory map, resets it, and makes it a function at `at` on the
-    /// guest's bus, whose windows these are; the bus places its BARs. The device cannot be bus master until the guest says so. `report` is told what happens to it.
+    /// Opens a device of the claim, which must be attached to the VM's memory map, resets it, and makes it a function
+    /// at `at` on the guest's bus, whose windows these are; the bus places its BARs. The device cannot be bus master
+    /// until the guest says so. `report` receives its events.
     pub fn new(
         claim: &Claim,
         address: PciAddress,
@@ -118,19 +119,19 @@ impl Assigned {
         self.at
     }
 
-    /// The other devices that a reset of this one resets as well, behind their drivers' backs: those on its bus, when
+    /// The other devices that a reset of this one resets as well, without a notice to their drivers: those on its bus, when
     /// it cannot be reset alone.
     pub fn reset_with(&self) -> &[PciAddress] {
         self.hardware.reset.others()
     }
 
-    /// The eventfds by which the kernel tells of errors of the device, and of the host wanting it back.
+    /// The eventfds with which the kernel signals errors of the device, and that the host wants it back.
     pub fn alarms(&self) -> &Alarms {
         &self.alarms
     }
 
-    /// Tries whether devices of a domain reach this one's memory, where that is wished for. The guest must not have the
-    /// device in its hands yet, for it must decode memory.
+    /// Tries whether devices of a domain reach this one's memory, if a domain asks for it. The guest must not control the
+    /// device yet, because the device must decode memory.
     pub(crate) fn try_p2p(&self, domain: &Domain) -> Result<(), DomainError> {
         self.state().bars.iter().try_for_each(|bar| bar.try_p2p(domain))
     }
@@ -153,10 +154,10 @@ impl Assigned {
         }
         errors.extend(self.alarms.silence(&self.hardware.device).err().map(AssignError::from));
         match self.hardware.reset() {
-            // The kernel's unbind, which waits until the device is closed, holds it, and nobody can reset it meanwhile.
+            // The kernel's unbind waits until the device is closed, and holds it until then, so no reset is possible.
             Err(error) if self.alarms.was_requested() && error.cause.kind() == ErrorKind::WouldBlock => {
-                let what = "it goes back to this host without a reset, for the host is taking it away just now. It does no \
-                            DMA any more; drivers reset a device when they begin";
+                let what = "it is given back to this host without a reset, because the host is removing it now. It does no more \
+                            DMA, and the next driver resets it";
                 (self.report)(Event::Warning { device: self.name.clone(), what: what.to_owned() });
             }
             reset => errors.extend(reset.err().map(AssignError::from)),
@@ -201,7 +202,7 @@ enum Part {
     Table(u64),
     /// So far into the pending bits.
     Pending(u64),
-    /// Half in and half out, which nobody does.
+    /// Partly in one of them. No driver does this.
     Edge,
 }
 

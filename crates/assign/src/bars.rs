@@ -118,7 +118,7 @@ impl Bar {
         Ok(())
     }
 
-    /// Tries whether devices of a domain reach the mapped pieces, where that is wished for. The device must decode
+    /// Tries whether devices of a domain reach the mapped pieces, if a domain asks for it. The device must decode
     /// memory.
     pub fn try_p2p(&self, domain: &Domain) -> Result<(), DomainError> {
         self.areas.iter().try_for_each(|(_, area)| domain.try_p2p(&self.name, area))

@@ -24,9 +24,9 @@ pub struct DomainPlan {
 
 /// Devices taken from the host for one VM, in their DMA domains.
 ///
-/// The order is: claim, attach the domains to the VM's memory map, tell KVM of [`Domain::kvm_files`], make an
-/// [`crate::Assigned`] or a host driver of each device. In the end drop those, then [`Claim::release`]; a claim that
-/// is dropped gives back as well and prints what failed.
+/// The order is: claim, attach the domains to the VM's memory map, register [`Domain::kvm_files`] with KVM, make an
+/// [`crate::Assigned`] or a host driver for each device. At the end drop those, then call [`Claim::release`]. A claim that
+/// is dropped also gives its devices back, and prints what failed.
 #[derive(Debug)]
 pub struct Claim {
     // Dropped in this order: a device can only be given back once its group is closed.
@@ -51,7 +51,7 @@ impl Claim {
         let Examined { devices, errors, .. } = examine(host, plans);
         all(errors)?;
         let bound = devices.iter().map(|(device, _)| host.bind_to_vfio(device)).collect::<Result<_, _>>()?;
-        // Not before: it is binding that has the kernel load VFIO.
+        // Not earlier: the kernel loads VFIO when a device is bound.
         let chosen = dma.resolve(Circumstances { cdevs: host.has_vfio_cdevs(), p2p: wish(plans) })?;
         let mut claim = Claim { members: Vec::new(), domains: Vec::new(), chosen, bound };
         for plan in plans {
@@ -103,9 +103,9 @@ impl Claim {
         self.domains.iter().try_for_each(|domain| Ok(map.attach(domain.clone())?))
     }
 
-    /// Shows whether the assigned devices reach each other's memory, where a domain wishes for it: none of them may be in
-    /// the guest's hands yet. With [`P2pWish::Required`] it is an error that they do not; with [`P2pWish::On`] the domain
-    /// remembers it and tells ([`Domain::tell`]).
+    /// Tries whether the assigned devices reach each other's memory, for domains that ask for it. The guest must not control
+    /// any of them yet. If they do not, [`P2pWish::Required`] makes it an error; with [`P2pWish::On`] the domain
+    /// remembers and reports it ([`Domain::tell`]).
     pub fn try_p2p(&self, assigned: &[Arc<Assigned>]) -> Result<(), AssignError> {
         let every =
             self.domains.iter().flat_map(|domain| assigned.iter().map(move |device| (domain, device)));
@@ -131,11 +131,11 @@ impl Claim {
         member.ok_or(AssignError::NotClaimed { address })
     }
 
-    /// Takes the VM's memory out of every domain, closes the groups and gives all devices back to the drivers they
-    /// had. Tries all, and reports all that failed.
+    /// Removes the VM's memory from every domain, closes the groups and gives all devices back to the drivers they
+    /// had. Tries all steps, and reports all failures.
     ///
-    /// Devices of a domain that is still used stay where they are until this process has ended: the kernel would have
-    /// the thread that unbinds them wait for what this very process has open, and let nobody end that.
+    /// Devices of a domain that is still in use stay bound until this process has ended. To unbind them, a thread of this
+    /// process would wait for files that this process has open, and nothing could interrupt the wait.
     pub fn release(self, map: &MemoryMap) -> Result<(), AssignError> {
         let Claim { members, domains, chosen, bound } = self;
         let inside = |domain: &Arc<Domain>| -> Vec<PciAddress> {
@@ -150,7 +150,7 @@ impl Claim {
             errors.extend(map.detach(&mirror).err().map(AssignError::from));
             drop(mirror);
             errors.extend(domain.unmap_all().err().map(AssignError::from));
-            // Files of devices belong to their domain, and go with whoever has it last.
+            // The domain owns its devices' files, and the last share of it closes them.
             if !domain.devices().is_empty() || Arc::strong_count(&domain) > 1 {
                 let name = domain.name().to_owned();
                 errors.push(AssignError::StillOpen { domain: name, devices: devices.clone() });
@@ -170,7 +170,7 @@ fn open_cdev(host: &Host, address: PciAddress) -> Result<Cdev, AssignError> {
     Ok(Cdev::open(&address.to_string(), &host.vfio_cdev(address)?)?)
 }
 
-/// The most that any of the domains wishes for.
+/// The strongest wish of any domain.
 fn wish(plans: &[DomainPlan]) -> P2pWish {
     let wish = |plan: &DomainPlan| match plan.kind {
         Kind::Guest(wish) => wish,
@@ -188,7 +188,7 @@ pub struct RamPlan<'a> {
     pub locked: bool,
 }
 
-/// Everything that can be known to stand in the way of taking these devices for a VM with such RAM and domains made as
+/// Everything that can be known to prevent taking these devices for a VM with such RAM and domains made as
 /// `dma` says, at once, with nothing touched.
 pub fn check(host: &Host, plans: &[DomainPlan], ram: RamPlan<'_>, dma: DmaChoice) -> Result<(), AssignError> {
     let Examined { devices, groups, mut errors } = examine(host, plans);
@@ -199,7 +199,7 @@ pub fn check(host: &Host, plans: &[DomainPlan], ram: RamPlan<'_>, dma: DmaChoice
     if !devices.is_empty() {
         let bytes = ram.places.iter().fold(0u64, |sum, range| sum.saturating_add(range.len()));
         let p2p = wish(plans);
-        // Before VFIO is loaded nobody knows.
+        // This is unknown until VFIO is loaded.
         let cdevs = host.has_vfio_cdevs() || !host.has_vfio();
         let domains = plans.iter().filter(|plan| !plan.devices.is_empty()).count() as u64;
         let on = Circumstances { cdevs, p2p };
@@ -218,7 +218,7 @@ pub fn check(host: &Host, plans: &[DomainPlan], ram: RamPlan<'_>, dma: DmaChoice
     all(errors)
 }
 
-/// Devices with their groups, all groups, and everything that stands in the way.
+/// Devices with their groups, all groups, and everything that prevents taking them.
 struct Examined {
     devices: Vec<(PciDevice, u32)>,
     groups: BTreeSet<u32>,
@@ -236,7 +236,7 @@ fn examine(host: &Host, plans: &[DomainPlan]) -> Examined {
         match PciDevice::open(host, *address) {
             Ok(device) => {
                 let mut reasons = host.device_in_use(&device);
-                // A disk on it that the VM has as well is told by whoever opened it, with the way both are given.
+                // Where a disk on it belongs to the VM as well, opening the disk reports that, with both descriptions.
                 reasons.retain(|reason| !reason.is_by_this_process());
                 if !reasons.is_empty() {
                     found.errors.push(AssignError::InUse { address: *address, reasons });

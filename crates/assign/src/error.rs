@@ -59,10 +59,10 @@ pub enum AssignError {
         /// The device.
         address: PciAddress,
     },
-    /// Devices that no IOMMU can tell apart are to be in different domains.
+    /// Devices that the IOMMU cannot distinguish are described for different domains.
     #[error(
-        "devices of IOMMU group {group} are to be in different DMA domains ({}), but translate all alike. Put them into \
-         the same one (--assign ADDRESS,domain=NAME)",
+        "devices of IOMMU group {group} are in different DMA domains ({}) by the description, but the IOMMU translates all \
+         of them alike. Put them into one domain (--assign ADDRESS,domain=NAME)",
         domains.join(", ")
     )]
     Split {
@@ -74,7 +74,7 @@ pub enum AssignError {
     /// Nothing keeps a device from raising interrupts that are not its own.
     #[error(
         "interrupt remapping is missing, so an assigned device could raise any interrupt of the host: enable it in the \
-         firmware set-up (VT-d, AMD-Vi, x2APIC). To go without that protection, load {module} with \
+         firmware set-up (VT-d, AMD-Vi, x2APIC). To run without that protection, load {module} with \
          allow_unsafe_interrupts=1"
     )]
     NoRemapping {
@@ -94,7 +94,7 @@ pub enum AssignError {
     },
     /// A BAR that no guest could use.
     #[error(
-        "PCI device {address}: BAR {bar} has {size:#x} bytes, which no BAR can have. The device is broken or off"
+        "PCI device {address}: BAR {bar} has {size:#x} bytes, which is no possible size. The device is broken or switched off"
     )]
     Bar {
         /// The device.
@@ -106,8 +106,8 @@ pub enum AssignError {
     },
     /// Something of this process still uses a domain, so its devices cannot be given back before the process has ended.
     #[error(
-        "DMA domain {domain} is still in use, so {} cannot be given back yet. Once skep has ended, \
-         `skep host give-back` does it, or the next start",
+        "DMA domain {domain} is still in use, so {} cannot be given back yet. After skep has ended, \
+         `skep host give-back` or the next start of a VM gives them back",
         list(devices)
     )]
     StillOpen {

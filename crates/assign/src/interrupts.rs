@@ -1,6 +1,6 @@
 //! Interrupts of the device, from the host's kernel into the guest's with no code of skep on the way.
 //!
-//! VFIO has a device raise one kind at a time. Which one follows from what the guest enabled: MSI-X, else MSI, else
+//! With VFIO a device raises one kind at a time. Which one follows from what the guest enabled: MSI-X, else MSI, else
 //! the pin. An eventfd of each vector goes to VFIO on one side and, through [`pci::Vector`], to KVM on the other.
 
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl Wires for VfioDevice {
     }
 }
 
-/// What VFIO has the device raise now.
+/// What the device raises now, through VFIO.
 enum Mode {
     Off,
     Pin(Arc<ResampledLine>),
@@ -91,7 +91,7 @@ impl Interrupts {
         both(written.map(AssignError::from), self.settle(msi).err())
     }
 
-    /// Has the device raise what the guest enabled. Does nothing when it does so already.
+    /// Makes the device raise what the guest enabled. Does nothing if it does so already.
     pub fn settle(&mut self, msi: &[u8; 22]) -> Result<(), AssignError> {
         let messages = self.kinds.msi.as_ref().map_or(0, |unit| unit.vectors(msi).len());
         if self.kinds.msix.as_ref().is_some_and(Msix::enabled) {
@@ -115,7 +115,7 @@ impl Interrupts {
         }
     }
 
-    /// Has the device raise nothing.
+    /// Stops all interrupts of the device.
     pub fn silence(&mut self) -> Result<(), AssignError> {
         match std::mem::replace(&mut self.mode, Mode::Off) {
             Mode::Off => Ok(()),

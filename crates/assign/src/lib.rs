@@ -3,8 +3,8 @@
 //! [`Claim`] takes devices from the host for one VM: everything is checked first and reported at once, then they
 //! are bound to vfio-pci and their groups put into DMA domains, into which the VM's RAM is mapped. From it
 //! come [`Assigned`] functions for the guest's PCI bus: configuration space by allow-list, BARs as memory of
-//! the guest, interrupts straight from the host's kernel into the guest's. In the end, whatever the reason for
-//! it, the devices go back to the drivers they had.
+//! the guest, interrupts straight from the host's kernel into the guest's. At the end, for whatever
+//! reason, the devices are given back to the drivers they had.
 //!
 //! Once a guest runs, its device's DMA and most of its registers and interrupts are carried by hardware and
 //! kernel; code of this crate runs when the guest sets the device up.

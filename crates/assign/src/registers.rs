@@ -30,7 +30,7 @@ pub(crate) struct Registers {
 }
 
 impl Registers {
-    /// The registers of the device `name`, which is idle; `report` is told what does not work.
+    /// The registers of the device `name`, which is idle; `report` receives what does not work.
     pub fn new(device: &impl Device, interrupts: Interrupts, name: String, report: Report) -> Registers {
         let config = device.registers(&interrupts);
         let mut registers = Registers { config, interrupts, name, report };
@@ -79,8 +79,8 @@ impl Registers {
         Ok(())
     }
 
-    /// Connects the pin. Where that fails (a line shared with a device of the host) the guest may well live with
-    /// messages, as nearly all do; so it is told, and no more.
+    /// Connects the pin. If that fails (a line shared with a device of the host), the guest can probably use
+    /// messages, as nearly all guests do. So the failure is only reported.
     fn settle_pin(&mut self) {
         if let Err(error) = self.interrupts.settle(&self.config.msi_body()) {
             let what = format!("its interrupt pin does not work in the guest: {error}");

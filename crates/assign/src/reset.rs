@@ -24,7 +24,7 @@ pub(crate) enum Reset {
 }
 
 impl Reset {
-    /// Finds the best way for a device of a claim. Resetting its bus is none when it has devices that this VM does
+    /// Finds the best way for a device of a claim. A reset of its bus is excluded if the bus has devices that this VM does
     /// not have, or that skep itself drives.
     pub fn of(device: &VfioDevice, claim: &Claim) -> Reset {
         if device.can_reset() {

@@ -61,7 +61,7 @@ fn source() -> impl Strategy<Value = DiskSource> {
 }
 
 fn model() -> impl Strategy<Value = DiskModel> {
-    let queues = option::of((1i64..=1024).prop_map(|count| count.try_into().unwrap()));
+    let queues = option::of((1i64..=64).prop_map(|count| count.try_into().unwrap()));
     (queues, any::<bool>(), any::<bool>()).prop_flat_map(|(queues, packed, write_cache)| {
         prop::sample::select(vec![
             DiskModel::VirtioBlk { queues, packed, write_cache },

@@ -1,7 +1,7 @@
 //! What goes over the socket, as JSON: written by the VM, read by [`crate::Client`].
 //!
-//! Addresses are strings of hexadecimal digits (`"0x100000000"`), for JSON's numbers are not exact beyond 2^53;
-//! lengths and counts are numbers. Within version 1, fields and kinds may be added; none goes or changes its meaning.
+//! Addresses are strings of hexadecimal digits (`"0x100000000"`), because JSON's numbers are not exact beyond 2^53;
+//! lengths and counts are numbers. Within version 1, fields and kinds may be added; none is removed or changes its meaning.
 
 mod disks;
 
@@ -102,7 +102,7 @@ pub enum State {
     Running,
     /// Its vCPUs are stopped; its devices may go on.
     Paused,
-    /// It is being taken apart.
+    /// It is ending.
     Ending,
 }
 
@@ -122,7 +122,7 @@ impl fmt::Display for State {
 pub struct Dma {
     /// Its domains.
     pub domains: Vec<Domain>,
-    /// Bytes of memory held in place for them: what several of them hold counts once.
+    /// Bytes of memory that are pinned for them: memory that several of them pin counts once.
     pub pinned: u64,
     /// Faults that are not known to be of one of these domains.
     pub other_faults: Count,
@@ -147,7 +147,7 @@ pub struct Domain {
     pub map_calls: u64,
     /// Unmap calls so far.
     pub unmap_calls: u64,
-    /// Bytes of memory held in place for it.
+    /// Bytes of memory that are pinned for it.
     pub pinned: u64,
     /// Whether its devices reach each other's memory.
     pub p2p: P2p,
@@ -257,7 +257,7 @@ pub struct Count {
     pub complete: bool,
 }
 
-/// None, and that is all.
+/// No fault, and the count is complete.
 impl Default for Count {
     fn default() -> Count {
         Count { known: 0, unattributed: 0, complete: true }
@@ -359,7 +359,7 @@ pub enum EventKind {
     Fault,
     /// This host failed a request of a disk.
     Disk,
-    /// Something failed that the guest was not told of.
+    /// Something failed that the guest does not see.
     Trouble,
 }
 
@@ -377,7 +377,7 @@ impl fmt::Display for EventKind {
 /// DMA that failed, once or in a burst. What the source did not say is null.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Fault {
-    /// The number of its burst: faults of one device in one direction that follow each other closely. A burst is told
+    /// The number of its burst: faults of one device in one direction that follow each other closely. A burst is reported
     /// at its first fault and again as its count grows; 0 for a fault that stands alone.
     pub burst: u64,
     /// When the first one happened: RFC 3339, UTC, with milliseconds.
@@ -419,9 +419,9 @@ pub struct DiskError {
     /// The kernel's error number, where it was the kernel that failed it.
     pub errno: Option<i32>,
     /// What became of it: `reported` (the guest sees the error), `held` (it waits to be tried again) or `ignored` (the
-    /// guest is told that it went well).
+    /// guest gets a success).
     pub answer: String,
-    /// How many more of the disk's requests failed since the event before about this disk; these have none of their own.
+    /// How many more requests of the disk failed since its last event; these have no event of their own.
     pub more: u64,
 }
 

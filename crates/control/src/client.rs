@@ -27,8 +27,8 @@ const MAX_ANSWER: usize = 64 << 20;
 pub enum ClientError {
     /// There is none of that name.
     #[error(
-        "no VM called {name} runs: nobody listens on {}. `skep list` shows those that do; another user's VMs are \
-         seen by that user alone",
+        "no VM called {name} runs: no process listens on {}. `skep list` shows the VMs that run; only the user who \
+         started a VM sees it",
         path.display()
     )]
     NoVm {
@@ -162,7 +162,7 @@ impl Client {
         self.post("/v1/pause")
     }
 
-    /// Has its vCPUs go on.
+    /// Makes its vCPUs run again.
     pub fn resume(&mut self) -> Result<Done, ClientError> {
         self.post("/v1/resume")
     }
@@ -182,7 +182,7 @@ impl Client {
         self.post_with("/v1/plug", plug)
     }
 
-    /// Takes one of its SATA disks away.
+    /// Unplugs one of its SATA disks.
     pub fn unplug(&mut self, unplug: &Unplug) -> Result<Unplugged, ClientError> {
         self.post_with("/v1/unplug", unplug)
     }

@@ -30,29 +30,28 @@ impl Patience {
     };
 }
 
-/// Says in one answer that nothing will be done for this peer, and is done with it.
+/// Refuses this peer in one answer, and closes the connection.
 pub(crate) fn turn_away(stream: &UnixStream, status: u16, why: &str) {
-    // Whoever does not take it does not get it; nobody waits for him.
+    // A client that does not read it does not get it; nothing waits for the client.
     drop(stream.set_nonblocking(true));
     drop(send(stream, &Reply::error(status, why), false, Duration::ZERO));
 }
 
-/// Says to another user than the VM's and root that he gets no answer, whatever the socket's mode says.
+/// Refuses users other than the VM's and root, whatever the socket's mode says.
 pub(crate) fn turn_away_a_stranger(stream: &UnixStream) {
     turn_away(stream, 403, "this VM belongs to another user. Its owner and root may use its socket");
 }
 
-/// Answers requests until the peer, its silence or its nonsense ends that.
+/// Answers requests until the peer closes the connection, is silent for too long, or sends something wrong.
 pub(crate) fn serve(stream: &UnixStream, source: &dyn Source, gate: &Gate, patience: Patience) {
     let mut waiting = Vec::new();
-    // An error in reading or writing ends the connection, and there is nobody to tell it.
+    // An error in reading or writing ends the connection. It cannot be reported to the client.
     while let Ok(Some(request)) = next_request(stream, &mut waiting, patience) {
         let answer = || routes::answer(source, &request, || unix::is_gone(stream));
         let reply = if routes::outlives_the_vm(&request) {
             answer()
         } else {
-            let apart =
-                || Reply::error(409, "the VM is being taken apart. Only /v1 and /v1/events answer still");
+            let apart = || Reply::error(409, "the VM is ending. Only /v1 and /v1/events still answer");
             gate.pass(answer).unwrap_or_else(|| Some(apart()))
         };
         let Some(reply) = reply else { return };

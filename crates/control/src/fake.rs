@@ -1,4 +1,4 @@
-//! A VM that does as it is told, for tests.
+//! A VM for tests, which obeys every request.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -56,7 +56,7 @@ impl FakeVm {
         self.listens.store(listens, Ordering::SeqCst);
     }
 
-    /// Has all that concerns the drive hang until this is dropped.
+    /// Makes all calls about the drive wait until this is dropped.
     #[cfg(test)]
     pub(crate) fn hold_the_drive(&self) -> std::sync::MutexGuard<'_, Option<String>> {
         self.disc.lock().expect("no code panics with this lock held")
@@ -143,7 +143,7 @@ impl Source for FakeVm {
             return Err(Refused("this disk is no file or device. Write path=/dev/sdb".to_owned()));
         };
         if plugged.is_some() {
-            return Err(Refused("all ports of ahci 00:03.0 are taken. Unplug a disk first".to_owned()));
+            return Err(Refused("all ports of ahci 00:03.0 are in use. Unplug a disk first".to_owned()));
         }
         *plugged = Some(file.path.to_string());
         Ok(Plugged { disk: file.path.to_string(), place: "ahci 00:03.0, port 1".to_owned() })
@@ -171,6 +171,6 @@ impl Source for FakeVm {
     }
 
     fn stop(&self) -> Result<State, Refused> {
-        self.become_state(State::Ending, "The VM was told to end.")
+        self.become_state(State::Ending, "The VM got an order to end.")
     }
 }

@@ -57,7 +57,7 @@ pub enum FolderError {
         pid: Option<u32>,
     },
     /// The socket could not be made.
-    #[error("the VM's control socket cannot be had: {0}")]
+    #[error("the VM's control socket cannot be made: {0}")]
     Socket(SocketError),
 }
 

@@ -1,6 +1,6 @@
 //! As much HTTP/1.1 as the control socket speaks: requests with small bodies, answers with a known length.
 //!
-//! Whoever may connect may still be broken, so everything that is read has a bound, and parsing is a function of
+//! A client that may connect can still be faulty, so everything that is read has a limit, and parsing is a function of
 //! bytes alone.
 
 use std::io::Write;
@@ -15,7 +15,7 @@ pub const MAX_BODY: usize = 64 << 10;
 /// What a request wants done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// Tell.
+    /// GET: ask for something.
     Get,
     /// Do.
     Post,
@@ -64,7 +64,7 @@ pub enum Bad {
     #[error("the request's head is larger than {MAX_HEAD} bytes. Send fewer or shorter headers")]
     LongHead,
     /// The body is larger than [`MAX_BODY`].
-    #[error("the request's body is larger than {MAX_BODY} bytes. Nothing here takes that much")]
+    #[error("the request's body is larger than {MAX_BODY} bytes. No request here needs that much")]
     LongBody,
     /// A length that is not a number, or two different ones.
     #[error(
@@ -72,7 +72,7 @@ pub enum Bad {
     )]
     Length,
     /// A body of unknown length.
-    #[error("the request has a Transfer-Encoding, which this socket does not speak. Send a Content-Length")]
+    #[error("the request has a Transfer-Encoding, which this socket does not support. Send a Content-Length")]
     Encoding,
     /// The target is not a plain path.
     #[error("the request's target is not a path of plain ASCII that begins with /, such as /v1/dma")]

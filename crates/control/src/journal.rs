@@ -9,8 +9,8 @@ use crate::time::rfc3339;
 
 /// Events that are kept at most, without what the guest provokes.
 pub const KEPT: usize = 4096;
-/// Events that the guest provoked which are kept at most: it can cause as many as it likes, and they must push out nothing
-/// else.
+/// Events that the guest provoked which are kept at most: it can cause as many as it likes, and they must not displace other
+/// events.
 pub const PROVOKED_KEPT: usize = 512;
 /// Events in one answer at most.
 const TOLD: usize = 512;
@@ -127,7 +127,7 @@ impl Journal {
         number
     }
 
-    /// Records DMA that failed, or that a burst of it has grown ([`crate::view::fault`]). What is told again is counted
+    /// Records DMA that failed, or that a burst of it has grown ([`crate::view::fault`]). What is reported again is counted
     /// as what it has grown by.
     pub fn record_fault(&self, text: &str, fault: Fault) -> u64 {
         self.add(EventKind::Fault, text, Some(fault), None)

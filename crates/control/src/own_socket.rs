@@ -1,7 +1,7 @@
 //! A Unix socket on which only this process's user and root get an answer: the control socket, the console's, and those
 //! to come.
 //!
-//! Its mode is 0600 whatever the umask, and who connects is asked for by name as well. One that a killed process left is
+//! Its mode is 0600 whatever the umask, and the user at the other end is checked as well. A socket that a killed process left is
 //! replaced, under a lock, so that of two processes which find it at the same time one gets it.
 
 use std::fs::{self, File, Metadata};
@@ -18,7 +18,7 @@ use host::{Host, OwnError, OwnFolder, own_user};
 use crate::folder::Folder;
 use crate::unix::{self, Peer};
 
-/// How long others may be at work on sockets of the same folder, which takes them a moment.
+/// How long other processes may hold the lock on the folder's sockets. They need it for a moment.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait with the next connection after one could not be taken.
 const RESPITE: Duration = Duration::from_millis(100);
@@ -56,7 +56,7 @@ pub enum SocketError {
         /// The system's answer.
         cause: io::Error,
     },
-    /// Another process has been at work on sockets for too long, or the lock cannot be had.
+    /// Another process has held the lock on sockets for too long, or the lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] OwnError),
 }
@@ -72,7 +72,7 @@ fn hint(cause: &io::Error) -> &'static str {
     }
 }
 
-/// The socket. Its file goes when this is dropped; whoever accepts connections returns then.
+/// The socket. When this is dropped, its file is removed, and a thread that accepts connections returns.
 #[derive(Debug)]
 pub struct OwnSocket {
     listening: Arc<Listening>,
@@ -177,7 +177,7 @@ fn check_left(path: &Path, there: &Metadata) -> Result<(), SocketError> {
             let pid = Peer::of(&stream).ok().map(|peer| peer.pid);
             Err(SocketError::Alive { path, pid })
         }
-        // No room to connect, for so many do: somebody listens.
+        // There is no room for another connection, so a process listens.
         Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
             Err(SocketError::Alive { path, pid: None })
         }
@@ -185,13 +185,13 @@ fn check_left(path: &Path, there: &Metadata) -> Result<(), SocketError> {
             true => Ok(()),
             false => Err(SocketError::Taken { path, what: "a socket of another user" }),
         },
-        Err(cause) => Err(SocketError::Failed { what: "look whether somebody listens on", path, cause }),
+        Err(cause) => Err(SocketError::Failed { what: "find out whether a process listens on", path, cause }),
     }
 }
 
 impl Drop for OwnSocket {
     fn drop(&mut self) {
-        // While we listen nobody replaces it; without the lock somebody could be about to.
+        // While we listen no process replaces it; without the lock another process could be doing it now.
         let held = self.lock.as_ref().map(LockPlace::lock);
         let ours =
             fs::symlink_metadata(&self.path).is_ok_and(|facts| (facts.dev(), facts.ino()) == self.file);
@@ -219,7 +219,7 @@ impl Callers {
                 Ok((stream, _)) if Peer::of(&stream).is_ok_and(Peer::is_allowed) => return Some(stream),
                 Ok((stream, _)) => turn_away(&stream),
                 Err(cause) if is_of_the_caller(&cause) || stopped.load(Ordering::SeqCst) => {}
-                // Out of file descriptors or memory, as a rule: others will give some back.
+                // Usually there are no file descriptors or no memory left, and some will be released.
                 Err(_) => std::thread::sleep(RESPITE),
             }
         }
@@ -227,7 +227,7 @@ impl Callers {
     }
 }
 
-/// Whether the next call may do well at once.
+/// Whether the next call may succeed at once.
 fn is_of_the_caller(cause: &io::Error) -> bool {
     matches!(cause.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
 }

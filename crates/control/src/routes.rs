@@ -142,7 +142,7 @@ fn done(status: u16, result: Result<State, Refused>) -> Reply {
 fn with_map(source: &dyn Source, answer: impl FnOnce(&MemoryMap) -> Reply) -> Reply {
     match source.memory() {
         Some(map) => answer(&map),
-        None => Reply::error(409, "the VM is being taken apart and has no memory any more"),
+        None => Reply::error(409, "the VM is ending and has no memory now"),
     }
 }
 

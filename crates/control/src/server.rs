@@ -1,4 +1,4 @@
-//! The control socket of a running VM: whoever may connect gets a thread, up to a bound.
+//! The control socket of a running VM: each client gets a thread, up to a limit.
 
 use std::io;
 use std::net::Shutdown;
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The control socket of a running VM, served by threads of its own.
 ///
 /// Before the VM is taken apart, [`Server::retire`] it: it then asks the source for nothing that could keep parts of the
-/// VM alive, and tells how it ends. Dropping it closes the journal, waits for answers that are under way (some seconds at
+/// VM alive, and reports how it ends. Dropping it closes the journal, waits for answers that are under way (some seconds at
 /// most), and removes the socket. After that nothing of it holds the source any more, but for calls of the [`Source`] that
 /// have not returned in that time, whose threads are left behind.
 pub struct Server {
@@ -38,7 +38,7 @@ pub struct Server {
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     traffic: Mutex<Traffic>,
-    /// Told when somebody has passed.
+    /// Notified when a client has passed.
     passed: Condvar,
 }
 
@@ -92,7 +92,7 @@ impl Gate {
 /// Answers to questions about a VM that is to be taken apart take too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the VM has not answered {requests} of the requests to its control socket in {} s; it is taken apart without that. A file or device that was to be plugged in or put into a drive may not answer: see the host's log.",
+    "the VM has not answered {requests} of the requests to its control socket in {} s, and ends without answering them. Perhaps a file or device that a request names does not answer: see the host's log.",
     PATIENCE.as_secs()
 )]
 pub struct Unanswered {
@@ -194,7 +194,7 @@ impl Reception {
     }
 
     /// Lets clients ask for the last events, then answers that are under way go out, and waits for the threads. Those
-    /// whose answer does not come are left behind, of which [`Server::retire`] has told.
+    /// whose answer does not come are left behind, which [`Server::retire`] has reported.
     fn see_off(&mut self) {
         let each = |connections: &[Connection], how| {
             for connection in connections {

@@ -15,7 +15,7 @@ use crate::journal::Journal;
 pub struct Refused(pub String);
 
 /// A running VM, as the API sees it. Called on several threads at a time; every call should return within a second or
-/// so, also while the VM ends, for the end of the [`crate::Server`] waits some seconds for calls that are under way.
+/// so, also while the VM ends, because the end of the [`crate::Server`] waits some seconds for calls that are under way.
 pub trait Source: Send + Sync {
     /// The VM and its process.
     fn info(&self) -> Info;
@@ -23,7 +23,7 @@ pub trait Source: Send + Sync {
     /// Its DMA domains.
     fn domains(&self) -> Vec<Arc<Domain>>;
 
-    /// Its memory map; `None` once it is being taken apart.
+    /// Its memory map; `None` while the VM ends.
     fn memory(&self) -> Option<Arc<MemoryMap>>;
 
     /// What happened to it.
@@ -45,13 +45,13 @@ pub trait Source: Send + Sync {
     /// Opens a disk and plugs it into a SATA controller.
     fn plug(&self, plug: &Plug) -> Result<Plugged, Refused>;
 
-    /// Takes a SATA disk away, whether or not the guest uses it. Returns when it is closed, or after some seconds.
+    /// Unplugs a SATA disk, even if the guest uses it. Returns when it is closed, or after some seconds.
     fn unplug(&self, unplug: &Unplug) -> Result<Unplugged, Refused>;
 
     /// Stops the vCPUs. Does nothing if the VM is paused already.
     fn pause(&self) -> Result<State, Refused>;
 
-    /// Has the vCPUs go on. Running already, it does nothing.
+    /// Makes the vCPUs run again. If they run already, it does nothing.
     fn resume(&self) -> Result<State, Refused>;
 
     /// Presses the power button; the guest shuts down when it listens.

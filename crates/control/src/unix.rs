@@ -109,7 +109,7 @@ fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
     Ok(address)
 }
 
-/// Has whoever waits in `accept` return with an error, for good.
+/// Makes `accept` return with an error, now and in all later calls.
 pub fn stop_listening(listener: &UnixListener) {
     // SAFETY: a plain call on our own descriptor. A listener cannot refuse it.
     unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) };

@@ -11,6 +11,7 @@ mod power;
 mod rtc;
 mod scratch;
 mod serial;
+mod serial_number;
 mod stock;
 mod virtio_blk;
 
@@ -19,4 +20,5 @@ pub use ports::PortDevice;
 pub use power::{PmTimer, Power, PowerRequest, Press, ResetPort};
 pub use rtc::{RamSizes, Rtc};
 pub use serial::SerialPort;
+pub use serial_number::shortened as shortened_serial_number;
 pub use virtio_blk::{InitialCache, Rings, SizeNotice, VirtioBlk, VirtioBlkError, VirtioBlkOptions};

@@ -7,7 +7,7 @@ use crate::backend::{Backend, Engine};
 use crate::counters::QueueCounters;
 use crate::disk::QueueError;
 use crate::geometry::{Geometry, Sectors};
-use crate::kernel::{Handle, Ring, hint_after, ring_is_refused};
+use crate::kernel::{BounceRoom, Handle, Ring, hint_after, ring_is_refused};
 use crate::registered::BufferTable;
 use crate::spin::Poll;
 use crate::threads::{Crew, Hybrid, Work};
@@ -33,6 +33,7 @@ pub(crate) struct CrewedDisk {
     size: Box<dyn Fn() -> io::Result<Sectors> + Send + Sync>,
     poll: Poll,
     buffers: OnceLock<Arc<BufferTable>>,
+    bounces: Arc<BounceRoom>,
 }
 
 impl CrewedDisk {
@@ -74,6 +75,7 @@ impl CrewedDisk {
             size,
             poll: Poll::Off,
             buffers,
+            bounces: Arc::default(),
         })
     }
 
@@ -93,7 +95,8 @@ impl CrewedDisk {
     fn make(&self, depth: u16, counters: Arc<QueueCounters>) -> io::Result<Hybrid> {
         match &self.lane {
             Lane::Both(files) => {
-                let ring = Ring::new(files.clone(), depth, counters.clone(), self.buffers.get().cloned())?;
+                let (buffers, bounces) = (self.buffers.get().cloned(), self.bounces.clone());
+                let ring = Ring::new(files.clone(), depth, counters.clone(), buffers, bounces)?;
                 Hybrid::with_ring(ring, depth, self.crew.clone(), counters)
             }
             Lane::CrewOnly => Hybrid::without_ring(self.crew.clone(), counters),

@@ -566,6 +566,23 @@ fn a_server_that_accepts_nobody_is_given_up_in_time() {
 }
 
 #[test]
+fn a_disk_whose_server_accepts_nobody_any_more_is_closed_at_once() {
+    let (over, wait) = mpsc::channel::<()>();
+    let (thread, guest) = server(Export::default(), 20, move |door, peer| {
+        let _first = door.let_in_one();
+        drop(peer);
+        wait.recv().unwrap_err();
+    });
+    // One attempt a second.
+    std::thread::sleep(Duration::from_millis(1500));
+    let begin = Instant::now();
+    drop(guest);
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    drop(over);
+    thread.join().unwrap();
+}
+
+#[test]
 fn a_server_that_is_back_with_another_disk_does_not_get_the_guests_requests() {
     let (thread, mut guest) = server(Export::default(), 20, |door, peer| {
         drop(peer);

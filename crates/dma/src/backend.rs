@@ -54,7 +54,7 @@ pub(crate) struct Source<'a> {
     pub file: Option<(BorrowedFd<'a>, u64)>,
 }
 
-/// A VFIO container, or whatever else holds mappings for devices.
+/// A VFIO container, or another holder of mappings for devices.
 pub(crate) trait Backend: Send {
     /// Which one it is.
     fn kind(&self) -> BackEnd;

@@ -13,7 +13,7 @@ use crate::vfio::VfioError;
 /// What was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DmaChoice {
-    /// iommufd where the kernel has all that it needs and it does all that is wanted, else type1.
+    /// iommufd if the kernel supports it and it can do all that is asked for, else type1.
     #[default]
     Auto,
     /// iommufd, or the start fails.
@@ -76,7 +76,7 @@ impl fmt::Display for Chosen {
 }
 
 impl DmaChoice {
-    /// What can be known to stand in the way before any device is taken: with iommufd, /dev/iommu must be there, and
+    /// What can be known to prevent it before any device is taken: with iommufd, /dev/iommu must be there, and
     /// devices cannot be required to reach each other's memory.
     pub fn check(self, p2p: P2pWish) -> Result<(), DomainError> {
         match self {
@@ -86,7 +86,7 @@ impl DmaChoice {
     }
 
     /// What is going to count as locked when `ram` bytes are mapped in so many domains. Whether VFIO has character
-    /// devices is only known when it is loaded; until then it is taken to have them, which needs the least.
+    /// devices is only known when it is loaded; until then skep assumes that it has them, which needs the least.
     pub fn locks(self, on: Circumstances, domains: u64, ram: u64) -> Locked {
         self.expect(on, Iommufd::open).locks(domains, ram)
     }

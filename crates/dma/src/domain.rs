@@ -1,4 +1,4 @@
-//! A domain: mappings, the devices that translate through them, and the books.
+//! A domain: mappings, the devices that translate through them, and the ledger.
 
 mod peers;
 mod remarks;
@@ -127,7 +127,7 @@ impl Domain {
         self.members.groups()
     }
 
-    /// The files by which KVM is to know of its devices. KVM keeps them open as long as its VFIO device.
+    /// The files with which its devices are registered with KVM. KVM keeps them open as long as its VFIO device.
     pub fn kvm_files(&self) -> Vec<KvmFile<'_>> {
         self.members.kvm_files()
     }
@@ -163,7 +163,7 @@ impl Domain {
         self.state().calls
     }
 
-    /// Bytes of this host's memory that stay where they are because devices of the domain reach them: with iommufd,
+    /// Bytes of this host's memory that are pinned because devices of the domain reach them: with iommufd,
     /// none while no device is open.
     pub fn pinned(&self) -> u64 {
         self.pins().iter().map(|segment| segment.range().len()).sum()
@@ -226,9 +226,9 @@ impl Domain {
         (self.generation(), ranges)
     }
 
-    /// Takes a driver's memory away from the devices.
+    /// Unmaps a driver's memory from the devices.
     pub(crate) fn unmap_own(&self, iova: IovaRange) -> Result<(), DomainError> {
-        // Whoever drops memory hears of no failure.
+        // The code that drops memory gets no error.
         self.unmap(|row| row.iova == iova).inspect_err(|error| self.state().remark(error.to_string()))
     }
 
@@ -245,7 +245,7 @@ impl Domain {
         done
     }
 
-    /// To be called with the state locked, before something goes, so that nobody relies on it any more meanwhile, and
+    /// To be called with the state locked, before something is unmapped, so that no driver relies on it during that, and
     /// after every change, whether or not it succeeded.
     fn changed(&self) {
         self.generation.fetch_add(1, Ordering::Release);
@@ -393,7 +393,7 @@ impl Limits {
     }
 }
 
-/// The last IOVA that every IOMMU is taken to translate where the kernel does not say (39 bits).
+/// The last IOVA that every IOMMU is assumed to translate if the kernel does not say (39 bits).
 const UNKNOWN_LAST: u64 = (1 << 39) - 1;
 
 impl Drop for Domain {

@@ -22,7 +22,7 @@ pub enum DomainError {
     /// Too little may be locked. Nothing was mapped.
     #[error(transparent)]
     Memlock(#[from] MemlockError),
-    /// Memory for a driver's queues could not be had.
+    /// Memory for a driver's queues could not be allocated.
     #[error(transparent)]
     Memory(#[from] RamError),
     /// There is no room for a driver's queues.
@@ -39,7 +39,7 @@ pub enum DomainError {
     },
     /// The kernel takes no more mappings.
     #[error(
-        "DMA domain {domain}: the kernel takes no more mappings. Raise vfio_iommu_type1.dma_entry_limit \
+        "DMA domain {domain}: the kernel accepts no more mappings. Raise vfio_iommu_type1.dma_entry_limit \
          (/sys/module/vfio_iommu_type1/parameters)"
     )]
     Mappings {
@@ -48,19 +48,19 @@ pub enum DomainError {
     },
     /// iommufd was asked for, and VFIO does not work with it.
     #[error(
-        "DMA domains cannot be made by iommufd, for this kernel's VFIO has no character devices (/dev/vfio/devices). Use \
+        "iommufd cannot make DMA domains, because this kernel's VFIO has no character devices (/dev/vfio/devices). Use \
          a kernel with CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or later), or VFIO type1 (--dma type1)"
     )]
     NoCdevs,
     /// iommufd was asked for, and that devices must reach each other's memory.
     #[error(
-        "DMA domains by iommufd do not let devices reach each other's memory, which --p2p required asks for. Use VFIO \
-         type1 (--dma type1 or auto), or --p2p on, with which the VM runs without"
+        "DMA domains by iommufd do not let devices reach each other's memory, which --p2p required demands. Use VFIO \
+         type1 (--dma type1 or auto), or --p2p on: the VM then runs without it"
     )]
     NoP2pByIommufd,
     /// Devices must reach each other's memory, and on trial they did not.
     #[error(
-        "{0}. So devices do not reach each other's memory, which --p2p required asks for; with --p2p on the VM runs without"
+        "{0}. So devices cannot reach each other's memory, which --p2p required demands. With --p2p on the VM runs without it"
     )]
     NoP2p(Box<DomainError>),
     /// A mapping failed.
@@ -73,7 +73,7 @@ pub enum DomainError {
         /// The kernel's answer.
         cause: io::Error,
     },
-    /// Mappings that could not be taken away; devices in the domain still reach what is there.
+    /// Mappings that could not be removed; devices in the domain still reach this memory.
     #[error("DMA domain {domain}: devices still reach memory that should be unmapped{}", also(failed))]
     Unmap {
         /// The domain.

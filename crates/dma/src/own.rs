@@ -51,7 +51,7 @@ impl OwnMemory {
 impl Drop for OwnMemory {
     fn drop(&mut self) {
         if let Err(error) = self.domain.unmap_own(self.iova) {
-            // The row stays in the ledger and keeps the memory, so that it becomes nobody else's.
+            // The row stays in the ledger and keeps the memory, so that it is not used for anything else.
             say::error(error);
         }
     }

@@ -9,9 +9,9 @@ pub enum P2pWish {
     /// They must not.
     #[default]
     Off,
-    /// They may; without it the VM runs all the same.
+    /// They may; the VM also runs without it.
     On,
-    /// They must; without it the VM does not start.
+    /// They must; the VM does not start without it.
     Required,
 }
 

@@ -40,7 +40,7 @@ impl Type1 {
             let hint = match cause.raw_os_error() {
                 Some(libc::EPERM) => {
                     "Interrupt remapping is missing, so a device could raise any interrupt of the host: enable it in \
-                     the firmware set-up (VT-d, AMD-Vi, x2APIC). To go without that protection, load \
+                     the firmware set-up (VT-d, AMD-Vi, x2APIC). To run without that protection, load \
                      vfio_iommu_type1 with allow_unsafe_interrupts=1"
                 }
                 Some(libc::EINVAL | libc::ENODEV) => "The IOMMU does not translate for this group",

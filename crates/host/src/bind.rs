@@ -41,7 +41,7 @@ impl Bound {
         self.restore()
     }
 
-    /// Leaves the device with vfio-pci, and its record to whoever comes after this process: see
+    /// Leaves the device bound to vfio-pci, and its record to a later process: see
     /// [`Host::give_back_leftover`].
     pub fn leave(mut self) {
         self.before = None;
@@ -69,7 +69,7 @@ impl Host {
         let is_with_vfio = || self.driver_of(address).as_deref() == Some(VFIO);
         let (_held, old) = match self.hold(address) {
             Ok(held) => (Some(held), self.record(address)?),
-            // A user for whom root has set the device aside: nothing is to be done that would have to be undone, and the
+            // For a user for whom root has reserved the device: nothing is changed that would have to be undone, and the
             // kernel lets one process have it.
             Err(BindError::Record { cause, .. }) if is_with_vfio() && cause.is_denied() => (None, None),
             Err(error) => return Err(error),
@@ -88,7 +88,7 @@ impl Host {
         if !with_vfio {
             self.ensure_vfio_pci()?;
         }
-        // Where a process was killed half way, what the device was before that one is what it goes back to.
+        // If a process was killed half way, the device goes back to its state before that process.
         let record = self.sign(old.unwrap_or_else(|| Record {
             address: address.to_string(),
             driver: self.driver_of(address),
@@ -336,7 +336,7 @@ mod tests {
         let bound = host.bind_to_vfio(&device(&host)).unwrap();
         fake.time_out();
         let text = host.unbind(BDF.parse().unwrap()).unwrap_err().to_string();
-        assert!(text.contains("vfio-pci is still at work on it") && !text.contains("process"), "{text}");
+        assert!(text.contains("vfio-pci has not finished with it") && !text.contains("process"), "{text}");
         fake.link("/proc/77/fd/5", "/dev/vfio/9");
         fake.link("/proc/78/fd/5", "/dev/vfio/8");
         fake.file("/proc/77/comm", "qemu\n");
@@ -363,7 +363,7 @@ mod tests {
         let bound = host.bind_to_vfio(&device(&host)).unwrap();
         fake.refuse("nvme");
         let text = bound.give_back().unwrap_err().to_string();
-        assert!(text.contains("should be with driver nvme now but is with none"), "{text}");
+        assert!(text.contains("should be bound to driver nvme now, but is bound to none"), "{text}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! What the cgroups of this process let it have of memory and huge pages
+//! Limits of this process's cgroups on memory and huge pages
 //! (Linux, Documentation/admin-guide/cgroup-v2.rst, and cgroup-v1/memory.rst and hugetlb.rst).
 //!
 //! Nothing refuses memory above such a limit when it is promised. It is refused at the first touch: huge pages by SIGBUS,
-//! ordinary memory by the kernel's OOM killer. So the limits are looked at before.
+//! ordinary memory by the kernel's OOM killer. So the limits are checked before.
 //!
 //! `memory.high` is no limit in this sense: above it the kernel only slows the process down.
 
@@ -13,14 +13,14 @@ use memory::Pages;
 
 use crate::{Host, attribute};
 
-/// A cgroup that does not let this process have a VM's RAM.
+/// A cgroup whose limit is too low for a VM's RAM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct OverLimit {
     /// The file that holds the limit.
     pub file: PathBuf,
     /// The limit in bytes.
     pub limit: u64,
-    /// Bytes below the limit that cannot be had, as others in the cgroup have them for good.
+    /// Bytes below the limit that are not available, because others in the cgroup use them and cannot give them back.
     pub used: u64,
     /// Bytes of RAM.
     pub wanted: u64,
@@ -91,8 +91,8 @@ struct Cgroup {
 }
 
 impl Host {
-    /// The cgroups that do not let this process have `wanted` bytes of RAM made of these pages, the nearest first. `stays`
-    /// is whether ordinary RAM will be present for good, so that it cannot be swapped. A host that does not say is believed.
+    /// The cgroups whose limits are too low for `wanted` bytes of RAM made of these pages, the nearest first. `stays`
+    /// is whether ordinary RAM stays present, so that it cannot be swapped. If the host shows no limit, there is none.
     pub fn cgroup_limits(&self, wanted: u64, pages: Pages, stays: bool) -> Vec<OverLimit> {
         let names: &[&str] = match pages {
             Pages::Default => return self.memory_limits(wanted, stays),
@@ -125,7 +125,7 @@ impl Host {
         over
     }
 
-    /// What a cgroup has and cannot give back at once: all but the page cache.
+    /// What a cgroup uses and cannot release at once: all but the page cache.
     fn kept(&self, cgroup: &Cgroup) -> u64 {
         let used = self.number(cgroup, &format!("memory.{}", cgroup.version.used())).unwrap_or(0);
         let text = attribute(&self.path(cgroup.folder.join("memory.stat"))).unwrap_or_default();

@@ -39,7 +39,7 @@ impl Host {
         reasons
     }
 
-    /// What of a disk and its partitions somebody has open exclusively without one of the `reasons` saying so. A
+    /// The parts of a disk that are open exclusively, and of which no one of the `reasons` says so. A
     /// claim on a disk keeps others from claiming its partitions, and one on a partition from claiming the disk; so
     /// either shows at both.
     fn open_exclusively(&self, disk: &str, parts: &[String], reasons: &[Reason]) -> Vec<Reason> {
@@ -61,8 +61,8 @@ impl Host {
         blocks.into_iter().map(|block| self.claim_on(block)).collect()
     }
 
-    /// Who may have a block device open exclusively, which nothing else tells. What a disk bears the mark of is what uses
-    /// it, unless a process has it open: then the mark may be of what is inside of a guest.
+    /// Who may have a block device open exclusively, where nothing else shows it. The mark on a disk says what uses
+    /// it, unless a process has it open: then the mark may have been written by a guest.
     fn claim_on(&self, block: String) -> Reason {
         if self.path("/sys/class/block").join(&block).join("bcache").exists() {
             return Reason::Member { block, of: "bcache" };
@@ -121,7 +121,7 @@ impl Host {
                 Some(what) => format!("{holder} ({what})"),
                 None => holder.clone(),
             };
-            // Several partitions may stand under one volume, which is told of once; and there might be a circle.
+            // Several partitions may be under one volume, which is reported once; and there could be a loop.
             let told = |reason: &Reason| matches!(reason, Reason::Held { by: other, .. } if *other == by);
             let known = reasons.iter().any(told);
             reasons.push(Reason::Held { block: block.to_owned(), by });
@@ -135,7 +135,7 @@ impl Host {
     fn what_stands_there(&self, holder: &str) -> Option<String> {
         let dir = self.path("/sys/class/block").join(holder);
         if let Some(name) = attribute(&dir.join("dm/name")) {
-            // Whoever makes a device of device mapper puts its kind before the identity.
+            // Programs that make device mapper devices put the kind before the identity.
             let identity = attribute(&dir.join("dm/uuid")).unwrap_or_default();
             let kinds = [("LVM-", "LVM "), ("CRYPT-", "dm-crypt "), ("mpath-", "multipath ")];
             let kind = kinds.iter().find(|(mark, _)| identity.starts_with(mark)).map_or("", |(_, kind)| kind);
@@ -147,7 +147,7 @@ impl Host {
         dir.join("bcache").exists().then(|| "bcache".to_owned())
     }
 
-    /// What a block device bears the mark of that the kernel has open without saying so anywhere.
+    /// The mark on a block device that the kernel has open without showing it anywhere.
     fn mark_on(&self, block: &str) -> Option<&'static str> {
         let marks = [("ZFS member", "a ZFS pool"), ("bcache member", "bcache"), ("md member", "md")];
         let contents = self.contents(block, size(&self.path("/sys/class/block").join(block)))?;

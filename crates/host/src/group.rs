@@ -1,4 +1,4 @@
-//! IOMMU groups: devices that the IOMMU cannot tell apart go to a guest together or not at all.
+//! IOMMU groups: devices that the IOMMU cannot distinguish are given to a guest together or not at all.
 
 use std::fmt;
 
@@ -44,7 +44,7 @@ impl fmt::Display for Member {
 pub struct NotViable {
     /// The group's number.
     pub group: u32,
-    /// The members that stand in the way.
+    /// The members that prevent it.
     pub others: Vec<Member>,
 }
 

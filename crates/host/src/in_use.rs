@@ -1,4 +1,4 @@
-//! Why the host cannot let go of a device.
+//! Why the host cannot release a device.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ pub enum Reason {
         block: String,
         /// Processes that have it open, one of which it may be.
         by: Vec<String>,
-        /// What it bears the mark of, which may be the host's or that of a guest of such a process: "a ZFS pool".
+        /// The mark on it, which the host or a guest of such a process may have written: "a ZFS pool".
         mark: Option<&'static str>,
     },
     /// A network interface is in use.
@@ -87,7 +87,7 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // Nobody can unmount what this host itself runs from.
+            // The file systems from which this host itself runs cannot be unmounted.
             Reason::Mounted { block, at } if at == Path::new("/") => {
                 write!(f, "{block} is mounted on /: this host runs from it, so it stays with the host")
             }
@@ -155,7 +155,7 @@ impl Reason {
 }
 
 impl Host {
-    /// Every reason why the host cannot let go of a device; empty when it can.
+    /// Every reason why the host cannot release a device; empty when it can.
     pub fn device_in_use(&self, device: &PciDevice) -> Vec<Reason> {
         let mut reasons = Vec::new();
         if device.is_bridge() {
@@ -168,7 +168,7 @@ impl Host {
         reasons.dedup();
         reasons.extend(self.interfaces_in_use(&home));
         reasons.extend(self.console_on(device, &home));
-        // What waits for its driver with nobody at it may be taken.
+        // A device may be taken if it only waits for its driver, and no process binds it.
         if link_name(&home.join("driver")).as_deref() == Some("vfio-pci") {
             let by = self.vfio_users(device.address);
             reasons.extend((!by.is_empty()).then_some(Reason::Vfio { by }));

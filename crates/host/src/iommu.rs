@@ -15,7 +15,7 @@ pub enum IommuKind {
     Other,
 }
 
-/// One IOMMU unit at work on this host.
+/// One active IOMMU unit of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Iommu {
     /// The kernel's name for it: `dmar0`, `ivhd0`.
@@ -41,13 +41,13 @@ pub struct ReservedRegion {
 const DEFAULT_WIDTH: u32 = 48;
 
 impl Host {
-    /// The IOMMU units that are enabled; empty when there is none, or the kernel was told not to use it.
+    /// The IOMMU units that are enabled; empty when there is none, or when the kernel's command line disables it.
     pub fn iommus(&self) -> Vec<Iommu> {
         let class = self.path("/sys/class/iommu");
         names(&class).into_iter().map(|name| self.iommu(&class.join(&name), name)).collect()
     }
 
-    /// The least address width among all units at work; `None` without an IOMMU.
+    /// The least address width of all active units; `None` without an IOMMU.
     pub fn iommu_address_width(&self) -> Option<u32> {
         self.iommus().iter().map(|unit| unit.address_width).min()
     }

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// How long the kernel may take over one write. A driver may finish much work before it lets go (a disk
-/// controller flushes all its disks), and vfio-pci waits for whoever has the device open.
+/// How long the kernel may take over one write. A driver may finish much work before it releases the device (a disk
+/// controller flushes all its disks), and vfio-pci waits for the process that has the device open.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the kernel does for us.
@@ -36,7 +36,7 @@ impl Kernel for RealKernel {
         std::thread::Builder::new().name("sysfs".into()).spawn(move || {
             let file = std::fs::OpenOptions::new().write(true).open(path);
             let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-            // Nobody waits any more after a time-out, and then there is nobody to tell.
+            // After a time-out nobody waits for the result.
             drop(done.send(written));
         })?;
         answer.recv_timeout(PATIENCE).unwrap_or_else(|_| {

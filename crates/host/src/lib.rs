@@ -1,6 +1,6 @@
 //! Facts about this host, and binding its devices for a guest and back.
 //!
-//! Everything is read from sysfs and procfs below one root, `/` in earnest, a scratch folder in tests. Facts
+//! Everything is read from sysfs and procfs below one root, `/`, or a scratch folder in tests. Facts
 //! come with their evidence; a device is only taken when nothing on the host uses it, and what was taken is
 //! given back as it was, also by a later process when the first one was killed.
 

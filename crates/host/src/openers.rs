@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::{Host, attribute, names};
 
-/// What is said of this process among a file's openers.
+/// The words for this process among a file's openers.
 pub(crate) const THIS_PROCESS: &str = "this process itself (is it given twice?)";
 
 /// What of a file's openers is asked for.

@@ -1,6 +1,6 @@
 //! Folders in which skep keeps what only its own user may put there: records of devices, locks, sockets.
 //!
-//! Whoever could write there could have skep give devices to drivers of his choice, and whoever could lock a file there
+//! A user who could write there could make skep give devices to drivers of his choice, and one who could lock a file there
 //! could keep VMs from starting. So a folder is looked at on every use, held open, and everything in it is reached through
 //! that descriptor: what it is called now may be another folder a moment later.
 

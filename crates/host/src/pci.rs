@@ -22,11 +22,11 @@ pub struct PciDevice {
     pub group: Option<u32>,
 }
 
-/// A fact that could not be had.
+/// A fact that could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// No such function on this host.
-    #[error("there is no PCI device {address} on this host. `lspci -D` lists those there are")]
+    #[error("there is no PCI device {address} on this host. `lspci -D` lists its devices")]
     NoDevice {
         /// The address asked for.
         address: PciAddress,
@@ -41,12 +41,12 @@ pub enum HostError {
     NoGroup {
         /// The device.
         address: PciAddress,
-        /// Whether the host has any IOMMU at work.
+        /// Whether the host has an active IOMMU.
         iommus: bool,
     },
     /// VFIO has no character device for it.
     #[error(
-        "PCI device {address} has no character device of VFIO's, so iommufd cannot have it. {}, or use VFIO type1 \
+        "PCI device {address} has no VFIO character device, so iommufd cannot use it. {}, or use VFIO type1 \
          (--dma type1)",
         if *.kernel { "See that it is bound to vfio-pci and that /dev/vfio/devices is there (devtmpfs, udev)" }
         else { "Use a kernel with CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or later)" }

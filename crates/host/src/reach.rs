@@ -1,4 +1,4 @@
-//! What devices can reach through the IOMMU, as sysfs tells it before VFIO is open, and whether a VM's RAM fits it.
+//! What devices can reach through the IOMMU, as sysfs shows it before VFIO is open, and whether a VM's RAM fits.
 //!
 //! VFIO says the same once a domain exists. This is for before: a layout that cannot work is found while nothing
 //! on the host has been touched and no RAM been allocated.
@@ -77,7 +77,7 @@ impl Host {
                 members.iter().filter_map(name).any(|name| name == unit.name)
             };
             let known: Vec<Iommu> = all.iter().filter(behind).cloned().collect();
-            // Where the kernel does not tell which unit it is, it may be any.
+            // If the kernel does not show which unit it is, it may be any.
             let units = if known.is_empty() { all.clone() } else { known };
             reach
                 .units

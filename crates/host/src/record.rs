@@ -13,8 +13,8 @@ use crate::{BindError, Host, PciAddress, attribute, names};
 /// Where records lie. Gone after a boot, and so are the bindings.
 const DIR: &str = "/run/skep";
 
-/// How long others may bind or give back the same device. A single step of theirs may take as long as the kernel is
-/// waited for, which is 60 s; who takes longer has been stopped.
+/// How long others may bind or give back the same device. One of their steps may take as long as skep waits for
+/// the kernel, which is 60 s. A process that needs longer was stopped.
 const LOCK_PATIENCE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(90) };
 
 /// What a device was before it was bound, and who bound it.
@@ -26,7 +26,7 @@ pub(crate) struct Record {
     /// Its `driver_override`, if one was set.
     pub driver_override: Option<String>,
     pub pid: u32,
-    /// The owner's start time (proc_pid_stat(5), field 22), for process numbers come again.
+    /// The owner's start time (proc_pid_stat(5), field 22), because process numbers are used again.
     pub started: Option<u64>,
 }
 
@@ -70,7 +70,7 @@ impl Host {
         addresses.filter_map(leftover).collect()
     }
 
-    /// Waits until no other process binds or gives back this device; holds them off as long as the file is open.
+    /// Waits until no other process binds or gives back this device. Other processes wait as long as the file is open.
     pub(crate) fn hold(&self, address: PciAddress) -> Result<File, BindError> {
         let lock = || {
             OwnFolder::make_private(&self.path(DIR))?.lock(
@@ -123,7 +123,7 @@ impl Host {
     }
 
     /// Whether the process that wrote the record still runs. One that has ended and that nobody has waited for, as in a
-    /// container whose first process does not, has let go of all it had.
+    /// container whose first process does not, has released all it had.
     pub(crate) fn is_alive(&self, record: &Record) -> bool {
         let now = self.started(record.pid);
         now.is_some() && now == record.started && self.runs(record.pid)

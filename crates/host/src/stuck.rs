@@ -1,4 +1,4 @@
-//! Who keeps the kernel from unbinding a device, and from whom nothing is to be taken.
+//! Processes that prevent the kernel from unbinding a device, and whose devices must stay.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use crate::{Host, PciAddress, attribute, link_name, names};
 
 impl Host {
-    /// For a person who waits for the kernel to unbind a device: what it waits for.
+    /// What the kernel waits for when it unbinds a device, in words for people.
     pub(crate) fn why_it_hangs(&self, address: PciAddress) -> String {
         let driver =
             link_name(&self.device_dir(address).join("driver")).unwrap_or_else(|| "the kernel".to_owned());
         match &self.processes_with(&self.vfio_nodes(&[address]))[..] {
-            [] => format!("{driver} is still at work on it, and goes on; see the kernel's log (`dmesg`)"),
+            [] => format!("{driver} has not finished with it and continues; see the kernel's log (`dmesg`)"),
             pids => format!("It is still open in {}; stop that first", self.named(pids).join(", ")),
         }
     }
@@ -109,7 +109,7 @@ impl Nodes {
     }
 }
 
-/// The device number that a folder of sysfs tells ("511:0").
+/// The device number in a folder of sysfs ("511:0").
 fn number(dir: &Path) -> Option<u64> {
     let text = attribute(&dir.join("dev"))?;
     let (major, minor) = text.split_once(':')?;

@@ -1,4 +1,4 @@
-//! What would keep a device from being taken, found out with nothing touched.
+//! What would prevent taking a device, found without a change.
 
 use std::path::PathBuf;
 
@@ -6,14 +6,14 @@ use crate::bind::VFIO;
 use crate::{BindError, Host, PciAddress, PciDevice, Reason, attribute, may_write, names};
 
 impl Host {
-    /// Everything that is known to keep this process from taking a device for vfio-pci, beside its use by the host
+    /// Everything that is known to prevent this process from taking a device for vfio-pci, beside its use by the host
     /// ([`Host::device_in_use`]): another skep has it, it takes root, there is no vfio-pci. Nothing is changed or loaded.
     pub fn cannot_take(&self, device: &PciDevice) -> Vec<BindError> {
         let address = device.address;
         let with_vfio = device.driver.as_deref() == Some(VFIO);
         let record = match self.record(address) {
             Ok(record) => record,
-            // As in [`Host::bind_to_vfio`]: root has set it aside for this user, and nothing is to be done.
+            // As in [`Host::bind_to_vfio`]: root has reserved it for this user, and nothing is changed.
             Err(BindError::Record { cause, .. }) if with_vfio && cause.is_denied() => return Vec::new(),
             Err(error) => return vec![error],
         };
@@ -26,7 +26,7 @@ impl Host {
             return Vec::new();
         }
         let mut found = Vec::new();
-        // One that is refused says it all.
+        // One refusal is enough.
         found.extend(self.steps(device).into_iter().find_map(|(step, path)| {
             let cause = may_write(&path).err()?;
             Some(self.step_failed(step, address, path, cause))
@@ -161,7 +161,7 @@ mod tests {
         fake.remove(&format!("/sys/devices/pci0000:00/{BDF}/driver_override"));
         let found = texts(&fake);
         assert!(found.len() == 2 && found[0].contains("cannot choose the driver of"), "{found:?}");
-        assert!(found[1].contains("vfio-pci driver is not there"), "{found:?}");
+        assert!(found[1].contains("vfio-pci driver is not loaded"), "{found:?}");
         assert_eq!(fake.writes(), 0);
         // With vfio-pci already, as root has set it aside for a user, there is nothing to write.
         let aside = FakeHost::new();

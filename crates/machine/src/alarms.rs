@@ -1,4 +1,4 @@
-//! Listening for what the kernel says of devices: errors, and that the host wants one back.
+//! Listens to the kernel's signals about devices: errors, and that the host wants one back.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ struct Heard {
 }
 
 impl AlarmWatch {
-    /// Starts to listen; `None` when there is no device to listen to. What happens to a controller is told by
-    /// whoever drives it.
+    /// Starts to listen; `None` when there is no device to listen to. The driver of a controller reports what happens
+    /// to it.
     pub fn new(
         devices: &[Arc<Assigned>],
         controllers: &[Arc<NvmeController>],

@@ -51,10 +51,10 @@ pub fn assemble(
     steps: &Steps,
 ) -> Result<Vm, StartError> {
     let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans } = checked;
-    // First, so that it goes last and tells what went wrong when everything else went.
+    // First, so that it is dropped last and reports what failed when everything else was dropped.
     let (sender, inbox) = events(report);
 
-    // Whoever is made first goes last: devices are given back when nothing uses them any more.
+    // What is made first is dropped last: devices are given back when nothing uses them.
     steps.begin("claim devices")?;
     let mut claimed = Claimed::new(&host, &plans, plan::choice(&config.dma))?;
     if let Some(claimed) = &claimed {
@@ -165,7 +165,7 @@ pub fn assemble(
     })
 }
 
-/// Opens the sources of faults, and says how faults will be seen, as well as what the domains are made with.
+/// Opens the sources of faults, and reports these sources and the kind of domains.
 fn listen(claimed: &Claimed, report: &Reporter) -> Inputs {
     report(&Notice::Life(Life::Made(claimed.chosen().to_string())));
     let inputs = Inputs::open();
@@ -190,7 +190,7 @@ fn make_cpus(
     let mut fds: Vec<(VcpuFd, PowerOn)> = Vec::new();
     for apic_id in cpus.apic_ids() {
         let fd = vm.create_vcpu(apic_id.into()).map_err(failed("make a vCPU"))?;
-        fd.set_cpuid2(&template.for_cpu(apic_id)).map_err(failed("tell a vCPU its features"))?;
+        fd.set_cpuid2(&template.for_cpu(apic_id)).map_err(failed("set the features of a vCPU"))?;
         cpu::limit_error_banks(&fd)?;
         let power_on = match fds.first() {
             None => PowerOn::of_boot_cpu(vm, &fd, &msrs, &firmware)?,

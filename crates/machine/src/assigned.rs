@@ -1,4 +1,4 @@
-//! The assigned devices of a VM: taken from the host, told to KVM, put on the bus, given back.
+//! The assigned devices of a VM: taken from the host, registered with KVM, put on the bus, given back.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::kvm::failed;
 
 /// Devices that were taken from the host. Dropping gives them back; [`Claimed::give_back`] also says what failed.
 pub struct Claimed {
-    /// KVM's own hold on groups or devices. First, for it must go before they do: what KVM holds stays open.
+    /// KVM's reference to groups or devices. First, because it must be dropped before them: what KVM holds stays open.
     kvm: Option<DeviceFd>,
     claim: Claim,
 }
@@ -36,7 +36,7 @@ impl Claimed {
         Ok(Some(Claimed { claim: Claim::new(host, plans, dma)?, kvm: None }))
     }
 
-    /// Whether the devices can reach RAM in these places at all.
+    /// Whether the devices can reach RAM in these places.
     pub fn check(&self, ram: &[GpaRange]) -> Result<(), StartError> {
         for domain in self.claim.domains() {
             let limits = domain.limits().map_err(AssignError::from)?;
@@ -63,7 +63,7 @@ impl Claimed {
         Ok(())
     }
 
-    /// Tells KVM of the groups or devices, which for instance lets it snoop caches as the devices do.
+    /// Registers the groups or devices with KVM. This lets it snoop caches as the devices do, for example.
     pub fn introduce(&mut self, vm: &VmFd) -> Result<(), StartError> {
         let mut device = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_VFIO, fd: 0, flags: 0 };
         let kvm = vm.create_device(&mut device).map_err(failed("make its VFIO device"))?;
@@ -87,7 +87,7 @@ impl Claimed {
         for address in self.claim.assigned() {
             let at = bus.free_address()?;
             let events = events.clone();
-            // Nobody listens before the VM runs; what is said waits until then. Warnings come from what the guest reads
+            // Nothing reads events before the VM runs; they wait until then. Warnings come from what the guest reads
             // and writes.
             let report = Arc::new(move |event: assign::Event| match event {
                 warning @ assign::Event::Warning { .. } => events.provoked(warning.to_string()),
@@ -103,7 +103,7 @@ impl Claimed {
         Ok(all)
     }
 
-    /// Takes an NVMe controller of the host domain into use.
+    /// Starts to drive an NVMe controller of the host domain.
     pub fn drive_nvme(
         &self,
         address: PciAddress,

@@ -22,7 +22,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// The guest's access is done in any case; what went wrong is news for the VM's owner.
+    /// The guest's access is done in any case; a failure is reported to the VM's owner.
     fn report(&self, result: Result<(), PciError>) {
         if let Err(error) = result {
             self.events.provoked(error.to_string());

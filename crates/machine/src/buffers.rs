@@ -1,6 +1,6 @@
-//! Guest RAM registered with io_uring, for the disks that are to have it so.
+//! Guest RAM registered with io_uring, for the disks that use it.
 //!
-//! Registering pins all of RAM. Where it is present for ever anyway, because it is wired or devices reach it, that costs
+//! Registering pins all of RAM. Where it stays present in any case, because it is wired or devices reach it, that costs
 //! nothing that was not spent already, and so it is done unless a disk is not to have it; other RAM the host may use
 //! until the guest touches it, and so it is done only when it is asked for.
 
@@ -19,7 +19,7 @@ use crate::notice::{Life, Notice, Reporter};
 pub enum Choice {
     /// The description says so.
     Asked,
-    /// If RAM is present for ever anyway.
+    /// If RAM stays present in any case.
     WhereRamStays,
     /// Not at all.
     Never,
@@ -44,7 +44,7 @@ impl Choice {
     }
 }
 
-/// What of this host keeps RAM from being registered for the disks that ask for it, as far as it is known before there
+/// What on this host prevents RAM from being registered for the disks that ask for it, as far as it is known before there
 /// is RAM. `open` are those of the disks that could be opened.
 pub fn check<'a>(disks: &[config::Disk], open: impl Iterator<Item = &'a OpenDisk>) -> Vec<StartError> {
     let all = disks.iter().filter(|disk| Choice::of(&disk.source) == Choice::Asked).count();
@@ -53,7 +53,7 @@ pub fn check<'a>(disks: &[config::Disk], open: impl Iterator<Item = &'a OpenDisk
 }
 
 /// The same of those that are open, by name, each with whether it has rings; `all` are the disks that ask for it, open
-/// or not. A table is tried only if one may have use for it.
+/// or not. A table is tried only if a disk may use it.
 fn in_the_way<'a>(
     open: impl Iterator<Item = (&'a str, bool)>,
     all: usize,
@@ -74,8 +74,9 @@ pub struct Registered {
 }
 
 impl Registered {
-    /// Gives a disk that comes while the VM runs what there is, if it wants it. RAM is registered at the start only: where
-    /// it was not, a disk that leaves the choice reaches it as ordinary memory, and one that asks for more is refused.
+    /// Gives the registered buffers to a disk that is plugged in while the VM runs, if it wants them. RAM is
+    /// registered at the start only: where it was not, a disk that leaves the choice reaches it as ordinary memory,
+    /// and one that asks for more is refused.
     pub fn give(&self, disk: &OpenDisk) -> Result<(), PlugError> {
         let given = match &self.table {
             Some(table) if wants(disk.buffers(), self.stays) => disk.disk().use_buffers(table),
@@ -93,7 +94,7 @@ impl Registered {
     }
 }
 
-/// Registers RAM for the disks that want it, and says what came of it. `stays` tells whether all of RAM is present for
+/// Registers RAM for the disks that want it, and says what came of it. `stays` says whether all of RAM stays present for
 /// the VM's life anyway. A failure is one only if a disk asked for it.
 pub fn register(
     disks: &[OpenDisk],
@@ -122,7 +123,7 @@ pub fn register(
         return Err(StartError::NoRing(disk.disk().name().to_owned()));
     }
     if with.is_empty() {
-        // Nobody has use for it.
+        // No disk uses it.
         let mirror: Arc<dyn memory::Mirror> = table;
         map.detach(&mirror)?;
         return plain;
@@ -223,7 +224,7 @@ mod tests {
         assert_eq!(said(&[]), [""; 0], "nobody asks");
         let errors = said(&[("/a", false), ("/b", true), ("/c", false)]);
         assert_eq!(errors.len(), 3, "{errors:?}");
-        assert!(errors[0].starts_with("disk /a: it is not driven by io_uring"), "{errors:?}");
+        assert!(errors[0].starts_with("disk /a: io_uring is not allowed here"), "{errors:?}");
         assert!(errors[1].starts_with("disk /c: "), "{errors:?}");
         assert!(errors[2].contains("Use Linux 6.12 or later"), "{errors:?}");
         assert!(in_the_way([("/b", true)].into_iter(), 1, || Ok(())).is_empty());

@@ -1,4 +1,4 @@
-//! Every fact that stands in the way of a start, found before anything on the host is touched.
+//! Every fact that prevents a start, found before anything on the host is changed.
 
 use std::collections::HashSet;
 
@@ -51,7 +51,7 @@ impl Findings {
     }
 }
 
-/// Everything that keeps the VM of a description from starting on this host, or what the start needs. Each check uses
+/// Everything that prevents the start of a description's VM on this host, or what the start needs. Each check uses
 /// what is known, whatever other checks found; what a draft lacks is not checked, and only then can there be neither a
 /// finding nor a start.
 pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
@@ -93,7 +93,7 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     let holes = holes(&host, &devices);
     let bytes = draft.memory.map(MemorySize::bytes);
     let layout = bytes.and_then(|bytes| findings.keep(Layout::new(bytes, address_bits, &holes)));
-    // Where there is no layout, RAM is where it would be if nothing were in its way.
+    // Without a layout, RAM is where it would be without holes.
     let places = match (&layout, bytes) {
         (Some(layout), _) => layout.ram.clone(),
         (None, bytes) => memory::ram_ranges(bytes.unwrap_or(0)),

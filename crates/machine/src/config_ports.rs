@@ -22,7 +22,7 @@ pub struct ConfigPorts {
 }
 
 impl ConfigPorts {
-    /// Ports onto a bus. What goes wrong there is told to `events`.
+    /// Ports for a bus. `events` gets its errors.
     pub fn new(bus: Arc<Bus>, reset: ResetPort, events: Events) -> ConfigPorts {
         ConfigPorts { address: AtomicU32::new(0), bus, reset, events }
     }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-/// A vCPU waits when the sink is behind by this much; nothing is dropped.
+/// A vCPU waits when so many bytes wait for the sink; nothing is dropped.
 const BOUND: usize = 64 << 10;
 
 /// How long the end of a VM waits for a sink to take the rest.
@@ -29,7 +29,7 @@ struct State {
     closed: bool,
     /// All that came is out, or the sink failed.
     done: bool,
-    /// Nobody waits for room now; what finds none goes nowhere.
+    /// vCPUs do not wait for room now; output without room is dropped.
     hurried: bool,
 }
 
@@ -62,7 +62,7 @@ impl Console {
 }
 
 impl Drop for Console {
-    /// Waits until all that was written is out, but not for ever: a terminal that stands still, or a pipe that nobody
+    /// Waits until all output is written, for a limited time: a terminal that is stopped, or a pipe that nobody
     /// reads, must not keep a VM from ending. Its thread then ends with the process.
     fn drop(&mut self) {
         let mut state = self.pipe.lock();

@@ -171,7 +171,7 @@ fn segment(segment: &Segment) -> kvm_segment {
     }
 }
 
-/// What to say of a triple fault's place where the registers do not tell: on AMD, KVM resets them first
+/// The message about a triple fault whose place the registers do not show: on AMD, KVM resets them first
 /// (Linux, arch/x86/kvm/svm/svm.c, shutdown_interception).
 pub fn crash_place(cpu: &VcpuFd) -> Option<String> {
     const RESET_VECTOR: u64 = 0xfff0;

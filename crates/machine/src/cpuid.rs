@@ -1,4 +1,4 @@
-//! What CPUID tells each vCPU: the host's features as KVM passes them on, with its own number, the VM's
+//! What CPUID shows to each vCPU: the host's features as KVM passes them on, with its own number, the VM's
 //! topology and the VM's address width.
 
 use boot::platform::Cpus;
@@ -8,7 +8,7 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 const VMX: u32 = 1 << 5;
 /// Leaf 8000_0001h, ECX: SVM.
 const SVM: u32 = 1 << 2;
-/// Tells more of SVM.
+/// Details of SVM.
 const SVM_LEAF: u32 = 0x8000_000a;
 /// Leaf 1, ECX: the local APIC timer counts in TSC ticks.
 const TSC_DEADLINE: u32 = 1 << 24;

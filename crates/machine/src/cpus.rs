@@ -1,4 +1,4 @@
-//! All vCPUs: a thread each, that runs, holds still or ends as it is told.
+//! All vCPUs: each has a thread, which runs the guest, waits or ends, as the last order says.
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
@@ -24,11 +24,11 @@ pub trait Exits: Send + Sync {
     fn read_memory(&self, at: u64, data: &mut [u8]);
     /// Writes memory space where there is no RAM.
     fn write_memory(&self, at: u64, data: &[u8]);
-    /// A vCPU can go no further; it holds still until the machine decides.
+    /// A vCPU cannot continue; it waits until the machine decides.
     fn ended(&self, end: End);
 }
 
-/// Why a vCPU can go no further.
+/// Why a vCPU cannot continue.
 #[derive(Debug)]
 pub enum End {
     /// Triple fault.
@@ -85,14 +85,14 @@ struct Shared {
 
 struct Orders {
     order: Order,
-    /// Counts orders, so that a thread can tell a new one from the one it has carried out.
+    /// Counts orders, so that a thread sees whether an order is new.
     number: u64,
     /// How many vCPUs have carried out the latest order and stay out of the guest.
     done: u32,
 }
 
 impl Shared {
-    /// How many vCPUs will never carry out an order again: RAM that they needed is lost.
+    /// How many vCPUs will never obey an order again, because RAM that they needed is lost.
     fn stopped(&self) -> u32 {
         let numbers = self.numbers.iter().map(|number| number.load(Ordering::Relaxed));
         numbers.filter(|number| *number != 0 && memory::is_stopped(*number)).count() as u32
@@ -103,14 +103,14 @@ impl Shared {
     }
 }
 
-/// The vCPUs of a VM. They hold still until told to run; dropping them ends their threads.
+/// The vCPUs of a VM. They wait until they get the order to run; dropping them ends their threads.
 pub struct Cpus {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Cpus {
-    /// Starts a thread for each vCPU; all hold still.
+    /// Starts a thread for each vCPU; all wait.
     pub fn new(cpus: Vec<(VcpuFd, PowerOn)>, exits: Arc<dyn Exits>) -> io::Result<Cpus> {
         install_kick_handler()?;
         let orders = Orders { order: Order::Hold, number: 0, done: cpus.len() as u32 };
@@ -136,13 +136,13 @@ impl Cpus {
         self.give(Order::Run);
     }
 
-    /// All hold still; returns when they do.
+    /// Makes all vCPUs wait outside the guest; returns when they do.
     pub fn hold(&self) {
         self.give(Order::Hold);
         self.wait();
     }
 
-    /// All return to power-on, the first to the kernel's entry, and hold still; returns when they do.
+    /// All return to power-on, the first to the kernel's entry, and wait; returns when they do.
     pub fn reset(&self, entry: &CpuState) {
         self.give(Order::Reset(*entry));
         self.wait();

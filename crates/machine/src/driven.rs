@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often to look whether they have.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// What is known to keep skep from driving the controllers that disks are on, with nothing touched: functions that are
+/// What is known to prevent skep from driving the controllers of disks, found without a change: functions that are
 /// something else, namespaces that the kernel does not know of a controller that it drives now.
 pub fn check(host: &Host, disks: &[config::Disk]) -> Vec<StartError> {
     let mut found = Vec::new();
@@ -52,9 +52,9 @@ pub fn check(host: &Host, disks: &[config::Disk]) -> Vec<StartError> {
 pub struct Drivers<'a> {
     /// The devices.
     pub claimed: &'a Claimed,
-    /// Who is told of DMA that failed.
+    /// Gets reports of DMA that failed.
     pub witness: &'a Witness,
-    /// Who is told of other troubles.
+    /// Gets other troubles.
     pub events: &'a Events,
 }
 
@@ -175,9 +175,9 @@ pub fn report(witness: &Witness, events: &Events) -> ReportTrouble {
 /// How many queues a disk asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Ask {
-    /// Somebody wants it to have so many.
+    /// The description asks for this number.
     Exactly(u16),
-    /// So many are usual; fewer do, at least one.
+    /// This number is usual; fewer are enough, at least one.
     UpTo(u16),
 }
 
@@ -196,8 +196,8 @@ impl Ask {
     }
 }
 
-/// Shares out the queues that a controller grants, evenly as far as it is not said otherwise. When they do not do,
-/// the error is how many would.
+/// Distributes the queues that a controller grants, evenly except where the description gives a number. If they are not
+/// enough, the error is the number that would be.
 fn share(granted: u16, asks: &[Ask]) -> Result<Vec<u16>, u32> {
     let least: u32 = asks.iter().map(|ask| u32::from(ask.least())).sum();
     let mut left = u32::from(granted).checked_sub(least).ok_or(least)?;

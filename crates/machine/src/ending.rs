@@ -1,4 +1,4 @@
-//! Steps of a VM's end and of its resets, of which none takes long in silence.
+//! Steps of a VM's end and of its resets. If one takes long, a message says so.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crate::notice::{Notice, Reporter};
 
-/// A step that takes longer is told of.
+/// A step that takes longer is reported.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Takes a step on this thread. If it takes long, the VM's owner is told once what is waited for.
+/// Takes a step on this thread. If it takes long, the VM's owner gets one message that says what the step waits for.
 pub fn wait_for<T>(what: &str, report: &Reporter, step: impl FnOnce() -> T) -> T {
     tell_after(PATIENCE, what, report, step)
 }
@@ -23,7 +23,7 @@ fn tell_after<T>(patience: Duration, what: &str, report: &Reporter, step: impl F
                 report(&Notice::Trouble(waiting));
             }
         };
-        // Without a thread the step is taken all the same.
+        // Without a thread the step is taken without a message.
         drop(thread::Builder::new().name("ending".into()).spawn_scoped(scope, tell));
         let outcome = step();
         drop(done);

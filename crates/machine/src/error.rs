@@ -28,13 +28,13 @@ pub enum StartError {
     /// RAM.
     #[error(transparent)]
     Ram(#[from] RamError),
-    /// A cgroup that does not let skep have RAM.
+    /// A cgroup whose limit is too low for the RAM.
     #[error(transparent)]
     OverLimit(#[from] OverLimit),
     /// A mirror of the memory map.
     #[error(transparent)]
     Memory(#[from] ChangeError),
-    /// A mirror that is other than the memory map.
+    /// A mirror that differs from the memory map.
     #[error("{0}. This is a fault in skep or in the kernel; see the kernel's log (dmesg).")]
     Differs(#[from] Difference),
     /// The kernel.
@@ -54,7 +54,7 @@ pub enum StartError {
     DiskInFile(OpenError),
     /// Two disks that are the same by different names.
     #[error(
-        "disk {again}: it is the same as disk {first}, which this VM has as well, under another name. Remove one of \
+        "disk {again}: it is the same as disk {first}, under another name. Remove one of \
          the two."
     )]
     SameDisk {
@@ -65,7 +65,7 @@ pub enum StartError {
     },
     /// A disk on a controller that the VM has as well.
     #[error(
-        "disk {disk}: it is on controller {controller}, which this VM is to have as well, {how}. Remove one of the two."
+        "disk {disk}: it is on controller {controller}, which the description gives to this VM as well, {how}. Remove one of the two."
     )]
     DiskAndController {
         /// The disk.
@@ -80,8 +80,8 @@ pub enum StartError {
     Buffers(#[from] disk::BufferTableError),
     /// A disk without a ring.
     #[error(
-        "disk {0}: it is not driven by io_uring here, so guest RAM cannot be registered for it. Allow io_uring (sysctl \
-         kernel.io_uring_disabled, or the container's seccomp profile), or leave `buffers` out."
+        "disk {0}: io_uring is not allowed here, so guest RAM cannot be registered for it. Allow io_uring (sysctl \
+         kernel.io_uring_disabled, or the container's seccomp profile), or remove `buffers`."
     )]
     NoRing(String),
     /// What the guest is to see of a disk.
@@ -93,7 +93,7 @@ pub enum StartError {
     /// A SATA controller that the guest is to see.
     #[error(transparent)]
     Ahci(#[from] AhciError),
-    /// What a SATA disk is to say of itself.
+    /// A text that a SATA disk shows to the guest.
     #[error(transparent)]
     AtaText(#[from] AtaTextError),
     /// The address of a disk on a server.
@@ -106,7 +106,7 @@ pub enum StartError {
     #[error(transparent)]
     Pci(#[from] PciError),
     /// KVM and an assigned device, or its group.
-    #[error("KVM cannot be told of {name}: {cause}. The kernel's log (dmesg) may say more.")]
+    #[error("cannot register {name} with KVM: {cause}. The kernel's log (dmesg) may say more.")]
     Introduce {
         /// "IOMMU group 9", or the device's PCI address.
         name: String,
@@ -135,7 +135,7 @@ pub enum StartError {
         device: String,
         /// How many there are.
         granted: u16,
-        /// How many would do.
+        /// How many would be enough.
         least: u32,
     },
     /// Threads and eventfds.
@@ -146,14 +146,14 @@ pub enum StartError {
         /// The kernel's answer.
         cause: io::Error,
     },
-    /// A VM that was built and not run could not be taken apart wholly.
+    /// A VM that was built and not run could not be undone completely.
     #[error("{0}")]
     GiveBack(String),
     /// Somebody wanted the VM to end before it had started.
     #[error("the start was cut short, as asked")]
     Cancelled,
     /// A test wanted the start to fail here.
-    #[error("the start was made to fail before the step \"{0}\", as {variable} asks", variable = crate::steps::VARIABLE)]
+    #[error("this start fails before the step \"{0}\", as {variable} asks", variable = crate::steps::VARIABLE)]
     Injected(&'static str),
 }
 
@@ -168,7 +168,7 @@ pub(crate) fn host_address(address: config::PciAddress) -> Result<PciAddress, St
 }
 
 impl StartError {
-    /// What is wrong with a disk, for whoever described it so.
+    /// What is wrong with a disk, in the words of its description.
     pub(crate) fn for_a_disk_in(self, syntax: Syntax) -> StartError {
         match (self, syntax) {
             (StartError::Disk(error), Syntax::File) => StartError::DiskInFile(error),

@@ -1,9 +1,9 @@
 //! What happens to a running VM, on its way to the VM's owner.
 //!
-//! A guest can cause trouble as fast as it likes (move a BAR that cannot be mapped, for ever), so troubles that
-//! wait are bounded, and told at a bounded rate; what is not told is counted, and the count is told. What the guest
-//! provokes has a budget of its own, so that none of it takes the place of what this host fails at. It can also ask
-//! for power off and reset as fast as it likes, so one such request waits at most.
+//! A guest can cause trouble as fast as it likes (move a BAR that cannot be mapped, again and again). So the number
+//! of waiting troubles and the rate of reports are bounded. Troubles that are not reported are counted, and the count
+//! is reported. What the guest provokes has a budget of its own, so that it displaces no failure of this host. It can
+//! also ask for power off and reset as fast as it likes, so one such request waits at most.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use crate::notice::{Life, Notice, Reporter};
 
 /// Troubles of one kind that wait at most.
 const WAITING: u64 = 64;
-/// Troubles of one kind told in one [`PERIOD`].
+/// Troubles of one kind that are reported in one [`PERIOD`].
 const TOLD: u32 = 20;
 const PERIOD: Duration = Duration::from_secs(10);
 
@@ -28,31 +28,31 @@ const PERIOD: Duration = Duration::from_secs(10);
 pub enum Event {
     /// The guest asks for power off or reset.
     Power(PowerRequest),
-    /// A vCPU can go no further.
+    /// A vCPU cannot continue.
     Ended(End),
-    /// Something failed that the guest was not told of.
+    /// Something failed that the guest does not see.
     Trouble(String),
     /// The same, where the guest can cause as many as it likes.
     Provoked(String),
     /// DMA failed.
     Fault(dma::fault::Event),
-    /// This host cannot give guest RAM any more, or has lost some.
+    /// This host can no longer provide guest RAM, or has lost some.
     MemoryLost(Loss),
     /// This host wants the assigned device of this name back.
     Requested(String),
     /// This host failed a request of a disk.
     Disk(disk::Failure),
-    /// Somebody presses the power button.
+    /// The power button is pressed.
     PressPowerButton,
     /// The guest gets a press of the power button that waited. There is one for each press at most.
     PowerButtonHeard,
-    /// Somebody wants the VM to pause.
+    /// A request to pause the VM.
     Pause(String),
-    /// Somebody wants it to run on.
+    /// A request to resume it.
     Resume,
-    /// Somebody changed the disc in a drive, plugged a disk in or unplugged one, in a sentence.
+    /// The disc in a drive was changed, or a disk was plugged in or unplugged, in a sentence.
     DisksChanged(String),
-    /// Somebody wants the VM to end now.
+    /// A request to end the VM now.
     Stop,
 }
 
@@ -98,10 +98,10 @@ impl Queue {
     }
 }
 
-/// The owner's end, and its way to tell on what came.
+/// The owner's end, with the owner's function for reports.
 ///
-/// Dropping it tells the troubles and faults that wait still, so let it outlive whoever may have something to say:
-/// nothing is lost then, whether a VM ended or never came to be.
+/// Dropping it reports the troubles and faults that still wait, so let it outlive all senders:
+/// then nothing is lost, even if the VM was never built.
 pub struct Inbox {
     receiver: Receiver<Event>,
     tally: Arc<Tally>,
@@ -110,17 +110,17 @@ pub struct Inbox {
     provoked: Teller,
 }
 
-/// Both ends; what happens is told to `report`.
+/// Both ends; `report` gets what happens.
 pub fn events(report: Reporter) -> (Events, Inbox) {
     let (sender, receiver) = channel();
     let tally = Arc::new(Tally::default());
-    let troubles = Teller::new(Notice::Trouble, "more troubles of this VM were not told");
-    let provoked = Teller::new(Notice::Provoked, "more troubles that the guest caused were not told");
+    let troubles = Teller::new(Notice::Trouble, "more troubles of this VM were not reported");
+    let provoked = Teller::new(Notice::Provoked, "more troubles that the guest caused were not reported");
     (Events { sender, tally: tally.clone() }, Inbox { receiver, tally, report, troubles, provoked })
 }
 
 impl Events {
-    /// Sends what happens once, or as often as people wish it. An owner that is gone needs no news.
+    /// Sends what happens once, or at the request of people. If the owner is gone, the event is dropped.
     pub fn send(&self, event: Event) {
         drop(self.sender.send(event));
     }
@@ -132,7 +132,7 @@ impl Events {
         }
     }
 
-    /// Sends something that failed without the guest being told.
+    /// Sends a failure that the guest does not see.
     pub fn trouble(&self, what: String) {
         if self.tally.troubles.enters() {
             self.send(Event::Trouble(what));
@@ -148,7 +148,7 @@ impl Events {
 }
 
 impl Inbox {
-    /// The next event, if it comes by `deadline`. An error says whether it was too late, or nobody can send any more.
+    /// The next event, if it comes by `deadline`. An error says whether the time is over, or all senders are gone.
     pub fn next(&self, deadline: Option<Instant>) -> Result<Event, RecvTimeoutError> {
         let event = match deadline {
             None => self.receiver.recv()?,
@@ -160,8 +160,8 @@ impl Inbox {
         Ok(event)
     }
 
-    /// Before the guest starts afresh: forgets what it asked for, and keeps for later what others want. Returns
-    /// whether somebody wants the VM to end.
+    /// Before a reset of the guest: drops what the guest asked for, and keeps the other events for later. Returns
+    /// whether there is a request to end the VM.
     pub fn forget_guest(&mut self, events: &Events) -> bool {
         let mut stop = false;
         for event in self.waiting() {
@@ -184,49 +184,49 @@ impl Inbox {
         stop
     }
 
-    /// Whom everything is told.
+    /// Gets all notices.
     pub fn reporter(&self) -> &Reporter {
         &self.report
     }
 
-    /// Tells of DMA that failed. It comes at a bounded rate already, and every count matters.
+    /// Reports DMA that failed. The rate is bounded already, and every count matters.
     pub fn fault(&self, event: dma::fault::Event) {
         (self.reporter())(&Notice::Fault(event));
     }
 
-    /// Tells of a disk that failed. It comes at a bounded rate already.
+    /// Reports a disk that failed. The rate is bounded already.
     pub fn disk(&self, failure: disk::Failure) {
         (self.reporter())(&Notice::Disk(failure));
     }
 
-    /// Tells of guest RAM that is lost. That is once in a VM's life.
+    /// Reports guest RAM that is lost. This happens once in a VM's life.
     pub fn memory_lost(&self, what: &str) {
         (self.reporter())(&Notice::Trouble(what.to_owned()));
     }
 
-    /// Tells a step in the VM's life.
+    /// Reports a step in the VM's life.
     pub fn life(&self, life: Life) {
         (self.reporter())(&Notice::Life(life));
     }
 
-    /// Tells a trouble, or counts it.
+    /// Reports a trouble, or counts it.
     pub fn tell(&mut self, what: &str) {
         self.troubles.tell(what, self.tally.troubles.take_lost(), &self.report);
     }
 
-    /// Tells a trouble that the guest caused, or counts it.
+    /// Reports a trouble that the guest caused, or counts it.
     pub fn tell_provoked(&mut self, what: &str) {
         self.provoked.tell(what, self.tally.provoked.take_lost(), &self.report);
     }
 
-    /// Tells the troubles and faults that wait now, and how many troubles were not told.
+    /// Reports the troubles and faults that wait now, and how many troubles were not reported.
     pub fn tell_rest(&mut self) {
         for event in self.waiting() {
             match event {
                 Event::Trouble(what) => self.tell(&what),
                 Event::Provoked(what) => self.tell_provoked(&what),
                 Event::Fault(fault) => self.fault(fault),
-                // One that asks for a pause has ended without it, of which its disk has told.
+                // A request that needs a pause has ended without one, and its disk has reported that.
                 Event::Disk(failure) if failure.answer != disk::Answer::Held => self.disk(failure),
                 Event::DisksChanged(what) => self.life(Life::DisksChanged(what)),
                 Event::MemoryLost(loss) => self.memory_lost(&loss.to_string()),
@@ -262,10 +262,10 @@ impl Drop for Inbox {
     }
 }
 
-/// Tells troubles of one kind at a bounded rate.
+/// Reports troubles of one kind at a bounded rate.
 struct Teller {
     kind: fn(String) -> Notice,
-    /// What the count of those that were not told is called.
+    /// Words for the count of troubles that were not reported.
     not_told: &'static str,
     since: Instant,
     told: u32,
@@ -277,7 +277,7 @@ impl Teller {
         Teller { kind, not_told, since: Instant::now(), told: 0, untold: 0 }
     }
 
-    /// Tells a trouble, or counts it; `lost` found no room on the way.
+    /// Reports a trouble, or counts it; `lost` troubles found no room in the channel.
     fn tell(&mut self, what: &str, lost: u64, report: &Reporter) {
         self.untold += lost;
         if self.since.elapsed() >= PERIOD {
@@ -292,7 +292,7 @@ impl Teller {
         }
     }
 
-    /// Says how many were not told.
+    /// Reports how many were not reported.
     fn tell_count(&mut self, lost: u64, report: &Reporter) {
         self.untold += lost;
         if self.untold > 0 {
@@ -351,7 +351,7 @@ mod tests {
         inbox.tell_rest();
         let lines = lines.lock().unwrap();
         assert_eq!((waited, lines.len()), (WAITING, 21));
-        assert_eq!(lines[20], "980 more troubles of this VM were not told");
+        assert_eq!(lines[20], "980 more troubles of this VM were not reported");
     }
 
     #[test]
@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(count("the flush at the guest's shutdown failed"), 1);
         assert_eq!(count("beyond RAM"), 1);
         assert_eq!(count("a bad descriptor"), TOLD as usize);
-        assert_eq!(count("1980 more troubles that the guest caused were not told"), 1);
+        assert_eq!(count("1980 more troubles that the guest caused were not reported"), 1);
     }
 
     #[test]

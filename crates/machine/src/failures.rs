@@ -1,4 +1,4 @@
-//! Disks that fail: what the VM does about the requests that are held, and when people are told.
+//! Disks that fail: what the VM does about held requests, and when failures are reported to people.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,13 +7,13 @@ use disk::{Disk, ErrorPolicy, Failure, OnError, Waiting};
 
 use crate::events::{Event, Events};
 
-/// How long the VM stays paused for what is tried again. Its clocks have gone on meanwhile, so drivers should see what
-/// they wait for before they see the time; but a disk that hangs must not hang the VM.
+/// How long the VM stays paused for requests that are tried again. Its clocks ran during the pause, so drivers should see
+/// the results before they see the time. But a disk that hangs must not hang the VM.
 const TRY: Duration = Duration::from_millis(700);
-/// So long what is given up has to get to its device.
+/// Time in which requests that are given up must reach their device.
 const GIVE_UP: Duration = Duration::from_secs(1);
 
-/// From now on failures of a disk are answered as its description says, and are events of the VM.
+/// From now on, skep does what the description says when a disk fails, and failures are events of the VM.
 pub fn watch(disk: &Disk, on_error: Option<config::OnError>, events: &Events) {
     let events = events.clone();
     disk.answer_failures(policy(on_error), Box::new(move |failure| events.send(Event::Disk(failure))));
@@ -29,12 +29,12 @@ fn policy(on_error: Option<config::OnError>) -> ErrorPolicy {
     on_error.into()
 }
 
-/// Why a VM is paused that has to wait for the request.
+/// Why a VM is paused that must wait for the request.
 pub fn why(failure: &Failure) -> String {
     format!("{}. {} `skep resume` tries it again", failure.what(), failure.error.hint())
 }
 
-/// What the VM is to be paused for, of the disks that ask for it.
+/// The disks' requests for which the VM must be paused.
 pub fn pause(disks: &[Arc<Disk>]) -> Vec<Failure> {
     disks.iter().filter_map(|disk| disk.failures().pause()).collect()
 }
@@ -44,16 +44,16 @@ pub fn waiting(disks: &[Arc<Disk>]) -> Option<Waiting> {
     disks.iter().find_map(|disk| disk.failures().waiting())
 }
 
-/// Has everything that is held tried again, and waits for what becomes of it, but not for long. Returns what has failed
-/// again; the VM's owner is told of it as of any failure.
+/// Tries everything that is held again, and waits a limited time for the results. Returns what has failed
+/// again, which is reported to the VM's owner like any failure.
 pub fn retry(disks: &[Arc<Disk>]) -> Option<Waiting> {
     disks.iter().for_each(|disk| disk.failures().retry());
     settle(disks, TRY);
     waiting(disks)
 }
 
-/// Ends everything that is held, and what fails from now on, with an error: before their devices are reset or taken
-/// apart, which wait for them.
+/// Ends everything that is held, and what fails from now on, with an error: before their devices are reset or
+/// dropped, which waits for them.
 pub fn give_up(disks: &[Arc<Disk>]) {
     disks.iter().for_each(|disk| disk.failures().give_up());
     settle(disks, GIVE_UP);
@@ -72,12 +72,12 @@ fn settle(disks: &[Arc<Disk>], patience: Duration) {
     }
 }
 
-/// When [`tell_due`] may have something to tell.
+/// When [`tell_due`] may have something to report.
 pub fn due(disks: &[Arc<Disk>]) -> Option<Instant> {
     disks.iter().filter_map(|disk| disk.failures().due()).min()
 }
 
-/// Tells how many requests have failed since the last that was told, of each disk whose turn it is.
+/// Reports, for each disk that is due, how many requests have failed since the last report.
 pub fn tell_due(disks: &[Arc<Disk>]) {
     let now = Instant::now();
     disks.iter().for_each(|disk| disk.failures().tell_due(now));

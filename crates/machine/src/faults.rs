@@ -1,4 +1,4 @@
-//! DMA that fails: listening for it, and what a fault does to the VM.
+//! DMA that fails: the watch for it, and what a fault does to the VM.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -13,11 +13,11 @@ use memory::{ChangeError, MemoryMap};
 use crate::error::{StartError, host_address, system};
 use crate::events::{Event, Events};
 
-/// A burst that grows still so long after its device was reset, or the VM was resumed, is answered again. Until then
-/// what is told may be of before.
+/// A burst that still grows so long after its device was reset, or the VM was resumed, is answered again. Reports before
+/// that may be about earlier faults.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
-/// What a fault of each device does, and that the host wants it back.
+/// What a fault of each device does, and what a request of the host for the device does.
 #[derive(Debug)]
 pub struct Policies {
     usual: OnFault,
@@ -25,9 +25,9 @@ pub struct Policies {
     of: Vec<(Requester, OnFault)>,
     /// What is done when the host wants a device back.
     requests: Vec<(PciAddress, OnRequest)>,
-    /// The bursts that were answered; a burst is told several times, with a growing count.
+    /// The bursts that were answered; a burst is reported several times, with a growing count.
     answered: u64,
-    /// When a burst of each device was answered last, or the VM ran on after that. One entry a device of the VM.
+    /// When a burst of each device was answered last, or the VM was resumed after that. One entry for each device of the VM.
     since: Vec<(Requester, Instant)>,
 }
 
@@ -50,7 +50,7 @@ impl Policies {
         Ok(Policies { usual: config.dma.on_fault, of, requests, answered: 0, since: Vec::new() })
     }
 
-    /// What a fault that is told at `now` asks for: nothing more than to be told if it is no device's of this VM, or of
+    /// What a fault that is reported at `now` asks for: only the report if it is of no device of this VM, or of
     /// a burst that was answered just before.
     pub fn answer(&mut self, event: &fault::Event, now: Instant) -> OnFault {
         let Some(device) = event.fault.device.filter(|_| event.domain.is_some()) else {
@@ -73,19 +73,19 @@ impl Policies {
         of.for_each(|(_, since)| *since = now);
     }
 
-    /// The VM runs on: what grew while it stood still is no reason to pause it at once again.
+    /// The VM runs again: what grew during the pause is no reason to pause it again at once.
     pub fn runs_on(&mut self, now: Instant) {
         self.since.iter_mut().for_each(|(_, since)| *since = now);
     }
 
-    /// Whether the answer to the device's faults had its time to take effect.
+    /// Whether the answer to the device's faults had time to take effect.
     fn is_over(&self, device: Requester, now: Instant) -> bool {
         let since = self.since.iter().find(|(other, _)| *other == device);
         since.is_none_or(|(_, since)| now.duration_since(*since) >= AFTERWARDS)
     }
 }
 
-/// Begins to listen for faults of the devices in these domains.
+/// Starts the watch for faults of the devices in these domains.
 pub fn watch(
     plans: &[DomainPlan],
     domains: &[Arc<Domain>],
@@ -98,7 +98,7 @@ pub fn watch(
         plan.devices.iter().map(of)
     });
     let places = map.clone();
-    // Listening keeps no domain.
+    // The watch keeps no domain.
     let domains: Vec<Weak<Domain>> = domains.iter().map(Arc::downgrade).collect();
     let classify: Classify = Box::new(move |name, iova| {
         let domain = domains.iter().filter_map(Weak::upgrade).find(|domain| domain.name() == name);
@@ -109,8 +109,8 @@ pub fn watch(
     Watch::start(inputs, watched.collect(), classify, tell).map_err(system("listen for DMA faults"))
 }
 
-/// Passes on what VFIO says of a device. An error of the device is a fault: no rate limit may keep it back. That the host
-/// wants it back is none: nothing failed.
+/// Passes on VFIO's signals about a device. An error of the device is a fault: no rate limit may suppress it. A request of
+/// the host for the device is no fault, because nothing failed.
 pub fn tell_alarm(event: &assign::Event, witness: &Witness, events: &Events) {
     match event {
         assign::Event::DeviceError { device } => {
@@ -122,13 +122,13 @@ pub fn tell_alarm(event: &assign::Event, witness: &Witness, events: &Events) {
     }
 }
 
-/// A change of the memory map that failed, and after it how any mirror is other than the map now: what could not be
-/// undone must not wait until somebody looks.
+/// A change of the memory map that failed, and then how any mirror differs from the map: what could not be
+/// undone must be reported at once.
 pub fn of_failed_change(map: &MemoryMap, error: &ChangeError) -> Vec<Fault> {
     std::iter::once(nameless(Source::Ledger, error.to_string())).chain(differences(map)).collect()
 }
 
-/// How any mirror is other than the memory map.
+/// How any mirror differs from the memory map.
 fn differences(map: &MemoryMap) -> impl Iterator<Item = Fault> {
     let differences = map.audit().into_iter().filter_map(|(_, equal)| equal.err());
     differences.map(|difference| nameless(Source::Ledger, difference.to_string()))
@@ -145,7 +145,7 @@ pub fn requester(address: PciAddress) -> Requester {
     address.to_string().parse().expect("the address of a function on a host")
 }
 
-/// What a reset of the device `name` did besides, which only the user can judge; `None` when it did nothing else.
+/// What else a reset of the device `name` did, which only the user can judge; `None` when it did nothing else.
 pub fn also_reset(name: &str, others: &[PciAddress]) -> Option<String> {
     if others.is_empty() {
         return None;

@@ -53,7 +53,7 @@ pub struct Firmware {
     virtualization: Virtualization,
 }
 
-/// What the guest's firmware has to say of VMs of the guest's own.
+/// What the guest's firmware says about VMs inside the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Virtualization {
     /// SVM, which firmware need not allow.
@@ -98,7 +98,7 @@ impl Firmware {
             Virtualization::VmxForbidden => Some((FEATURE_CONTROL, LOCKED)),
             Virtualization::VmxAllowed => Some((FEATURE_CONTROL, LOCKED | VMX_ALLOWED)),
         });
-        // A CPU may lack some of them, and what KVM does not keep nobody sets.
+        // A CPU may lack some of them, and registers that KVM does not keep are not set.
         let changed = all.into_iter().filter(|(index, value)| now(*index).is_some_and(|now| now != *value));
         changed.map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() }).collect()
     }
@@ -132,7 +132,7 @@ pub fn wire_local_apic(apic: &mut kvm_lapic_state) {
     }
 }
 
-/// An 8259 that was initialised and lets nothing through (Intel 8259A data sheet): `first` is the first interrupt's
+/// An 8259 that was initialised and masks everything (Intel 8259A data sheet): `first` is the first interrupt's
 /// number on a PC, 0 or 8. ACPI's interrupt is level-triggered (82371AB data sheet, "Edge and level control registers").
 pub fn initialise_8259(chip: &mut kvm_pic_state, first: u8) {
     const VECTORS: [u8; 2] = [0x08, 0x70];

@@ -1,7 +1,7 @@
 //! Interrupts: pins of the I/O APIC and messages, all behind global system interrupt numbers (GSIs).
 //!
 //! GSI 0 to 23 are the I/O APIC's pins, of which 16 to 23 carry PCI's INTx lines; each message vector has a GSI
-//! of its own from 24 on. KVM takes the table of all of them at once.
+//! of its own from 24 on. KVM gets the table of all of them in one call.
 
 use std::collections::BTreeMap;
 use std::io;

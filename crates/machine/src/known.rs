@@ -1,5 +1,5 @@
-//! When each failure of a start is known: before anything is touched, or only later, and why. Whoever adds a kind of
-//! failure has to say it here.
+//! When each failure of a start is known: before anything is touched, or only later, and why. A change that adds a kind of
+//! failure must add it here.
 
 use assign::AssignError;
 use boot::LoadError;
@@ -18,7 +18,7 @@ use crate::kvm::KvmError;
 /// When a failure is known.
 #[derive(Debug, PartialEq, Eq)]
 enum Known {
-    /// [`check`] finds it, by this part of it. That something changes between the check and the start is no reason not to.
+    /// [`check`] finds it, by this part of it. A change between the check and the start may still cause it.
     Before(&'static str),
     /// It shows only when something is made or taken: why.
     Later(&'static str),
@@ -168,7 +168,7 @@ fn bind(error: &BindError) -> Known {
         BindError::Taken { .. } | BindError::NoVfio { .. } | BindError::Step { .. } => Before("cannot_take"),
         BindError::Record { .. } => Before("cannot_take reads it; that none can be written is a shortage"),
         BindError::Used { .. } | BindError::Records { .. } => {
-            Later("it is about what killed VMs have left, which holds up no start")
+            Later("it is about devices that killed VMs have left, which delay no start")
         }
         BindError::WrongDriver { .. } => Later("only a driver knows whether it takes a device"),
         BindError::Held { .. } => Later("another skep is at work at this moment"),
@@ -230,7 +230,6 @@ fn what_the_check_finds_is_known_before_and_one_finding_hides_no_other() {
         (Key::Disk, "nvme=0000:77:01.0"),
         (Key::Disk, "/dev/nosuch"),
         (Key::Disk, "path=/dev/nosuch-either,buffers=registered"),
-        (Key::Disk, "ram=1M,model=nvme,queues=65"),
         (Key::Disk, "nbd=nbd+unix:///a"),
     ];
     let mut flags: Vec<(Key, String)> = flags.map(|(key, value)| (key, value.to_owned())).to_vec();
@@ -250,7 +249,6 @@ fn what_the_check_finds_is_known_before_and_one_finding_hides_no_other() {
         "no PCI device 0000:77:01.0",
         "/dev/nosuch:",
         "/dev/nosuch-either",
-        "65 queues",
         "needs socket=PATH",
         "must all be present",
         "bus is full",

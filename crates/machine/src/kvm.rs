@@ -1,4 +1,4 @@
-//! The host's KVM: is it there, is it real, and what can it do.
+//! The host's KVM: whether it exists, whether hardware is behind it, and what it can do.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -19,11 +19,11 @@ use crate::layout::IDENTITY_MAP;
 pub enum KvmError {
     /// No /dev/kvm.
     #[error(
-        "cannot open /dev/kvm: {0}. This host offers no hardware virtualization: turn on SVM or VT-x in the firmware and load \
+        "cannot open /dev/kvm: {0}. This host offers no hardware virtualization: enable SVM or VT-x in the firmware and load \
          kvm_amd or kvm_intel, or rehearse in an emulated host with `skep lab exec -- skep run …`."
     )]
     Absent(io::Error),
-    /// /dev/kvm is there but not for us.
+    /// /dev/kvm exists, but this process may not open it.
     #[error(
         "cannot open /dev/kvm: {0}. Run skep as root, or join the group that owns /dev/kvm (usually `kvm`)."
     )]
@@ -40,9 +40,9 @@ pub enum KvmError {
         /// It does fewer millions of guest instructions a second than this.
         below: u64,
     },
-    /// More CPUs than KVM takes.
+    /// More CPUs than KVM supports.
     #[error(
-        "{wanted} CPUs are more than skep and this host's KVM take: {limit} at most. Give the VM fewer (--cpus)."
+        "{wanted} CPUs are more than skep and this host's KVM support: {limit} at most. Give the VM fewer (--cpus)."
     )]
     TooManyCpus {
         /// CPUs asked for.
@@ -52,13 +52,13 @@ pub enum KvmError {
     },
     /// KVM gives guests no SVM or VMX.
     #[error(
-        "the guest is to run VMs of its own (nested), and this host's KVM gives guests neither SVM nor VMX. Load its \
-         module with that: modprobe -r kvm_intel && modprobe kvm_intel nested=1 (on AMD: kvm_amd), or remove `nested`."
+        "the description asks for VMs inside the guest (nested), and this host's KVM gives guests neither SVM nor VMX. Load its \
+         module with nesting: modprobe -r kvm_intel && modprobe kvm_intel nested=1 (on AMD: kvm_amd), or remove `nested`."
     )]
     NoNesting,
-    /// KVM refuses what a register is to hold.
+    /// KVM refuses the value of a register.
     #[error(
-        "KVM does not let a vCPU's register {index:#x} be {value:#x}, which firmware leaves there. This is an error of skep, \
+        "KVM refuses the value {value:#x} for a vCPU's register {index:#x}, which firmware leaves there. This is an error of skep, \
          or of this kernel: report it with the kernel's version."
     )]
     Register {
@@ -114,8 +114,8 @@ impl Hypervisor {
         Ok(Hypervisor { kvm, cpuid })
     }
 
-    /// Recognises a KVM without hardware behind it. A CPU that says it has SVM or VT-x is believed; any other
-    /// has to show how fast a short guest loop runs.
+    /// Recognises a KVM without hardware behind it. If the CPU shows SVM or VT-x, that is enough; otherwise
+    /// a short guest loop shows how fast it is.
     pub fn check_speed(&self) -> Result<(), KvmError> {
         let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         if flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx") {
@@ -158,7 +158,7 @@ impl Hypervisor {
         Ok(self.kvm.get_msr_index_list().map_err(failed("list the CPU's registers"))?.as_slice().to_vec())
     }
 
-    /// The version of this CPU's microcode, as the register that tells it holds it; none where KVM does not know.
+    /// The version of this CPU's microcode, in the format of its register; none where KVM does not know it.
     pub fn microcode(&self) -> Option<u64> {
         let asked = kvm_msr_entry { index: MICROCODE, ..Default::default() };
         let mut one = Msrs::from_entries(&[asked]).expect("one register fits");
@@ -233,7 +233,7 @@ impl Hypervisor {
     }
 }
 
-/// Has the I/O APIC's pin 0, to which a PC's 8259 is wired, pass on the 8259's interrupts, as firmware leaves it
+/// Makes the I/O APIC's pin 0, to which a PC's 8259 is wired, pass on the 8259's interrupts, as firmware leaves it
 /// (Intel MultiProcessor Specification 1.4, 3.6.2.2, virtual wire mode). A guest that looks for this pin reads
 /// all others, at four exits each, if it is not the first.
 fn pass_8259_on(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {

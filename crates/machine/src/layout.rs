@@ -47,7 +47,7 @@ pub struct Layout {
     pub ecam: GpaRange,
     /// Where BARs may decode.
     pub windows: Windows,
-    /// How many address bits the guest is told its CPU has.
+    /// How many address bits the guest's CPUID shows.
     pub address_bits: u8,
 }
 

@@ -1,7 +1,8 @@
-//! What VMs that were killed left bound is given back at the next start, as far as that holds nobody up.
+//! Devices that killed VMs left bound are given back at the next start, which waits a limited time for that.
 
+use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use host::{BindError, Host, Leftover};
@@ -9,10 +10,10 @@ use host::{BindError, Host, Leftover};
 use crate::notice::{Notice, Reporter};
 
 /// How long a start waits for all of them. Most drivers take a device in well under a second, and a disk of this VM may be
-/// behind one; but a driver may also take a minute, and then this VM is not to wait.
+/// behind one; but a driver may also take a minute, and then this VM does not wait.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Gives back what nobody uses. That something fails concerns this VM only if it wants such a device, and then claiming it
+/// Gives back what no process uses. A failure concerns this VM only if it wants such a device, and then claiming the device
 /// says why.
 pub fn give_back(host: &Host, report: &Reporter) {
     give_back_within(PATIENCE, host, report);
@@ -21,45 +22,72 @@ pub fn give_back(host: &Host, report: &Reporter) {
 fn give_back_within(patience: Duration, host: &Host, report: &Reporter) {
     let (left, errors): (Vec<_>, Vec<_>) = host.try_leftovers().into_iter().partition(Result::is_ok);
     for error in errors.into_iter().filter_map(Result::err) {
-        // What root's VMs left is nothing to a user who may not even look.
+        // Other users cannot read what root's VMs left, and do not need to.
         if !matches!(&error, BindError::Records { cause } if cause.is_denied()) {
             report(&Notice::Trouble(error.to_string()));
         }
     }
     let until = Instant::now() + patience;
-    // All at once: one that takes long must not use up the time of the others.
+    // All at the same time: a slow device must not use up the time of the others.
     let under_way: Vec<_> =
-        left.into_iter().flatten().map(|left| (begin(host, left.clone()), left)).collect();
-    for (outcome, left) in under_way {
-        let wait = until.saturating_duration_since(Instant::now());
-        report(&Notice::Trouble(said(&left, patience, &outcome.recv_timeout(wait))));
+        left.into_iter().flatten().map(|left| (begin(Builder::new(), host, left.clone()), left)).collect();
+    for (begun, left) in under_way {
+        let outcome = match begun {
+            Ok(outcome) => awaited(&outcome, until),
+            Err(cause) => Outcome::NotBegun(cause),
+        };
+        report(&Notice::Trouble(said(&left, patience, &outcome)));
     }
 }
 
-/// Gives one back on a thread that nobody needs to wait for. If the process ends meanwhile, its record is still there.
-fn begin(host: &Host, left: Leftover) -> Receiver<Result<(), BindError>> {
-    let (done, outcome) = channel();
-    let host = host.clone();
-    // Without a thread the outcome is that there is none.
-    drop(thread::Builder::new().name("leftover".into()).spawn(move || {
-        // Nobody waits any more after a time-out.
-        drop(done.send(host.give_back_leftover(&left)));
-    }));
-    outcome
+/// The result of giving one back.
+enum Outcome {
+    GivenBack,
+    Failed(BindError),
+    /// This host has no thread for it.
+    NotBegun(io::Error),
+    /// The thread has ended without a result.
+    Broken,
+    StillUnderWay,
 }
 
-fn said(
-    left: &Leftover,
-    patience: Duration,
-    outcome: &Result<Result<(), BindError>, RecvTimeoutError>,
-) -> String {
+/// Gives one back on a thread for which the start need not wait. If the process ends first, its record is still there.
+fn begin(thread: Builder, host: &Host, left: Leftover) -> io::Result<Receiver<Result<(), BindError>>> {
+    let (done, outcome) = channel();
+    let host = host.clone();
+    thread.name("leftover".into()).spawn(move || {
+        // After a time-out nobody waits for it.
+        drop(done.send(host.give_back_leftover(&left)));
+    })?;
+    Ok(outcome)
+}
+
+fn awaited(outcome: &Receiver<Result<(), BindError>>, until: Instant) -> Outcome {
+    match outcome.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        Ok(Ok(())) => Outcome::GivenBack,
+        Ok(Err(error)) => Outcome::Failed(error),
+        Err(RecvTimeoutError::Timeout) => Outcome::StillUnderWay,
+        Err(RecvTimeoutError::Disconnected) => Outcome::Broken,
+    }
+}
+
+fn said(left: &Leftover, patience: Duration, outcome: &Outcome) -> String {
     let Leftover { address, pid, .. } = left;
+    let device = format!("PCI device {address}, which a killed VM (process {pid}) had left");
     match outcome {
-        Ok(Ok(())) => format!("gave {address} back, which a killed VM (process {pid}) had left"),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!(
-            "PCI device {address}, which a killed VM (process {pid}) had left, has not gone back within {} s. This VM does \
-             not wait for it; see what becomes of it with: skep host give-back {address}",
+        Outcome::GivenBack => format!("gave {address} back, which a killed VM (process {pid}) had left"),
+        Outcome::Failed(error) => error.to_string(),
+        Outcome::NotBegun(cause) => format!(
+            "{device}, was not given back: no thread could be started for it: {cause}. Raise the limits of processes and of \
+             memory, and give it back with: skep host give-back {address}"
+        ),
+        Outcome::Broken => format!(
+            "{device}, was perhaps not given back: an error of skep's own ended the attempt. Give it back with: skep host \
+             give-back {address}"
+        ),
+        Outcome::StillUnderWay => format!(
+            "{device}, was not given back within {} s. This VM does not wait for it. To see the result, run: skep host \
+             give-back {address}",
             patience.as_secs()
         ),
     }
@@ -72,6 +100,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
     use std::sync::{Arc, Mutex};
+    use std::thread;
 
     /// A host on which a process that is gone left these devices, which are gone, too.
     fn host(records: &[&str]) -> (tempfile::TempDir, Host) {
@@ -125,7 +154,7 @@ mod tests {
         let (lines, took) = told(&host);
         assert!(took < Duration::from_secs(10), "{took:?}");
         assert!(
-            lines[0].contains("has not gone back within 1 s") && lines[0].contains("skep host give-back"),
+            lines[0].contains("was not given back within 1 s") && lines[0].contains("skep host give-back"),
             "{lines:?}"
         );
         assert!(lines[1].contains("gave 0000:02:00.0 back"), "{lines:?}");
@@ -136,6 +165,18 @@ mod tests {
             assert!(Instant::now() < until);
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    #[test]
+    fn a_device_for_which_there_is_no_thread_was_not_given_back_and_nobody_waits_for_it() {
+        let (root, host) = host(&["0000:01:00.0"]);
+        let left = host.try_leftovers().into_iter().find_map(Result::ok).unwrap();
+        // No address space has room for such a stack.
+        let cause = begin(Builder::new().stack_size(1 << 48), &host, left.clone()).err().unwrap();
+        let text = said(&left, PATIENCE, &Outcome::NotBegun(cause));
+        assert!(text.contains("no thread could be started") && !text.contains("within"), "{text}");
+        assert!(text.ends_with("skep host give-back 0000:01:00.0"), "{text}");
+        assert!(record_of(root.path(), "0000:01:00.0").exists());
     }
 
     #[test]

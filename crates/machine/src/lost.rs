@@ -1,4 +1,4 @@
-//! Listening for guest RAM that this host cannot give any more, or has lost.
+//! Listens for guest RAM that this host can no longer provide, or has lost.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::events::{Event, Events};
 
-/// A thread that turns the first touch of lost RAM into an event, until it is dropped. The threads that touch it stop
-/// for good ([`memory::is_stopped`]).
+/// A thread that turns the first access to lost RAM into an event, until it is dropped. Threads that access it never
+/// run again ([`memory::is_stopped`]).
 pub struct LossWatch {
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,

@@ -1,4 +1,4 @@
-//! What happens to a VM, as its owner is told of it.
+//! What happens to a VM, as it is reported to its owner.
 
 use std::fmt;
 
@@ -16,39 +16,39 @@ pub enum Notice {
     Fault(dma::fault::Event),
     /// This host failed a request of a disk.
     Disk(disk::Failure),
-    /// Something failed that the guest was not told of, in a sentence or more.
+    /// Something failed that the guest does not see, in a sentence or more.
     Trouble(String),
-    /// A trouble that the guest can cause as often as it likes. It must not push out anything else.
+    /// A trouble that the guest can cause as often as it likes. It must not displace anything else.
     Provoked(String),
 }
 
 /// A step in a VM's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Life {
-    /// The start takes its time; what it is at.
+    /// The start takes long; its current step.
     Preparing(String),
-    /// How something that depends on the host was made, and why so.
+    /// How something that depends on the host was made, and why.
     Made(String),
     /// The guest runs for the first time.
     Started,
     /// The VM is paused; why.
     Paused(String),
-    /// It runs on.
+    /// It runs again.
     Resumed,
     /// The guest was reset, and starts again.
     Restarted,
-    /// Somebody changed the disc in a drive, plugged a disk in or unplugged one; which, and how.
+    /// The disc in a drive was changed, or a disk was plugged in or unplugged; which, and how.
     DisksChanged(String),
-    /// This host wants the assigned device of this name back, and waits for it from now on; what is done about it.
+    /// This host wants the assigned device of this name back, and waits for it from now on; the answer to that.
     DeviceRequested(String, OnRequest),
-    /// Somebody pressed the power button.
+    /// The power button was pressed.
     PowerButton(Press),
     /// The guest listens to the power button, and gets a press that waited.
     PowerButtonHeard,
-    /// The guest runs no more, for this reason; the VM is taken apart now.
+    /// The guest has stopped, for this reason; the VM ends now.
     Ending(Outcome),
-    /// The VM is taken apart, and nothing more happens to it. How it ended, which is worse than before if something
-    /// failed meanwhile.
+    /// The VM has ended. How it ended; this can be worse than the reason before, if something failed during the
+    /// end.
     Ended(Outcome),
 }
 
@@ -69,7 +69,7 @@ impl fmt::Display for Life {
             Life::Preparing(what) | Life::Made(what) | Life::DisksChanged(what) => f.write_str(what),
             Life::DeviceRequested(device, OnRequest::Report) => write!(
                 f,
-                "this host wants the assigned device {device} back, and waits for it until the VM ends. `skep stop` ends it"
+                "this host wants the assigned device {device} back, and waits until the VM ends. `skep stop` ends the VM"
             ),
             Life::DeviceRequested(device, OnRequest::Stop) => {
                 write!(
@@ -95,5 +95,5 @@ impl fmt::Display for Life {
     }
 }
 
-/// Where a VM's owner is told.
+/// Receives the notices of a VM.
 pub type Reporter = Box<dyn Fn(&Notice) + Send + Sync>;

@@ -1,4 +1,4 @@
-//! What a VM does now, for whoever asks from outside.
+//! What a VM does now, for requests from outside.
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -12,11 +12,11 @@ pub enum Phase {
     Running,
     /// Its vCPUs are stopped.
     Paused,
-    /// It has ended, and is being taken apart.
+    /// Its guest has ended, and its parts are dropped.
     Ending,
 }
 
-/// The phase of a VM, set by its owner and watched by anybody.
+/// The phase of a VM, set by its owner. Any thread can wait for a change.
 pub(crate) struct Phases {
     now: Mutex<Now>,
     changed: Condvar,

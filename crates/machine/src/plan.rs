@@ -1,4 +1,4 @@
-//! What a description asks of DMA domains, in the terms of the crates that carry it out.
+//! What a description asks of DMA domains, in the terms of the crates that make them.
 
 use assign::DomainPlan;
 use config::{Assign, DiskSource, DmaBackEnd, DomainName, P2p};

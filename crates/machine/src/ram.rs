@@ -11,11 +11,11 @@ use memory::{GpaRange, Node, Pages, Placement, Ram};
 use crate::error::StartError;
 use crate::notice::{Life, Notice, Reporter};
 
-/// RAM that is in large pages when the guest starts, where the kernel does not see to it: what a guest touches
+/// RAM that is in large pages when the guest starts, where the kernel does not do this itself: what a guest uses
 /// while it boots, and more would only delay the start. For assigned devices it is all of it, as they reach it.
 const ENLARGED: u64 = 1 << 30;
 
-/// A start that takes longer than this says what it is at, and again every [`AGAIN`].
+/// A start that takes longer than this reports its progress, and again every [`AGAIN`].
 const PATIENCE: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -29,7 +29,7 @@ pub fn placement(backing: &Backing) -> Placement {
     Placement { pages, node: backing.node.map(|node| Node(node.get().into())) }
 }
 
-/// What stands in the way of RAM at these places. `pinned` as for [`make`].
+/// What prevents RAM at these places. `pinned` as for [`make`].
 pub fn check(host: &Host, places: &[GpaRange], backing: &Backing, pinned: bool) -> Vec<StartError> {
     let placement = placement(backing);
     let mut errors: Vec<StartError> = placement.check(places).into_iter().map(StartError::from).collect();

@@ -1,4 +1,4 @@
-//! Whether the guest's PCI bus has room for everything, before there is one.
+//! Whether the guest's PCI bus will have room for everything.
 
 use config::Draft;
 use host::{Host, PciAddress};

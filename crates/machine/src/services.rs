@@ -16,9 +16,9 @@ use crate::interrupts::{Interrupts, intx_gsi};
 pub struct KvmServices {
     vm: Arc<VmFd>,
     interrupts: Arc<Interrupts>,
-    /// The VM's, which goes when the VM does, whoever of its devices is left behind.
+    /// The VM's. It is gone after the VM has ended, even if threads of a device are left behind.
     map: Weak<MemoryMap>,
-    /// Who is told of changes that failed; there is somebody when there are devices.
+    /// Gets reports of changes that failed; it is set when there are devices.
     witness: Option<Witness>,
 }
 
@@ -86,7 +86,7 @@ impl Services for KvmServices {
     ) -> Result<(), ServiceError> {
         self.vm
             .unregister_ioevent(fd, &IoEventAddress::Mmio(at.0), NoDatamatch)
-            .map_err(failed(device, format!("take the doorbell of {width} bytes away from {at}")))
+            .map_err(failed(device, format!("remove the doorbell of {width} bytes at {at}")))
     }
 
     fn add_memory(&self, device: Address, memory: &DeviceMemory) -> Result<(), ServiceError> {
@@ -100,7 +100,7 @@ impl Services for KvmServices {
 
 impl KvmServices {
     fn change(&self, device: Address, change: &Change) -> Result<(), ServiceError> {
-        let gone = || io::Error::other("the VM is being taken apart");
+        let gone = || io::Error::other("the VM is ending");
         let map = self.map.upgrade().ok_or_else(gone).map_err(failed(device, change.to_string()))?;
         map.apply(change).map_err(|error| {
             if let Some(witness) = &self.witness {

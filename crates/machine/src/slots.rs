@@ -54,7 +54,7 @@ impl Slots {
         let mut used = self.used();
         let number = (0..self.limit).find(|number| !used.contains_key(number));
         let number = number.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
-        // SAFETY: RAM is kept by the slot, and a device's memory by whoever made the `DeviceMemory`, until it is
+        // SAFETY: the slot keeps RAM, and the maker of the `DeviceMemory` keeps a device's memory, until it is
         // removed from the map and so from here, or the VM is gone.
         unsafe { self.set(number, slot.range, slot.host, slot.read_only)? };
         used.insert(number, slot);

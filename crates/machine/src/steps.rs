@@ -29,7 +29,7 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Fails where the environment says, if it says so, and wherever it is once `cancelled` is set.
+    /// Fails before the step that the environment names, and before any step after `cancelled` was set.
     pub fn new(cancelled: Arc<AtomicBool>) -> Steps {
         Steps { fail_before: std::env::var(VARIABLE).ok(), cancelled }
     }

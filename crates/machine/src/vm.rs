@@ -79,7 +79,7 @@ pub struct Ended {
 
 /// The way to a running VM from outside.
 ///
-/// It keeps nothing of the VM: when the VM is taken apart, there is nothing more to be had.
+/// It keeps no part of the VM: after the VM has ended, it returns nothing.
 #[derive(Clone)]
 pub struct Control {
     events: Events,
@@ -91,7 +91,7 @@ pub struct Control {
     disks: DisksOutside,
 }
 
-/// How long a VM may take to pause or resume before the caller is told that it has not yet.
+/// How long a VM may take to pause or resume before the call returns an error that says so.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Control {
@@ -105,13 +105,13 @@ impl Control {
         self.power.upgrade().is_some_and(|power| power.guest_listens())
     }
 
-    /// Pauses the guest; `why` is told to the VM's owner. Returns what the VM does then.
+    /// Pauses the guest; the VM's owner gets `why`. Returns what the VM does then.
     pub fn pause(&self, why: impl Into<String>) -> Phase {
         self.phases.after(|| self.events.send(Event::Pause(why.into())), Phase::Paused, PATIENCE)
     }
 
-    /// Has the guest run on, once the requests of disks that are held have been tried again; if they fail again, it
-    /// stands still. Returns what the VM does then.
+    /// Makes the guest run again, after the held requests of disks have been tried again; if they fail again, it
+    /// stays paused. Returns what the VM does then.
     pub fn resume(&self) -> Phase {
         self.phases.after(|| self.events.send(Event::Resume), Phase::Running, PATIENCE)
     }
@@ -126,7 +126,7 @@ impl Control {
         self.phases.why()
     }
 
-    /// Its DMA domains. Whoever keeps one keeps the VM's devices from being given back.
+    /// Its DMA domains. While a caller keeps one, the VM's devices cannot be given back.
     pub fn domains(&self) -> Vec<Arc<Domain>> {
         self.domains.iter().filter_map(Weak::upgrade).collect()
     }
@@ -149,8 +149,8 @@ impl Control {
     /// Puts a file or device of this host into the CD drive that is called so, or has a disc called so in it, in the
     /// place of what is there. Returns when that is closed, or after some seconds.
     pub fn insert_disc(&self, drive: &str, path: &Path, tray: TrayLock) -> Result<DriveReading, DriveError> {
-        // First, to be told of it before; but not held while the file is opened, which may take for ever: the VM can end
-        // all the same.
+        // First, to fail early if the VM has ended. Not held while the file is opened, which may take any time: the VM can
+        // end during that.
         drop(self.disks.drive(drive)?);
         let disc = drives::open(path)?;
         self.disks.drive(drive)?.insert(disc, tray)
@@ -162,7 +162,7 @@ impl Control {
     }
 
     /// Plugs a SATA disk in, on the first free port of the controller that its description names, or of the first
-    /// controller that has one; the guest is told.
+    /// controller that has one; the guest is notified.
     pub fn plug_disk(&self, disk: &config::Disk) -> Result<Plugged, PlugError> {
         self.disks.plug(disk)
     }
@@ -194,7 +194,7 @@ impl Control {
 
 /// A VM, built and ready to run. Dropping it gives its devices back; [`Vm::give_up`] also says what failed.
 ///
-/// Fields are in the order in which they go when it is dropped: first whoever uses something, then what was used.
+/// Fields are in the order in which they are dropped: users of something before the thing that they use.
 pub struct Vm {
     pub(crate) alarms: Option<AlarmWatch>,
     pub(crate) losses: LossWatch,
@@ -215,11 +215,11 @@ pub struct Vm {
     pub(crate) serial: Arc<SerialPort>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) console: Console,
-    /// Last, for it tells what all the others had to say.
+    /// Last, because it reports the messages of all the others.
     pub(crate) inbox: Inbox,
 }
 
-/// A VM whose guest runs no more, with all that it had.
+/// A VM whose guest has stopped, with all its parts.
 pub struct Stopped {
     vm: Vm,
     outcome: Outcome,
@@ -260,8 +260,8 @@ impl BootPlan {
 }
 
 impl Vm {
-    /// Compares a description with this host, once what killed VMs left is given back: everything that stands in the way of
-    /// a start, or what it needs, with nothing else touched.
+    /// Gives back what killed VMs left, and then compares a description with this host, without another change: everything
+    /// that prevents a start, or what the start needs.
     pub fn check(config: &config::Vm, report: &Reporter) -> Result<Checked, Vec<StartError>> {
         leftovers::give_back(&Host::here(), report);
         check(&Draft::from(config))
@@ -295,7 +295,7 @@ impl Vm {
         if differ.is_empty() { Ok(()) } else { Err(differ) }
     }
 
-    /// Everything on this host that stands in the way of a VM of which only a draft is there, with nothing touched.
+    /// Everything on this host that prevents a VM of which only a draft exists, found without a change.
     pub fn findings(draft: &Draft) -> Vec<StartError> {
         check(draft).err().unwrap_or_default()
     }
@@ -314,7 +314,7 @@ impl Vm {
         }
     }
 
-    /// Runs the VM until it ends. What its devices and disks are is to be had until it is dismantled.
+    /// Runs the VM until it ends. Its devices and disks can be read until it is dismantled.
     pub fn run(mut self) -> Stopped {
         self.cpus.run();
         self.enter(Life::Started);
@@ -326,7 +326,7 @@ impl Vm {
         Stopped { vm: self, outcome }
     }
 
-    /// Takes apart a VM that is not to run after all, and gives its devices back.
+    /// Ends a VM that will not run after all, and gives its devices back.
     pub fn give_up(self) -> Result<(), StartError> {
         match self.dismantle(Outcome::Stopped) {
             Outcome::Failed(how) => Err(StartError::GiveBack(how)),
@@ -420,7 +420,7 @@ impl Vm {
         self.enter(Life::Paused(why));
     }
 
-    /// The VM runs on, unless the disk request for which it was paused fails again.
+    /// The VM runs again, unless the disk request for which it was paused fails again.
     fn resume(&mut self) {
         if self.phases.now() != Phase::Paused || failures::retry(&self.disks.now()).is_some() {
             return;
@@ -430,7 +430,7 @@ impl Vm {
         self.enter(Life::Resumed);
     }
 
-    /// Tells of a request that failed; if it is held, the VM is paused.
+    /// Reports a request that failed; if it is held, the VM is paused.
     fn disk_failed(&mut self, failure: Failure) {
         if failure.answer != Answer::Held {
             return self.inbox.disk(failure);
@@ -439,18 +439,18 @@ impl Vm {
         for failure in failures::pause(&self.disks.now()) {
             let why = failures::why(&failure);
             self.inbox.disk(failure);
-            // Even a VM that is paused: that was for another reason, or somebody tried to have it run on.
+            // Even a VM that is paused: that was for another reason, or a resume was tried.
             self.stand_still(why);
         }
     }
 
-    /// Tells of guest RAM that is lost, which ends the VM: neither its guest nor its devices can be trusted to notice.
+    /// Reports guest RAM that is lost, which ends the VM: its guest and its devices may not notice the loss.
     fn memory_lost(&self, what: String) -> Outcome {
         self.inbox.memory_lost(&what);
         Outcome::Failed(what)
     }
 
-    /// Tells that the host wants a device back, and does what is to be done about it.
+    /// Reports that the host wants a device back, and does what the description says.
     fn device_requested(&mut self, device: String) -> Result<(), Outcome> {
         let answer = self.policies.answer_request(&device);
         self.inbox.life(Life::DeviceRequested(device, answer));
@@ -460,7 +460,7 @@ impl Vm {
         }
     }
 
-    /// Tells of a fault, and does what is to be done about it.
+    /// Reports a fault, and does what the description says.
     fn answer(&mut self, fault: &fault::Event) -> Result<(), Outcome> {
         let (answer, text) = (self.policies.answer(fault, Instant::now()), fault.to_string());
         let device = faults::device_of(&self.assigned, fault).cloned();
@@ -480,8 +480,8 @@ impl Vm {
                 }
             }
             (OnFault::Reset, None) => self.inbox.tell(
-                "only an assigned device can be reset after a fault; the driver of one that skep drives itself resets \
-                 it when it has to",
+                "only an assigned device can be reset after a fault; skep's own driver resets its device when that is \
+                 necessary",
             ),
         }
         Ok(())
@@ -516,7 +516,7 @@ impl Vm {
     }
 
     /// Takes the VM apart: vCPUs end, devices go quiet and are given back. What fails there is reported, and
-    /// turns a good end into a failure, for the host is then not as it was.
+    /// turns a good end into a failure, because the host is then not as it was.
     fn dismantle(self, outcome: Outcome) -> Outcome {
         let Vm {
             alarms,
@@ -566,7 +566,7 @@ impl Vm {
         }
         // The VM goes before the RAM that its memory slots name.
         wait_for("KVM and its console", inbox.reporter(), || drop((power, vm, map, boot, console, losses)));
-        // Last of what could tell: until here devices may have done DMA.
+        // The last source of faults: until here devices may have done DMA.
         wait_for("the watch for DMA faults", inbox.reporter(), || drop(faults));
         failures.iter().for_each(|disk| disk.tell_rest());
         inbox.tell_rest();

@@ -92,7 +92,7 @@ impl fmt::Debug for GpaRange {
     }
 }
 
-/// RAM that lies low ends here at the latest; devices' 32-bit windows follow up to 4 GiB.
+/// Low RAM ends here at the latest; devices' 32-bit windows follow up to 4 GiB.
 pub const LOW_RAM_END: Gpa = Gpa(3 << 30);
 
 /// RAM that does not fit below [`LOW_RAM_END`] goes on from here.

@@ -1,7 +1,7 @@
 //! Whether the host has the memory that a VM's RAM takes once all of it is present.
 //!
-//! Memory that is only promised costs nothing. Memory that must be there, because devices reach it or it is wired,
-//! is taken at once; when the host has too little, its kernel ends processes, this one or others, rather than refuse.
+//! Memory that is only reserved costs nothing. Memory that must be present, because devices reach it or it is wired,
+//! is allocated at once. If the host has too little, its kernel does not refuse, but ends processes, this one or others.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ impl Placement {
         }
     }
 
-    /// The same for a host whose `/proc` and `/sys` lie below `root`. A host that does not say is believed.
+    /// The same for a host whose `/proc` and `/sys` lie below `root`. If the host shows no number, the check passes.
     fn check_available_on(&self, root: &Path, bytes: u64) -> Result<(), RamError> {
         if self.pages != Pages::Default {
             return Ok(());
@@ -48,13 +48,13 @@ impl Placement {
     }
 }
 
-/// What can be had in the host, in bytes (proc_meminfo(5)).
+/// Memory that is available in the host, in bytes (proc_meminfo(5)).
 fn on_host(root: &Path) -> Option<u64> {
     let text = std::fs::read_to_string(root.join("proc/meminfo")).ok()?;
     Some(kib(&text, "MemAvailable:")?.saturating_add(swap(root)) << 10)
 }
 
-/// What can be had on a node, in bytes: what is free, and what the page cache and the kernel would give back. The
+/// Memory that is available on a node, in bytes: free memory, and what the page cache and the kernel would release. The
 /// kernel makes no estimate for nodes.
 fn on_node(root: &Path, node: Node) -> Option<u64> {
     let text =

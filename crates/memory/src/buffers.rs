@@ -7,8 +7,8 @@ use crate::ram::{OutsideRam, Ram};
 
 /// Pieces of guest RAM in order, as the kernel takes them (`iovec`), with a share in the RAM they lie in.
 ///
-/// A request keeps its buffers until the kernel or the device is done with them; the RAM stays mapped that
-/// long, whatever the guest resets meanwhile. To keep the reference count local to a queue, share an
+/// A request keeps its buffers until the kernel or the device has finished with them. The RAM stays mapped that
+/// long, even if the guest resets the device. To keep the reference count local to a queue, share an
 /// `Arc<Ram>` per queue.
 pub struct Buffers {
     ram: Arc<Ram>,

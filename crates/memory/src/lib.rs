@@ -1,4 +1,4 @@
-//! Guest RAM: what it is made of, and the only ways to touch it.
+//! Guest RAM: what it is made of, and the only ways to access it.
 //!
 //! Guest RAM is host memory for the whole life of a VM: every segment is a shared mapping of a file in
 //! memory that any host driver can reach by DMA, whether or not devices are assigned to the guest. The guest and its devices

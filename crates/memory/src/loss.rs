@@ -1,4 +1,4 @@
-//! What a VM's owner is told of guest RAM that is lost.
+//! The message to a VM's owner about guest RAM that is lost.
 
 use std::fmt;
 use std::io;
@@ -9,7 +9,7 @@ use crate::placement::Pages;
 use crate::ram::Ram;
 use crate::segment::Segment;
 
-/// A piece of guest RAM that this host cannot give any more, or has lost.
+/// A piece of guest RAM that this host can no longer provide, or has lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loss {
     /// The address of its page.
@@ -63,7 +63,7 @@ impl fmt::Display for Loss {
 }
 
 impl Ram {
-    /// What a touch that failed means; `None` when it was in no segment of this RAM.
+    /// What an access that failed means; `None` when it was in no segment of this RAM.
     pub fn loss_of(&self, touch: Touch) -> Option<Loss> {
         self.segments().iter().find_map(|segment| {
             let offset = touch.place.checked_sub(segment.host_address().as_ptr() as usize)? as u64;
@@ -71,8 +71,8 @@ impl Ram {
         })
     }
 
-    /// What RAM the host cannot give, for a failure that does not say where it was: the first page in it that is not
-    /// there and cannot be had. `near` is looked at first. Asks the host for one page of each segment at most.
+    /// Which RAM the host cannot provide, for a failure that does not name the place: the first page in it that is not
+    /// present and cannot be allocated. `near` is tried first. Asks the host for one page of each segment at most.
     pub fn find_loss(&self, near: Option<Gpa>) -> Option<Loss> {
         let near = near.and_then(|gpa| {
             let segment = self.segments().iter().find(|segment| segment.range().contains(gpa))?;
@@ -99,7 +99,7 @@ impl Segment {
         self.file().metadata().ok().map(|data| data.len()).filter(|len| *len < self.range().len())
     }
 
-    /// The first page that cannot be had, as far as one try shows.
+    /// The first page that cannot be allocated, as far as one try shows.
     fn first_loss(&self) -> Option<Loss> {
         match self.shortened() {
             Some(len) => Some(self.loss(len, false)),

@@ -1,16 +1,16 @@
-//! Guest RAM that this host cannot give any more, or has lost.
+//! Guest RAM that this host can no longer provide, or has lost.
 //!
-//! RAM is promised when a VM starts, and given page by page. When the host then has no page (a pool of huge pages that
-//! others emptied, a cgroup's limit), or has lost one (an error of its memory, a file that somebody made shorter), the
-//! kernel answers a touch with SIGBUS, which would end the process on the spot, with the VM's devices left behind.
+//! The kernel reserves RAM when a VM starts, and provides it page by page. If the host then has no page (others have used
+//! up the pool of huge pages, a cgroup has a limit), or has lost one (a memory error, a file that was made shorter), the
+//! kernel answers an access with SIGBUS. This would end the process at once, and its devices would stay bound.
 //!
-//! Here the thread that touched it stops for good instead, inside the signal's handler, and the VM's owner is woken to
-//! end the VM. The thread may not go on: with anything else in the place of what it wanted to read, a device model would
-//! work on wrong data, and may write it to a disk. For the same reason nothing is mapped there: as it is, the kernel fails
-//! each request of a disk that needs the page, and KVM each entry of the guest that does (both with EFAULT).
+//! Instead, the thread that accessed the page never leaves the signal's handler, and the VM's owner is woken to end the
+//! VM. The thread must not continue: with other data in the place of what it wanted to read, a device model would work on
+//! wrong data, and could write it to a disk. For the same reason nothing else is mapped there. So the kernel fails each
+//! request of a disk that needs the page, and KVM each entry of the guest that does (both with EFAULT).
 //!
-//! What a stopped thread holds stays held, so whoever waits for threads must not wait for these ([`is_stopped`]). The main
-//! thread is the one that ends a VM and cannot be stopped: it makes RAM present before it writes there
+//! A stopped thread keeps its locks, so code that waits for threads must not wait for these ([`is_stopped`]). The main
+//! thread ends the VM, so it must not be stopped: it makes RAM present before it writes there
 //! ([`crate::Ram::make_present`]).
 
 use std::fs::File;
@@ -21,13 +21,13 @@ use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
-/// Segments that are known to the handler at most. A VM has a few; those of more are as any other memory to it.
+/// Segments that are known to the handler at most. A VM has a few. The handler treats segments beyond that as other memory.
 const SEGMENTS: usize = 64;
 
-/// Threads that are known to be stopped at most. A VM without hope has no need for an exact count.
+/// Threads that are known to be stopped at most. Such a VM ends soon and needs no exact count.
 const THREADS: usize = 64;
 
-/// Said before the process ends by the signal after all. A handler cannot put words together.
+/// Printed before the signal ends the process after all. A handler cannot format text.
 const MAIN_THREAD: &[u8] =
     b"skep: this host cannot give guest RAM that the main thread needs (SIGBUS), so the VM ends at once. The next start \
       gives its devices back.\n";
@@ -52,15 +52,15 @@ static PLACE: AtomicUsize = AtomicUsize::new(0);
 /// Written by the handler; -1 before there is one. It is never closed: a handler may be about to write to it.
 static NEWS: AtomicI32 = AtomicI32::new(-1);
 
-/// What SIGBUS did before.
+/// The action of SIGBUS before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// That a segment is known to the handler.
+/// The registration of a segment with the handler.
 #[derive(Debug)]
 pub(crate) struct Known(usize);
 
 impl Known {
-    /// Makes `len` bytes of guest RAM known; `None` when there is no room for more.
+    /// Registers `len` bytes of guest RAM; `None` when there is no room for more.
     pub(crate) fn new(host: NonNull<u8>, len: usize) -> Option<Known> {
         let start = host.as_ptr() as usize;
         let free =
@@ -85,7 +85,7 @@ fn is_guest_ram(place: usize) -> bool {
     })
 }
 
-/// A touch of guest RAM that the host could not serve.
+/// An access to guest RAM that the host could not serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Touch {
     /// Where, in this process.
@@ -94,12 +94,12 @@ pub struct Touch {
     pub(crate) memory_error: bool,
 }
 
-/// The news of touches that failed. There is one for the process.
+/// Reports accesses that failed. There is one for the process.
 #[derive(Debug)]
 pub struct Losses(File);
 
 impl Losses {
-    /// Begins to keep touches of guest RAM that fail from ending the process.
+    /// From now on, accesses to guest RAM that fail do not end the process.
     pub fn watch() -> io::Result<&'static Losses> {
         static LOSSES: OnceLock<Losses> = OnceLock::new();
         if let Some(losses) = LOSSES.get() {
@@ -119,7 +119,7 @@ impl Losses {
         Ok(losses)
     }
 
-    /// Waits for the next news; `None` when `stop` can be read before.
+    /// Waits for the next report; `None` when `stop` can be read before.
     pub fn wait(&self, stop: BorrowedFd<'_>) -> Option<Touch> {
         let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         loop {
@@ -137,7 +137,7 @@ impl Losses {
     }
 }
 
-/// Whether the thread that the kernel knows by this number (gettid(2)) has stopped for good, because RAM that it needed is
+/// Whether the thread with this number (gettid(2)) will never run again, because RAM that it needed is
 /// lost.
 pub fn is_stopped(thread: i32) -> bool {
     STOPPED.iter().any(|stopped| stopped.load(Ordering::Acquire) == thread)
@@ -220,7 +220,7 @@ unsafe fn came_from_system_call(context: *mut libc::c_void) -> bool {
     }
 }
 
-/// What is not about guest RAM is as if this handler were not there: the instruction is tried again, or the signal sent
+/// A signal for other memory has the effect it had without this handler: the instruction is tried again, or the signal sent
 /// again, under the action of before.
 fn act_as_before(code: libc::c_int) {
     if let Some(before) = BEFORE.get() {

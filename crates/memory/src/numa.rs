@@ -11,7 +11,7 @@ const WORD: u32 = libc::c_ulong::BITS;
 /// The words that hold as many nodes as Linux can have on x86 (CONFIG_NODES_SHIFT is at most 10).
 const WORDS: usize = 1024 / WORD as usize;
 
-/// Has the pages of a mapping of our own, none of which is present yet, come from one node only (mbind(2)). What the
+/// Makes all pages of a mapping of our own, none of which is present yet, come from one node (mbind(2)). What the
 /// mapping's file gives to others comes from there, too.
 pub(crate) fn bind(start: NonNull<u8>, len: u64, node: Node) -> io::Result<()> {
     let mut mask: [libc::c_ulong; WORDS] = [0; WORDS];
@@ -19,7 +19,7 @@ pub(crate) fn bind(start: NonNull<u8>, len: u64, node: Node) -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     };
     *word = 1 << (node.0 % WORD);
-    // The kernel reads one bit less than it is told.
+    // The kernel reads one bit less than the given number.
     let bits = WORDS * WORD as usize + 1;
     // SAFETY: the mask has the bits that are read; the range is a mapping of ours, whose content stays.
     let bound = unsafe {

@@ -10,7 +10,7 @@ use crate::segment::RamError;
 /// The pages that guest RAM is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Pages {
-    /// Ordinary memory, whose pages are large where the kernel has it so.
+    /// Ordinary memory, with large pages where the kernel provides them.
     #[default]
     Default,
     /// Pages of 2 MiB out of the host's pool.
@@ -66,7 +66,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Everything that stands in the way of RAM at `ranges`, as far as it is known before any is allocated: ranges
+    /// Everything that prevents RAM at `ranges`, as far as it is known before any is allocated: ranges
     /// that are not whole pages, a node that is not there, a pool that is short.
     pub fn check(&self, ranges: &[GpaRange]) -> Vec<RamError> {
         self.check_on(Path::new("/"), ranges)

@@ -19,7 +19,7 @@ pub enum PoolError {
     NoSuchPages {
         /// The size.
         pages: Pages,
-        /// Where the kernel would tell of them.
+        /// The folder in which the kernel would show them.
         folder: PathBuf,
     },
     /// There are not enough of them.
@@ -34,11 +34,11 @@ pub struct PoolShort {
     pub pages: Pages,
     /// How many pages the VM's RAM takes.
     pub wanted: u64,
-    /// How many are free, and promised to nobody.
+    /// How many are free and not reserved.
     pub free: u64,
     /// How many there are, free or not.
     pub all: u64,
-    /// Free pages by node, promised or not.
+    /// Free pages by node, reserved or not.
     pub by_node: Vec<(Node, u64)>,
     /// The node that they must come from, if it must be one.
     pub node: Option<Node>,
@@ -83,7 +83,7 @@ pub(crate) struct Pool {
     by_node: Vec<(Node, u64)>,
 }
 
-/// Where the kernel tells of the pool.
+/// The folder in which the kernel shows the pool.
 fn folder(pages: Pages, node: Option<Node>) -> PathBuf {
     let name = format!("hugepages-{}kB", pages.bytes() >> 10);
     match node {
@@ -130,7 +130,7 @@ impl Pool {
                 (Node(node), number(&below(root, folder(pages, Some(Node(node)))), "free_hugepages"))
             })
             .collect();
-        // Free pages may be promised already, to mappings that have not touched them; and where the administrator
+        // Free pages may be reserved already, for mappings that have not touched them; and where the administrator
         // allows it, the kernel makes more when they are wanted.
         let surplus =
             number(&whole, "nr_overcommit_hugepages").saturating_sub(number(&whole, "surplus_hugepages"));
@@ -138,7 +138,7 @@ impl Pool {
             number(&whole, "free_hugepages").saturating_sub(number(&whole, "resv_hugepages")) + surplus;
         let on_node = node.and_then(|node| by_node.iter().find(|(there, _)| *there == node));
         Ok(match on_node {
-            // Promises are made for the host as a whole, so nobody knows on which node they will be kept.
+            // Reservations are made for the host as a whole, so it is unknown from which node the pages will come.
             Some((_, on_node)) => {
                 let all = number(&below(root, folder(pages, node)), "nr_hugepages");
                 Pool { pages, node, all, free: free.min(*on_node), by_node }

@@ -38,7 +38,7 @@ impl Ram {
 
     /// Allocates RAM for the ranges where the placement says. Pages read as zero.
     ///
-    /// What stands in the way is known before anything is allocated ([`Placement::check`] tells all of it).
+    /// [`Placement::check`] finds all that prevents it before anything is allocated.
     pub fn placed(ranges: &[GpaRange], placement: &Placement) -> Result<Ram, RamError> {
         let mut ranges = ranges.to_vec();
         ranges.sort_by_key(|range| range.start());
@@ -84,7 +84,7 @@ impl Ram {
         self.wire_with(|_| {})
     }
 
-    /// Sees to it that the first `len` bytes come in large pages, where the kernel has them. Where it does not
+    /// Makes the first `len` bytes come in large pages, where the kernel has them. Where it does not
     /// give them by itself on the first touch, this makes all of the bytes present.
     pub fn enlarge_pages(&self, len: u64) -> Result<(), RamError> {
         let mut left = len;

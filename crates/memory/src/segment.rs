@@ -23,7 +23,7 @@ const ALIGNMENT: usize = 2 << 20;
 /// Turns small pages into large ones at once (Linux 6.1; not in libc yet).
 const MADV_COLLAPSE: libc::c_int = 25;
 
-/// Why guest RAM could not be had.
+/// Why guest RAM could not be allocated.
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// A segment does not start or end on a page.
@@ -80,12 +80,12 @@ pub enum RamError {
     Unavailable {
         /// Bytes of RAM.
         wanted: u64,
-        /// Bytes that can be had.
+        /// Bytes that are available.
         available: u64,
         /// The node that they must come from, if it must be one.
         node: Option<Node>,
     },
-    /// No host has room for it, ever.
+    /// It is more than all memory of the host.
     #[error(
         "the VM's RAM, {} MiB, is more than all memory and swap of this host, {} MiB. Give the VM less memory (--memory).",
         wanted.div_ceil(1 << 20),
@@ -127,7 +127,7 @@ pub struct Segment {
     large_pages: LargePages,
     host: NonNull<u8>,
     reserved: Reservation,
-    /// Nothing reads it: it keeps the segment known to the handler of touches that fail.
+    /// Nothing reads it: it registers the segment with the handler of accesses that fail.
     known: Option<Known>,
 }
 
@@ -147,8 +147,8 @@ unsafe impl Sync for Segment {}
 impl Segment {
     /// Allocates RAM for `range`, which must begin and end on a page, where the placement says.
     ///
-    /// Huge pages are set aside for it at once. But the kernel sets them aside for the host as a whole: from one
-    /// node they are sure only when they are present, so wire such RAM before a guest runs in it.
+    /// Huge pages are reserved for it at once. But the kernel reserves them for the host as a whole: from one
+    /// node they are certain only when they are present, so wire such RAM before a guest runs in it.
     pub fn placed(range: GpaRange, placement: &Placement) -> Result<Segment, RamError> {
         let placement = *placement;
         placement.check_alignment(range)?;
@@ -228,7 +228,7 @@ impl Segment {
         self.host
     }
 
-    /// Sees to it that the first `len` bytes come in pages of 2 MiB as far as the kernel has them. Where they
+    /// Makes the first `len` bytes come in pages of 2 MiB, as far as the kernel has them. Where they
     /// come by themselves, nothing is touched.
     pub(crate) fn enlarge_pages(&self, len: u64) -> Result<(), RamError> {
         if self.large_pages != LargePages::OnRequest {

@@ -125,7 +125,7 @@ impl<'ram> GuestSlice<'ram> {
         Some(unsafe { place.as_ref() })
     }
 
-    /// Has the kernel read the file, from `offset` on, straight into the slice. [`io::ErrorKind::UnexpectedEof`] when the
+    /// Lets the kernel read the file, from `offset` on, directly into the slice. [`io::ErrorKind::UnexpectedEof`] when the
     /// file ends too soon.
     pub(crate) fn read_file(self, file: &File, offset: u64) -> io::Result<()> {
         let mut done = 0;

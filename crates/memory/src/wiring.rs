@@ -21,7 +21,7 @@ const PIECE: u64 = 64 << 20;
 /// More threads than this wait for each other in the kernel.
 const THREADS: usize = 16;
 
-/// How often progress is told.
+/// Time between two reports of progress.
 const TICK: Duration = Duration::from_millis(100);
 
 impl Ram {
@@ -47,7 +47,7 @@ impl Ram {
         Ok(())
     }
 
-    /// Makes every page present, and tells of it likewise, but locks none: for RAM that is mapped for devices next,
+    /// Makes every page present, with the same reports, but locks none: for RAM that is mapped for devices next,
     /// which pins it.
     pub fn populate_with(&self, mut progress: impl FnMut(u64)) -> Result<(), RamError> {
         let segments: Vec<&Segment> = self.segments().iter().map(|segment| &**segment).collect();
@@ -63,7 +63,7 @@ impl Segment {
 }
 
 fn wire(segments: &[&Segment], mut progress: impl FnMut(u64)) -> Result<(), RamError> {
-    // That locking is not permitted is known at once; making pages present takes its time.
+    // First, because a missing permission to lock shows at once, and making pages present takes long.
     segments.iter().try_for_each(|segment| segment.lock_on_touch())?;
     populate(segments, &mut progress)
 }
@@ -107,7 +107,7 @@ fn populate(segments: &[&Segment], progress: &mut dyn FnMut(u64)) -> Result<(), 
             });
             thread.ok()
         });
-        // Fewer threads than wanted take longer, and that is all; this one can do it, too.
+        // With fewer threads it only takes longer; this thread can do all of it.
         if started.count() == 0 {
             work();
         }
@@ -132,7 +132,7 @@ fn pieces(segment: &Segment) -> impl Iterator<Item = Piece<'_>> {
 }
 
 impl Segment {
-    /// Has every page locked as soon as it is present, and those that are already. Huge pages are never swapped.
+    /// Locks every page as soon as it is present, and those that are present already. Huge pages are never swapped.
     fn lock_on_touch(&self) -> Result<(), RamError> {
         if self.pages().are_huge() {
             return Ok(());
@@ -181,7 +181,7 @@ impl Segment {
                     "Give the VM less memory (--memory), or free some on that NUMA node, or leave the node out (--node)."
                 }
                 _ => {
-                    "Others took huge pages meanwhile, or skep's cgroup limits them: set more aside (nr_hugepages), or raise \
+                    "Another process has taken huge pages, or skep's cgroup limits them: reserve more (nr_hugepages), or raise \
                      the limit (hugetlb.*.max)."
                 }
             };

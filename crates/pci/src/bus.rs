@@ -10,7 +10,9 @@ use crate::bar::{BarSpec, Decoded, DecodedAt, Windows};
 use crate::error::PciError;
 use crate::function::Function;
 
-/// One PCI bus with its functions. Config accesses are served one at a time; BAR accesses all at once.
+/// One PCI bus with its functions. BAR accesses are served all at once. Writes to the configuration space of one function
+/// are served one at a time. Such a write may wait for the function's disk, and accesses to other functions do not wait for
+/// it. Only a BAR that moves, or a read of the same function, does, and holds up the others then.
 pub struct Bus {
     windows: Windows,
     slots: Mutex<BTreeMap<Address, Slot>>,
@@ -19,6 +21,8 @@ pub struct Bus {
 
 struct Slot {
     function: Arc<dyn Function>,
+    /// Held while configuration space is written. Never taken by a thread that holds the slots.
+    writing: Arc<Mutex<()>>,
     /// What the bus routes to the function now. Less than the function decodes where BARs collide.
     claimed: Decoded,
     /// Where its BARs were placed before the guest started.
@@ -62,7 +66,8 @@ impl Bus {
         if slots.contains_key(&address) {
             return Err(PciError::Taken(address));
         }
-        slots.insert(address, Slot { function, claimed: Decoded::default(), placed: Vec::new() });
+        let writing = Arc::default();
+        slots.insert(address, Slot { function, writing, claimed: Decoded::default(), placed: Vec::new() });
         PciError::all(self.settle(&mut slots))
     }
 
@@ -90,15 +95,16 @@ impl Bus {
     /// Writes configuration space, and moves what decodes elsewhere now. An error is news for the VM's owner;
     /// the guest's access is done in any case.
     pub fn write_config(&self, address: Address, offset: u16, data: &[u8]) -> Result<(), PciError> {
-        let mut slots = self.slots();
-        let Some(slot) = slots.get(&address) else { return Ok(()) };
+        let found = self.slots().get(&address).map(|slot| (slot.function.clone(), slot.writing.clone()));
+        let Some((function, writing)) = found else { return Ok(()) };
         if usize::from(offset) + data.len() > 4096 {
             return Ok(());
         }
-        let before = slot.function.decoded();
-        let mut errors = Vec::from_iter(slot.function.write_config(offset, data).err());
-        if slot.function.decoded() != before {
-            errors.extend(self.settle(&mut slots));
+        let _others_wait = writing.lock().expect("no code panics with this lock held");
+        let before = function.decoded();
+        let mut errors = Vec::from_iter(function.write_config(offset, data).err());
+        if function.decoded() != before {
+            errors.extend(self.settle(&mut self.slots()));
         }
         PciError::all(errors)
     }

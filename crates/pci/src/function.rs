@@ -4,7 +4,7 @@ use crate::bar::Decoded;
 use crate::error::PciError;
 
 /// A PCI function: an emulated device or an assigned one. Called by every vCPU at once, so it keeps its own
-/// locks; the bus calls configuration methods one at a time.
+/// locks; the bus makes one write to its configuration space at a time.
 ///
 /// Accesses are 1, 2, 4 or 8 bytes, little endian, and never cross the end of a BAR or of configuration
 /// space; what a guest writes is not to be trusted in any other way.

@@ -56,7 +56,7 @@ impl Config {
             next.unwrap_or(capability::EXTENDED_FIRST) - at
         };
         for (index, (id, at)) in list.iter().enumerate() {
-            // A function has one of each, but for vendors' own; were there two, both would be ours to emulate.
+            // A function has one of each, but for vendors' own; if there were two, skep would have to emulate both.
             if *id != capability::VENDOR && list[..index].iter().any(|(before, _)| before == id) {
                 continue;
             }
@@ -95,7 +95,7 @@ impl Config {
     }
 
     /// Power management (PCI Bus Power Management Interface Specification 1.2, 3.2): the states D0 and D3hot, and
-    /// only for show. What the guest writes stays here, and no state is lost by it; there is no PME.
+    /// without effect. What the guest writes stays here, and no state is lost by it; there is no PME.
     fn add_power_management(&mut self, hardware: &Snapshot, at: u16) {
         const VERSION: u16 = 0x7;
         const NO_SOFT_RESET: u16 = 1 << 3;
@@ -107,7 +107,7 @@ impl Config {
     }
 
     /// PCI Express (PCI Express Base Specification, 7.5.3). On the guest's root bus an endpoint is one that is
-    /// integrated into the root complex: it has no link. Device control is for show, but for FLR.
+    /// integrated into the root complex: it has no link. Device control has no effect, except for FLR.
     fn add_express(&mut self, hardware: &Snapshot, features: &Features<'_>, at: u16, room: u16) {
         const INTEGRATED: u16 = 9 << 4;
         const FLR_CAPABLE: u32 = 1 << 28;
@@ -144,8 +144,8 @@ impl Config {
         }
     }
 
-    /// MSI, which the guest sees with 64-bit addresses whatever the hardware has. Where that needs more room than
-    /// the hardware's takes, it moves to a gap; without a gap the guest has to do without.
+    /// MSI, which the guest sees with 64-bit addresses whatever the hardware has. If that needs more room than
+    /// the hardware's capability, it moves to a gap. Without a gap the guest has no MSI.
     fn add_msi(&mut self, list: &[(u8, u16)], features: &Features<'_>, at: u16, room: u16) {
         let Some(msi) = features.msi else { return };
         let (body, writable) = msi.capability();

@@ -1,8 +1,8 @@
 //! The allow-list for extended configuration space (PCI Express Base Specification, 7.6).
 //!
 //! Two capabilities are shown: the serial number, and error reporting without errors. Whatever else the hardware has
-//! there (SR-IOV, resizable BARs, ATS, PRI, PASID, ACS, ARI, LTR …) would have the guest change what is the
-//! host's to decide, and is not there.
+//! there (SR-IOV, resizable BARs, ATS, PRI, PASID, ACS, ARI, LTR …) would let the guest change what the
+//! host decides, and is hidden.
 
 use pci::{ConfigSpace, capability};
 
@@ -43,8 +43,8 @@ fn length(id: u16) -> Option<u16> {
     }
 }
 
-/// Advanced error reporting (7.8.4): masks and severities can be set, for show; no error is ever pending, for
-/// errors of the device go to the host, which tells the VM by an event.
+/// Advanced error reporting (7.8.4): the guest can set masks and severities, without effect. No error is ever pending, because
+/// the device's errors go to the host, which signals an event to the VM.
 fn add_aer(space: &mut ConfigSpace, hardware: &Snapshot, at: u16, len: u16) {
     // Uncorrectable mask, uncorrectable severity, correctable mask.
     for register in [0x08, 0x0c, 0x14] {

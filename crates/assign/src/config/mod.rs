@@ -22,7 +22,7 @@ pub(crate) use snapshot::Snapshot;
 const STATUS_ERRORS: u16 = 0xf900;
 
 /// Bits of the command register that the guest controls in the hardware. Decoding is not among them: the
-/// hardware decodes always, and whether the guest sees a BAR is for its bus to say.
+/// hardware decodes always, and the guest's bus decides whether the guest sees a BAR.
 const COMMAND_PASSED: u16 = register::COMMAND_BUS_MASTER
     | register::COMMAND_PARITY
     | register::COMMAND_SERR
@@ -140,7 +140,7 @@ impl Config {
         }
     }
 
-    /// Writes as the guest does; returns what the hardware has to be told, in order.
+    /// Writes as the guest does. Returns what must then be written to the hardware, in order.
     pub fn write(&mut self, offset: u16, data: &[u8]) -> Vec<Effect> {
         self.space.write(offset, data);
         let mut effects = Vec::new();
@@ -200,7 +200,7 @@ impl Config {
         self.taken = command & COMMAND_PASSED;
     }
 
-    /// Has the guest see what the hardware took last of its command register.
+    /// Shows the guest what the hardware accepted last of its command register.
     pub fn show_command(&mut self) {
         let command = self.space.command() & !COMMAND_PASSED | self.taken;
         self.space.set(register::COMMAND, &command.to_le_bytes());

@@ -40,13 +40,13 @@ impl fmt::Display for Cpus {
     }
 }
 
-/// A number of queues of a disk, 1 to 1024.
+/// A number of queues of a disk, 1 to 64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Queues(NonZeroU16);
 
 impl Queues {
-    /// The most queues a disk can have: as many as a VM can have vCPUs.
-    pub const MAX: u16 = Cpus::MAX;
+    /// The most queues that a disk can have.
+    pub const MAX: u16 = 64;
 
     /// The number.
     pub fn get(self) -> NonZeroU16 {
@@ -173,7 +173,16 @@ mod tests {
         assert_eq!(Cpus::try_from(1024).unwrap().get().get(), 1024);
         for bad in [0, -1, 1025, 65536 + 1, i64::MAX, i64::MIN] {
             assert_eq!(Cpus::try_from(bad), Err(Invalid::Cpus { count: bad }));
-            assert_eq!(Queues::try_from(bad), Err(Invalid::Queues { count: bad }));
+        }
+    }
+
+    #[test]
+    fn a_disk_has_1_to_64_queues() {
+        assert_eq!(Queues::try_from(64).unwrap().get().get(), 64);
+        for bad in [0, -1, 65, 65536 + 1, i64::MAX, i64::MIN] {
+            let error = Queues::try_from(bad).unwrap_err();
+            assert_eq!(error, Invalid::Queues { count: bad });
+            assert!(error.to_string().contains("Give it 1 to 64"), "{error}");
         }
     }
 

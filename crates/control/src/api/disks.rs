@@ -1,4 +1,4 @@
-//! What is said of disks and CD drives.
+//! Disks and CD drives in the API.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ pub struct Drive {
     pub name: String,
     /// What is in it, a disk of these statistics by name; none if it is empty.
     pub disc: Option<String>,
-    /// What was taken out just now and is still open, for a request of the guest is under way.
+    /// The disc that was taken out just now and is still open, because a request of the guest is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<String>,
 }
@@ -78,7 +78,7 @@ pub struct Unplug {
 pub struct Unplugged {
     /// The disk's name.
     pub disk: String,
-    /// Whether it is still open, for a request of the guest is under way.
+    /// Whether it is still open, because a request of the guest is under way.
     pub leaving: bool,
 }
 
@@ -95,9 +95,9 @@ pub struct Disk {
     pub flushes: u64,
     /// Discards and zeroed ranges that succeeded.
     pub discards: u64,
-    /// Requests that failed or were refused, as the guest was told.
+    /// Requests that failed or were refused, and whose error the guest has got.
     pub errors: u64,
-    /// Requests that failed and of which the guest was told that they went well.
+    /// Requests that failed, but were reported to the guest as successful.
     #[serde(default)]
     pub ignored: u64,
     /// Requests that failed and wait to be tried again.
@@ -112,7 +112,7 @@ pub struct Disk {
     pub bytes_written: u64,
     /// Bytes that went between guest RAM and disk without a copy.
     pub bytes_direct: u64,
-    /// Those of them that went by memory that the kernel has registered, and so pinned once (`buffers=registered`).
+    /// Those of them that used memory that is registered with the kernel, and so pinned once (`buffers=registered`).
     #[serde(default)]
     pub bytes_registered: u64,
     /// Bytes that were copied on their way, by reason.

@@ -11,6 +11,7 @@ use super::atapi::{BLOCK, CdDrive, Kept, Tray};
 use super::device::Device;
 use super::port::Pluggable;
 use super::text::{AtaFirmware, AtaModel, AtaSerial, AtaText};
+use crate::serial_number;
 
 /// Commands that can be under way at once on a disk: one for each slot.
 const DEPTH: u16 = 32;
@@ -53,7 +54,7 @@ impl AhciDisk {
         let own = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let names = Names {
             serial: serial.unwrap_or_else(|| match own(&geometry.serial) {
-                Some(serial) => AtaText::from_lossy(&serial),
+                Some(serial) => AtaText::from_lossy(&serial_number::shown(&serial)),
                 None => place(at, port),
             }),
             model: model.unwrap_or_else(|| {

@@ -47,6 +47,7 @@ use ::pci::{Address, ConfigSpace, Gate, Msix, Pin, ServiceError, Services, Windo
 use memory::Ram;
 use virtio::{Report, Reports};
 
+use crate::serial_number;
 use bell::Bell;
 use doorbells::Doorbells;
 use events::{Event, Events};
@@ -63,7 +64,6 @@ const VENDOR: u16 = 0xfb5d;
 const DEVICE: u16 = 0x0a0a;
 /// The firmware's revision, unless the options name one.
 const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
-const SERIAL_LENGTH: usize = 20;
 const MODEL_LENGTH: usize = 40;
 const FIRMWARE_LENGTH: usize = 8;
 /// How long disks may take to end what is under way when their controller goes.
@@ -184,13 +184,13 @@ impl Identity {
             }
             other => Ok(other.clone()),
         };
-        let serial = given("serial number", &options.serial, SERIAL_LENGTH)?;
+        let serial = given("serial number", &options.serial, serial_number::LENGTH)?;
         let model = given("model", &options.model, MODEL_LENGTH)?;
         let firmware = given("firmware revision", &options.firmware, FIRMWARE_LENGTH)?;
         let own = |field: fn(&disk::Geometry) -> &Option<String>| only.and_then(|disk| field(disk).clone());
-        let named = || format!("skep-{}", options.name);
+        let own_serial = || own(|disk| &disk.serial).unwrap_or_else(|| format!("skep-{}", options.name));
         Ok(Identity {
-            serial: serial.or_else(|| own(|disk| &disk.serial)).unwrap_or_else(named),
+            serial: serial.unwrap_or_else(|| serial_number::shown(&own_serial())),
             model: model.or_else(|| own(|disk| &disk.model)).unwrap_or_else(|| "skep NVMe disk".into()),
             firmware: firmware.unwrap_or_else(|| FIRMWARE.into()),
         })

@@ -20,6 +20,7 @@ use queue::BlockQueue;
 use request::SERIAL_LENGTH;
 
 use crate::durability::Flusher;
+use crate::serial_number;
 use crate::stock::Stock;
 
 /// How long a vCPU waits for the flush with which the write cache is switched off.
@@ -169,7 +170,8 @@ impl VirtioBlk {
             return Err(VirtioBlkError::Serial { name, serial: serial.clone() });
         }
         let geometry = disk.geometry();
-        let shown = serial.as_ref().or(geometry.serial.as_ref()).map_or("", String::as_str);
+        let own = || geometry.serial.as_deref().map(serial_number::shown);
+        let shown = serial.or_else(own).unwrap_or_default();
         let mut serial = [0; SERIAL_LENGTH];
         for (to, from) in serial.iter_mut().zip(shown.bytes()) {
             *to = from;

@@ -6,7 +6,7 @@ use virtio::Chain;
 use zerocopy::{FromBytes, IntoBytes, little_endian as le};
 
 /// Bytes of the answer to "get id".
-pub(super) const SERIAL_LENGTH: usize = 20;
+pub(super) use crate::serial_number::LENGTH as SERIAL_LENGTH;
 
 /// Most bytes of data in one request, so that whoever waits for it, as a reset does, waits for something bounded. It is
 /// what firmware (OVMF) sends at most; configuration space asks other drivers for less.

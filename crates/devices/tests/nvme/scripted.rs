@@ -117,6 +117,22 @@ fn scripted_and_polled(
 }
 
 #[test]
+fn two_disks_whose_long_serial_numbers_differ_in_the_end_are_two_for_the_guest() {
+    let shown = |own: &str| {
+        let own = own.to_owned();
+        let (guest, _) = scripted(|_| Ok(()), Duration::ZERO, |geometry| geometry.serial = Some(own));
+        let mut admin = guest.enable();
+        let (_, controller) = identify(&guest, &mut admin, 1, 0);
+        let (_, namespace) = identify(&guest, &mut admin, 3, 1);
+        (controller[4..24].to_vec(), namespace[4..20].to_vec())
+    };
+    let (one, other) = (shown("SAME-FIRST-20-CHARACTERS-1"), shown("SAME-FIRST-20-CHARACTERS-2"));
+    assert_ne!(one.0, other.0, "serial numbers");
+    assert_ne!(one.1, other.1, "UUIDs");
+    assert!(one.0.starts_with(b"SAME-FIRST-"), "{one:?}");
+}
+
+#[test]
 fn every_kind_of_error_of_the_disk_has_its_status() {
     use disk::DiskError;
     // The place says what goes wrong.

@@ -12,7 +12,7 @@ use imago::vmdk::Vmdk;
 use imago::{FormatAccess, StorageOpenOptions};
 
 use super::layer::Layer;
-use super::marks::{self, Marks};
+use super::marks::Marks;
 use super::names::{self, Found, Role};
 use super::qcow2_header::{self, BITMAPS, Backing, DATA_IS_RAW, DataFile, Header, Layout, Unfit};
 use super::tables::Tables;
@@ -167,26 +167,19 @@ impl Chain {
         }
         let backing = header.backing.as_ref().map(|backing| self.backing(options, backing)).transpose()?;
         if writable {
-            let tables = Arc::new(Tables::of(file.clone(), header.layout).map_err(unreadable)?);
+            let tables = Arc::new(Tables::of(file.clone(), &header).map_err(unreadable)?);
             self.tables = Some(tables.clone());
+            self.keep_marks(path, &header, tables.clone(), data.as_ref());
             layer = layer.through(tables);
         }
-        let opened = if writable {
-            marks::without(&file, header.marks, || Qcow2::open_image(layer, true))
-        } else {
-            Qcow2::open_image(layer, false)
-        };
-        let mut image: Qcow2<Layer> = opened.map_err(unreadable)?;
-        if writable {
-            self.keep_marks(path, &header, file, data.as_ref());
-        }
+        let mut image: Qcow2<Layer> = Qcow2::open_image(layer, writable).map_err(unreadable)?;
         image.set_data_file(data);
         image.set_backing(backing);
         Ok(FormatAccess::new(image))
     }
 
     /// Remembers what of the header a write makes untrue, and what is to stay true.
-    fn keep_marks(&mut self, path: &Path, header: &Header, image: Arc<Handle>, data: Option<&Layer>) {
+    fn keep_marks(&mut self, path: &Path, header: &Header, tables: Arc<Tables>, data: Option<&Layer>) {
         if header.marks & BITMAPS != 0 {
             self.remarks.push(format!(
                 "disk {}: it has bitmaps of what has changed, for backups; they do not follow what the guest writes, and \
@@ -196,7 +189,7 @@ impl Chain {
         }
         let kept = header.marks & if data.is_some() { DATA_IS_RAW } else { 0 };
         if header.marks != kept {
-            self.marks = Some(Marks::new(image, kept));
+            self.marks = Some(Marks::new(tables, kept));
         }
         if kept != 0 {
             self.raw_data = data.map(|data| data.handle.clone());

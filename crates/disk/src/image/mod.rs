@@ -102,7 +102,6 @@ fn prepare(
         raw_data,
         image,
     };
-    image.begin().map_err(|cause| failed(options, cause))?;
     Ok((image, geometry, remarks))
 }
 
@@ -391,7 +390,10 @@ impl Image {
 
     /// What comes before every change.
     fn before_a_change(&self) -> Result<(), DiskError> {
-        self.marks.as_ref().map_or(Ok(()), Marks::clear)
+        match &self.marks {
+            Some(marks) if !marks.are_cleared() => marks.clear(&self.change()),
+            _ => Ok(()),
+        }
     }
 
     /// A file that is a raw image of the disk has zeroes where the disk has them; the format would only note them down.
@@ -416,14 +418,6 @@ impl Image {
     fn bring_out(&self, tables: &Tables, _changing: &MutexGuard<'_, ()>) -> io::Result<()> {
         self.image.flush()?;
         tables.bring_out(&self.files[usize::from(self.top)])
-    }
-
-    /// What opening changed in the header must last before anything else changes.
-    fn begin(&self) -> io::Result<()> {
-        match &self.tables {
-            Some(tables) if !tables.are_out() => self.bring_out(tables, &self.change()),
-            _ => Ok(()),
-        }
     }
 
     /// What a flush says: also what somebody was told since the last one who does not speak for what others wrote.

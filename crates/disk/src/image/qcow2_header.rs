@@ -22,7 +22,7 @@ pub(super) const LONGEST_CLUSTER_TABLE: u64 = 32 << 20;
 /// Bytes of the longest name of a backing file.
 const LONGEST_NAME: usize = 1023;
 /// Where the mask of marks is that hold only until somebody else writes ("autoclear_features").
-pub(super) const MARKS_AT: u64 = 88;
+pub(super) const MARKS: Range<usize> = 88..96;
 /// The mark that the image's bitmaps show what has changed ("Bitmaps extension bit").
 pub(super) const BITMAPS: u64 = 1;
 /// The mark that the data file is the disk's raw image ("Raw external data bit").
@@ -238,7 +238,7 @@ fn parse(bytes: &Bytes<'_>) -> Result<Header, Unfit> {
         }
         _ => return Err(Unfit::damaged("the name of its backing file lies outside its header")),
     };
-    let marks = if newer { bytes.long(MARKS_AT as usize) } else { 0 };
+    let marks = if newer { bytes.long(MARKS.start) } else { 0 };
     let raw = marks & DATA_IS_RAW != 0;
     let data_file = (incompatible & features::DATA_FILE != 0)
         .then_some(DataFile { name: extensions.data_file_name, raw });

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use imago::io_buffers::{IoBuffer, IoVector, IoVectorMut};
 
-use super::qcow2_header::Layout;
+use super::qcow2_header::{Header, Layout, MARKS};
 use crate::kernel::Handle;
 
 /// Bytes of tables that are held before they have to go to the file.
@@ -69,6 +69,8 @@ struct State {
     held: BTreeMap<u64, Arc<IoBuffer>>,
     /// The header as the library sees it.
     header: Places,
+    /// Marks in the file's header, which the library does not see: it would remove them all.
+    marks: u64,
     /// Places of the blocks of counts that the file's table names.
     blocks: Arc<HashSet<u64>>,
     /// Something may be free for the library that the file's tables still point to.
@@ -81,8 +83,9 @@ impl Tables {
     /// # Errors
     ///
     /// Those of reading the file.
-    pub(super) fn of(handle: Arc<Handle>, layout: Layout) -> io::Result<Tables> {
-        let (header, cluster) = (Places::of(layout), layout.cluster());
+    pub(super) fn of(handle: Arc<Handle>, header: &Header) -> io::Result<Tables> {
+        let (cluster, marks) = (header.layout.cluster(), header.marks);
+        let header = Places::of(header.layout);
         let mut blocks = HashSet::new();
         let mut table = aligned(&handle, cluster)?;
         // A header may claim a table that is longer than the file.
@@ -92,7 +95,8 @@ impl Tables {
             read(&handle, &mut table, place)?;
             blocks.extend(pointers(bytes_of(&table)));
         }
-        let state = State { held: BTreeMap::new(), header, blocks: Arc::new(blocks), reusable: false };
+        let blocks = Arc::new(blocks);
+        let state = State { held: BTreeMap::new(), header, marks, blocks, reusable: false };
         Ok(Tables { handle, cluster, state: Mutex::new(state) })
     }
 
@@ -174,6 +178,16 @@ impl Tables {
         state.reusable || state.held.len() as u64 * self.cluster >= MOST
     }
 
+    /// The file that they are in.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The file's header has these marks now. The tables must not be on their way to the file meanwhile.
+    pub(super) fn set_marks(&self, marks: u64) {
+        self.lock().marks = marks;
+    }
+
     /// Whether this is the file that they are in.
     pub(super) fn are_in(&self, handle: &Arc<Handle>) -> bool {
         Arc::ptr_eq(&self.handle, handle)
@@ -194,8 +208,8 @@ impl Tables {
             (state.held.clone(), state.header, state.blocks.clone())
         };
         let out = Out { handle: &self.handle, cluster: self.cluster };
-        let start = held.get(&0);
-        let in_file = start.map(|_| out.read(0)).transpose()?;
+        let start = held.get(&0).map(|start| self.with_marks(start)).transpose()?;
+        let in_file = start.as_ref().map(|_| out.read(0)).transpose()?;
         let before = in_file.as_ref().and_then(|start| Places::in_header(bytes_of(start))).unwrap_or(header);
         let (counts_move, l1_moves) = (before.counts.at != header.counts.at, before.l1.at != header.l1.at);
         let within = |span: Span| held.range(span.at..).take_while(move |(place, _)| span.has(**place));
@@ -235,7 +249,7 @@ impl Tables {
         }
 
         // 2. What leads to new blocks of counts, and all of the header but where the table of the first level is.
-        if let (Some(start), Some(in_file)) = (start, &in_file) {
+        if let (Some(start), Some(in_file)) = (&start, &in_file) {
             let mut between = aligned(&self.handle, self.cluster)?;
             let bytes = between.as_mut().into_slice();
             bytes.copy_from_slice(bytes_of(start));
@@ -267,9 +281,8 @@ impl Tables {
 
         // 4. What leads to them.
         out.step(within(header.l1).map(|(place, table)| (*place, &**table)))?;
-        out.step(
-            start.filter(|_| before.layout.clusters != header.layout.clusters).map(|start| (0, &**start)),
-        )?;
+        let l1_changes = before.layout.clusters != header.layout.clusters;
+        out.step(start.as_ref().filter(|_| l1_changes).map(|start| (0, start)))?;
 
         // 5. Counts of what nothing points to any more. It does no harm if they come late.
         last.into_iter().try_for_each(|(place, block)| out.write(place, block))?;
@@ -285,7 +298,21 @@ impl Tables {
         }
         let mut cluster = aligned(&self.handle, self.cluster)?;
         read(&self.handle, &mut cluster, place)?;
+        if place == 0 && self.lock().marks != 0 {
+            cluster.as_mut().into_slice()[MARKS].fill(0);
+        }
         Ok(Arc::new(cluster))
+    }
+
+    /// The header as the file is to have it.
+    fn with_marks(&self, start: &IoBuffer) -> io::Result<IoBuffer> {
+        let mut header = aligned(&self.handle, self.cluster)?;
+        header.as_mut().into_slice().copy_from_slice(bytes_of(start));
+        let marks = self.lock().marks;
+        if marks != 0 {
+            header.as_mut().into_slice()[MARKS].copy_from_slice(&marks.to_be_bytes());
+        }
+        Ok(header)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -392,6 +419,42 @@ mod tests {
             let mut raised = to.clone();
             raise(&mut raised, &from, bits);
             assert_eq!(raised, expected, "{bits} bits");
+        }
+    }
+
+    #[test]
+    fn a_header_that_the_library_writes_keeps_the_marks_that_it_does_not_see() {
+        let mut image = vec![0; 4 << 16];
+        let fields: [(usize, &[u8]); 8] = [
+            (0, b"QFI\xfb\0\0\0\x03"),
+            (20, &16u32.to_be_bytes()),
+            (24, &(1u64 << 20).to_be_bytes()),
+            (36, &1u32.to_be_bytes()),
+            (40, &(3u64 << 16).to_be_bytes()),
+            (48, &(1u64 << 16).to_be_bytes()),
+            (56, &1u32.to_be_bytes()),
+            (88, &[0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 104]),
+        ];
+        fields.iter().for_each(|(at, bytes)| image[*at..][..bytes.len()].copy_from_slice(bytes));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &image).unwrap();
+        let options = crate::options::DiskOptions::new(file.path());
+        let options = crate::kernel::FileOptions::new(file.path(), &options);
+        let handle = crate::kernel::open(&options).unwrap().handle;
+        let header = super::super::qcow2_header::read(&handle.file).unwrap().unwrap();
+        let tables = Tables::of(handle.clone(), &header).unwrap();
+        let mut seen = [0xff; 104];
+        tables.read(IoVectorMut::from(&mut seen[..]), 0).unwrap();
+        assert_eq!(seen[MARKS], [0; 8]);
+        // Another feature; the library writes its header whole.
+        for (change, marks) in [(1, 3), (2, 2), (3, 0)] {
+            tables.set_marks(marks);
+            seen[87] = change;
+            tables.write(IoVector::from(&seen[..]), 0).unwrap();
+            tables.bring_out(&handle).unwrap();
+            let written = std::fs::read(file.path()).unwrap();
+            assert_eq!(written[87..96], [change, 0, 0, 0, 0, 0, 0, 0, marks as u8]);
+            assert!(written[96..] == image[96..]);
         }
     }
 }

@@ -2,9 +2,67 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A bounced request goes through a buffer of this size at most, however long it is.
 pub(super) const BOUNCE_SIZE: usize = 256 << 10;
+
+/// Bytes that all queues of a disk share for bounce buffers, beside [`BOUNCE_SIZE`] that each queue has of its own: a guest
+/// chooses how its memory lies and how many queues it uses, and must not thereby choose how much the host spends.
+const SHARED: usize = 4 << 20;
+
+/// What is left of the bytes that a disk's queues share.
+#[derive(Debug)]
+pub(crate) struct BounceRoom(AtomicUsize);
+
+impl Default for BounceRoom {
+    fn default() -> BounceRoom {
+        BounceRoom(AtomicUsize::new(SHARED))
+    }
+}
+
+/// The bounce buffers of one queue. It can always have one, so it never waits for another queue.
+pub(super) struct Loans {
+    room: Arc<BounceRoom>,
+    lent: usize,
+}
+
+impl Loans {
+    pub(super) fn new(room: Arc<BounceRoom>) -> Loans {
+        Loans { room, lent: 0 }
+    }
+
+    /// Whether a request may have a buffer of `size` bytes now. If not, one of this queue is under way.
+    pub(super) fn lend(&mut self, size: usize) -> bool {
+        let more = of_the_room(self.lent + size) - of_the_room(self.lent);
+        let room = &self.room.0;
+        let granted =
+            room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(more)).is_ok();
+        if granted {
+            self.lent += size;
+        }
+        granted
+    }
+
+    /// A request that had a buffer of `size` bytes has ended.
+    pub(super) fn end(&mut self, size: usize) {
+        let less = of_the_room(self.lent) - of_the_room(self.lent - size);
+        self.lent -= size;
+        self.room.0.fetch_add(less, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Loans {
+    fn drop(&mut self) {
+        self.end(self.lent);
+    }
+}
+
+/// How much of so many lent bytes comes out of the shared room.
+fn of_the_room(lent: usize) -> usize {
+    lent.saturating_sub(BOUNCE_SIZE)
+}
 
 /// Memory on a page boundary, for transfers that cannot be direct.
 pub(super) struct BounceBuffer {

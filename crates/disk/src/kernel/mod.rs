@@ -21,6 +21,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 pub(crate) use blocking::{PastEnd, Transfer, fill_with_zeroes, kind_of};
+pub(crate) use bounce::BounceRoom;
 pub(crate) use discards::DiscardsByThreads;
 pub use open::OpenError;
 pub(crate) use open::{FileOptions, Named, Opened, first_bytes, open};
@@ -134,11 +135,12 @@ pub(crate) struct KernelDisk {
     geometry: Geometry,
     poll: Poll,
     buffers: OnceLock<Arc<BufferTable>>,
+    bounces: Arc<BounceRoom>,
 }
 
 impl KernelDisk {
     pub(crate) fn new(name: Arc<str>, handle: Arc<Handle>, geometry: Geometry, poll: Poll) -> KernelDisk {
-        KernelDisk { name, handle, geometry, poll, buffers: OnceLock::new() }
+        KernelDisk { name, handle, geometry, poll, buffers: OnceLock::new(), bounces: Arc::default() }
     }
 }
 
@@ -168,7 +170,8 @@ impl Backend for KernelDisk {
     }
 
     fn engine(&self, depth: u16, counters: Arc<QueueCounters>) -> Result<Box<dyn Engine + Send>, QueueError> {
-        match Ring::new(vec![self.handle.clone()], depth, counters, self.buffers.get().cloned()) {
+        let (buffers, bounces) = (self.buffers.get().cloned(), self.bounces.clone());
+        match Ring::new(vec![self.handle.clone()], depth, counters, buffers, bounces) {
             Ok(ring) => Ok(Box::new(ring)),
             Err(cause) => Err(QueueError { disk: self.name.clone(), depth, hint: hint_after(&cause), cause }),
         }

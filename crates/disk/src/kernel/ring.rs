@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::backend::{Engine, Patience};
 use crate::counters::QueueCounters;
 use crate::kernel::Handle;
-use crate::kernel::bounce::BOUNCE_SIZE;
+use crate::kernel::bounce::{BounceRoom, Loans};
 use crate::kernel::slot::{Next, Slot, Start};
 use crate::queue::Event;
 use crate::registered::{BufferTable, Follower};
@@ -30,10 +30,6 @@ const BELL: u64 = u64::MAX - 2;
 /// That by which the table of registered buffers calls.
 const BUFFERS: u64 = u64::MAX - 3;
 
-/// Bytes that the bounce buffers of one queue take together: a guest chooses how its memory lies, and must not
-/// thereby choose how much the host spends. Requests that find no room wait for others to end.
-const BOUNCE_ROOM: usize = 4 * BOUNCE_SIZE;
-
 pub(crate) struct Ring {
     ring: IoUring,
     handles: Vec<Arc<Handle>>,
@@ -42,8 +38,8 @@ pub(crate) struct Ring {
     free: Vec<u16>,
     /// Answers just taken; empty in between.
     answers: Vec<cqueue::Entry>,
-    /// What is left of [`BOUNCE_ROOM`].
-    bounce_room: usize,
+    /// Bounce buffers. Requests that find no room wait for others to end.
+    bounces: Loans,
     /// Slots that wait for a bounce buffer of so many bytes, the first first.
     waiting: VecDeque<(u16, usize)>,
     watched: Option<EventFd>,
@@ -63,6 +59,7 @@ impl Ring {
         depth: u16,
         counters: Arc<QueueCounters>,
         buffers: Option<Arc<BufferTable>>,
+        bounces: Arc<BounceRoom>,
     ) -> io::Result<Ring> {
         // Room for one entry for each slot, beside one each for the watches and for cancelling; more are rare.
         let ring = build(u32::from(depth) + 4)?;
@@ -75,7 +72,7 @@ impl Ring {
             slots: (0..depth).map(|_| Slot::default()).collect(),
             free: (0..depth).rev().collect(),
             answers: Vec::new(),
-            bounce_room: BOUNCE_ROOM,
+            bounces: Loans::new(bounces),
             waiting: VecDeque::new(),
             watched: None,
             bell: None,
@@ -151,7 +148,7 @@ impl Ring {
                         Next::Step(part) => self.step(index, part),
                         Next::Wait => {}
                         Next::Done(result) => {
-                            self.bounce_room += slot.lent();
+                            self.bounces.end(slot.lent());
                             let errno = slot.errno();
                             if let Some(Request { tag, operation, buffers }) = slot.finish() {
                                 self.free.push(index);
@@ -175,9 +172,8 @@ impl Ring {
     /// Lends bounce buffers to those who wait for one, as far as there is room.
     fn begin_waiting(&mut self) {
         while let Some(&(index, size)) = self.waiting.front()
-            && let Some(rest) = self.bounce_room.checked_sub(size)
+            && self.bounces.lend(size)
         {
-            self.bounce_room = rest;
             self.waiting.pop_front();
             let slot = &mut self.slots[usize::from(index)];
             slot.lend(size, &self.handles[slot.file()]);
@@ -385,21 +381,20 @@ mod tests {
     }
 
     /// Submits as many long misaligned writes as the ring holds.
-    fn full(disk: &Arc<Handle>, ram: &Arc<Ram>, depth: u16) -> Ring {
-        let mut ring = Ring::new(vec![disk.clone()], depth, Arc::default(), None).unwrap();
+    fn full(disk: &Arc<Handle>, ram: &Arc<Ram>, depth: u16, room: &Arc<BounceRoom>) -> Ring {
+        let mut ring = Ring::new(vec![disk.clone()], depth, Arc::default(), None, room.clone()).unwrap();
         ring.start().unwrap();
         for tag in 0..u64::from(depth) {
             let mut buffers = Buffers::new(ram.clone());
             buffers.push(Gpa(1), 512 << 10).unwrap();
             let operation = Operation::Write { at: Sectors(tag * 1024), durability: Durability::Cached };
             ring.submit(Request { tag, operation, buffers });
-            assert!(bounced(&ring) <= BOUNCE_ROOM);
         }
         ring
     }
 
     #[test]
-    fn misaligned_requests_on_every_slot_hold_no_more_than_the_bounce_room() {
+    fn misaligned_requests_on_every_slot_of_every_queue_hold_no_more_than_the_room_of_the_disk() {
         // Beside this program, for where temporary files are kept there may be no direct I/O.
         let program = std::env::current_exe().unwrap();
         let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
@@ -409,21 +404,36 @@ mod tests {
         let options = DiskOptions { bounce: crate::Bounce::Always, ..DiskOptions::new(&path) };
         let disk = crate::kernel::open(&FileOptions::new(&path, &options)).unwrap().handle;
         let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
-        let mut ring = full(&disk, &ram, 64);
-        assert_eq!(bounced(&ring), BOUNCE_ROOM);
+        let room = Arc::<BounceRoom>::default();
+        let mut rings = [0; 4].map(|_| full(&disk, &ram, 20, &room));
+        let all = |rings: &[Ring]| rings.iter().map(bounced).sum::<usize>();
+        // 4 MiB for all, and one buffer of 256 KiB for each.
+        let most = (4 << 20) + 4 * (256 << 10);
+        assert_eq!(all(&rings), most);
+        assert!(rings.iter().all(|ring| bounced(ring) > 0), "none waits for another queue");
         let (mut events, mut done) = (Vec::new(), 0);
-        while done < 64 {
-            ring.advance(Patience::Wait, &mut events).unwrap();
-            assert!(bounced(&ring) <= BOUNCE_ROOM);
+        while done < 4 * 20 {
+            for number in 0..rings.len() {
+                let patience = if rings[number].slots.iter().any(Slot::is_busy) {
+                    Patience::Wait
+                } else {
+                    Patience::Poll
+                };
+                rings[number].advance(patience, &mut events).unwrap();
+                assert!(all(&rings) <= most);
+            }
             for event in events.drain(..) {
                 assert!(matches!(event, Event::Done { result: Ok(()), .. }), "{event:?}");
                 done += 1;
             }
         }
-        assert_eq!((bounced(&ring), ring.bounce_room), (0, BOUNCE_ROOM), "all is given back");
+        drop(rings);
+        let mut again = full(&disk, &ram, 20, &room);
+        assert_eq!(bounced(&again), (4 << 20) + (256 << 10), "all was given back");
         // Those that wait for room go with the ring, too.
-        drop(ring);
-        drop(full(&disk, &ram, 64));
+        again.end();
+        drop(again);
+        assert_eq!(bounced(&full(&disk, &ram, 20, &room)), (4 << 20) + (256 << 10));
         assert_eq!(Arc::strong_count(&ram), 1);
     }
 }

@@ -30,10 +30,18 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// A server that does not take a goodbye in this time gets none.
 const GOODBYE: Duration = Duration::from_millis(500);
 
+/// What there is of a connection.
+enum Phase {
+    Connected(Arc<Connection>),
+    /// The next attempt comes after [`AGAIN`].
+    Waiting,
+    /// Until the server accepts a connection, which only time ends.
+    Connecting,
+    Negotiating(Arc<Socket>),
+}
+
 struct State {
-    connection: Option<Arc<Connection>>,
-    /// One that is being made.
-    negotiating: Option<Arc<Socket>>,
+    phase: Phase,
     /// Why there was no connection last.
     why: Option<Arc<str>>,
     closing: bool,
@@ -58,8 +66,8 @@ impl Link {
     pub(super) fn new(url: &NbdUrl, promises: Arc<Promises>) -> Result<Link, NbdError> {
         let socket = Arc::new(Socket::connect(url)?);
         let export = wire::negotiate(&socket, url)?;
-        let connection = Some(Arc::new(Connection::new(socket)));
-        let state = Mutex::new(State { connection, negotiating: None, why: None, closing: false });
+        let phase = Phase::Connected(Arc::new(Connection::new(socket)));
+        let state = Mutex::new(State { phase, why: None, closing: false });
         let shared = Arc::new(Shared { url: url.clone(), export, promises, state, news: Condvar::new() });
         let ours = shared.clone();
         let thread = std::thread::Builder::new().name("nbd".to_owned()).spawn(move || ours.serve());
@@ -80,25 +88,30 @@ impl Link {
     pub(super) fn last_end(&self) -> Option<Arc<str>> {
         let state = self.shared.lock();
         // One that is over may not have been left yet.
-        let over = state.connection.as_ref().and_then(|connection| connection.over());
+        let over = state.connection().and_then(|connection| connection.over());
         over.map(|end| end.to_string().into()).or_else(|| state.why.clone())
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let (connection, negotiating) = {
-            let mut state = self.shared.lock();
-            state.closing = true;
-            (state.connection.clone(), state.negotiating.clone())
-        };
-        if let Some(connection) = connection {
-            let deadline = Instant::now() + GOODBYE;
-            connection.sender().disconnect(&|| in_time(deadline));
-            connection.hang_up(End::Lost(io::ErrorKind::NotConnected.into()));
-        }
-        if let Some(socket) = negotiating {
-            socket.hang_up();
+        let mut state = self.shared.lock();
+        state.closing = true;
+        match &state.phase {
+            Phase::Connected(connection) => {
+                let connection = connection.clone();
+                drop(state);
+                let deadline = Instant::now() + GOODBYE;
+                connection.sender().disconnect(&|| in_time(deadline));
+                connection.hang_up(End::Lost(io::ErrorKind::NotConnected.into()));
+            }
+            Phase::Negotiating(socket) => {
+                socket.hang_up();
+                drop(state);
+            }
+            Phase::Waiting => drop(state),
+            // The thread has no request and ends with this attempt. Nobody waits for it.
+            Phase::Connecting => return,
         }
         self.shared.news.notify_all();
         if let Some(thread) = self.thread.take() {
@@ -108,8 +121,17 @@ impl Drop for Link {
     }
 }
 
-/// How a request is said to the server: command, flags, first byte, length.
-fn said(operation: Operation, bytes: u64) -> (Command, u16, u64, u64) {
+impl State {
+    fn connection(&self) -> Option<&Arc<Connection>> {
+        match &self.phase {
+            Phase::Connected(connection) => Some(connection),
+            Phase::Waiting | Phase::Connecting | Phase::Negotiating(_) => None,
+        }
+    }
+}
+
+/// How a request is put to the server: command, flags, first byte, length.
+fn question(operation: Operation, bytes: u64) -> (Command, u16, u64, u64) {
     let at = |at: Sectors| at.0 * Sectors::SIZE;
     match operation {
         Operation::Read { at: start } => (Command::Read, 0, at(start), bytes),
@@ -132,10 +154,12 @@ impl Shared {
     }
 
     fn add(&self, Job { request, mailbox }: Job) {
-        let (command, flags, start, len) = said(request.operation, request.buffers.bytes());
+        let (command, flags, start, len) = question(request.operation, request.buffers.bytes());
         let not_sent = |request, result| mailbox.put(Done { request, result, tally: Moved::default() });
+        // Before the promises are looked at: a connection that is made after that look knows nothing of the writes.
+        let connection = self.lock().connection().cloned();
         if command == Command::Flush {
-            // Once, as a file's fsync does: whoever relied on these writes learns of it.
+            // Once, as a file's fsync does.
             if self.promises.take_broken() {
                 return not_sent(request, Err(DiskError::Gone));
             }
@@ -143,7 +167,7 @@ impl Shared {
                 return not_sent(request, Ok(()));
             }
         }
-        let Some(connection) = self.lock().connection.clone() else {
+        let Some(connection) = connection else {
             return not_sent(request, Err(DiskError::Gone));
         };
         let longest = u64::from(self.export.longest);
@@ -168,14 +192,14 @@ impl Shared {
 
     fn serve(&self) {
         loop {
-            let connection = self.lock().connection.clone();
+            let connection = self.lock().connection().cloned();
             if let Some(connection) = connection {
                 let end = self.take_answers(&connection);
                 let end = connection.hang_up(end);
                 self.promises.note_the_end();
                 {
                     let mut state = self.lock();
-                    state.connection = None;
+                    state.phase = Phase::Waiting;
                     state.why = Some(end.to_string().into());
                 }
                 connection.fail_all(end.error());
@@ -183,8 +207,15 @@ impl Shared {
             if !self.wait_for_next_attempt() {
                 return;
             }
-            if let Err(why) = self.connect_again() {
-                self.lock().why = Some(why.into());
+            let (phase, why) = match self.connect_again() {
+                Ok(connection) => (Phase::Connected(connection), None),
+                Err(why) => (Phase::Waiting, Some(why.into())),
+            };
+            let mut state = self.lock();
+            state.phase = phase;
+            state.why = why.or_else(|| state.why.take());
+            if state.closing {
+                return;
             }
         }
     }
@@ -210,27 +241,23 @@ impl Shared {
     /// False when there shall be no further attempt.
     fn wait_for_next_attempt(&self) -> bool {
         let waited = self.news.wait_timeout_while(self.lock(), AGAIN, |state| !state.closing);
-        !waited.unwrap_or_else(PoisonError::into_inner).0.closing
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.phase = Phase::Connecting;
+        !state.closing
     }
 
     /// A new connection to the same disk; another one that has its place is none.
-    fn connect_again(&self) -> Result<(), String> {
+    fn connect_again(&self) -> Result<Arc<Connection>, String> {
         let socket = Arc::new(Socket::connect(&self.url).map_err(|error| error.to_string())?);
         {
             let mut state = self.lock();
             if state.closing {
-                return Ok(());
+                return Err("the disk is closed".to_owned());
             }
-            state.negotiating = Some(socket.clone());
+            state.phase = Phase::Negotiating(socket.clone());
         }
-        let export = wire::negotiate(&socket, &self.url);
-        let mut state = self.lock();
-        state.negotiating = None;
-        match export.map_err(|error| error.to_string())? {
-            same if same == self.export => {
-                state.connection = Some(Arc::new(Connection::new(socket)));
-                Ok(())
-            }
+        match wire::negotiate(&socket, &self.url).map_err(|error| error.to_string())? {
+            same if same == self.export => Ok(Arc::new(Connection::new(socket))),
             other => {
                 Err(format!("the server has another disk there now: {other}, where it was {}", self.export))
             }

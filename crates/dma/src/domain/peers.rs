@@ -13,8 +13,8 @@ use crate::vfio::MappedArea;
 
 impl Domain {
     /// Tries whether devices of the domain reach this memory of a device, which is `owner`'s: maps it where nothing
-    /// is, and unmaps it. Does nothing when nobody asked for that. What was only wished for and does not work is
-    /// remembered and told; what is required and does not work is an error.
+    /// is, and unmaps it. Does nothing if P2P was not asked for. If it was only wished for and does not work, that is
+    /// remembered and reported; if it is required and does not work, that is an error.
     pub fn try_p2p(&self, owner: &str, area: &MappedArea) -> Result<(), DomainError> {
         // SAFETY: the area is borrowed, and so mapped, for the length of the call.
         unsafe { self.try_memory(owner, area.start(), area.len() as u64) }
@@ -67,7 +67,7 @@ impl Domain {
             return Ok(());
         }
         let source = Source { host: device.host_address(), file: None };
-        // SAFETY: whoever made the `DeviceMemory` keeps it mapped until it is removed from the map, which removes
+        // SAFETY: the maker of the `DeviceMemory` keeps it mapped until it is removed from the map, which removes
         // it here first.
         let mapped = unsafe { state.map(&self.name, Mapping::of_device(device), source, None) };
         match mapped {
@@ -85,8 +85,8 @@ impl Domain {
 }
 
 impl State {
-    /// Gives up that devices reach each other's memory, for ever: all or nothing, for devices that reach some of the
-    /// others' memory are worse than ones that reach none.
+    /// Gives up P2P until the domain is dropped. It is all or nothing, because devices that reach only some of the
+    /// others' memory are worse than devices that reach none.
     fn give_p2p_up(&mut self, domain: &str, error: &DomainError) {
         let undone = self.unmap(domain, |row| matches!(row.target, Target::Device { .. }));
         let besides = undone.err().map(|error| format!(". Besides, {error}")).unwrap_or_default();

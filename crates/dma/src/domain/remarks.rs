@@ -1,20 +1,20 @@
-//! What becomes of failures that no caller is told of.
+//! Failures that are returned to no caller.
 
 use std::time::SystemTime;
 
 use super::{Domain, State};
 use crate::fault::{Fault, Source, Witness};
 
-/// Failures that no caller is told of.
+/// Failures that are returned to no caller.
 pub(super) enum Remarks {
-    /// They wait until somebody listens. They are few: P2P is given up once, and a driver's memory goes once.
+    /// They wait until there is a witness. They are few: P2P is given up once, and a driver's memory is unmapped once.
     Waiting(Vec<Fault>),
-    /// They are told.
+    /// They are reported to this witness.
     To(Witness),
 }
 
 impl Domain {
-    /// Has this witness told of what fails here without a caller who is told: peers' memory that could not be mapped
+    /// Reports to this witness what fails here without a caller that gets the error: peers' memory that could not be mapped
     /// where it was only wished for ([`crate::P2pWish::On`]), a driver's memory that could not be unmapped. What failed before
     /// is told now.
     pub fn tell(&self, witness: &Witness) {
@@ -27,7 +27,7 @@ impl Domain {
 }
 
 impl State {
-    /// Tells of a failure, or keeps it until somebody listens.
+    /// Reports a failure, or keeps it until there is a witness.
     pub(super) fn remark(&mut self, reason: String) {
         let (time, source) = (SystemTime::now(), Source::Ledger);
         let fault = Fault { time, device: None, direction: None, iova: None, pasid: None, reason, source };

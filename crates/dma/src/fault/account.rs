@@ -1,7 +1,7 @@
-//! The reckoning: what all witnesses together prove.
+//! The count: what all witnesses together prove.
 //!
-//! The log, the probe and the tracepoint each see a fault or miss it; none invents one. So a device had at least
-//! as many faults as the witness saw who saw most of it. And a host had at least as many faults as its IOMMU had
+//! The log, the probe and the tracepoint each see a fault or miss it; none invents one. So the largest count of one
+//! witness is a lower bound for a device's faults. And a host had at least as many faults as its IOMMU had
 //! fault interrupts; those that no witness can explain are known to have happened, and no more.
 
 use std::collections::HashMap;
@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use super::interrupts::Calls;
 use super::requester::Requester;
 
-/// An interrupt may be counted a moment before its report can be read. Those that stay without one for so long
-/// stay without one for ever.
+/// An interrupt may be counted a moment before its report can be read. If the report does not come in this
+/// time, it will not come.
 pub(super) const SETTLED: Duration = Duration::from_millis(40);
 
 /// A report withheld by VT-d's handler stands for three calls of the log at most: the interrupt, the fault, and
 /// the look whether there is another.
 const CALLS_OF_A_FAULT: u64 = 3;
 
-/// Who saw a fault.
+/// The witness of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Witness {
     Log,
@@ -26,7 +26,7 @@ pub enum Witness {
     Tracepoint,
 }
 
-/// What was seen, and what was told of it.
+/// What was seen, and what was reported of it.
 #[derive(Debug, Default)]
 pub struct Account {
     devices: HashMap<Requester, [u64; 3]>,
@@ -58,7 +58,7 @@ struct Amd {
 }
 
 impl Account {
-    /// A witness saw a fault of this device of the VM. Whether it is one that no other witness told of.
+    /// A witness saw a fault of this device of the VM. Returns whether no other witness reported it.
     pub fn is_new(&mut self, device: Requester, witness: Witness) -> bool {
         let seen = self.devices.entry(device).or_default();
         let most = seen.iter().copied().max().unwrap_or(0);
@@ -107,7 +107,7 @@ impl Account {
         self.amd.traced += 1;
     }
 
-    /// The interrupts counted since boot. Those of the first time are nobody's.
+    /// The interrupts counted since boot. Those of the first call belong to nobody.
     pub fn interrupts(&mut self, calls: Calls) {
         self.intel.interrupts = calls.intel.saturating_sub(*self.intel.first.get_or_insert(calls.intel));
         self.amd.interrupts = calls.amd.saturating_sub(*self.amd.first.get_or_insert(calls.amd));
@@ -117,7 +117,7 @@ impl Account {
     /// of the last moment wait for the next.
     pub fn unattributed(&mut self, now: Instant) -> u64 {
         let nameless = self.intel.nameless().saturating_add(self.amd.nameless());
-        // A name came late: what was told of it in vain must not swallow the next one.
+        // A name came late: reports that did not count for it must not hide the next fault.
         self.told = self.told.min(nameless);
         match self.settling {
             Some((waiting, since)) if now.duration_since(since) >= SETTLED => {

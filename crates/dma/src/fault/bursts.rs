@@ -1,17 +1,17 @@
-//! Faults that follow each other closely, told as one.
+//! Faults that follow each other closely, reported as one event.
 
 use std::time::{Duration, Instant};
 
 use super::event::{Count, Event, Fault, Sort};
 use super::place::Place;
 
-/// A burst ends when so long nothing was added to it.
+/// A burst ends when nothing was added to it for this time.
 const QUIET: Duration = Duration::from_millis(400);
-/// A burst that grows is told again so soon, then after twice the time each time, up to [`SELDOM`].
+/// Time until a burst that grows is reported again. It doubles with each report, up to [`SELDOM`].
 const SOON: Duration = Duration::from_millis(100);
 const SELDOM: Duration = Duration::from_secs(1);
 
-/// Bursts that are told apart by their words alone go on at a time at most, for a guest can cause any number of them.
+/// The most bursts at a time that differ only in their words: a guest can cause any number of them.
 const WORDS: usize = 16;
 
 /// The bursts of now: one at most of each sort and place.
@@ -30,7 +30,7 @@ struct Burst {
     again: Duration,
 }
 
-/// None is for faults that are nobody's.
+/// None is for faults without a device.
 type Key = Option<(Sort, Option<Place>)>;
 
 impl Bursts {
@@ -61,7 +61,7 @@ impl Bursts {
         burst.grown = now;
     }
 
-    /// Faults without a name: more of the burst that grew last, for want of better knowledge, or a burst of their
+    /// Faults without a name: they count for the burst that grew last, because nothing better is known, or are a burst of their
     /// own.
     pub fn add_nameless(&mut self, now: Instant, count: u64, otherwise: impl FnOnce() -> Fault) {
         let open = self.open.iter_mut().filter(|burst| !burst.is_over(now)).max_by_key(|burst| burst.grown);
@@ -73,13 +73,13 @@ impl Bursts {
         burst.grown = now;
     }
 
-    /// What is to be told now.
+    /// The events that must be reported now.
     pub fn due(&mut self, now: Instant) -> Vec<Event> {
         let mut events = Vec::new();
         self.open.retain_mut(|burst| {
             let over = burst.is_over(now);
             if burst.is_due(now, over) {
-                // The second telling comes soon after the first, the others ever later.
+                // The second report comes soon after the first one, each later one after a longer time.
                 burst.again = if burst.told.is_some() { (burst.again * 2).min(SELDOM) } else { SOON };
                 burst.told = Some((burst.event.count, now));
                 events.push(burst.event.clone());
@@ -94,7 +94,7 @@ impl Bursts {
         !self.open.is_empty()
     }
 
-    /// All that was not told yet, at the end.
+    /// All events that were not reported yet, at the end.
     pub fn rest(&mut self, now: Instant) -> Vec<Event> {
         let bursts = std::mem::take(&mut self.open).into_iter();
         bursts.filter(|burst| burst.is_due(now, true)).map(|burst| burst.event).collect()

@@ -1,4 +1,4 @@
-//! What is told of DMA that failed.
+//! Reports of DMA that failed.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -16,7 +16,7 @@ pub enum Direction {
     Write,
 }
 
-/// Who told of it.
+/// Who reported it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
     /// A line of the kernel's log.
@@ -25,7 +25,7 @@ pub enum Source {
     Probe,
     /// The kernel's tracepoint `iommu:io_page_fault`.
     Tracepoint,
-    /// The IOMMU's fault interrupts, which name nobody.
+    /// The IOMMU's fault interrupts, which name no device.
     Interrupts,
     /// VFIO's error interrupt.
     Vfio,
@@ -36,7 +36,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// Whether a count from here is the whole truth. An IOMMU drops faults that come while its records are full,
+    /// Whether a count from this source is complete. An IOMMU drops faults that come while its records are full,
     /// or that resemble one it holds, so that its counts are never more than a lower bound.
     pub fn counts_all(self) -> bool {
         matches!(self, Source::Vfio | Source::HostDriver | Source::Ledger)
@@ -71,12 +71,12 @@ pub struct Fault {
     pub pasid: Option<u32>,
     /// Why, in the words of the source.
     pub reason: String,
-    /// Who told of it.
+    /// Who reported it.
     pub source: Source,
 }
 
 /// Faults that are alike, so that one of them can stand for all. What a device does has one sort for each direction;
-/// changes of a domain that failed, and what has no device, are told apart by their words.
+/// changes of a domain that failed, and faults without a device, are distinguished by their words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sort {
     device: Option<Requester>,
@@ -89,7 +89,7 @@ impl Sort {
     pub fn of(fault: &Fault) -> Sort {
         let Fault { device, direction, source, .. } = *fault;
         let by_words = source.counts_all() && (source == Source::Ledger || device.is_none());
-        // A driver and the IOMMU may both tell of one fault; all that give lower bounds are one source.
+        // A driver and the IOMMU may both report one fault; all sources that give lower bounds count as one.
         let source = if source.counts_all() { source } else { Source::Log };
         Sort { device, direction, source, words: by_words.then(|| fault.reason.clone()) }
     }
@@ -101,9 +101,9 @@ impl Sort {
 }
 
 impl Fault {
-    /// What is left of it when there are more sorts than can be told apart.
+    /// The fault without its details, for when there are too many kinds to list each.
     pub(super) fn without_details(self) -> Fault {
-        let reason = "more went wrong at a time than can be told apart; this is only counted".to_owned();
+        let reason = "too many kinds of faults at a time to list each; these are only counted".to_owned();
         Fault { device: None, direction: None, iova: None, pasid: None, reason, ..self }
     }
 }
@@ -124,7 +124,7 @@ impl fmt::Display for Count {
         let least = if self.complete { "" } else { "at least " };
         let faults = |count| if count == 1 { "fault" } else { "faults" };
         match (self.known, self.unattributed) {
-            (0, 0) => f.write_str("faults that nobody counted"),
+            (0, 0) => f.write_str("an unknown number of faults"),
             (known, 0) => write!(f, "{least}{known} {}", faults(known)),
             (0, unknown) => {
                 write!(f, "{least}{unknown} {} in this host, of unknown devices", faults(unknown))
@@ -140,10 +140,10 @@ impl fmt::Display for Count {
     }
 }
 
-/// One or more faults, as they are told.
+/// One or more faults, as they are reported.
 ///
-/// Faults of one device in one direction that follow each other closely are one burst: it is told at its first
-/// fault and again, with the same number, as the count grows. The last telling of a burst holds its whole count.
+/// Faults of one device in one direction that follow each other closely are one burst. It is reported at its first
+/// fault and again, with the same number, as the count grows. The last report of a burst has its whole count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// The burst's number, counted from 1; 0 for one that stands alone.

@@ -10,7 +10,7 @@ use super::event::{Fault, Sort};
 /// Sorts of faults that wait for the watch at most; of others only their source and their number are known.
 const SORTS: usize = 64;
 
-/// A way to tell a [`Watch`](super::Watch) of faults, from any thread and at any rate: those of one sort are only
+/// A way to report faults to a [`Watch`](super::Watch), from any thread and at any rate: those of one kind are only
 /// counted until the watch has taken them.
 #[derive(Clone, Debug)]
 pub struct Witness(Arc<Heard>);
@@ -31,7 +31,7 @@ impl Heard {
         &self.wake
     }
 
-    /// What was told since last asked, with how often.
+    /// What was reported since the last call, with the number of times.
     pub fn take(&self) -> Vec<(Fault, u64)> {
         // Nothing to read means that nobody wrote.
         drop(self.wake.read());
@@ -48,7 +48,7 @@ impl Witness {
         Witness(heard)
     }
 
-    /// Tells of one fault.
+    /// Reports one fault.
     pub fn tell(&self, fault: Fault) {
         let mut waiting = self.0.waiting();
         let known = |fault: &Fault| waiting.iter().position(|other| Sort::of(&other.0) == Sort::of(fault));

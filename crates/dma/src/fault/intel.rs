@@ -17,7 +17,7 @@ const OVERFLOW: u64 = 1;
 /// - `[DMA Write PASID 0x1] Request device [00:02.0] fault addr 0x6df084000 [fault reason 0x05] …` since.
 pub(super) fn parse(text: &str) -> Option<Line> {
     let text = text.strip_prefix("DMAR:").or_else(|| text.strip_prefix("dmar:")).unwrap_or_else(|| {
-        // Withheld calls are told in the name of the function, without the prefix.
+        // The kernel reports suppressed calls by the function's name, without the prefix.
         if text.starts_with("dmar_fault") { text } else { "" }
     });
     let text = text.trim_start();

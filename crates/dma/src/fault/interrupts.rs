@@ -16,7 +16,7 @@ pub struct Calls {
     /// Of VT-d units (`dmar0`).
     pub intel: u64,
     /// Of the event logs of AMD's IOMMUs (`AMD-Vi0-Evt`). Where one interrupt serves all logs (`AMD-Vi`) it counts
-    /// for nothing: it fires in ordinary operation too.
+    /// in vain: it fires in normal operation, too.
     pub amd: u64,
 }
 

@@ -35,7 +35,7 @@ pub struct KernelLog {
     /// The number of the record that should come next.
     next: Option<u64>,
     overrun: bool,
-    /// A record that was read while the loss before it had to be told first.
+    /// A record that was read when the loss before it had to be reported first.
     held: Option<Record>,
 }
 

@@ -72,7 +72,7 @@ pub(super) fn hex(text: &str) -> Option<u64> {
     u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
 }
 
-/// A reason that does not go on for ever.
+/// A reason of bounded length.
 pub(super) fn reason(text: &str) -> String {
     text.trim().chars().take(REASON).collect()
 }

@@ -1,6 +1,6 @@
 //! DMA that failed: where the news comes from, and one kind of event for all of it.
 //!
-//! A device whose DMA the IOMMU blocks is seldom told, and neither is its driver nor its guest. What is known is
+//! If the IOMMU blocks DMA, the device seldom learns of it, nor do its driver and its guest. What is known is
 //! scattered: lines in the kernel's log, of which most are withheld when faults come fast; the IOMMU's line in
 //! `/proc/interrupts`, which counts but names nobody; tracepoints, and a probe on the kernel's own fault handler.
 //! A [`Watch`] reads them all, takes each for a witness that may have missed something, and reports [`Event`]s:
@@ -49,7 +49,7 @@ pub use requester::{BadRequester, Requester};
 pub use sources::{Inputs, Sources};
 pub use watch::{Classify, Tell, Watch, Watched};
 
-/// A witness, and what it was told since last asked.
+/// A witness, and what it has reported since the last call.
 #[cfg(test)]
 pub(crate) fn listener() -> (Witness, impl Fn() -> Vec<Fault>) {
     let heard = std::sync::Arc::new(heard::Heard::new().unwrap());

@@ -28,7 +28,7 @@ impl Inputs {
     /// Opens what this host has and permits. None of it is needed for the VM to run; [`Sources`] says what there is.
     ///
     /// An instance of the kernel's tracing is made for it, and on VT-d a probe on the kernel's fault handler, which
-    /// is the only way to learn of faults that the log withholds. Both go with the [`Watch`](super::Watch).
+    /// is the only way to learn of faults that the log withholds. Both are removed with the [`Watch`](super::Watch).
     pub fn open() -> Inputs {
         Inputs::with(Tracing::open())
     }
@@ -93,7 +93,7 @@ impl fmt::Display for Sources {
             write!(f, "; not by {name}: {why}")?;
         }
         if !self.names {
-            write!(f, ". Run skep as root, or with CAP_SYSLOG, so that faults can be told by device")?;
+            write!(f, ". Run skep as root, or with CAP_SYSLOG, so that faults can be assigned to devices")?;
         }
         Ok(())
     }
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(
             sources.to_string(),
             "DMA faults are seen by the counts; not by the kernel's log: Operation not permitted (os error 1). Run \
-             skep as root, or with CAP_SYSLOG, so that faults can be told by device"
+             skep as root, or with CAP_SYSLOG, so that faults can be assigned to devices"
         );
     }
 }

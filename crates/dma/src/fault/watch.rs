@@ -1,4 +1,4 @@
-//! One thread that hears all sources.
+//! One thread that listens to all sources.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -20,14 +20,14 @@ use super::sources::{Inputs, Sources};
 use super::tracing::Trace;
 use crate::Iova;
 
-/// While faults come, the sources that cannot wake the thread are looked at so often.
+/// While faults come, the sources that cannot wake the thread are read this often.
 const BUSY: Duration = Duration::from_millis(50);
 /// After the last fault the thread stays busy for so long: longer than the kernel withholds reports (5 s).
 const AFTERMATH: Duration = Duration::from_secs(10);
-/// Else, when a source wakes the thread at the first fault, or when none can.
+/// Otherwise: if a source wakes the thread at the first fault, or if none can.
 const IDLE: Duration = Duration::from_secs(5);
 const IDLE_WITHOUT_WAKING: Duration = Duration::from_millis(100);
-/// Overwritten records of the log are told so often at most.
+/// The shortest time between two reports of overwritten records of the log.
 const LOSSES: Duration = Duration::from_secs(1);
 /// Entries read from a source before the others have their turn.
 const TURN: usize = 1024;
@@ -44,11 +44,11 @@ pub struct Watched {
 /// Says what lies at an IOVA in the VM's memory map, for a device of this domain.
 pub type Classify = Box<dyn Fn(&str, Iova) -> Place + Send>;
 
-/// Who is told of events. Called on the watch's thread, which waits for it.
+/// Receives events. Called on the watch's thread, which waits for it.
 pub type Tell = Box<dyn FnMut(Event) + Send>;
 
-/// Watches for DMA faults of a VM's devices until it is dropped. A fault is told within 200 ms; what follows it
-/// closely is told as one burst, at most once a second.
+/// Watches for DMA faults of a VM's devices until it is dropped. A fault is reported within 200 ms. Faults that follow it
+/// closely are reported as one burst, at most once a second.
 #[derive(Debug)]
 pub struct Watch {
     stop: EventFd,
@@ -59,7 +59,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts to watch. Faults of before are not told.
+    /// Starts to watch. Earlier faults are not reported.
     pub fn start(inputs: Inputs, devices: Vec<Watched>, classify: Classify, tell: Tell) -> io::Result<Watch> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let end = stop.try_clone()?;
@@ -83,7 +83,7 @@ impl Watch {
         &self.sources
     }
 
-    /// A way to tell it of faults that skep itself met. They are told like all others: those of a watched device with
+    /// A way to report faults that skep itself met. They are reported like all others: those of a watched device with
     /// its domain and place, in bursts.
     pub fn witness(&self) -> Witness {
         Witness::new(self.heard.clone())
@@ -96,7 +96,7 @@ impl Watch {
         devices.push(device);
     }
 
-    /// Watches a device no more.
+    /// Stops watching a device.
     pub fn remove(&self, device: Requester) {
         lock(&self.devices).retain(|other| other.device != device);
     }
@@ -124,7 +124,7 @@ struct Round {
     tell: Tell,
     account: Account,
     bursts: Bursts,
-    /// When something last had to do with faults.
+    /// When something last concerned faults.
     stirred: Instant,
     counted: Instant,
     lost: u64,
@@ -180,7 +180,7 @@ impl Round {
         fds[0].revents == 0
     }
 
-    /// Reads everything there is and tells what is due.
+    /// Reads everything there is and reports what is due.
     fn go(&mut self) {
         // The probe notes a fault before the log has it, and knows more.
         self.read_traces();
@@ -275,7 +275,7 @@ impl Round {
         }
     }
 
-    /// A witness tells of a fault; others' devices are not our business.
+    /// A witness reports a fault. Faults of devices that are not this VM's are ignored.
     fn fault(&mut self, report: Report, time: SystemTime, witness: Sense) {
         let devices = lock(&self.devices);
         let watched = devices.iter().find(|one| one.device.may_be(report.device)).cloned();
@@ -296,7 +296,7 @@ impl Round {
         self.bursts.add(Instant::now(), fault, Some(domain), place);
     }
 
-    /// What parts of skep have told. It is this VM's, whether or not the device is watched still.
+    /// What parts of skep have reported. It concerns this VM, even if the device is no longer watched.
     fn take_heard(&mut self, now: Instant) {
         for (fault, count) in self.heard.take() {
             let devices = lock(&self.devices);
@@ -344,7 +344,7 @@ impl Round {
         }
     }
 
-    /// Tells that faults may go unseen.
+    /// Reports that faults may be missed.
     fn blind(&mut self, source: Source, reason: String) {
         let count = Count { known: 0, unattributed: 0, complete: false };
         (self.tell)(Event { burst: 0, fault: nameless(source, reason), domain: None, place: None, count });

@@ -29,7 +29,7 @@ ioctl_io_nr!(IOMMU_IOAS_MAP, VFIO_TYPE.into(), IOMMUFD_CMD_IOAS_MAP);
 ioctl_io_nr!(IOMMU_IOAS_MAP_FILE, VFIO_TYPE.into(), IOMMUFD_CMD_IOAS_MAP_FILE);
 ioctl_io_nr!(IOMMU_IOAS_UNMAP, VFIO_TYPE.into(), IOMMUFD_CMD_IOAS_UNMAP);
 
-/// More ranges than any IOMMU has; a kernel that speaks of more is not believed.
+/// More ranges than any IOMMU has; a larger number from the kernel is an error.
 const MOST_RANGES: u32 = 4096;
 
 /// The kernel's number of an IOAS.
@@ -80,7 +80,7 @@ pub(crate) trait Kernel: Send + Sync {
         permission: Permission,
     ) -> io::Result<()>;
 
-    /// Takes a whole mapping away; returns how many bytes went.
+    /// Removes a whole mapping; returns how many bytes were unmapped.
     fn unmap(&self, ioas: IoasId, iova: IovaRange) -> io::Result<u64>;
 }
 
@@ -123,7 +123,7 @@ impl Kernel for DevIommu {
                 allowed_iovas: ranges.as_mut_ptr() as u64,
                 ..Default::default()
             };
-            // `ranges` has room for the `num_iovas` that the kernel is told of.
+            // `ranges` has room for the `num_iovas` that the kernel gets.
             match ioctl::write(&self.0, IOMMU_IOAS_IOVA_RANGES(), &mut request) {
                 Ok(_) => {
                     ranges.truncate(request.num_iovas as usize);

@@ -13,7 +13,7 @@ use crate::ledger::Permission;
 /// How memory that has a file is named to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Naming {
-    /// By the file, which has nothing to do with this process's addresses (IOMMU_IOAS_MAP_FILE, Linux 6.13).
+    /// By the file, independent of this process's addresses (IOMMU_IOAS_MAP_FILE, Linux 6.13).
     File,
     /// By its address in this process.
     Address,
@@ -38,7 +38,7 @@ struct Row {
 }
 
 /// What memory it is. Two that are equal are the same, by file and by address, as long as a row with it is there:
-/// whoever mapped it keeps both that long.
+/// the domain that mapped it keeps both that long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Memory {
     host: NonNull<u8>,
@@ -73,7 +73,7 @@ impl<K: Kernel> Share<K> {
 
     /// The same, if this memory were mapped as well; and what of it is new.
     fn bytes_with(&self, source: &Source<'_>, len: u64) -> (u64, u64) {
-        // Memory whose file cannot be asked about is taken for more; mapping it fails for the same reason.
+        // Memory whose file cannot be examined counts as new; mapping it fails for the same reason.
         let file = source.file.map(part).and_then(Result::ok);
         let memory = Memory { host: source.host, len, file };
         let shared = file.is_some() && self.rows().iter().any(|row| row.memory == memory);
@@ -137,7 +137,7 @@ impl<K: Kernel> Ioas<K> {
     pub fn unmap(&self, iova: IovaRange) -> io::Result<u64> {
         let mut rows = self.share.rows();
         let bytes = self.share.kernel.unmap(self.id, iova)?;
-        // Gone even if the kernel took less than it should have: a torn mapping is not one to copy.
+        // Removed even if the kernel unmapped less than it should: a partial mapping must not be copied.
         rows.retain(|row| row.ioas != self.id || row.iova != iova);
         Ok(bytes)
     }

@@ -35,7 +35,7 @@ impl Space {
         });
         let ranges = measured.and_then(|()| ioas.ranges().map_err(fail("ask what can be mapped")));
         let detached = attached.into_iter().map(|cdev| cdev.detach()).fold(Ok(()), Result::and);
-        // Where both failed the first matters: the devices are closed then, which takes them out as well.
+        // If both fail, the first error matters: the devices are closed then, which also detaches them.
         let (ranges, alignment) = ranges?;
         detached?;
         Ok(Space { ioas, limits: limits(ranges, alignment) })

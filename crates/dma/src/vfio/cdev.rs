@@ -15,7 +15,7 @@ use super::error::VfioError;
 use super::ioctl;
 use crate::iommufd::{IoasId, Iommufd, Space};
 
-/// A device's character device, open but not yet anybody's.
+/// A device's character device, open but not yet bound to an iommufd.
 #[derive(Debug)]
 pub struct Cdev {
     name: String,
@@ -41,7 +41,7 @@ impl Cdev {
         Ok(Cdev { name: address.to_owned(), file })
     }
 
-    /// Has an iommufd translate for it, which takes its whole IOMMU group from the host. Its DMA is blocked until
+    /// Binds it to an iommufd, which takes its whole IOMMU group from the host. Its DMA is blocked until
     /// it is attached to something.
     pub(crate) fn bind(self, iommufd: &Arc<Iommufd>) -> Result<BoundCdev, VfioError> {
         let mut request = vfio_device_bind_iommufd {
@@ -54,7 +54,7 @@ impl Cdev {
             let hint = match cause.raw_os_error() {
                 Some(libc::EPERM) => {
                     "Interrupt remapping is missing, so a device could raise any interrupt of the host: enable it in \
-                     the firmware set-up (VT-d, AMD-Vi, x2APIC). To go without that protection, load iommufd with \
+                     the firmware set-up (VT-d, AMD-Vi, x2APIC). To run without that protection, load iommufd with \
                      allow_unsafe_interrupts=1"
                 }
                 Some(libc::EBUSY) => {
@@ -86,7 +86,7 @@ pub(crate) struct BoundCdev {
     _iommufd: Arc<Iommufd>,
 }
 
-/// Where a device's DMA goes, as far as the kernel has confirmed.
+/// What translates a device's DMA, as far as the kernel has confirmed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// Nowhere.
@@ -105,7 +105,7 @@ impl BoundCdev {
         &self.file
     }
 
-    /// Has it do DMA by what an IOAS maps, now and later. All of that is pinned now, unless it is already.
+    /// Makes the device use an IOAS for its DMA. Memory that the IOAS maps is pinned now, unless it is already.
     pub fn attach(&self, ioas: IoasId) -> Result<(), VfioError> {
         let mut place = self.place();
         if *place == Place::Attached {

@@ -26,7 +26,7 @@ pub struct VfioDevice {
     name: String,
     resettable: bool,
     config: Region,
-    /// Last: as long as the device is open its DMA goes by the domain, which must hold what it maps that long.
+    /// Last: as long as the device is open its DMA uses the domain, which must keep its mappings that long.
     _domain: Arc<Domain>,
 }
 

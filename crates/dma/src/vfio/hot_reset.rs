@@ -23,11 +23,11 @@ pub struct Dependent {
 /// Who may reset a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
-    /// Whoever has this IOMMU group open.
+    /// The owner of the open file of this IOMMU group.
     Group(u32),
     /// This VM, whose iommufd translates for its group.
     Ours,
-    /// Somebody else, or nobody.
+    /// Another process, or none.
     Others,
 }
 
@@ -48,7 +48,7 @@ impl VfioDevice {
     }
 
     /// Resets the bus, with all functions on it. For a device that is open by its group, `groups` must be all the
-    /// groups they are in; one that iommufd translates for needs none, for the kernel knows whose they are.
+    /// groups they are in; one that iommufd translates for needs none, because the kernel knows their owner.
     pub fn hot_reset(&self, groups: &[Arc<Group>]) -> Result<(), VfioError> {
         let groups = if self.is_by_group() { groups } else { &[] };
         let mut request = vec![4 * (3 + groups.len() as u32), 0, groups.len() as u32];

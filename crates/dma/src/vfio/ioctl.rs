@@ -29,7 +29,7 @@ ioctl_io_nr!(VFIO_IOMMU_UNMAP_DMA, VFIO_TYPE.into(), VFIO_BASE + 14);
 /// The number of an ioctl.
 pub(crate) type Request = std::os::raw::c_ulong;
 
-/// No structure of VFIO's is larger than this; a kernel that asks for more is not believed.
+/// No structure of VFIO's is larger than this; a larger size from the kernel is an error.
 const LARGEST: usize = 1 << 20;
 
 fn answer(returned: i32) -> io::Result<i32> {

@@ -36,7 +36,7 @@ pub enum Interrupt {
 pub struct IrqInfo {
     /// How many there are; 0 when the device has none of the kind.
     pub count: u32,
-    /// More vectors can only be had by disabling all first.
+    /// To get more vectors, all must be disabled first.
     pub no_resize: bool,
 }
 
@@ -55,7 +55,7 @@ impl VfioDevice {
         Ok(IrqInfo { count: info.count, no_resize: info.flags & VFIO_IRQ_INFO_NORESIZE != 0 })
     }
 
-    /// Has vectors from `start` on raise these eventfds; `None` leaves a vector allocated and silent. The first
+    /// Connects vectors from `start` on to these eventfds; `None` leaves a vector allocated and silent. The first
     /// call of a kind enables it in the device, with as many vectors as it names.
     pub fn set_triggers(
         &self,
@@ -76,7 +76,7 @@ impl VfioDevice {
         })
     }
 
-    /// Takes all eventfds of a kind away and disables it in the device.
+    /// Disconnects all eventfds of a kind and disables it in the device.
     pub fn disable(&self, interrupt: Interrupt) -> Result<(), VfioError> {
         let flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
         let fail =
@@ -84,7 +84,7 @@ impl VfioDevice {
         self.set_irqs(interrupt, flags, 0, &[]).map_err(fail)
     }
 
-    /// Has the kernel unmask the pin whenever this eventfd is signalled.
+    /// Makes the kernel unmask the pin whenever this eventfd is signalled.
     pub fn unmask_intx_on(&self, eventfd: &EventFd) -> Result<(), VfioError> {
         let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_UNMASK;
         let fail = |cause| VfioError::new(self.name(), "have its interrupt pin unmasked", cause, "");

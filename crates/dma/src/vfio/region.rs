@@ -135,7 +135,7 @@ impl MappedArea {
 
 impl Drop for MappedArea {
     fn drop(&mut self) {
-        // SAFETY: the mapping made in `new`; whoever handed its address on has taken it back by then.
+        // SAFETY: the mapping made in `new`; the owner has removed all uses of its address before.
         if unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) } != 0 {
             say::error(format_args!("cannot unmap a device's memory: {}", io::Error::last_os_error()));
         }

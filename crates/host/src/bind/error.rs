@@ -32,7 +32,7 @@ pub enum BindError {
     },
     /// The kernel has no vfio-pci, and it could not be loaded.
     #[error(
-        "the kernel's vfio-pci driver is not there, and `modprobe vfio-pci` failed: {cause}. Load it as root, or \
+        "the kernel's vfio-pci driver is not loaded, and `modprobe vfio-pci` failed: {cause}. Load it as root, or \
          use a kernel with CONFIG_VFIO_PCI"
     )]
     NoVfio {
@@ -53,10 +53,10 @@ pub enum BindError {
         /// What a person can do.
         hint: String,
     },
-    /// The kernel took the writes, and yet the wrong driver has the device.
+    /// The kernel accepted the writes, but the wrong driver has the device.
     #[error(
-        "PCI device {address} should be with driver {wanted} now but is with {}. See the kernel's log (`dmesg`) \
-         for why {wanted} refused it",
+        "PCI device {address} should be bound to driver {wanted} now, but is bound to {}. The kernel's log (`dmesg`) \
+         says why {wanted} refused it",
         found.as_deref().unwrap_or("none")
     )]
     WrongDriver {
@@ -69,8 +69,8 @@ pub enum BindError {
     },
     /// A process has a leftover, or another device of its group, through VFIO.
     #[error(
-        "PCI device {address}, which a killed VM (process {pid}) had left, is in use by {}, so it stays with vfio-pci. When \
-         that has ended: skep host give-back {address}",
+        "PCI device {address}, which a killed VM (process {pid}) had left, is in use by {}, so it stays with vfio-pci. After \
+         that process has ended, run: skep host give-back {address}",
         by.join(", ")
     )]
     Used {
@@ -82,7 +82,7 @@ pub enum BindError {
         by: Vec<String>,
     },
     /// The records of what was bound could not be read.
-    #[error("cannot see what killed VMs have left: {cause}{}", needs_root(cause))]
+    #[error("cannot read which devices killed VMs have left: {cause}{}", needs_root(cause))]
     Records {
         /// What went wrong.
         cause: OwnError,
@@ -98,10 +98,10 @@ pub enum BindError {
         /// What went wrong.
         cause: OwnError,
     },
-    /// Another skep has been binding or giving back for longer than that can take.
+    /// Another skep has held the lock for longer than binding or giving back can take.
     #[error(
-        "cannot wait any longer to take or give back PCI device {address}: {} held {} all the {} s. If that one is \
-         stopped, let it go on (`kill -CONT`) or kill it, then try again",
+        "cannot take or give back PCI device {address}: {} held {} for all of {} s. If that process is \
+         stopped, continue it (`kill -CONT`) or kill it, then try again",
         holders(by),
         path.display(),
         after.as_secs()
@@ -117,7 +117,7 @@ pub enum BindError {
         by: Vec<String>,
     },
     /// A step failed, and so did undoing the steps before it.
-    #[error("{failed} Undoing what was done before failed too: {undo}")]
+    #[error("{failed} Undoing the steps before it failed too: {undo}")]
     Undo {
         /// The first failure.
         failed: Box<BindError>,

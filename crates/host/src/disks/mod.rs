@@ -1,4 +1,4 @@
-//! The host's disks, as somebody who wants to give one to a VM needs to see them.
+//! The host's disks, for people who want to give one to a VM.
 
 mod signature;
 
@@ -33,7 +33,7 @@ pub struct HostDisk {
     pub read_only: bool,
     /// Whether it can be taken out.
     pub removable: bool,
-    /// The PCI function that it hangs on.
+    /// The PCI function to which it is connected.
     pub controller: Option<Controller>,
     /// Its number on an NVMe controller (NSID). The numbers in the kernel's names (`nvme0n1`) are others: the kernel
     /// counts as it finds.
@@ -59,7 +59,7 @@ pub struct Partition {
     pub contents: Option<Vec<Content>>,
 }
 
-/// The PCI function that a disk hangs on.
+/// The PCI function to which a disk is connected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Controller {
     /// Where it sits.

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use disk::Disk;
 
-/// So long a disk may take to be closed, until whoever took it is told that it is still used.
+/// How long closing a disk may take before the call returns that it is still in use.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often to look whether it is.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Waits until a disk that was taken away is closed, but not for long; its name, if it is still open then.
+/// Waits a limited time until a disk that was removed is closed; its name, if it is still open then.
 pub fn let_go(disk: Arc<Disk>) -> Option<String> {
-    // Nobody has what is held tried again any more.
+    // Nothing repeats held requests from here on.
     disk.failures().give_up();
     disk.failures().tell_rest();
     let (name, tally, until) = (disk.name().to_owned(), disk.tally().clone(), Instant::now() + PATIENCE);

@@ -98,10 +98,22 @@ fn add_namespace(
         }
         None => {
             let short = wanted.as_ref().map_or(options.name, ToString::to_string);
-            let options = NvmeOptions { name: short, ..options };
+            let options = NvmeOptions { name: unused(short, controllers), ..options };
             controllers.push(Controller::Nvme { name: wanted, options, disks: vec![disk] });
         }
     }
+}
+
+/// The name, or with a number behind it where another controller has it: a controller over an image says its name in the
+/// place of a serial number, and guests refuse the second of two controllers that say the same.
+fn unused(name: String, controllers: &[Controller]) -> String {
+    let is_free = |name: &String| {
+        controllers
+            .iter()
+            .all(|other| !matches!(other, Controller::Nvme { options, .. } if options.name == *name))
+    };
+    let numbered = (2..).map(|number: u32| format!("{name}-{number}"));
+    std::iter::once(name.clone()).chain(numbered).find(is_free).unwrap_or(name)
 }
 
 fn add_port(controllers: &mut Vec<Controller>, wanted: Option<ControllerName>, port: AhciPort) {
@@ -118,7 +130,7 @@ fn add_port(controllers: &mut Vec<Controller>, wanted: Option<ControllerName>, p
 /// What came of putting controllers on the bus.
 #[derive(Default)]
 pub(super) struct Put {
-    /// Who is to be told when a disk has another size.
+    /// Notified when a disk has another size.
     pub listeners: Vec<Listener>,
     /// Where SATA disks and the discs of drives are.
     pub seats: Vec<(Arc<Disk>, Seat)>,
@@ -261,6 +273,12 @@ mod tests {
             disk(DiskModel::AhciCd, "s"),
         ];
         assert_eq!(words(&made(&disks)), ["nvme a 2", "ahci 2", "nvme ram 1", "ahci 1", "nvme b 1"]);
+    }
+
+    #[test]
+    fn nvme_controllers_over_disks_of_the_same_name_are_told_apart() {
+        let disks = [disk(NVME, ""), disk(NVME, ""), disk(NVME, "ram-2"), disk(NVME, "")];
+        assert_eq!(words(&made(&disks)), ["nvme ram 1", "nvme ram-2 1", "nvme ram-2-2 1", "nvme ram-3 1"]);
     }
 
     #[test]

@@ -17,10 +17,10 @@ use crate::failures;
 /// Discs of a drive whose tallies are kept, the one that is in it included.
 const KEPT: usize = 64;
 
-/// What becomes of the guest's lock on a drive's tray: a disc that is in use is locked.
+/// What happens to the guest's lock on a drive's tray: a disc that is in use is locked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TrayLock {
-    /// The disc stays, and the guest is asked to let it go.
+    /// The disc stays, and skep asks the guest to release it.
     Respected,
     /// The disc is taken, whatever the guest does with it.
     Overridden,
@@ -33,7 +33,7 @@ pub struct DriveReading {
     pub name: String,
     /// What is in it.
     pub disc: Option<String>,
-    /// What was taken out just now and is not closed yet, for a request of the guest is under way.
+    /// What was taken out just now and is not closed yet, because a request of the guest is under way.
     pub leaving: Option<String>,
 }
 
@@ -60,8 +60,8 @@ pub enum DriveError {
     },
     /// The guest has locked the tray.
     #[error(
-        "the guest uses {disc}, the disc in {drive}, and has locked the tray; it was asked to let the disc go. Unmount it in \
-         the guest and try again, or take it by force (--force): whatever in the guest still reads it gets errors"
+        "the guest uses {disc}, the disc in {drive}, and has locked the tray. skep has asked it to release the disc. Unmount it in \
+         the guest and try again, or take it by force (--force): programs in the guest that still read it then get errors"
     )]
     Locked {
         /// The drive.
@@ -132,7 +132,7 @@ impl Drive {
 
     /// What is in it; the guest may have ejected it.
     pub fn disc(&self) -> Option<Arc<Disk>> {
-        // The port has had a drive from the start, and nobody unplugs it.
+        // The port has had a drive from the start, and drives are not unplugged.
         self.seat.controller.disc(self.seat.port).ok().flatten()
     }
 

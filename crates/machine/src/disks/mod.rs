@@ -30,12 +30,10 @@ pub use plug::{Letting, PlugError, Plugged, UnplugError, Unplugged};
 pub use same::{on_controllers, same_as};
 pub use shelf::{Disks, DisksOutside};
 
-/// Queues of a model at most.
-const MOST_QUEUES: u16 = 64;
 /// Queue pairs that an NVMe controller has at least, which firmware relies on.
 const LEAST_NVME_QUEUES: u16 = 2;
 
-/// A disk as far as it can be had before devices are taken.
+/// A disk, as far as it can be opened before devices are taken.
 pub enum CheckedDisk {
     /// Open.
     Open(OpenDisk),
@@ -50,6 +48,8 @@ pub struct OpenDisk {
     controller: Option<ControllerName>,
     on_error: Option<OnError>,
     buffers: Choice,
+    /// What a person should know of how it was opened and of what the guest sees.
+    remarks: Vec<String>,
 }
 
 /// What the guest is to see, as far as it is made without a place on the bus.
@@ -70,24 +70,10 @@ impl Model {
     }
 }
 
-/// Whether a model can have the queues that a disk asks for, which is known before the disk is. `name` is what the guest
-/// is to call it.
-fn check_queues(disk: &config::Disk, name: &str, cpus: config::Cpus) -> Result<(), StartError> {
-    let (queues, name) = (queues(disk, cpus), name.to_owned());
-    match disk.model {
-        _ if queues <= MOST_QUEUES => Ok(()),
-        DiskModel::Nvme { .. } => Err(devices::NvmeError::Queues { name, queues }.into()),
-        _ => Err(devices::VirtioBlkError::Queues { name, queues }.into()),
-    }
-}
-
 /// Opens a disk, which claims it: nobody else can mount it or give it to another VM until it is closed.
 pub fn check(disk: &config::Disk, cpus: config::Cpus) -> Result<CheckedDisk, StartError> {
     let (options, name) = match &disk.source {
-        DiskSource::Nvme { address, .. } => {
-            check_queues(disk, &address.to_string(), cpus)?;
-            return Ok(CheckedDisk::Driven(disk.clone()));
-        }
+        DiskSource::Nvme { .. } => return Ok(CheckedDisk::Driven(disk.clone())),
         DiskSource::File(file) => (file_options(file), short_name(file.path.as_path())),
         DiskSource::Nbd(address) => {
             let url: NbdUrl = address.as_str().parse()?;
@@ -150,7 +136,8 @@ fn short_name(path: &Path) -> String {
 /// How many queues of a disk its model may take into use: as many as there are vCPUs, unless somebody wants it
 /// otherwise.
 pub fn queues(disk: &config::Disk, cpus: config::Cpus) -> u16 {
-    let wanted = disk.model.queues().map_or(cpus.get().get().min(MOST_QUEUES), |queues| queues.get().get());
+    let one_per_cpu = cpus.get().get().min(config::Queues::MAX);
+    let wanted = disk.model.queues().map_or(one_per_cpu, |queues| queues.get().get());
     match disk.model {
         DiskModel::VirtioBlk { .. } => wanted,
         DiskModel::Nvme { .. } => wanted.max(LEAST_NVME_QUEUES),
@@ -195,9 +182,11 @@ impl OpenDisk {
                 ..AhciCd::new(name, Some(opened.clone()))
             })),
         };
+        let mut remarks = opened.remarks().to_vec();
+        remarks.extend(shortened(&opened, disk));
         let buffers = Choice::of(&disk.source);
         let (controller, on_error) = (disk.controller.clone(), disk.on_error);
-        Ok(OpenDisk { disk: opened, model, controller, on_error, buffers })
+        Ok(OpenDisk { disk: opened, model, controller, on_error, buffers, remarks })
     }
 
     /// What holds its data.
@@ -205,10 +194,29 @@ impl OpenDisk {
         &self.disk
     }
 
+    /// What a person should know of how it was opened and of what the guest sees.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
     /// Whether RAM is to be registered for it.
     pub fn buffers(&self) -> Choice {
         self.buffers
     }
+}
+
+/// What to say of a disk whose own serial number is too long for a guest.
+fn shortened(opened: &Disk, disk: &config::Disk) -> Option<String> {
+    if disk.serial.is_some() || matches!(disk.model, DiskModel::AhciCd) {
+        return None;
+    }
+    let own = opened.geometry().serial.as_deref()?;
+    let shown = devices::shortened_serial_number(own)?;
+    Some(format!(
+        "disk {}: a guest cannot be shown its serial number {own:?} as it is, and sees {shown} instead. `serial=` gives \
+         the disk another one, of 20 characters at most",
+        opened.name()
+    ))
 }
 
 /// A text of a disk's description for ATA's identify data.
@@ -218,7 +226,7 @@ fn ata<const N: usize>(text: &Option<String>) -> Result<Option<AtaText<N>>, Star
 
 /// What people should know of how disks were opened.
 pub fn remarks(disks: &[OpenDisk]) -> impl Iterator<Item = &String> {
-    disks.iter().flat_map(|disk| disk.disk.remarks())
+    disks.iter().flat_map(OpenDisk::remarks)
 }
 
 /// Where controllers are put, and what they need there.

@@ -24,7 +24,7 @@ pub struct Plugged {
 pub struct Unplugged {
     /// Its name.
     pub name: String,
-    /// Whether this host has it back.
+    /// Whether this host can use it again.
     pub state: Letting,
 }
 
@@ -45,14 +45,14 @@ pub enum PlugError {
     Model(ModelName),
     /// Its controller would have to be taken from the host first.
     #[error(
-        "a controller that skep drives itself (nvme=) is taken at the start of a VM, not while it runs. Give the VM the \
-         disk at its start, or plug in what the host's driver makes of it (path=/dev/nvme0n1)"
+        "a VM gets a controller that skep drives itself (nvme=) only at its start. Describe the disk at the start, or plug in \
+         the block device of the host's driver (path=/dev/nvme0n1)"
     )]
     Driven,
     /// There is no SATA controller.
     #[error(
-        "the VM has no SATA controller, and it cannot get one while it runs. Start it with one: a disk with model=ahci, or \
-         a CD drive, brings it along"
+        "the VM has no SATA controller, and it cannot get one while it runs. Start it with one: a disk with model=ahci or \
+         a CD drive adds it"
     )]
     NoController,
     /// There is none of that name.
@@ -65,20 +65,20 @@ pub enum PlugError {
     },
     /// No port is free on these controllers.
     #[error(
-        "all ports of {} are taken. Unplug a disk first (skep disk VM unplug NAME)",
+        "all ports of {} are in use. Unplug a disk first (skep disk VM unplug NAME)",
         .0.join(" and ")
     )]
     Full(Vec<String>),
     /// RAM was not registered when the VM started.
     #[error(
         "disk {0}: the VM's RAM is not registered with io_uring, and it is registered only at the start, for a disk with \
-         buffers=registered. Leave that out"
+         buffers=registered. Remove that setting"
     )]
     NotRegistered(String),
     /// The VM ends.
-    #[error("the VM is being taken apart. Start it again, with the disk")]
+    #[error("the VM is ending. Start it again, with the disk")]
     Ending,
-    /// The disk cannot be had, as at a start.
+    /// The disk cannot be opened, as at a start.
     #[error(transparent)]
     Disk(#[from] StartError),
 }
@@ -107,7 +107,7 @@ pub enum UnplugError {
     },
     /// It is a disc.
     #[error(
-        "{name} is a CD drive or the disc in one, which stays. The disc is taken out with skep cd VM {drive} eject"
+        "{name} is a CD drive or the disc in one, and CD drives stay. Eject the disc with: skep cd VM {drive} eject"
     )]
     Disc {
         /// What was asked for.
@@ -116,7 +116,7 @@ pub enum UnplugError {
         drive: String,
     },
     /// The VM ends, and with it every disk is closed.
-    #[error("the VM is being taken apart, and its disks are closed with it. Wait for its end")]
+    #[error("the VM is ending, and closes its disks. Wait for its end")]
     Ending,
     /// The controller does not let it go.
     #[error(transparent)]
@@ -167,19 +167,19 @@ impl DisksOutside {
             CheckedDisk::Driven(_) => return Err(PlugError::Driven),
         };
         let name = open.disk.name().to_owned();
-        open.disk.remarks().iter().for_each(|remark| shelf.events.trouble(remark.clone()));
+        open.remarks().iter().for_each(|remark| shelf.events.trouble(remark.clone()));
         // Before its queue is prepared.
         failures::watch(&open.disk, open.on_error, &shelf.events);
         let seat = shelf.contents().plug(open, &shelf.events)?;
         Ok(Plugged { name, place: seat.to_string() })
     }
 
-    /// Takes the SATA disk of this name away, whether or not the guest uses it. Returns when it is closed, or has taken
+    /// Unplugs the SATA disk of this name, even if the guest uses it. Returns when it is closed, or has taken
     /// long.
     pub fn unplug(&self, name: &str) -> Result<Unplugged, UnplugError> {
         let shelf = self.shelf().ok_or(UnplugError::Ending)?;
         let (disk, seat) = shelf.contents().take(name)?;
-        // Nobody has what is held tried again any more, and the port would wait for it.
+        // Nothing repeats held requests from here on, and the port would wait for them.
         disk.failures().give_up();
         match seat.controller.unplug(seat.port) {
             // The guest has lost it in either case.

@@ -1,4 +1,4 @@
-//! Telling of disks that have another size: the controllers that have a word for it, people about the others.
+//! Reports of disks that have another size: to controllers whose protocol knows that, to people for the others.
 
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::error::{StartError, system};
 use crate::events::Events;
 
-/// Looking at the sizes of disks, and telling of other ones; there is none of it before there are disks.
+/// Watches the sizes of disks, and reports changes. The watch begins with the first disk.
 #[derive(Default)]
 pub struct Sizes {
     teller: Option<SizeTeller>,
@@ -19,7 +19,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Looks at these disks from now on as well, as long as they are open, and tells these listeners.
+    /// Watches these disks as well from now on, as long as they are open, and notifies these listeners.
     pub fn add(&mut self, disks: &[Arc<Disk>], listeners: Vec<Listener>) -> Result<(), StartError> {
         match (&self.teller, listeners.is_empty()) {
             (_, true) => {}
@@ -40,7 +40,7 @@ impl Sizes {
     }
 }
 
-/// Who is to be told when a disk has another size, as long as the disk is open.
+/// Notified when a disk has another size, as long as the disk is open.
 pub struct Listener {
     disk: Weak<Disk>,
     resized: EventFd,
@@ -48,14 +48,14 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Has `tell` called after each change of the disk's size.
+    /// Calls `tell` after each change of the disk's size.
     pub fn new(disk: &Arc<Disk>, tell: impl Fn() + Send + 'static) -> Result<Listener, StartError> {
         let resized = disk.resized().map_err(system("listen to changes of a disk"))?;
         Ok(Listener { disk: Arc::downgrade(disk), resized, tell: Box::new(tell) })
     }
 }
 
-/// A thread that tells controllers of other sizes of their disks, until it is dropped.
+/// A thread that notifies controllers of new sizes of their disks, until it is dropped.
 struct SizeTeller {
     /// Its end is the thread's.
     more: Option<Sender<Listener>>,
@@ -128,8 +128,8 @@ fn wait(bell: &EventFd, listeners: &[Listener]) {
     bell.read().unwrap_or_default();
 }
 
-/// ATA has no word for another size, so people are told what to do about it. To unplug the disk for a moment would
-/// tell the driver, but not those in the guest who have mounted it.
+/// ATA cannot report another size, so a message tells people what to do. To unplug the disk for a moment would
+/// inform the driver, but it would break file systems that the guest has mounted.
 pub fn tell_people(disk: &Arc<Disk>, events: Events) -> Result<Listener, StartError> {
     let (name, size) = (disk.name().to_owned(), disk.size());
     Listener::new(disk, move || events.trouble(resized_on_sata(&name, &size)))

@@ -9,8 +9,8 @@ use host::{Host, PciAddress};
 
 use crate::error::{StartError, host_address};
 
-/// What is true of a disk that cannot be had, because it is in use: it may be one of these `earlier` ones, which the VM
-/// has by then.
+/// The real reason why a disk cannot be opened because it is in use: it may be one of these `earlier` ones, which the VM
+/// has opened by then.
 pub fn same_as(earlier: &[config::Disk], again: &config::Disk, error: StartError) -> StartError {
     let StartError::Disk(OpenError::Busy { .. }) = error else { return error };
     let Some(wanted) = facts(again) else { return error };

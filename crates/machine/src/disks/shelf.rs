@@ -20,7 +20,7 @@ use crate::failures;
 /// Disks that were unplugged whose tallies are kept.
 const KEPT: usize = 64;
 
-/// The disks of a VM. They go with this, whoever looks at them from outside.
+/// The disks of a VM. They are closed with this, even while another thread looks at them from outside.
 pub struct Disks(Arc<Shelf>);
 
 /// What the owner and those outside share.
@@ -35,18 +35,18 @@ pub(super) struct Contents {
     // First, for they use the disks.
     sizes: Sizes,
     slots: Vec<Slot>,
-    /// Where disks are plugged in; `None` once the VM is being taken apart.
+    /// Where disks are plugged in; `None` while the VM ends.
     sata: Option<Vec<SataController>>,
     registered: Registered,
 }
 
 /// What the guest has, or had.
 enum Slot {
-    /// For ever, as the model has it.
+    /// As long as the VM runs.
     Fixed { disk: Arc<Disk>, model: ModelName },
     /// Until it is unplugged.
     Sata { disk: Arc<Disk>, seat: Seat },
-    /// For ever, with a disc that may be changed.
+    /// As long as the VM runs, with a disc that may be changed.
     Drive(Arc<Drive>),
     /// A disk that was there. Its port is free when none of its queues counts any more.
     Gone { tally: Tally, seat: Seat },
@@ -92,7 +92,7 @@ impl Disks {
         tallies.collect()
     }
 
-    /// From now on no disk is plugged in, for the VM is being taken apart.
+    /// From now on no disk is plugged in, because the VM ends.
     pub fn close(&self) {
         self.0.contents().sata = None;
     }
@@ -105,13 +105,13 @@ impl Disks {
 
 impl Drop for Disks {
     fn drop(&mut self) {
-        // Not with the lock held: whoever ends may have to look at it.
+        // Not with the lock held: threads that end may have to take it.
         let contents = std::mem::take(&mut *self.0.contents());
         drop(contents);
     }
 }
 
-/// The disks of a VM for whoever keeps none of them.
+/// The disks of a VM, for users that must not keep a disk open.
 #[derive(Clone)]
 pub struct DisksOutside(Weak<Shelf>);
 
@@ -135,7 +135,7 @@ impl DisksOutside {
         drive.ok_or_else(|| DriveError::Missing { name: name.to_owned(), drives: self.drives() })
     }
 
-    /// `None` when the VM has been taken apart.
+    /// `None` after the VM has ended.
     pub(super) fn shelf(&self) -> Option<Arc<Shelf>> {
         self.0.upgrade()
     }
@@ -194,7 +194,7 @@ impl Contents {
         })
     }
 
-    /// Plugs an open disk in, and tells guest and people.
+    /// Plugs an open disk in, and informs guest and people.
     pub fn plug(&mut self, open: OpenDisk, events: &Events) -> Result<Seat, PlugError> {
         let seat = self.free_seat(open.controller.as_ref())?;
         self.registered.give(&open)?;
@@ -211,7 +211,7 @@ impl Contents {
         Ok(seat)
     }
 
-    /// Takes the SATA disk of this name off the list. Its port is not free before its queue has ended.
+    /// Removes the SATA disk of this name from the list. Its port is not free before its queue has ended.
     pub fn take(&mut self, name: &str) -> Result<(Arc<Disk>, Seat), UnplugError> {
         for slot in &mut self.slots {
             if let Slot::Sata { disk, seat } = slot
@@ -226,7 +226,7 @@ impl Contents {
         Err(self.why_not(name))
     }
 
-    /// Forgets who went first, once they are many.
+    /// Forgets the disks that were removed first, if there are many.
     fn forget(&mut self) {
         let is_gone = |slot: &Slot| matches!(slot, Slot::Gone { .. });
         if self.slots.iter().filter(|slot| is_gone(slot)).count() > KEPT

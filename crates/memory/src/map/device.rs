@@ -37,7 +37,7 @@ impl DeviceMemory {
     }
 
     /// Whether these are a model's registers: the guest reads them as memory, and what it writes goes to the model.
-    /// They are nothing for DMA.
+    /// They are not mapped for DMA.
     pub fn is_read_only(&self) -> bool {
         self.registers.is_some()
     }

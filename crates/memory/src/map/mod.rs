@@ -40,7 +40,7 @@ impl Change {
         }
     }
 
-    /// The change that takes this one back.
+    /// The change that undoes this one.
     pub fn inverse(&self) -> Change {
         match self.clone() {
             Change::AddRam(segment) => Change::RemoveRam(segment),
@@ -72,11 +72,11 @@ pub trait Mirror: Send + Sync {
     /// What it is, for people: "DMA domain guest".
     fn name(&self) -> String;
 
-    /// Carries the change out in such a way that [`undo`](Mirror::undo) can take it back. A failure has changed
+    /// Makes the change, in such a way that [`undo`](Mirror::undo) can undo it. A failure has changed
     /// nothing.
     fn prepare(&self, change: &Change) -> Result<(), MirrorError>;
 
-    /// Takes back a change that was prepared. A failure leaves the mirror other than the map, which an audit shows.
+    /// Undoes a change that was prepared. A failure leaves the mirror other than the map, which an audit shows.
     fn undo(&self, change: &Change) -> Result<(), MirrorError> {
         self.prepare(&change.inverse())
     }
@@ -168,7 +168,7 @@ pub struct MemoryMap {
 
 struct State {
     contents: Contents,
-    /// In the order in which they learn of what appears; of what goes they learn in reverse.
+    /// In the order of calls when something appears; when something is removed, the order is reversed.
     mirrors: Vec<Arc<dyn Mirror>>,
 }
 
@@ -189,7 +189,7 @@ impl MemoryMap {
         self.state().contents.clone()
     }
 
-    /// Brings all of the map into a mirror and compares it; from then on it takes part in every change. On failure
+    /// Puts the whole map into a mirror and compares it; from then on the mirror takes part in every change. On failure
     /// the mirror holds nothing of the map.
     pub fn attach(&self, mirror: Arc<dyn Mirror>) -> Result<(), ChangeError> {
         let mut state = self.state();
@@ -213,8 +213,8 @@ impl MemoryMap {
         Ok(())
     }
 
-    /// Takes all of the map out of a mirror, which then takes part in no change any more. Tries all; what could not
-    /// be taken out is in the error, and the mirror is detached all the same.
+    /// Removes the whole map from a mirror, which then takes part in no more changes. Tries all; what could not
+    /// be removed is in the error, and the mirror is detached in any case.
     pub fn detach(&self, mirror: &Arc<dyn Mirror>) -> Result<(), ChangeError> {
         let mut state = self.state();
         let before = state.mirrors.len();
@@ -250,7 +250,7 @@ impl MemoryMap {
     }
 
     /// Looks at the map while nothing changes it, and with `audit` at its mirrors: all that is seen is of one moment.
-    /// Whoever looks may not ask this map for anything else.
+    /// `look` must not call other methods of this map.
     pub fn look<T>(&self, look: impl FnOnce(&Contents, &dyn Fn() -> Vec<Audited>) -> T) -> T {
         let state = self.state();
         let audit = |mirror: &Arc<dyn Mirror>| (mirror.name(), mirror.audit(&state.contents));
@@ -268,7 +268,7 @@ impl std::fmt::Debug for MemoryMap {
     }
 }
 
-/// Takes a change back in one mirror; says what could not be.
+/// Undoes a change in one mirror; returns what could not be undone.
 fn undo(mirror: &dyn Mirror, change: &Change) -> Option<Stuck> {
     let cause = mirror.undo(change).err()?;
     Some(Stuck { mirror: mirror.name(), change: change.inverse().to_string(), cause })

@@ -3,6 +3,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::bar::{BarKind, ROM};
 use crate::config_space::{ConfigSpace, Identity};
+use crate::register;
 use proptest::prelude::*;
 
 struct Probe {
@@ -11,6 +12,8 @@ struct Probe {
     tag: u8,
     /// Whether it fails at all that can fail.
     broken: Mutex<bool>,
+    /// Held by a test that makes writes to configuration space wait.
+    slow: Mutex<()>,
 }
 
 impl Probe {
@@ -24,7 +27,13 @@ impl Probe {
             revision: 0,
         };
         let space = Mutex::new(ConfigSpace::new(identity, bars, windows));
-        Arc::new(Probe { space, seen: Mutex::default(), tag, broken: Mutex::new(false) })
+        Arc::new(Probe {
+            space,
+            seen: Mutex::default(),
+            tag,
+            broken: Mutex::new(false),
+            slow: Mutex::default(),
+        })
     }
 
     /// Where its BARs are, decoding or not.
@@ -48,6 +57,7 @@ impl Function for Probe {
         self.space.lock().unwrap().read(offset, data);
     }
     fn write_config(&self, offset: u16, data: &[u8]) -> Result<(), PciError> {
+        let _wait = self.slow.lock().unwrap();
         self.space.lock().unwrap().write(offset, data);
         self.outcome("write")
     }
@@ -298,4 +308,31 @@ fn what_finds_no_place_is_known_without_a_bus_and_is_what_the_bus_says() {
     }
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found, said);
+}
+
+#[test]
+fn a_function_whose_write_takes_long_holds_up_no_other_function() {
+    let (bus, probes) = bus(2);
+    let [(slow, probe), (other, _)] = &probes[..] else { panic!("two functions") };
+    let waits = probe.slow.lock().unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| bus.write_config(*slow, register::COMMAND, &[0, 0]));
+        let (done, answered) = std::sync::mpsc::channel();
+        let bus = &bus;
+        scope.spawn(move || {
+            // Until the other one is in the middle of its write.
+            while bus.slots()[slow].writing.try_lock().is_ok() {
+                std::thread::yield_now();
+            }
+            bus.read_config(*other, 0, &mut [0; 4]);
+            bus.write_config(*other, register::COMMAND, &[3, 0]).unwrap();
+            done.send(()).unwrap();
+        });
+        let outcome = answered.recv_timeout(std::time::Duration::from_secs(10));
+        assert!(!writer.is_finished(), "the write waits still");
+        drop(waits);
+        assert_eq!(outcome, Ok(()), "the other function was reached");
+        writer.join().unwrap().unwrap();
+    });
+    assert!(bus.slots()[other].claimed.iter().any(Option::is_some), "and decodes");
 }

@@ -159,7 +159,7 @@ fn what_cannot_be_plugged_or_unplugged_is_said_with_the_reason_and_a_way_out() {
         ("b,model=ahci-cd", "skep cd"),
         ("nvme=0000:03:00.0", "path=/dev/nvme0n1"),
         ("b,controller=t", "no SATA controller called t. It has s (ahci 00:"),
-        ("b,buffers=registered", "buffers=registered. Leave that out"),
+        ("b,buffers=registered", "buffers=registered. Remove that setting"),
         ("b,format=qcow2", "qcow2"),
     ] {
         let why = machine.refusal(text);
@@ -213,7 +213,7 @@ fn once_the_vm_is_taken_apart_nothing_is_plugged_in_and_everything_is_closed() {
     let machine = Machine::new("end", &["a"]);
     machine.plug("b").unwrap();
     machine.disks.close();
-    assert!(machine.refusal("c").contains("the VM is being taken apart"));
+    assert!(machine.refusal("c").contains("the VM is ending"));
     assert_eq!(machine.tallies(), ["a", "b"]);
     let (outside, disk) = (machine.disks.outside(), machine.folder.described("a"));
     // Somebody looks while it ends.
