@@ -18,6 +18,7 @@ pub mod nbd_session;
 pub mod nvme;
 pub mod nvme_data;
 pub mod nvme_driver;
+pub mod rtc;
 pub mod steps;
 pub mod virtio_blk;
 pub mod virtio_queue;
@@ -27,7 +28,7 @@ pub mod vm_toml;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("virtio_queue", virtio_queue::run),
     ("virtio_blk", virtio_blk::run),
     ("config_space", config_space::run),
@@ -44,4 +45,5 @@ pub const TARGETS: [(&str, Target); 16] = [
     ("atapi", atapi::run),
     ("image_headers", image_headers::run),
     ("nbd_session", nbd_session::run),
+    ("rtc", rtc::run),
 ];

@@ -107,3 +107,8 @@ fn every_target_has_its_seeds_replayed() {
     names.sort();
     assert_eq!(folders, names);
 }
+
+#[test]
+fn the_clock_keeps_time_whatever_is_written_to_it() {
+    replay("rtc");
+}

@@ -9,8 +9,8 @@ use dma::{Domain, DomainError};
 use host::PciAddress;
 use memory::Gpa;
 use pci::{
-    Address, BarSpec, Decoded, DecodedAt, Function, MSIX_ENTRY_SIZE, Msi, Msix, PciError, Pin, Services,
-    Windows, register,
+    Address, BarSpec, Decoded, DecodedAt, DeviceNumber, Function, MSIX_ENTRY_SIZE, Msi, Msix, PciError, Pin,
+    Services, Windows, register,
 };
 
 use crate::alarms::{Alarms, Event, Report};
@@ -267,6 +267,10 @@ impl Device for Hardware {
 impl Function for Assigned {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn device_number(&self) -> DeviceNumber {
+        DeviceNumber::Own
     }
 
     fn read_config(&self, offset: u16, data: &mut [u8]) {

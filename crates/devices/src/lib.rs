@@ -18,6 +18,8 @@ mod virtio_blk;
 pub use nvme::{Namespace, Nvme, NvmeError, NvmeOptions};
 pub use ports::PortDevice;
 pub use power::{PmTimer, Power, PowerRequest, Press, ResetPort};
+#[cfg(feature = "driver")]
+pub use rtc::{Nanos, State as RtcState};
 pub use rtc::{RamSizes, Rtc};
 pub use serial::SerialPort;
 pub use serial_number::shortened as shortened_serial_number;

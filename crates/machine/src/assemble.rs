@@ -123,7 +123,7 @@ pub fn assemble(
     let owner = sender.clone();
     let heard = Box::new(move || owner.send(Event::PowerButtonHeard));
     let power = Arc::new(Power::new(sci, ask(&sender), heard));
-    let clock = clock(&vm, &layout)?;
+    let clock = clock(&vm, &layout, &sender)?;
     let ports = fixed_ports(&serial, clock, &power, &bus, &sender);
     let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender.clone() });
 
@@ -208,7 +208,7 @@ fn ask(events: &Events) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
 }
 
 /// The clock, with its interrupt.
-fn clock(vm: &VmFd, layout: &Layout) -> Result<Rtc, StartError> {
+fn clock(vm: &VmFd, layout: &Layout, events: &Events) -> Result<Rtc, StartError> {
     let interrupt = EventFd::new(EFD_NONBLOCK).map_err(system("make an eventfd"))?;
     vm.register_irqfd(&interrupt, gsi::RTC.into()).map_err(failed("connect the clock's interrupt"))?;
     let size = |low: bool| {
@@ -218,7 +218,13 @@ fn clock(vm: &VmFd, layout: &Layout) -> Result<Rtc, StartError> {
     let ram = RamSizes { low: size(true), high: size(false) };
     // An eventfd that is full has an interrupt in it already.
     let raise = Box::new(move || drop(interrupt.write(1)));
-    Rtc::new(ram, raise).map_err(system("start the clock's thread"))
+    let events = events.clone();
+    let no_thread = Box::new(move |cause| {
+        events.provoked(format!(
+            "the guest's clock cannot interrupt, for its thread did not start: {cause}. See the limits on processes (ulimit -u)"
+        ));
+    });
+    Ok(Rtc::new(ram, raise, no_thread))
 }
 
 fn fixed_ports(

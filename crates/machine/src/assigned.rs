@@ -14,7 +14,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{DeviceFd, VmFd};
 use memory::{GpaRange, MemoryMap, Mirror};
-use pci::{Bus, Services};
+use pci::{Bus, DeviceNumber, Services};
 
 use crate::error::StartError;
 use crate::events::Events;
@@ -85,7 +85,7 @@ impl Claimed {
     ) -> Result<Vec<Arc<Assigned>>, StartError> {
         let mut all = Vec::new();
         for address in self.claim.assigned() {
-            let at = bus.free_address()?;
+            let at = bus.free_address(DeviceNumber::Own)?;
             let events = events.clone();
             // Nothing reads events before the VM runs; they wait until then. Warnings come from what the guest reads
             // and writes.

@@ -123,8 +123,8 @@ fn ahci(error: &AhciError) -> Known {
 
 fn pci(error: &PciError) -> Known {
     match error {
-        PciError::Full | PciError::NoRoom { .. } => Before("room::check"),
-        PciError::Taken(_) => Later("a fault in skep: it takes free addresses"),
+        PciError::Full { .. } | PciError::NoRoom { .. } => Before("room::check"),
+        PciError::Taken(_) | PciError::NoFunction0(_) => Later("a fault in skep: it takes free addresses"),
         PciError::Service(_) | PciError::Function { .. } => KERNEL,
         PciError::Several(errors) => worst(errors.iter().map(pci)),
     }

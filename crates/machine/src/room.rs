@@ -7,9 +7,6 @@ use pci::{BarKind, BarSpec, PciError, Windows};
 use crate::disks;
 use crate::error::host_address;
 
-/// Device numbers of a bus, without that of the host bridge.
-const DEVICES: usize = 31;
-
 /// What finds no room on the bus: devices, or BARs of assigned ones in these windows, where they are known. `described`
 /// are the disks as their controllers see them.
 pub fn check(
@@ -23,9 +20,7 @@ pub fn check(
     let bars: Vec<(String, Vec<BarSpec>)> =
         assigned.iter().map(|address| (address.to_string(), bars(host, *address))).collect();
     let mut errors = windows.map_or(Vec::new(), |windows| pci::without_place(windows, &bars));
-    if assigned.len() + disks::controllers_of(described) > DEVICES {
-        errors.push(PciError::Full);
-    }
+    errors.extend(pci::room_for(assigned.len(), disks::controllers_of(described)).err());
     errors
 }
 

@@ -36,6 +36,11 @@ impl Address {
     pub fn function(self) -> u8 {
         self.devfn & 7
     }
+
+    /// Function 0 of the same device.
+    pub fn function_0(self) -> Address {
+        Address { devfn: self.devfn & !7, ..self }
+    }
 }
 
 impl fmt::Display for Address {
@@ -65,6 +70,12 @@ pub enum Pin {
 }
 
 impl Pin {
+    /// The pin of a device model: INTA# of function 0, as it must be, and of the others in turn, so that those of one device
+    /// share as few lines as they can.
+    pub fn of(function: Address) -> Pin {
+        [Pin::A, Pin::B, Pin::C, Pin::D][usize::from(function.function() % 4)]
+    }
+
     /// The pin that an Interrupt Pin register names; `None` for 0 (no pin) and for nonsense.
     pub fn from_register(value: u8) -> Option<Pin> {
         [Pin::A, Pin::B, Pin::C, Pin::D].into_iter().find(|pin| *pin as u8 == value)

@@ -8,7 +8,8 @@ use memory::{Gpa, GpaRange};
 use crate::address::Address;
 use crate::bar::{BarSpec, Decoded, DecodedAt, Windows};
 use crate::error::PciError;
-use crate::function::Function;
+use crate::function::{DeviceNumber, Function};
+use crate::register;
 
 /// One PCI bus with its functions. BAR accesses are served all at once. Writes to the configuration space of one function
 /// are served one at a time. Such a write may wait for the function's disk, and accesses to other functions do not wait for
@@ -53,18 +54,15 @@ impl Bus {
         &self.windows
     }
 
-    /// The next address without a device.
-    pub fn free_address(&self) -> Result<Address, PciError> {
-        let slots = self.slots();
-        let mut all = (1..32).filter_map(|device| Address::new(0, device, 0));
-        all.find(|address| !slots.contains_key(address)).ok_or(PciError::Full)
-    }
-
     /// Puts a function on the bus.
     pub fn add(&self, address: Address, function: Arc<dyn Function>) -> Result<(), PciError> {
         let mut slots = self.slots();
         if slots.contains_key(&address) {
             return Err(PciError::Taken(address));
+        }
+        let first = address.function() == 0;
+        if !first && (function.device_number() == DeviceNumber::Own || !room::shares(&slots, address)) {
+            return Err(PciError::NoFunction0(address));
         }
         let writing = Arc::default();
         slots.insert(address, Slot { function, writing, claimed: Decoded::default(), placed: Vec::new() });
@@ -86,9 +84,18 @@ impl Bus {
 
     /// Reads configuration space; ones where there is no function.
     pub fn read_config(&self, address: Address, offset: u16, data: &mut [u8]) {
-        match self.slots().get(&address) {
-            Some(slot) if usize::from(offset) + data.len() <= 4096 => slot.function.read_config(offset, data),
-            _ => data.fill(0xff),
+        let slots = self.slots();
+        let Some(slot) = slots.get(&address).filter(|_| usize::from(offset) + data.len() <= 4096) else {
+            data.fill(0xff);
+            return;
+        };
+        slot.function.read_config(offset, data);
+        // Guests look for functions 1 to 7 where this bit is set (PCI Local Bus Specification 3.0, 6.2.1).
+        if let Some(at) = register::HEADER_TYPE.checked_sub(offset)
+            && let Some(header_type) = data.get_mut(usize::from(at))
+            && room::has_several(&slots, address)
+        {
+            *header_type |= register::HEADER_TYPE_SEVERAL;
         }
     }
 
@@ -233,7 +240,9 @@ impl Bus {
 }
 
 mod place;
+mod room;
 
 pub use place::without_place;
+pub use room::room_for;
 #[cfg(test)]
 mod tests;

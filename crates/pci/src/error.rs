@@ -12,9 +12,22 @@ pub enum PciError {
     /// The address is taken.
     #[error("PCI address {0} is taken already")]
     Taken(Address),
-    /// All 32 device numbers are in use.
-    #[error("the guest's PCI bus is full: it has room for 31 devices")]
-    Full,
+    /// The address is that of a function beside others, and there is no function 0 that shares its device number, or the
+    /// function itself does not.
+    #[error("PCI address {0} belongs to a device without a function 0, or to one that has no other function")]
+    NoFunction0(Address),
+    /// There are not enough device numbers.
+    #[error(
+        "the guest's PCI bus is full: an assigned device takes one of its 31 device numbers, and up to 8 disk controllers \
+         take one, which is no room for {own} assigned devices and {shared} controllers. Put several disks on one \
+         controller (`controller=`), or assign fewer devices"
+    )]
+    Full {
+        /// Functions with a device number of their own: assigned devices.
+        own: usize,
+        /// Functions that share device numbers: controllers of disks.
+        shared: usize,
+    },
     /// A BAR fits into no window.
     #[error(
         "{function}: BAR {bar} of {size:#x} bytes fits into no window of the guest's address space. {hint}"

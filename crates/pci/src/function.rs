@@ -3,6 +3,15 @@
 use crate::bar::Decoded;
 use crate::error::PciError;
 
+/// Whether other functions may be at the same device number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceNumber {
+    /// The function is the only one of its device.
+    Own,
+    /// Other functions may be there.
+    Shared,
+}
+
 /// A PCI function: an emulated device or an assigned one. Called by every vCPU at once, so it keeps its own
 /// locks; the bus makes one write to its configuration space at a time.
 ///
@@ -12,7 +21,12 @@ pub trait Function: Send + Sync {
     /// A name for people: "virtio-blk disk0", "0000:01:00.0".
     fn name(&self) -> &str;
 
-    /// Reads configuration space at `offset` (0 to 4095).
+    /// Whether others may be at its device number.
+    fn device_number(&self) -> DeviceNumber {
+        DeviceNumber::Shared
+    }
+
+    /// Reads configuration space at `offset` (0 to 4095). Bit 7 of the header type is the bus's.
     fn read_config(&self, offset: u16, data: &mut [u8]);
 
     /// Writes configuration space. The bus looks at [`Function::decoded`] afterwards.

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use crate::bar::{Decoded, DecodedAt, Windows};
 use crate::config_space::{ConfigSpace, Identity};
 use crate::error::PciError;
-use crate::function::Function;
+use crate::function::{DeviceNumber, Function};
 
 /// The host bridge that guests expect at 00:00.0.
 pub struct HostBridge(Mutex<ConfigSpace>);
@@ -33,6 +33,10 @@ impl HostBridge {
 impl Function for HostBridge {
     fn name(&self) -> &'static str {
         "host bridge"
+    }
+
+    fn device_number(&self) -> DeviceNumber {
+        DeviceNumber::Own
     }
 
     fn read_config(&self, offset: u16, data: &mut [u8]) {

@@ -28,10 +28,10 @@ mod services;
 
 pub use address::{Address, Pin};
 pub use bar::{BarKind, BarSpec, Decoded, DecodedAt, ROM, Windows};
-pub use bus::{Bus, without_place};
+pub use bus::{Bus, room_for, without_place};
 pub use config_space::{ConfigSpace, Identity};
 pub use error::PciError;
-pub use function::Function;
+pub use function::{DeviceNumber, Function};
 pub use gate::{Gate, Pass};
 pub use host_bridge::HostBridge;
 pub use msi::Msi;

@@ -12,6 +12,8 @@ pub const STATUS: u16 = 0x06;
 pub const REVISION: u16 = 0x08;
 /// Header type, 8 bits; bit 7: several functions.
 pub const HEADER_TYPE: u16 = 0x0e;
+/// Header type: the device has several functions.
+pub const HEADER_TYPE_SEVERAL: u8 = 1 << 7;
 /// First of six base address registers, 32 bits each.
 pub const BAR0: u16 = 0x10;
 /// Subsystem vendor ID, 16 bits; the subsystem ID follows.

@@ -19,6 +19,7 @@ mod dma;
 mod escape;
 mod events;
 mod exit;
+mod footprint;
 mod host;
 mod lab;
 mod list;
@@ -46,7 +47,9 @@ struct Arguments {
     command: Command,
 }
 
+// Deferred: a start makes the flags of its own command only.
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Run a VM
     Run(Box<run::Arguments>),

@@ -13,6 +13,7 @@ use machine::{Control, Outcome, Vm};
 use crate::console::{self, ConsoleError, Input};
 use crate::escape::{self, Escape};
 use crate::exit::Exit;
+use crate::footprint;
 use crate::outputs;
 use crate::report::{self, Troubles};
 use crate::report_file::{ReportError, ReportFile};
@@ -149,6 +150,7 @@ fn run(description: &config::Vm, signals: Signals, outside: Outside) -> Exit {
             return cannot_start(why);
         }
     };
+    footprint::let_go_of_the_start();
     let stopped = vm.run();
     end_in_any_case();
     // Nothing may ask for what is being taken apart, but how it goes is told.

@@ -1,5 +1,5 @@
 //! Eight disks on each controller at once, each with its own contents: on controllers as the order of the description makes
-//! them, and on one that has a name.
+//! them, and on one that has a name. And more disks than the bus has device numbers.
 
 mod scenario;
 
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use scenario::Scenario;
 
 #[test]
-fn eight_disks_of_each_model_keep_their_own_contents_in_one_guest() {
+fn eight_disks_of_each_model_keep_their_own_contents_in_one_guest_and_40_have_their_places_in_another() {
     let seen = Scenario::quick().memory(lab::Size::mib(1536)).run(
         r#"
         MODELS="virtio-blk ahci nvme"
@@ -44,11 +44,34 @@ fn eight_disks_of_each_model_keep_their_own_contents_in_one_guest() {
             each told
             say "controllers $(ls -d /sys/bus/pci/drivers/ahci/0000:* | wc -l)"
         ' --cpus 2 $FLAGS
+        # Without messages every function has its pin, and each is wired as the tables say.
+        GUEST="$GUEST pci=nomsi"
+        guest '
+            all() { set -- /sys/block/vd*; [ $# = 40 ]; }
+            wait_for 60 all
+            for disk in /sys/block/vd*; do
+                # There is no end of line.
+                read serial < $disk/serial || true
+                dd if=/dev/zero of=/dev/${disk##*/} bs=64k count=1 oflag=direct 2> /dev/null
+                device=$(readlink -f $disk/device/..)
+                read irq < $device/irq
+                say "place ${serial#MANY} ${device##*/} $irq"
+            done
+        ' $(for n in $(seq 10 49); do echo "--disk ram=1M,serial=MANY$n"; done)
         for model in $MODELS; do
             for n in 0 1 2 3 4 5 6 7; do say "after $model $n $(sha256sum < /tmp/$model.$n | cut -c 1-16)"; done
         done"#,
     );
-    seen.ended_with(&[0]);
+    seen.ended_with(&[0, 0]);
+    // 31 have device numbers of their own, the rest are functions beside the last of them.
+    let own = (1..32).map(|device| (device, 0));
+    let addresses = own.chain((1..8).map(|function| (31, function))).chain([(30, 1), (30, 2)]);
+    let places = (10..50).zip(addresses).map(|(n, (device, function))| {
+        format!("{n} 0000:00:{device:02x}.{function} {}", 16 + (device + function % 4) % 8)
+    });
+    let mut found = seen.after("guest: place ");
+    found.sort_unstable();
+    assert_eq!(found, places.collect::<Vec<_>>(), "{seen}");
     for when in ["before", "after"] {
         let mut host = seen.after(&format!("host: {when} "));
         let mut guest = seen.after(&format!("guest: {when} "));

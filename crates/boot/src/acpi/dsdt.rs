@@ -98,15 +98,34 @@ fn memory64(range: GpaRange) -> AddressSpace<u64> {
 
 /// Each pin of each device on the root bus, wired to an I/O APIC input. ACPI 6.5, 6.2.13.
 fn interrupt_routes() -> PackageBuilder {
-    const ANY_FUNCTION: u32 = 0xffff;
     let mut routes = PackageBuilder::new();
-    for device in 0..32u8 {
-        for pin in 0..4u8 {
-            let address = u32::from(device) << 16 | ANY_FUNCTION;
-            routes.add_element(&Package::new(vec![&address, &pin, &0u8, &gsi::of_pci(device, pin)]));
-        }
+    for device in 0..32 {
+        (0..4).for_each(|pin| routes.add_element(&Route { device, pin }));
     }
     routes
+}
+
+/// A pin of a device, of all its functions that have it. By hand, for there are many, and the library's packages allocate.
+struct Route {
+    device: u8,
+    pin: u8,
+}
+
+impl Aml for Route {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        const PACKAGE: u8 = 0x12;
+        const ANY_FUNCTION: u32 = 0xffff;
+        let address = u32::from(self.device) << 16 | ANY_FUNCTION;
+        // Numbers are as long as they must be: of 32 or 16 bits behind a byte that says so, and 0 and 1 a byte alone.
+        let lens = [if self.device == 0 { 3 } else { 5 }, if self.pin < 2 { 1 } else { 2 }, 1, 2];
+        sink.byte(PACKAGE);
+        sink.byte(2 + lens.iter().sum::<u8>());
+        sink.byte(lens.len() as u8);
+        address.to_aml_bytes(sink);
+        self.pin.to_aml_bytes(sink);
+        0u8.to_aml_bytes(sink);
+        gsi::of_pci(self.device, self.pin).to_aml_bytes(sink);
+    }
 }
 
 /// _OSC: which PCI Express features the guest may drive itself. PCI Firmware 3.3, 4.5.1.

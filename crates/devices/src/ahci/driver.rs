@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use memory::{Gpa, GpaRange, Ram};
 use pci::fake::FakeServices;
-use pci::{Address, Bus, Windows};
+use pci::{Address, Bus, DeviceNumber, Windows};
 
 use super::{Ahci, AhciPort};
 pub use drive::{Answer, Drive};
@@ -54,7 +54,7 @@ impl Guest {
             sink.lock().expect("no panic was survived").push(report.to_string());
         });
         let bus = Bus::new(&windows);
-        let address = bus.free_address().expect("the bus is empty");
+        let address = bus.free_address(DeviceNumber::Shared).expect("the bus is empty");
         let ahci = Ahci::new(ports, address, ram.clone(), services.clone(), &windows, report);
         let ahci = Arc::new(ahci.unwrap_or_else(|why| panic!("{why}")));
         bus.add(address, ahci.clone()).expect("the address is free");

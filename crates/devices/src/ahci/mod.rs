@@ -96,12 +96,12 @@ impl Ahci {
         if !(1..=32).contains(&ports.len()) {
             return Err(AhciError::Ports { at, ports: ports.len() });
         }
-        let (name, line) = (format!("ahci {at}"), services.line(at, Pin::A));
+        let (name, line) = (format!("ahci {at}"), services.line(at, Pin::of(at)));
         let hba = Hba::new(name, ports.len() as u8, ram, line, report);
         let hba = Arc::new(hba.map_err(|cause| AhciError::Registers { at, cause })?);
         let bar = BarSpec::new(ABAR, BarKind::Memory32 { prefetchable: false }, ABAR_SIZE as u64);
         let mut space = ConfigSpace::new(IDENTITY, &[bar.expect("a possible BAR")], windows);
-        space.set(register::INTERRUPT_PIN, &[Pin::A as u8]);
+        space.set(register::INTERRUPT_PIN, &[Pin::of(at) as u8]);
         let mut msi = Msi::new(at, services.clone(), 1, false);
         let (body, writable) = msi.capability();
         msi.set_bus_master(false, &body).expect("no vector is there yet");

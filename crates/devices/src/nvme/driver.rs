@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ::pci::fake::FakeServices;
-use ::pci::{Address, Bus, Windows};
+use ::pci::{Address, Bus, DeviceNumber, Windows};
 use memory::{Buffers, Gpa, GpaRange, Ram};
 
 use super::spec::{Command, Completion, PAGE, Status, admin, register};
@@ -53,7 +53,7 @@ impl Guest {
         let sink = reports.clone();
         let report = Arc::new(move |report: virtio::Message| sink.lock().unwrap().push(report.to_string()));
         let bus = Bus::new(&windows);
-        let address = bus.free_address().unwrap();
+        let address = bus.free_address(DeviceNumber::Shared).unwrap();
         let nvme = Nvme::new(namespaces, options, address, ram.clone(), services.clone(), &windows, report);
         let nvme = Arc::new(nvme.unwrap());
         bus.add(address, nvme.clone()).unwrap();

@@ -6,8 +6,8 @@ use std::sync::MutexGuard;
 use std::time::Duration;
 
 use pci::{
-    BarKind, BarSpec, ConfigSpace, Decoded, DecodedAt, Function, Identity, MSIX_ENTRY_SIZE, Msix, PciError,
-    Pin, Windows, capability, register,
+    Address, BarKind, BarSpec, ConfigSpace, Decoded, DecodedAt, Function, Identity, MSIX_ENTRY_SIZE, Msix,
+    PciError, Pin, Windows, capability, register,
 };
 
 use super::shared::lock;
@@ -29,7 +29,7 @@ fn pending_at(vectors: usize) -> u64 {
 }
 
 /// Configuration space, and where capabilities lie in it: power management and MSI-X.
-pub(super) fn config_space(msix: &Msix, windows: &Windows) -> (ConfigSpace, u16, u16) {
+pub(super) fn config_space(at: Address, msix: &Msix, windows: &Windows) -> (ConfigSpace, u16, u16) {
     let identity = Identity {
         vendor: VENDOR,
         device: DEVICE,
@@ -45,7 +45,7 @@ pub(super) fn config_space(msix: &Msix, windows: &Windows) -> (ConfigSpace, u16,
     let msix_size = (pending + (msix.count() as u64).div_ceil(64) * 8).next_power_of_two().max(4096);
     let bars = [memory(REGISTERS_BAR, REGISTERS_SIZE), memory(MSIX_BAR, msix_size)];
     let mut config = ConfigSpace::new(identity, &bars, windows);
-    config.set(register::INTERRUPT_PIN, &[Pin::A as u8]);
+    config.set(register::INTERRUPT_PIN, &[Pin::of(at) as u8]);
     // D0 and D3hot, between which nothing is lost; the driver moves between them and nothing else happens.
     let power_at = config.add_capability(capability::POWER_MANAGEMENT, &[3, 0, 8, 0, 0, 0], &[0, 0, 3, 0]);
     // Version 2, an endpoint integrated in the root complex, role-based error reporting.

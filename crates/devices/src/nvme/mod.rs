@@ -234,8 +234,8 @@ impl Nvme {
         let pairs = options.queues.max(LEAST_QUEUES) + 1;
         let mut msix = Msix::new(at, services.clone(), pairs);
         msix.set_bus_master(false).expect("no vector is there yet");
-        let (config, power_at, msix_at) = function::config_space(&msix, windows);
-        let interrupts = Arc::new(Interrupts::new(msix, services.line(at, Pin::A)));
+        let (config, power_at, msix_at) = function::config_space(at, &msix, windows);
+        let interrupts = Arc::new(Interrupts::new(msix, services.line(at, Pin::of(at))));
         let bell = Bell::new().map_err(failed)?;
         let events = Arc::new(Events::new(bell.another().map_err(failed)?));
         let doorbells = Arc::new(Doorbells::new(pairs, &bell, events.clone()).map_err(failed)?);

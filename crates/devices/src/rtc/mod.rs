@@ -5,15 +5,18 @@ mod alarm;
 mod civil;
 mod state;
 
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use self::state::{Nanos, State};
+pub use self::state::{Nanos, State};
 use crate::ports::PortDevice;
 
 /// Raises interrupt 8: an edge.
 type Interrupt = Box<dyn Fn() + Send + Sync>;
+/// Hears that the host has no thread for the interrupts that the guest wants.
+type NoThread = Box<dyn Fn(io::Error) + Send + Sync>;
 
 /// How much RAM a PC's firmware says there is, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -24,10 +27,11 @@ pub struct RamSizes {
     pub high: u64,
 }
 
-/// The clock. A thread waits for what it is to interrupt for, and sleeps while there is nothing.
+/// The clock. From the first interrupt on that the guest wants, a thread waits for what it is to interrupt for, and sleeps
+/// while there is nothing.
 pub struct Rtc {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    no_thread: NoThread,
 }
 
 struct Shared {
@@ -41,6 +45,7 @@ struct Clock {
     /// Whether the interrupt's line was asserted when somebody last looked. The guest gets an edge when it rises, and no
     /// other one until it has read register C: so it never gets more of them than it asks for.
     asserted: bool,
+    thread: Option<JoinHandle<()>>,
     /// Until when the thread sleeps; none is for good.
     sleeps_until: Option<Nanos>,
     ends: bool,
@@ -51,21 +56,44 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 impl Rtc {
     /// A clock that shows the host's time in UTC.
-    pub fn new(ram: RamSizes, interrupt: Interrupt) -> std::io::Result<Rtc> {
-        let clock =
-            Clock { state: State::new(ram, host_time()), asserted: false, sleeps_until: None, ends: false };
+    pub fn new(ram: RamSizes, interrupt: Interrupt, no_thread: NoThread) -> Rtc {
+        let state = State::new(ram, host_time());
+        let clock = Clock { state, asserted: false, thread: None, sleeps_until: None, ends: false };
         let shared = Arc::new(Shared { clock: Mutex::new(clock), changed: Condvar::new(), interrupt });
-        let waits = shared.clone();
-        let thread = std::thread::Builder::new().name("rtc".into()).spawn(move || waits.wait_for_events())?;
-        Ok(Rtc { shared, thread: Some(thread) })
+        Rtc { shared, no_thread }
+    }
+
+    /// Does what the guest asks for, and tells of what comes of it.
+    fn with<T>(&self, ask: impl FnOnce(&mut State, Nanos) -> T) -> T {
+        let mut clock = self.shared.lock();
+        let now = host_time();
+        clock.state.advance(now);
+        let answer = ask(&mut clock.state, now);
+        self.shared.settle(&mut clock);
+        if let Some(next) = clock.state.next_interrupt() {
+            if clock.thread.is_none() {
+                let waits = self.shared.clone();
+                let thread = std::thread::Builder::new().name("rtc".into());
+                match thread.spawn(move || waits.wait_for_events()) {
+                    Ok(thread) => clock.thread = Some(thread),
+                    Err(error) => (self.no_thread)(error),
+                }
+            } else if clock.sleeps_until.is_none_or(|until| next < until) {
+                self.shared.changed.notify_all();
+            }
+        }
+        answer
     }
 }
 
 impl Drop for Rtc {
     fn drop(&mut self) {
-        self.shared.lock().ends = true;
+        let mut clock = self.shared.lock();
+        clock.ends = true;
+        let thread = clock.thread.take();
+        drop(clock);
         self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take() {
+        if let Some(thread) = thread {
             drop(thread.join());
         }
     }
@@ -74,20 +102,6 @@ impl Drop for Rtc {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Clock> {
         self.clock.lock().expect("no code panics with this lock held")
-    }
-
-    /// Does what the guest asks for, and tells of what comes of it.
-    fn with<T>(&self, ask: impl FnOnce(&mut State, Nanos) -> T) -> T {
-        let mut clock = self.lock();
-        let now = host_time();
-        clock.state.advance(now);
-        let answer = ask(&mut clock.state, now);
-        self.settle(&mut clock);
-        let next = clock.state.next_interrupt();
-        if next.is_some_and(|next| clock.sleeps_until.is_none_or(|until| next < until)) {
-            self.changed.notify_all();
-        }
-        answer
     }
 
     fn settle(&self, clock: &mut Clock) {
@@ -121,7 +135,7 @@ impl Shared {
 impl PortDevice for Rtc {
     fn read(&self, offset: u16, data: &mut [u8]) {
         for (_, byte) in (offset..).zip(data).filter(|(offset, _)| *offset == 1) {
-            *byte = self.shared.with(State::read);
+            *byte = self.with(State::read);
         }
     }
 
@@ -130,13 +144,13 @@ impl PortDevice for Rtc {
             match offset {
                 // Nothing comes of that.
                 0 => self.shared.lock().state.select(*byte),
-                _ => self.shared.with(|state, now| state.write(*byte, now)),
+                _ => self.with(|state, now| state.write(*byte, now)),
             }
         }
     }
 
     fn reset(&self) {
-        self.shared.with(State::reset);
+        self.with(State::reset);
     }
 }
 
@@ -156,7 +170,8 @@ mod tests {
         let (sender, raised) = channel();
         // A test that is over needs no interrupts.
         let interrupt = Box::new(move || sender.send(()).unwrap_or_default());
-        (Rtc::new(RamSizes { low: 1 << 28, high: 0 }, interrupt).unwrap(), raised)
+        let no_thread = Box::new(|error| panic!("no thread: {error}"));
+        (Rtc::new(RamSizes { low: 1 << 28, high: 0 }, interrupt, no_thread), raised)
     }
 
     fn write(rtc: &Rtc, register: u8, value: u8) {
@@ -178,6 +193,21 @@ mod tests {
             raised.recv_timeout(3 * SECOND).unwrap();
             assert_eq!(read(&rtc, 0x0c) & 0x90, 0x90);
         }
+    }
+
+    #[test]
+    fn there_is_a_thread_once_the_guest_wants_an_interrupt_and_not_before() {
+        let (rtc, raised) = rtc();
+        let threads = || rtc.shared.lock().thread.is_some();
+        // What Linux does with a clock that nobody uses: it reads the time, and leaves interrupts disabled.
+        for register in 0..=0x0d {
+            read(&rtc, register);
+        }
+        write(&rtc, 0x0b, 0x02);
+        assert!(!threads());
+        write(&rtc, 0x0b, 0x12);
+        assert!(threads());
+        raised.recv_timeout(3 * SECOND).unwrap();
     }
 
     #[test]

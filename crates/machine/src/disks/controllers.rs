@@ -11,7 +11,7 @@ use config::{ControllerName, DiskModel};
 use devices::ahci::{Ahci, AhciDisk, AhciPort};
 use devices::{Namespace, Nvme, NvmeOptions, VirtioBlk};
 use disk::Disk;
-use pci::{Address, Bus, Function, PciError};
+use pci::{Address, Bus, DeviceNumber, Function, PciError};
 use virtio::{Message, Report, VirtioPci};
 
 use super::resizes::{Listener, tell_people};
@@ -154,7 +154,7 @@ impl Controller {
     /// Puts it on the bus.
     pub fn put_on(self, place: Place<'_>) -> Result<Put, StartError> {
         let Place { bus, ram, services, events } = place;
-        let at = bus.free_address()?;
+        let at = bus.free_address(DeviceNumber::Shared)?;
         let (ram, services, windows) = (ram.clone(), services.clone(), bus.windows());
         let events = events.clone();
         let report: Report = Arc::new(move |message| match message {

@@ -6,10 +6,11 @@ use crate::config_space::{ConfigSpace, Identity};
 use crate::register;
 use proptest::prelude::*;
 
-struct Probe {
+pub(super) struct Probe {
     space: Mutex<ConfigSpace>,
     seen: Mutex<[Option<DecodedAt>; 7]>,
     tag: u8,
+    number: DeviceNumber,
     /// Whether it fails at all that can fail.
     broken: Mutex<bool>,
     /// Held by a test that makes writes to configuration space wait.
@@ -18,6 +19,15 @@ struct Probe {
 
 impl Probe {
     fn new(bars: &[BarSpec], windows: &Windows, tag: u8) -> Arc<Probe> {
+        Arc::new(Probe { tag, ..Probe::of(bars, windows, DeviceNumber::Shared) })
+    }
+
+    /// One without BARs.
+    pub(super) fn with_number(number: DeviceNumber) -> Probe {
+        Probe::of(&[], &windows(), number)
+    }
+
+    fn of(bars: &[BarSpec], windows: &Windows, number: DeviceNumber) -> Probe {
         let identity = Identity {
             vendor: 1,
             device: 2,
@@ -27,13 +37,14 @@ impl Probe {
             revision: 0,
         };
         let space = Mutex::new(ConfigSpace::new(identity, bars, windows));
-        Arc::new(Probe {
+        Probe {
             space,
             seen: Mutex::default(),
-            tag,
+            tag: 0,
+            number,
             broken: Mutex::new(false),
             slow: Mutex::default(),
-        })
+        }
     }
 
     /// Where its BARs are, decoding or not.
@@ -52,6 +63,9 @@ impl Probe {
 impl Function for Probe {
     fn name(&self) -> &str {
         "probe"
+    }
+    fn device_number(&self) -> DeviceNumber {
+        self.number
     }
     fn read_config(&self, offset: u16, data: &mut [u8]) {
         self.space.lock().unwrap().read(offset, data);
@@ -82,7 +96,7 @@ impl Function for Probe {
     }
 }
 
-fn windows() -> Windows {
+pub(super) fn windows() -> Windows {
     Windows {
         memory32: GpaRange::new(Gpa(0xc000_0000), 0x10_0000).unwrap(),
         memory64: GpaRange::new(Gpa(0x10_0000_0000), 0x10_0000),
@@ -101,7 +115,7 @@ fn memory32(index: usize, size: u64) -> BarSpec {
 /// Puts a function with these BARs on the bus.
 fn add(bus: &Bus, bars: &[BarSpec], tag: u8) -> (Address, Arc<Probe>) {
     let probe = Probe::new(bars, bus.windows(), tag);
-    let address = bus.free_address().unwrap();
+    let address = bus.free_address(DeviceNumber::Shared).unwrap();
     bus.add(address, probe.clone()).unwrap();
     (address, probe)
 }
@@ -302,7 +316,7 @@ fn what_finds_no_place_is_known_without_a_bus_and_is_what_the_bus_says() {
     let bus = Bus::new(&windows);
     let mut said = Vec::new();
     for (_, bars) in &functions {
-        let at = bus.free_address().unwrap();
+        let at = bus.free_address(DeviceNumber::Shared).unwrap();
         bus.add(at, Probe::new(bars, &windows, 0)).unwrap();
         said.extend(bus.place_bars(at).err().map(|error| error.to_string()));
     }

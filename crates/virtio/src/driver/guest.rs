@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use memory::{Gpa, GpaRange, Ram};
 use pci::fake::FakeServices;
-use pci::{Address, Bus, Windows};
+use pci::{Address, Bus, DeviceNumber, Windows};
 
 use super::ring::Driver;
 use crate::device::VirtioDevice;
@@ -52,7 +52,7 @@ impl Guest {
         let sink = reports.clone();
         let report = Arc::new(move |report: crate::Message| sink.lock().unwrap().push(report.to_string()));
         let bus = Bus::new(&windows);
-        let address = bus.free_address().unwrap();
+        let address = bus.free_address(DeviceNumber::Shared).unwrap();
         let function =
             VirtioPci::new(device, address, ram.clone(), services.clone(), &windows, report).unwrap();
         bus.add(address, Arc::new(function)).unwrap();

@@ -73,14 +73,14 @@ impl VirtioPci {
             })
         };
         let kicks: Vec<EventFd> = std::iter::repeat_with(kick).take(queues).collect::<Result<_, _>>()?;
-        let line = services.line(address, Pin::A);
+        let line = services.line(address, Pin::of(address));
         let shared = Arc::new(Shared::new(&name, queues, line, report));
 
         let vectors = queues as u16 + 1;
         let mut msix = Msix::new(address, services.clone(), vectors);
         msix.set_bus_master(false).expect("no vector is there yet");
         let mut config = ConfigSpace::new(layout::identity(device.as_ref()), &layout::bars(vectors), windows);
-        config.set(register::INTERRUPT_PIN, &[Pin::A as u8]);
+        config.set(register::INTERRUPT_PIN, &[Pin::of(address) as u8]);
         let (body, writable) =
             msix.capability((MSIX_BAR as u8, 0), (MSIX_BAR as u8, layout::pending_at(vectors)));
         let msix_at = config.add_capability(capability::MSIX, &body, &writable);
