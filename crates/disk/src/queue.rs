@@ -162,7 +162,7 @@ impl DiskQueue {
             for _ in 0..LOOKS_PER_CLOCK {
                 self.poll(events)?;
                 if events.len() > before || other() {
-                    self.spinner.found(awaited);
+                    self.spinner.found(awaited, begin.elapsed());
                     self.gather(events, before)?;
                     return Ok(true);
                 }

@@ -72,12 +72,13 @@ impl Spinner {
     /// One that gathers for so long, on whatever host.
     #[cfg(test)]
     pub fn gathering_for(poll: Poll, gathering: Duration) -> Spinner {
-        Spinner { gathering, ..Spinner::new(poll) }
+        Spinner { gathering, crowd: Crowd::default(), ..Spinner::new(poll) }
     }
 
-    /// How long what has ended may wait for what ends next, to go to the guest with it.
+    /// How long what has ended may wait for what ends next, to go to the guest with it. That is a look, too: there is none
+    /// where a thread waited for a CPU lately.
     pub fn gathering(&self) -> Duration {
-        if self.poll == Poll::Off { Duration::ZERO } else { self.gathering }
+        if self.poll == Poll::Off || self.crowd.is_full { Duration::ZERO } else { self.gathering }
     }
 
     /// How long to look now; `None` without end. Zero is not to look at all.
@@ -86,15 +87,15 @@ impl Spinner {
             Poll::Off => Some(Duration::ZERO),
             Poll::Adaptive => {
                 let window = self.accounts[awaited as usize].window();
-                Some(if window.is_zero() || self.crowd.is_full() { Duration::ZERO } else { window })
+                Some(if self.crowd.is_full() { Duration::ZERO } else { window })
             }
             Poll::On => None,
         }
     }
 
-    /// Looking brought something: a sleep and a wake-up are saved.
-    pub fn found(&mut self, awaited: Awaited) {
-        self.accounts[awaited as usize].earn(self.longest);
+    /// Looking for so long brought something: a sleep and a wake-up are saved.
+    pub fn found(&mut self, awaited: Awaited, took: Duration) {
+        self.accounts[awaited as usize].earn(self.longest, took);
     }
 
     /// Looking for so long, in a window of that length, brought nothing.
@@ -143,10 +144,10 @@ impl Account {
         self.window
     }
 
-    /// A sleep and a wake-up of this cost are saved; the look itself took a part of the window.
-    fn earn(&mut self, saved: Duration) {
-        let most = 8 * nanoseconds(saved);
-        self.balance = (self.balance + nanoseconds(saved) / 2).min(most);
+    /// A sleep and a wake-up of this cost are saved, by a look that took so long.
+    fn earn(&mut self, saved: Duration, took: Duration) {
+        let saved = nanoseconds(saved);
+        self.balance = (self.balance + saved - nanoseconds(took)).clamp(-saved, 8 * saved);
     }
 
     fn pay(&mut self, took: Duration, saved: Duration) {
@@ -285,7 +286,7 @@ mod tests {
         // One in two saves a wake-up, which costs more than the two looks.
         for _ in 0..100 {
             assert!(!spinner.window(which).unwrap().is_zero());
-            spinner.found(which);
+            spinner.found(which, FIRST);
             spinner.found_nothing(which, FIRST, FIRST);
         }
     }
@@ -304,10 +305,11 @@ mod tests {
         let which = Awaited::Requests;
         assert_eq!(on("3.00 2.01 0.05 5/213 99\n").0.window(which), Some(Duration::ZERO));
         let (mut spinner, file) = on("3.00 2.01 0.05 4/213 99\n");
-        assert_eq!(spinner.window(which), Some(FIRST));
+        assert_eq!((spinner.window(which), spinner.gathering()), (Some(FIRST), spinner.gathering));
         file.write_all_at(b"3.00 2.01 0.05 9/213 99\n", 0).unwrap();
         let looks = (0..1000).take_while(|_| !spinner.window(which).unwrap().is_zero()).count();
         assert!(looks <= usize::from(Crowd::LOOKS), "{looks}");
+        assert_eq!(spinner.gathering(), Duration::ZERO);
         let one_cpu = Crowd { is_full: true, ..Crowd::default() };
         let mut spinner = Spinner { crowd: one_cpu, ..Spinner::new(Poll::Adaptive) };
         assert_eq!(spinner.window(which), Some(Duration::ZERO));
