@@ -162,7 +162,7 @@ impl DiskOptions {
             bounce: Bounce::default(),
             allocation: Allocation::default(),
             claim: Claim::default(),
-            poll: Poll::Adaptive,
+            poll: Poll::default(),
             logical_block: None,
         }
     }

@@ -152,7 +152,8 @@ impl DiskQueue {
     ) -> Result<bool, WaitError> {
         self.waiting = None;
         let before = events.len();
-        let window = self.spinner.window(self.awaited());
+        let awaited = self.awaited();
+        let window = self.spinner.window(awaited);
         if window.is_some_and(|window| window.is_zero()) {
             return Ok(false);
         }
@@ -161,12 +162,15 @@ impl DiskQueue {
             for _ in 0..LOOKS_PER_CLOCK {
                 self.poll(events)?;
                 if events.len() > before || other() {
+                    self.spinner.found(awaited, begin.elapsed());
                     self.gather(events, before)?;
                     return Ok(true);
                 }
                 std::hint::spin_loop();
             }
-            if window.is_some_and(|window| begin.elapsed() >= window) {
+            let took = begin.elapsed();
+            if let Some(window) = window.filter(|window| took >= *window) {
+                self.spinner.found_nothing(awaited, window, took);
                 self.waiting = Some(begin);
                 return Ok(false);
             }

@@ -12,6 +12,7 @@ mod console;
 mod emulator;
 mod lines;
 mod models;
+mod nudge;
 
 use boot::{Boot, Deadline, Failed};
 use lines::Lines;

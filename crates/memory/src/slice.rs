@@ -46,6 +46,7 @@ impl<'ram> GuestSlice<'ram> {
     }
 
     /// `len` bytes from `offset` on, or `None` when they do not all lie in this slice.
+    #[inline]
     pub fn sub(self, offset: usize, len: usize) -> Option<GuestSlice<'ram>> {
         if offset.checked_add(len)? > self.len {
             return None;
@@ -55,6 +56,7 @@ impl<'ram> GuestSlice<'ram> {
     }
 
     /// Copies into `bytes` as much as both hold; returns how much.
+    #[inline]
     pub fn read(self, bytes: &mut [u8]) -> usize {
         let len = self.len.min(bytes.len());
         // SAFETY: `len` bytes are valid in the slice, by its invariant.
@@ -64,6 +66,7 @@ impl<'ram> GuestSlice<'ram> {
 
     /// Copies `N` times eight bytes from `offset` on, as numbers of this machine; `None` when they do not all lie in
     /// this slice. Where they are aligned to eight, each of them is read in one step.
+    #[inline]
     pub fn read_words<const N: usize>(self, offset: usize) -> Option<[u64; N]> {
         let place = self.sub(offset, 8 * N)?.start.as_ptr().cast::<u64>();
         let mut words = [0; N];
@@ -80,6 +83,7 @@ impl<'ram> GuestSlice<'ram> {
     }
 
     /// Copies from `bytes` as much as both hold; returns how much.
+    #[inline]
     pub fn write(self, bytes: &[u8]) -> usize {
         let len = self.len.min(bytes.len());
         // SAFETY: as in `read`.

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::console::{Console, emulator_says, last_lines, patience};
+use super::console::{Console, SILENCE, emulator_says, last_lines, patience};
 use super::emulator::{Running, Watch, hint, lock, spawn};
+use super::nudge::Nudge;
 use super::{Event, Outcome, Stream};
 use crate::count::{Clock, Count};
 use crate::image::in_memory;
@@ -54,6 +55,7 @@ pub enum Failed {
 pub struct Boot {
     qemu: Arc<Mutex<Running>>,
     started: Instant,
+    nudge: Nudge,
     frames: Receiver<io::Result<Frame>>,
     console: Arc<Console>,
     emulator: thread::JoinHandle<String>,
@@ -92,10 +94,11 @@ impl Boot {
         machine.boot(&system.kernel.elf, initrd, &command_line(lab, attempt > 1));
         let (ours, theirs) = UnixStream::pair().map_err(|e| LabError::system("make", "a socket pair", e))?;
         machine.wire(File::from(OwnedFd::from(theirs)));
+        let share = || ours.try_clone().map_err(|e| LabError::system("share", "a socket", e));
         if let Some(terminal) = &lab.terminal {
-            let keys = ours.try_clone().map_err(|e| LabError::system("share", "a socket", e))?;
-            terminal.connect(keys);
+            terminal.connect(share()?);
         }
+        let nudge = Nudge::over(share()?, lab.silence.unwrap_or(SILENCE));
         let (arguments, inherited) = machine.finish();
 
         let started = Instant::now();
@@ -120,15 +123,16 @@ impl Boot {
             }
         });
         let qemu = Arc::new(Mutex::new(Running::new(child)));
-        Ok(Boot { qemu, started, frames, console, emulator, disks })
+        Ok(Boot { qemu, started, nudge, frames, console, emulator, disks })
     }
 
     /// Follows what init says until the command's status is there.
     ///
     /// A host that is silent for longer than `silence` is stopped. While it boots, what its console says is a sign of life,
-    /// and the limit is that of [`patience`]; from init's first word on, every frame is one.
+    /// and the limit is that of [`patience`]; from init's first word on, every frame is one, and a host without any is
+    /// nudged before it is given up.
     pub fn follow(
-        self,
+        mut self,
         deadline: Option<Deadline>,
         silence: Option<Duration>,
         on_event: &mut impl FnMut(Event<'_>),
@@ -166,6 +170,9 @@ impl Boot {
                     let silent = last_frame.elapsed();
                     if silent > silence.unwrap_or_else(patience) {
                         break End::Silent(silent);
+                    }
+                    if self.nudge.after(silent) {
+                        on_event(Event::Note("the emulated host is silent, and gets an interrupt"));
                     }
                 }
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::emulator::lock;
 
 /// A host that gives no sign of life for so long is stuck, on a machine that is not overloaded.
-const SILENCE: Duration = Duration::from_secs(60);
+pub const SILENCE: Duration = Duration::from_secs(60);
 
 /// How much of the console is kept, in bytes.
 const CONSOLE_KEPT: usize = 256 << 10;

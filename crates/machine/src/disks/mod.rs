@@ -107,7 +107,7 @@ fn file_options(file: &FileDisk) -> DiskOptions {
         },
         allocation: if *preallocate { Allocation::AtOnce } else { Allocation::AsWritten },
         claim: if *force { Claim::Forced } else { Claim::Exclusive },
-        poll: poll.map_or(Poll::Adaptive, self::poll),
+        poll: poll.map(self::poll).unwrap_or_default(),
         logical_block: logical.map(config::LogicalBlock::bytes),
         ..DiskOptions::new(path.as_path())
     }

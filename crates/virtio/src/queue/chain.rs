@@ -314,6 +314,7 @@ fn indirect(
 }
 
 /// Reads a descriptor, once.
+#[inline]
 fn descriptor(table: GuestSlice<'_>, index: u16, size: u16, head: u16) -> Result<RawDescriptor, Malformed> {
     let words = table.read_words::<2>(usize::from(index) * DESCRIPTOR_SIZE as usize);
     let words = words.filter(|_| index < size).ok_or(Malformed::NoSuchDescriptor { head, index, size })?;

@@ -65,12 +65,10 @@ impl<'chain> Cursor<'chain> {
     }
 
     /// Consumes everything into the buffers of a request.
-    pub fn append_to(mut self, buffers: &mut Buffers) -> Result<(), OutsideRam> {
-        let rest = self.bytes;
-        self.take(rest)
-            .into_iter()
-            .flatten()
-            .try_for_each(|piece| buffers.push(piece.gpa, u64::from(piece.len)))
+    pub fn append_to(self, buffers: &mut Buffers) -> Result<(), OutsideRam> {
+        let Cursor { pieces, skip, bytes } = self;
+        let mut all = Pieces { pieces, skip, bytes };
+        all.try_for_each(|piece| buffers.push(piece.gpa, u64::from(piece.len)))
     }
 
     /// Consumes the next `bytes` bytes as pieces; `None` when fewer are left.
