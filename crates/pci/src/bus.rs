@@ -12,8 +12,8 @@ use crate::function::{DeviceNumber, Function};
 use crate::register;
 
 /// One PCI bus with its functions. BAR accesses are served all at once. Writes to the configuration space of one function
-/// are served one at a time. Such a write may wait for the function's disk, and accesses to other functions do not wait for
-/// it. Only a BAR that moves, or a read of the same function, does, and holds up the others then.
+/// are served one at a time. Such a write may wait for the function's disk. Accesses to other functions do not wait for it,
+/// nor do BARs of theirs that move.
 pub struct Bus {
     windows: Windows,
     slots: Mutex<BTreeMap<Address, Slot>>,
@@ -24,10 +24,20 @@ struct Slot {
     function: Arc<dyn Function>,
     /// Held while configuration space is written. Never taken by a thread that holds the slots.
     writing: Arc<Mutex<()>>,
+    /// What the function decoded after the last change of it. Kept, because a function that waits does not answer.
+    decoded: Decoded,
     /// What the bus routes to the function now. Less than the function decodes where BARs collide.
     claimed: Decoded,
     /// Where its BARs were placed before the guest started.
     placed: Vec<(BarSpec, u64)>,
+}
+
+impl Slot {
+    /// Asks the function what it decodes now. Returns whether that has changed.
+    fn look_again(&mut self) -> bool {
+        let decoded = self.function.decoded();
+        std::mem::replace(&mut self.decoded, decoded) != decoded
+    }
 }
 
 #[derive(Default)]
@@ -64,8 +74,9 @@ impl Bus {
         if !first && (function.device_number() == DeviceNumber::Own || !room::shares(&slots, address)) {
             return Err(PciError::NoFunction0(address));
         }
-        let writing = Arc::default();
-        slots.insert(address, Slot { function, writing, claimed: Decoded::default(), placed: Vec::new() });
+        let (writing, decoded) = (Arc::default(), function.decoded());
+        let (claimed, placed) = (Decoded::default(), Vec::new());
+        slots.insert(address, Slot { function, writing, decoded, claimed, placed });
         PciError::all(self.settle(&mut slots))
     }
 
@@ -84,16 +95,19 @@ impl Bus {
 
     /// Reads configuration space; ones where there is no function.
     pub fn read_config(&self, address: Address, offset: u16, data: &mut [u8]) {
-        let slots = self.slots();
-        let Some(slot) = slots.get(&address).filter(|_| usize::from(offset) + data.len() <= 4096) else {
+        let found = {
+            let slots = self.slots();
+            slots.get(&address).map(|slot| (slot.function.clone(), room::has_several(&slots, address)))
+        };
+        let Some((function, several)) = found.filter(|_| usize::from(offset) + data.len() <= 4096) else {
             data.fill(0xff);
             return;
         };
-        slot.function.read_config(offset, data);
+        function.read_config(offset, data);
         // Guests look for functions 1 to 7 where this bit is set (PCI Local Bus Specification 3.0, 6.2.1).
-        if let Some(at) = register::HEADER_TYPE.checked_sub(offset)
+        if several
+            && let Some(at) = register::HEADER_TYPE.checked_sub(offset)
             && let Some(header_type) = data.get_mut(usize::from(at))
-            && room::has_several(&slots, address)
         {
             *header_type |= register::HEADER_TYPE_SEVERAL;
         }
@@ -108,10 +122,12 @@ impl Bus {
             return Ok(());
         }
         let _others_wait = writing.lock().expect("no code panics with this lock held");
-        let before = function.decoded();
         let mut errors = Vec::from_iter(function.write_config(offset, data).err());
-        if function.decoded() != before {
-            errors.extend(self.settle(&mut self.slots()));
+        let mut slots = self.slots();
+        if let Some(slot) = slots.get_mut(&address)
+            && slot.look_again()
+        {
+            errors.extend(self.settle(&mut slots));
         }
         PciError::all(errors)
     }
@@ -166,6 +182,7 @@ impl Bus {
         }
         errors.extend(slot.function.reset().err());
         errors.extend(place::write(&*slot.function, &slot.placed));
+        slot.look_again();
         errors
     }
 
@@ -191,16 +208,14 @@ impl Bus {
     fn settle(&self, slots: &mut BTreeMap<Address, Slot>) -> Vec<PciError> {
         let mut errors = Vec::new();
         for slot in slots.values_mut() {
-            let decoded = slot.function.decoded();
-            for (bar, wanted) in decoded.into_iter().enumerate() {
+            for (bar, wanted) in slot.decoded.into_iter().enumerate() {
                 if slot.claimed[bar].is_some() && slot.claimed[bar] != wanted {
                     errors.extend(self.release(slot, bar).err());
                 }
             }
         }
         for slot in slots.values_mut() {
-            let decoded = slot.function.decoded();
-            for (bar, wanted) in decoded.into_iter().enumerate() {
+            for (bar, wanted) in slot.decoded.into_iter().enumerate() {
                 let Some(wanted) = wanted else { continue };
                 if slot.claimed[bar].is_none() && self.claim(slot, bar, wanted) {
                     errors.extend(slot.function.bar_moved(bar, Some(wanted)).err());

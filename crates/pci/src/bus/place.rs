@@ -20,10 +20,11 @@ impl Bus {
         let function = slot.function.clone();
         let taken: Vec<_> = slots.values().flat_map(|slot| slot.placed.iter().copied()).collect();
         let placed = find_places(&self.windows, taken, bars, function.name())?;
-        if let Some(slot) = slots.get_mut(&address) {
-            slot.placed.clone_from(&placed);
-        }
         let mut errors = write(&*function, &placed);
+        if let Some(slot) = slots.get_mut(&address) {
+            slot.look_again();
+            slot.placed = placed;
+        }
         // A function that decodes already moves with its BARs.
         errors.extend(self.settle(&mut slots));
         PciError::all(errors)

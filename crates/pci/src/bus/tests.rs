@@ -1,4 +1,7 @@
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use super::*;
 use crate::bar::{BarKind, ROM};
@@ -13,8 +16,13 @@ pub(super) struct Probe {
     number: DeviceNumber,
     /// Whether it fails at all that can fail.
     broken: Mutex<bool>,
-    /// Held by a test that makes writes to configuration space wait.
+    /// Held by a test that makes writes to the command register come late.
+    late: Mutex<()>,
+    /// Held by a test that makes such writes wait, as for a disk: with the function's own lock held.
     slow: Mutex<()>,
+    /// How many reads and writes of configuration space have begun.
+    reads: AtomicU32,
+    writes: AtomicU32,
 }
 
 impl Probe {
@@ -43,7 +51,10 @@ impl Probe {
             tag: 0,
             number,
             broken: Mutex::new(false),
+            late: Mutex::default(),
             slow: Mutex::default(),
+            reads: AtomicU32::new(0),
+            writes: AtomicU32::new(0),
         }
     }
 
@@ -68,11 +79,17 @@ impl Function for Probe {
         self.number
     }
     fn read_config(&self, offset: u16, data: &mut [u8]) {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         self.space.lock().unwrap().read(offset, data);
     }
     fn write_config(&self, offset: u16, data: &[u8]) -> Result<(), PciError> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        if offset == register::COMMAND {
+            drop(self.late.lock().unwrap());
+        }
+        let mut space = self.space.lock().unwrap();
         let _wait = self.slow.lock().unwrap();
-        self.space.lock().unwrap().write(offset, data);
+        space.write(offset, data);
         self.outcome("write")
     }
     fn decoded(&self) -> Decoded {
@@ -325,28 +342,61 @@ fn what_finds_no_place_is_known_without_a_bus_and_is_what_the_bus_says() {
 }
 
 #[test]
-fn a_function_whose_write_takes_long_holds_up_no_other_function() {
+fn a_function_whose_write_takes_long_holds_up_no_other_function_whatever_becomes_of_both() {
     let (bus, probes) = bus(2);
     let [(slow, probe), (other, _)] = &probes[..] else { panic!("two functions") };
     let waits = probe.slow.lock().unwrap();
+    let reads = probe.reads.load(Ordering::SeqCst);
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| bus.write_config(*slow, register::COMMAND, &[0, 0]));
-        let (done, answered) = std::sync::mpsc::channel();
         let bus = &bus;
+        let writer = scope.spawn(|| bus.write_config(*slow, register::COMMAND, &[3, 0]));
+        scope.spawn(|| {
+            // Until that write is under way.
+            while probe.space.try_lock().is_ok() {
+                std::thread::yield_now();
+            }
+            bus.read_config(*slow, 0, &mut [0; 4]);
+        });
+        let (done, answered) = channel();
         scope.spawn(move || {
-            // Until the other one is in the middle of its write.
-            while bus.slots()[slow].writing.try_lock().is_ok() {
+            // Until somebody waits to read of it.
+            while probe.reads.load(Ordering::SeqCst) == reads {
                 std::thread::yield_now();
             }
             bus.read_config(*other, 0, &mut [0; 4]);
+            // BARs of the other one appear.
             bus.write_config(*other, register::COMMAND, &[3, 0]).unwrap();
             done.send(()).unwrap();
         });
-        let outcome = answered.recv_timeout(std::time::Duration::from_secs(10));
+        let outcome = answered.recv_timeout(Duration::from_secs(10));
         assert!(!writer.is_finished(), "the write waits still");
         drop(waits);
         assert_eq!(outcome, Ok(()), "the other function was reached");
         writer.join().unwrap().unwrap();
     });
-    assert!(bus.slots()[other].claimed.iter().any(Option::is_some), "and decodes");
+    for (at, _) in &probes {
+        assert!(bus.slots()[at].claimed.iter().any(Option::is_some), "{at} decodes");
+    }
+}
+
+#[test]
+fn a_reset_that_overtakes_a_write_leaves_the_bus_with_what_the_function_decodes() {
+    let (bus, probes) = bus(1);
+    let [(at, probe)] = &probes[..] else { panic!("one function") };
+    bus.write_config(*at, register::COMMAND, &[3, 0]).unwrap();
+    let writes = probe.writes.load(Ordering::SeqCst);
+    let waits = probe.late.lock().unwrap();
+    std::thread::scope(|scope| {
+        // It decodes already, and would have been left alone.
+        let writer = scope.spawn(|| bus.write_config(*at, register::COMMAND, &[3, 0]));
+        while probe.writes.load(Ordering::SeqCst) == writes {
+            std::thread::yield_now();
+        }
+        assert!(bus.reset_function(*at).is_empty());
+        assert_eq!(probe.decoded(), Decoded::default());
+        drop(waits);
+        writer.join().unwrap().unwrap();
+    });
+    assert_ne!(probe.decoded(), Decoded::default());
+    assert_eq!(bus.slots()[at].claimed, probe.decoded());
 }
