@@ -97,6 +97,16 @@ impl NvmeOptions {
         NvmeOptions { name: name.into(), queues: 1, serial: None, model: None, firmware: None }
     }
 
+    /// The serial number that a controller over these disks shows.
+    pub fn serial_over(&self, disks: &[Arc<disk::Disk>]) -> String {
+        let own = match disks {
+            [only] => only.geometry().serial.clone(),
+            _ => None,
+        };
+        let own = || serial_number::shown(&own.unwrap_or_else(|| format!("skep-{}", self.name)));
+        self.serial.clone().unwrap_or_else(own)
+    }
+
     /// Whether a controller can be so, and have this disk among its namespaces, as far as it is known before it is made.
     pub fn check(&self, disk: &disk::Disk) -> Result<(), NvmeError> {
         self.check_queues()?;
@@ -184,13 +194,13 @@ impl Identity {
             }
             other => Ok(other.clone()),
         };
-        let serial = given("serial number", &options.serial, serial_number::LENGTH)?;
+        given("serial number", &options.serial, serial_number::LENGTH)?;
+        let disks: Vec<_> = namespaces.iter().map(|namespace| namespace.disk.clone()).collect();
         let model = given("model", &options.model, MODEL_LENGTH)?;
         let firmware = given("firmware revision", &options.firmware, FIRMWARE_LENGTH)?;
         let own = |field: fn(&disk::Geometry) -> &Option<String>| only.and_then(|disk| field(disk).clone());
-        let own_serial = || own(|disk| &disk.serial).unwrap_or_else(|| format!("skep-{}", options.name));
         Ok(Identity {
-            serial: serial.unwrap_or_else(|| serial_number::shown(&own_serial())),
+            serial: options.serial_over(&disks),
             model: model.or_else(|| own(|disk| &disk.model)).unwrap_or_else(|| "skep NVMe disk".into()),
             firmware: firmware.unwrap_or_else(|| FIRMWARE.into()),
         })

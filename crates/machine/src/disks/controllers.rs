@@ -19,6 +19,8 @@ use super::seats::{SataController, Seat};
 use super::{Model, OpenDisk, Place};
 use crate::error::StartError;
 
+/// Characters of an NVMe controller's serial number at most (bytes 4 to 23 of the Identify Controller data structure).
+const SERIAL: usize = 20;
 /// Ports of a SATA controller at most (AHCI 1.3.1, 3.1.1).
 const PORTS: usize = 32;
 /// Ports that it has at least, as an ICH9 has.
@@ -75,6 +77,7 @@ pub(super) fn controllers(disks: Vec<OpenDisk>) -> Vec<Controller> {
             Model::Ahci(port) => add_port(&mut controllers, controller, port),
         }
     }
+    tell_apart(&mut controllers);
     controllers
 }
 
@@ -98,22 +101,43 @@ fn add_namespace(
         }
         None => {
             let short = wanted.as_ref().map_or(options.name, ToString::to_string);
-            let options = NvmeOptions { name: unused(short, controllers), ..options };
+            let is_taken = |name: &String| {
+                controllers
+                    .iter()
+                    .any(|other| matches!(other, Controller::Nvme { options, .. } if options.name == *name))
+            };
+            let options = NvmeOptions { name: unused(&short, usize::MAX, is_taken), ..options };
             controllers.push(Controller::Nvme { name: wanted, options, disks: vec![disk] });
         }
     }
 }
 
-/// The name, or with a number behind it where another controller has it: a controller over an image says its name in the
-/// place of a serial number, and guests refuse the second of two controllers that say the same.
-fn unused(name: String, controllers: &[Controller]) -> String {
-    let is_free = |name: &String| {
-        controllers
-            .iter()
-            .all(|other| !matches!(other, Controller::Nvme { options, .. } if options.name == *name))
-    };
-    let numbered = (2..).map(|number: u32| format!("{name}-{number}"));
-    std::iter::once(name.clone()).chain(numbered).find(is_free).unwrap_or(name)
+/// The text, or where that is taken, with the first number behind it that makes another one, in so many characters of ASCII.
+fn unused(text: &str, longest: usize, is_taken: impl Fn(&String) -> bool) -> String {
+    let (mut found, mut number) = (text.to_owned(), 1);
+    while is_taken(&found) {
+        number += 1;
+        let end = format!("-{number}");
+        found = text.chars().take(longest - end.len()).chain(end.chars()).collect();
+    }
+    found
+}
+
+/// Gives each NVMe controller a serial number of its own, unless the description gives it one: guests refuse the second of
+/// two controllers that show the same, as those over two partitions of a disk would, or over two namespaces.
+fn tell_apart(controllers: &mut [Controller]) {
+    let nvme = controllers.iter_mut().filter_map(|controller| match controller {
+        Controller::Nvme { options, disks, .. } => Some((options, disks)),
+        _ => None,
+    });
+    let (given, own): (Vec<_>, Vec<_>) = nvme.partition(|(options, _)| options.serial.is_some());
+    let mut taken: BTreeSet<String> =
+        given.into_iter().filter_map(|(options, _)| options.serial.clone()).collect();
+    for (options, disks) in own {
+        let serial = unused(&options.serial_over(disks), SERIAL, |serial| taken.contains(serial));
+        taken.insert(serial.clone());
+        options.serial = Some(serial);
+    }
 }
 
 fn add_port(controllers: &mut Vec<Controller>, wanted: Option<ControllerName>, port: AhciPort) {
@@ -282,6 +306,25 @@ mod tests {
     }
 
     #[test]
+    fn no_two_nvme_controllers_show_the_same_serial_number_unless_they_are_given_it() {
+        let given = |serial: &str| config::Disk { serial: serial.parse().ok(), ..disk(NVME, "") };
+        let disks = [disk(NVME, ""), given("skep-ram"), given("skep-ram-2"), given("G"), given("G")];
+        let serials: Vec<_> = made(&disks)
+            .iter()
+            .map(|controller| match controller {
+                Controller::Nvme { options, .. } => options.serial.clone().unwrap(),
+                _ => panic!("all are NVMe"),
+            })
+            .collect();
+        assert_eq!(serials, ["skep-ram-3", "skep-ram", "skep-ram-2", "G", "G"]);
+        let twenty = "ABCDEFGHIJKLMNOPQRST";
+        let ten: Vec<String> = (1..10).fold(vec![twenty.to_owned()], |all, _| {
+            [&all[..], &[unused(twenty, SERIAL, |text| all.contains(text))]].concat()
+        });
+        assert_eq!([&*ten[1], &ten[9]], ["ABCDEFGHIJKLMNOPQR-2", "ABCDEFGHIJKLMNOPQ-10"]);
+    }
+
+    #[test]
     fn what_one_namespace_says_of_its_controller_holds_for_the_controller() {
         let said = config::Disk {
             model: DiskModel::Nvme { queues: 3.try_into().ok() },
@@ -296,6 +339,6 @@ mod tests {
         let texts = [serial, model, firmware].map(|text| text.as_deref().unwrap());
         assert_eq!(texts, ["S", "P", "F"]);
         let Controller::Nvme { options, .. } = &made[1] else { panic!("the second is b's") };
-        assert_eq!((&options.serial, options.queues), (&None, 2));
+        assert_eq!((options.serial.as_deref(), options.queues), (Some("skep-b"), 2));
     }
 }
