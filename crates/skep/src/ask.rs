@@ -21,7 +21,7 @@ Exit status:
   2  the command line is wrong
   4  the VM or the host refused";
 
-/// Which VM is meant.
+// Which VM is meant.
 #[derive(Args)]
 pub struct Whom {
     /// The VM's name, as `skep list` shows it

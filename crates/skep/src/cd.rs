@@ -9,7 +9,6 @@ use control::api::{Drive, Eject, Insert};
 use crate::ask::{self, Failure, Whom};
 use crate::report;
 
-/// What follows `skep cd`.
 #[derive(Args)]
 #[command(after_help = ask::HELP)]
 pub struct Arguments {

@@ -7,7 +7,6 @@ use control::api::{Plug, Unplug};
 use crate::ask::{self, Failure, Whom};
 use crate::report;
 
-/// What follows `skep disk`.
 #[derive(Args)]
 #[command(after_help = ask::HELP)]
 pub struct Arguments {

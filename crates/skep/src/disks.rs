@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use crate::ask::{self, Failure};
 use crate::table::{bytes, plain};
 
-/// What follows `skep disks`.
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct Arguments {

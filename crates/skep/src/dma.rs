@@ -21,7 +21,6 @@ use crate::report;
 /// How often `--watch` looks.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// What follows `skep dma`.
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct Arguments {

@@ -14,7 +14,6 @@ use crate::table::plain;
 /// How long one question waits for news.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// What follows `skep events`.
 #[derive(Args)]
 #[command(after_help = ask::HELP)]
 pub struct Arguments {

@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 use crate::{rehearse, report};
 
-/// What follows `skep host`.
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct Arguments {

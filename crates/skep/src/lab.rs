@@ -15,7 +15,6 @@ use person::Person;
 
 mod person;
 
-/// What follows `skep lab`.
 #[derive(Args)]
 pub struct Arguments {
     #[command(subcommand)]

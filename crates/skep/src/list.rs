@@ -12,7 +12,6 @@ use crate::report;
 use crate::stats;
 use crate::table::{Side, Table, plain};
 
-/// What follows `skep list`.
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct Arguments {

@@ -47,7 +47,8 @@ struct Arguments {
     command: Command,
 }
 
-// Deferred: a start makes the flags of its own command only.
+// Deferred: a start makes the flags of its own command only. Their structs have no documentation: its text would take the place
+// of the command's in the help.
 #[derive(Subcommand)]
 #[command(defer = true)]
 enum Command {

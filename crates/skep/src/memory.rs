@@ -12,7 +12,6 @@ use clap::{Args, Subcommand};
 use crate::ask::{Failure, Whom};
 use image::Image;
 
-/// What follows `skep memory`.
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct Arguments {

@@ -11,7 +11,6 @@ use crate::exit::Exit;
 use crate::report;
 use crate::start;
 
-/// What follows `skep run`.
 #[derive(Args)]
 #[command(after_help = help())]
 pub struct Arguments {
@@ -30,8 +29,8 @@ pub struct Arguments {
     flags: Flags,
 }
 
-/// One flag for each [`Key`]. Their values are checked by the description, so that flags and file get the same
-/// errors, all at once.
+// One flag for each [`Key`]. Their values are checked by the description, so that flags and file get the same
+// errors, all at once.
 #[derive(Args)]
 #[command(next_help_heading = "The VM")]
 struct Flags {

@@ -12,7 +12,6 @@ use crate::report;
 /// How long one question waits for the end.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// What follows `skep pause`.
 #[derive(Args)]
 #[command(after_help = ask::HELP)]
 pub struct Pause {
@@ -20,7 +19,6 @@ pub struct Pause {
     whom: Whom,
 }
 
-/// What follows `skep resume`.
 #[derive(Args)]
 #[command(after_help = ask::HELP)]
 pub struct Resume {
@@ -28,7 +26,6 @@ pub struct Resume {
     whom: Whom,
 }
 
-/// What follows `skep stop`.
 #[derive(Args)]
 #[command(after_help = ask::HELP)]
 pub struct Stop {

@@ -8,7 +8,6 @@ use control::api::{Disk, Drive, Stats};
 use crate::ask::{self, Failure, Whom};
 use crate::table::{Side, Table, bytes, plain};
 
-/// What follows `skep stats`.
 #[derive(Args)]
 #[command(after_help = ask::HELP)]
 pub struct Arguments {

@@ -162,6 +162,19 @@ fn the_help_says_exit_statuses_and_keys() {
 }
 
 #[test]
+fn the_help_of_each_command_begins_as_the_list_of_commands_says() {
+    let list = stdout(&skep(&["--help"]));
+    let commands = list.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands: Vec<_> =
+        commands.map_while(|line| line.trim().split_once(' ')).filter(|(name, _)| *name != "help").collect();
+    assert_eq!(commands.len(), 14, "{list}");
+    for (name, what) in commands {
+        let help = stdout(&skep(&[name, "--help"]));
+        assert_eq!(help.lines().next(), Some(what.trim()), "{name}");
+    }
+}
+
+#[test]
 fn without_a_command_the_help_is_a_usage_error() {
     let output = skep(&[]);
     assert_eq!(output.status.code(), Some(2));
