@@ -29,8 +29,9 @@ unsafe extern "C" fn unmap_constants(object: *mut libc::dl_phdr_info, _: usize, 
         // Whole pages: one at an edge may be a neighbour's, which may have been written to.
         let (first, last) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
         if first < last {
-            // SAFETY: nobody writes to these pages, so each has its contents again, from the file, when it is touched. If
-            // the kernel refuses, they stay mapped.
+            // SAFETY: the program does not write to these pages, so each has its contents again, from the file, when it is
+            // touched. If the kernel refuses, they stay mapped. (A debugger and uprobes do write breakpoints there, which
+            // are lost: set them once the VM runs.)
             unsafe { libc::madvise(first as *mut c_void, last - first, libc::MADV_DONTNEED) };
         }
     }
