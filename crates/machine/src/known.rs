@@ -233,7 +233,7 @@ fn what_the_check_finds_is_known_before_and_one_finding_hides_no_other() {
         (Key::Disk, "nbd=nbd+unix:///a"),
     ];
     let mut flags: Vec<(Key, String)> = flags.map(|(key, value)| (key, value.to_owned())).to_vec();
-    flags.extend((0..31).map(|_| (Key::Disk, "ram=1M".to_owned())));
+    flags.extend((0..248).map(|_| (Key::Disk, "ram=1M".to_owned())));
     let description = Description::read(None, &flags);
     assert!(description.wrong().is_empty(), "{:?}", description.wrong());
     let found = check(&description.draft).err().unwrap();
