@@ -5,6 +5,8 @@
 pub mod ahci;
 mod aside;
 mod durability;
+mod flash;
+pub mod fw_cfg;
 pub mod nvme;
 mod ports;
 mod power;
@@ -15,6 +17,8 @@ mod serial_number;
 mod stock;
 mod virtio_blk;
 
+pub use flash::{Flash, Store};
+pub use fw_cfg::FwCfg;
 pub use nvme::{Namespace, Nvme, NvmeError, NvmeOptions};
 pub use ports::PortDevice;
 pub use power::{PmTimer, Power, PowerRequest, Press, ResetPort};

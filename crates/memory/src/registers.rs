@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use crate::address::GpaRange;
 use crate::map::DeviceMemory;
@@ -42,6 +42,24 @@ impl RegisterPages {
     /// What the guest reads in the register at an offset.
     pub fn load(&self, offset: usize) -> u32 {
         self.register(offset).load(Ordering::Acquire)
+    }
+
+    /// What the guest reads from an offset on, byte by byte. All of it lies within the pages.
+    pub fn store_bytes(&self, offset: usize, bytes: &[u8]) {
+        for (at, byte) in (offset..).zip(bytes) {
+            self.byte_at(at).store(*byte, Ordering::Release);
+        }
+    }
+
+    /// What the guest reads in the byte at an offset; ones behind the end.
+    pub fn byte(&self, offset: usize) -> u8 {
+        if offset < self.len { self.byte_at(offset).load(Ordering::Acquire) } else { 0xff }
+    }
+
+    fn byte_at(&self, offset: usize) -> &AtomicU8 {
+        assert!(offset < self.len, "there is no byte at {offset:#x}");
+        // SAFETY: as in `register`; a byte is always aligned.
+        unsafe { AtomicU8::from_ptr(self.host.as_ptr().cast::<u8>().add(offset)) }
     }
 
     fn register(&self, offset: usize) -> &AtomicU32 {
