@@ -55,6 +55,13 @@ fn hint(enough: Option<u64>) -> String {
 }
 
 impl Initrd {
+    /// The whole of it, as a part of its file, for firmware that reads it.
+    pub fn part(&self) -> std::io::Result<crate::firmware::Part> {
+        let len = self.source.len();
+        let len = u32::try_from(len).map_err(|_| std::io::Error::from(std::io::ErrorKind::FileTooLarge))?;
+        Ok(crate::firmware::Part { file: self.source.to_file()?, offset: 0, len })
+    }
+
     /// Opens an initrd.
     pub fn open(path: &Path) -> Result<Initrd, InitrdError> {
         Initrd::not_empty(Source::open("initrd", path)?)

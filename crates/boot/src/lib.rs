@@ -9,6 +9,7 @@
 
 pub mod acpi;
 mod cpu;
+pub mod firmware;
 mod initrd;
 mod kernel;
 mod linux;

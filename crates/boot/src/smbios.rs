@@ -5,9 +5,9 @@ use memory::{GpaRange, Ram};
 use crate::platform::Platform;
 use crate::{LoadError, PlacedTable};
 
-const ENTRY_POINT: u64 = 24;
+pub(crate) const ENTRY_POINT: u64 = 24;
 /// The structures begin here, behind the entry point, aligned to 16 bytes.
-const STRUCTURES: u64 = 32;
+pub(crate) const STRUCTURES: u64 = 32;
 const MAKER: &str = "skep";
 const PRODUCT: &str = "skep";
 const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -94,6 +94,14 @@ impl Source {
         Source { name: self.name.clone(), bytes: Bytes::Memory(bytes), len }
     }
 
+    /// A file with these bytes; one in memory if they are no file's.
+    pub(crate) fn to_file(&self) -> io::Result<File> {
+        match &self.bytes {
+            Bytes::File(file) => file.try_clone(),
+            Bytes::Memory(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// The path.
     pub(crate) fn name(&self) -> &Path {
         &self.name
