@@ -2,20 +2,15 @@
 //! between which it counts.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
 
 use crate::LabError;
-use crate::places::{self, CacheLock, write_whole};
-use crate::process;
-use crate::system::key;
+use crate::compile::Library;
 
-const SOURCE: &[u8] = include_bytes!("../count/count.c");
-const COMPILER: &str = "cc";
-const FLAGS: [&str; 4] = ["-shared", "-fPIC", "-O2", "-Wall"];
-
-/// How long the compiler may take for one small file.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PLUGIN: Library = Library {
+    name: "count",
+    source: include_bytes!("../count/count.c"),
+    purpose: "it compiles the plugin that counts instructions",
+};
 
 /// The mark of the moment in which a program is about to be started.
 pub const PROGRAM_STARTS: u8 = 0x01;
@@ -70,13 +65,7 @@ impl Count {
     /// # Errors
     /// When there is no C compiler, or it fails, or the cache cannot be written.
     pub fn new(record: impl AsRef<Path>, clock: Clock) -> Result<Count, LabError> {
-        let flags = FLAGS.join(" ");
-        let folder = places::cache()?.join("count").join(key(&[SOURCE, flags.as_bytes()]));
-        let plugin = folder.join("count.so");
-        if !plugin.is_file() {
-            let lock = CacheLock::take(&places::cache()?)?;
-            compile(&lock, &folder, &plugin)?;
-        }
+        let plugin = PLUGIN.ready()?;
         Ok(Count { plugin, record: record.as_ref().to_owned(), clock })
     }
 
@@ -90,25 +79,6 @@ impl Count {
         let text = |path: &Path| path.display().to_string().replace(',', ",,");
         ["-plugin".into(), format!("file={},out={}", text(&self.plugin), text(&self.record))]
     }
-}
-
-fn compile(lock: &CacheLock, folder: &Path, plugin: &Path) -> Result<(), LabError> {
-    let compiler = process::find(COMPILER).ok_or_else(|| LabError::Missing {
-        program: COMPILER.into(),
-        purpose: "it compiles the plugin that counts instructions",
-        command: "apt-get install -y gcc libc6-dev (as root)",
-    })?;
-    let source = folder.join("count.c");
-    write_whole(lock, &source, &[SOURCE])?;
-    let unfinished = folder.join("count.so.new");
-    let mut command = Command::new(&compiler);
-    command.args(FLAGS).arg("-o").arg(&unfinished).arg(&source);
-    let said = process::run(&mut command, PATIENCE).map_err(LabError::path("start", &compiler))?;
-    if !said.success() {
-        let why = std::io::Error::other(said.reason());
-        return Err(LabError::system("compile", source.display(), why));
-    }
-    std::fs::rename(&unfinished, plugin).map_err(LabError::path("write", plugin))
 }
 
 #[cfg(test)]
@@ -151,22 +121,5 @@ mod tests {
         assert!(by_machine.contains(&format!("thread=multi {plugin}")), "{by_machine}");
         let uncounted = arguments(None);
         assert!(!uncounted.contains("icount") && !uncounted.contains("plugin"), "{uncounted}");
-    }
-
-    #[test]
-    fn the_plugin_compiles_and_has_what_the_emulator_looks_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let lock = CacheLock::take(folder.path()).unwrap();
-        let plugin = folder.path().join("count.so");
-        match compile(&lock, folder.path(), &plugin) {
-            Err(LabError::Missing { .. }) => eprintln!("no C compiler here: the plugin was not compiled"),
-            compiled => {
-                compiled.unwrap();
-                let bytes = std::fs::read(&plugin).unwrap();
-                for name in ["qemu_plugin_install", "qemu_plugin_version"] {
-                    assert!(bytes.windows(name.len()).any(|window| window == name.as_bytes()), "{name}");
-                }
-            }
-        }
     }
 }

@@ -23,6 +23,7 @@ pub struct Lab {
     pub(crate) verbose: bool,
     pub(crate) terminal: Option<Terminal>,
     pub(crate) count: Option<Count>,
+    pub(crate) guest_firmware: bool,
 }
 
 /// Describes a [`Lab`].
@@ -49,6 +50,7 @@ impl Lab {
             verbose: false,
             terminal: None,
             count: None,
+            guest_firmware: false,
         })
     }
 }
@@ -138,6 +140,13 @@ impl Builder {
     /// what it writes there is its standard output. Without one its standard input is empty.
     pub fn terminal(mut self, terminal: &Terminal) -> Self {
         self.0.terminal = Some(terminal.clone());
+        self
+    }
+
+    /// Lets guests have firmware: QEMU gets a work-around, without which it aborts when a guest's firmware ends an interrupt
+    /// (docs/lab.md).
+    pub fn guest_firmware(mut self) -> Self {
+        self.0.guest_firmware = true;
         self
     }
 

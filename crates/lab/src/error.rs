@@ -109,10 +109,12 @@ pub enum LabError {
         console: String,
     },
     /// The emulated host died while the command ran.
-    #[error("the emulated host died while the command ran ({status}).{}", tail(.console))]
+    #[error("the emulated host died while the command ran ({status}).{}{}", said(.why), tail(.console))]
     Died {
         /// How the emulator ended.
         status: String,
+        /// What it said itself, if anything.
+        why: String,
         /// The console's last lines.
         console: String,
     },
@@ -164,6 +166,12 @@ fn permission_hint(error: &io::Error) -> &'static str {
         io::ErrorKind::StorageFull => " Free some space, or name another folder with SKEP_CACHE.",
         _ => "",
     }
+}
+
+/// What the emulator said, and what to do about it if that is known.
+fn said(why: &str) -> String {
+    let known = crate::run::known(why).map(|hint| format!(" {hint}")).unwrap_or_default();
+    if why.is_empty() { String::new() } else { format!(" QEMU said: {why}.{known}") }
 }
 
 fn tail(console: &str) -> String {

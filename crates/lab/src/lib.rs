@@ -15,6 +15,7 @@
 
 pub mod archive;
 mod clock;
+mod compile;
 pub mod count;
 mod description;
 mod error;

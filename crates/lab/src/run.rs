@@ -14,6 +14,10 @@ mod lines;
 mod models;
 mod nudge;
 
+#[cfg(test)]
+pub(crate) use boot::BIG_LOCK;
+pub(crate) use emulator::known;
+
 use boot::{Boot, Deadline, Failed};
 use lines::Lines;
 

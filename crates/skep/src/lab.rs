@@ -76,6 +76,9 @@ struct Exec {
     /// Show this machine's / at /host (chroot /host ...); what is written there is forgotten
     #[arg(long)]
     host_root: bool,
+    /// Guests with firmware: works around a fault of QEMU's, which would abort
+    #[arg(long)]
+    guest_firmware: bool,
     /// More words for the kernel's command line
     #[arg(long, value_name = "WORDS", default_value = "")]
     append: String,
@@ -172,6 +175,9 @@ impl Exec {
             .verbose(self.verbose);
         if let Some(limit) = self.timeout {
             lab = lab.timeout(Duration::from_secs(limit));
+        }
+        if self.guest_firmware {
+            lab = lab.guest_firmware();
         }
         if let Some(limit) = self.silence {
             lab = lab.silence(Duration::from_secs(limit));

@@ -14,6 +14,7 @@ use super::console::{Console, SILENCE, emulator_says, last_lines, patience};
 use super::emulator::{Running, Watch, hint, lock, spawn};
 use super::nudge::Nudge;
 use super::{Event, Outcome, Stream};
+use crate::compile::Library;
 use crate::count::{Clock, Count};
 use crate::image::in_memory;
 use crate::machine::Machine;
@@ -25,6 +26,13 @@ use crate::{Lab, LabError, Terminal, clock};
 
 /// How much of the console an error shows, in lines.
 const CONSOLE_SHOWN: usize = 25;
+
+/// Takes a lock that QEMU forgets; see the source.
+pub(crate) const BIG_LOCK: Library = Library {
+    name: "bql",
+    source: include_bytes!("../../shim/bql.c"),
+    purpose: "it compiles a work-around for QEMU, for guests with firmware",
+};
 
 /// How long an emulator that closed its end of the wire may take to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -102,7 +110,8 @@ impl Boot {
         let (arguments, inherited) = machine.finish();
 
         let started = Instant::now();
-        let mut child = spawn(qemu, &arguments, &inherited)?;
+        let preloaded = lab.guest_firmware.then(|| BIG_LOCK.ready()).transpose()?;
+        let mut child = spawn(qemu, &arguments, &inherited, preloaded.as_deref())?;
         drop(inherited);
         let console = Arc::new(Console::new(lab.verbose));
         if let Some(stdout) = child.stdout.take() {
@@ -244,7 +253,10 @@ impl Boot {
                     console: shown,
                 });
             }
-            End::Gone => LabError::Died { status: status.to_string(), console: shown },
+            End::Gone => {
+                let why = last_lines(&emulator, 3).trim().replace('\n', "; ");
+                LabError::Died { status: status.to_string(), why, console: shown }
+            }
         };
         Err(Failed::Final(error))
     }

@@ -12,9 +12,15 @@ use std::time::{Duration, Instant};
 
 use crate::{LabError, process};
 
-/// Starts it with these files open under the numbers they have here.
-pub fn spawn(qemu: &Path, arguments: &[String], inherited: &[File]) -> Result<Child, LabError> {
+/// Starts it with these files open under the numbers they have here, and with a library before its own if there is one.
+pub fn spawn(
+    qemu: &Path,
+    arguments: &[String],
+    inherited: &[File],
+    preloaded: Option<&Path>,
+) -> Result<Child, LabError> {
     let mut command = Command::new(qemu);
+    command.envs(preloaded.map(|library| ("LD_PRELOAD", library)));
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let fds: Vec<i32> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
     // SAFETY: the closure runs in the child between fork and exec and calls only fcntl, which is
@@ -101,17 +107,26 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What to do about what the emulator says.
-pub fn hint(message: &str) -> &'static str {
+/// What to do about what the emulator says, where that is known.
+pub fn known(message: &str) -> Option<&'static str> {
     if message.contains("plugin") {
-        "Counting instructions needs a QEMU that was built with plugins (--enable-plugins) of API version 1, as Debian 12's is. Name one with SKEP_LAB_QEMU."
+        Some(
+            "Counting instructions needs a QEMU that was built with plugins (--enable-plugins) of API version 1, as Debian 12's is. Name one with SKEP_LAB_QEMU.",
+        )
+    } else if message.contains("tcg_handle_interrupt") {
+        Some("A guest's firmware met a fault of QEMU's. Give --guest-firmware, which works around it.")
     } else if message.contains("lock") {
-        "The image is in use by another lab or virtual machine."
+        Some("The image is in use by another lab or virtual machine.")
     } else if message.contains("annot set up guest memory") {
-        "Ask for less with --memory."
+        Some("Ask for less with --memory.")
     } else {
-        "Look at what was asked for with --device, --disk and --iommu."
+        None
     }
+}
+
+/// The same, and something to try where it is not known.
+pub fn hint(message: &str) -> &'static str {
+    known(message).unwrap_or("Look at what was asked for with --device, --disk and --iommu.")
 }
 
 #[cfg(test)]
