@@ -6,7 +6,7 @@ use assign::fuzz::Emulated;
 use memory::{Gpa, GpaRange, Ram};
 use pci::fake::FakeServices;
 use pci::{
-    Address, BarKind, BarSpec, Bus, ConfigSpace, Decoded, DecodedAt, Function, HostBridge, Identity,
+    Address, BarKind, BarSpec, Bus, Chipset, ConfigSpace, Decoded, DecodedAt, Function, Identity,
     PciError, Services, Windows, register,
 };
 use virtio::{Features, QueueSetup, StartError, VirtioDevice, VirtioPci, Worker};
@@ -237,7 +237,7 @@ impl Board {
         };
         let plain = Plain(Mutex::new(ConfigSpace::new(identity, &specs(&Plain::BARS), &windows)));
         let functions = vec![
-            (address(0), Watched::new(Box::new(HostBridge::new(&windows)), &[])),
+            (address(0), Watched::new(Box::new(Chipset::host_bridge(&windows)), &[])),
             (
                 address(1),
                 Watched::new(Box::new(virtio.expect("eventfds are there")), &[(0, 0x4000), (2, 0x1000)]),

@@ -9,17 +9,19 @@ use memory::{Gpa, GpaRange, Ram};
 
 /// Fixed I/O ports.
 pub mod port {
+    // The PM registers lie where firmware expects them of a PC with Intel's 440FX.
+
     /// PM1a event block: status (2 bytes), then enable (2 bytes). ACPI 6.5, 4.8.3.1.
-    pub const PM1A_EVENT: u16 = 0x600;
+    pub const PM1A_EVENT: u16 = 0xb000;
     /// Its length in bytes.
     pub const PM1A_EVENT_LEN: u8 = 4;
     /// PM1a control register. SCI_EN (bit 0) reads as 1 from reset on, for there is no SMI command port that
     /// could set it. ACPI 6.5, 4.8.3.2.
-    pub const PM1A_CONTROL: u16 = 0x604;
+    pub const PM1A_CONTROL: u16 = 0xb004;
     /// Its length in bytes.
     pub const PM1A_CONTROL_LEN: u8 = 2;
     /// ACPI PM timer: 24 bits counting at 3.579545 MHz. ACPI 6.5, 4.8.3.3.
-    pub const PM_TIMER: u16 = 0x608;
+    pub const PM_TIMER: u16 = 0xb008;
     /// Its length in bytes.
     pub const PM_TIMER_LEN: u8 = 4;
     /// First port of the block that holds all PM registers.
@@ -46,6 +48,8 @@ pub mod port {
     pub const RTC: u16 = 0x70;
     /// Which of the clock's registers has the century.
     pub const RTC_CENTURY: u8 = 0x32;
+    /// Firmware configuration: twelve ports (QEMU, docs/specs/fw_cfg.rst).
+    pub const FW_CFG: u16 = 0x510;
     /// Keyboard controller: data.
     pub const I8042_DATA: u16 = 0x60;
     /// Keyboard controller: status and command.
@@ -55,8 +59,8 @@ pub mod port {
 /// What is written to [`port::RESET`] to restart the machine (full reset, then reset CPU).
 pub const RESET_VALUE: u8 = 0x06;
 
-/// SLP_TYP in PM1a control that means soft off (S5).
-pub const SLEEP_TYPE_SOFT_OFF: u8 = 5;
+/// SLP_TYP in PM1a control that means soft off (S5): that of Intel's PIIX4, which firmware knows without asking.
+pub const SLEEP_TYPE_SOFT_OFF: u8 = 0;
 
 /// Fixed interrupts: GSIs, that is, inputs of the I/O APIC.
 pub mod gsi {

@@ -216,6 +216,14 @@ pub enum Problem {
         /// How to write it.
         hint: &'static str,
     },
+    /// A key that is for nothing without another one.
+    #[error("`{key}` is for nothing without `{other}`. Give that as well, or remove this.")]
+    Without {
+        /// The key.
+        key: &'static str,
+        /// The one that is missing.
+        other: &'static str,
+    },
     /// Two keys that exclude each other.
     #[error("`{one}` and `{other}` exclude each other. Remove one of them.")]
     NotTogether {

@@ -34,9 +34,9 @@ mod values;
 pub use describe::{Description, File, Key, describe, describe_disk};
 pub use finding::{Finding, Findings, Place, Problem, Syntax};
 pub use model::{
-    Assign, Backing, Boot, Bounce, Buffers, Chain, Console, Disk, DiskModel, DiskSource, Distinct, Dma,
-    DmaBackEnd, Draft, FileDisk, Format, HostDomain, HugePages, Identified, ModelName, OnError, OnFault,
-    OnRequest, P2p, Poll, Vm, Wire, Writes,
+    Assign, Backing, Boot, BootFirmware, Bounce, Buffers, Chain, Console, Disk, DiskModel, DiskSource,
+    Distinct, Dma, DmaBackEnd, Draft, FileDisk, FirmwareChoice, FirmwareImage, Format, HostDomain, HugePages,
+    Identified, Linux, ModelName, OnError, OnFault, OnRequest, P2p, Poll, Vm, Wire, Writes,
 };
 pub use values::address::PciAddress;
 pub use values::count::{Cpus, LogicalBlock, Namespace, NodeId, Queues};

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write};
 
-use crate::model::{Assign, Disk, DiskModel, DiskSource, FileDisk, HostDomain, Vm, Writes};
+use crate::model::{Assign, Boot, Disk, DiskModel, DiskSource, FileDisk, HostDomain, Vm, Writes};
 
 impl Vm {
     /// The file that describes this VM, with every default written out. Read again, it gives an equal VM.
@@ -19,11 +19,19 @@ impl Vm {
             lines.bare("node", node);
         }
         lines.text("wire", self.backing.wire);
-        lines.text("kernel", &self.boot.kernel);
-        if let Some(initrd) = &self.boot.initrd {
-            lines.text("initrd", initrd);
+        if let Boot::Firmware(firmware) = &self.boot {
+            lines.text("firmware", &firmware.image);
+            if let Some(variables) = &firmware.variables {
+                lines.text("firmware-vars", variables);
+            }
         }
-        lines.text("cmdline", &self.boot.cmdline);
+        if let Some(linux) = self.boot.kernel() {
+            lines.text("kernel", &linux.kernel);
+            if let Some(initrd) = &linux.initrd {
+                lines.text("initrd", initrd);
+            }
+            lines.text("cmdline", &linux.cmdline);
+        }
         lines.text("console", &self.console);
         lines.text("dma", self.dma.back_end);
         lines.text("host-domain", self.dma.host_domain);

@@ -1,8 +1,9 @@
 //! What a file and flags mean together, and what is said about their errors.
 
 use config::{
-    Bounce, Buffers, Cmdline, Console, Disk, DiskModel, DiskSource, DmaBackEnd, File, FileDisk, Format,
-    HostDomain, HugePages, Key, OnError, OnFault, OnRequest, P2p, Poll, Vm, Wire, Writes,
+    Boot, Bounce, Buffers, Cmdline, Console, Disk, DiskModel, DiskSource, DmaBackEnd, File, FileDisk,
+    FirmwareImage, Format, HostDomain, HugePages, Key, OnError, OnFault, OnRequest, P2p, Poll, Vm, Wire,
+    Writes,
 };
 
 fn describe(file: Option<&str>, flags: &[(Key, &str)]) -> Result<Vm, String> {
@@ -35,9 +36,10 @@ fn the_documented_example_reads_as_it_says() {
     assert_eq!(vm.name.as_str(), "storage");
     assert_eq!(vm.cpus.get().get(), 2);
     assert_eq!(vm.memory.bytes(), 6 << 30);
-    assert_eq!(vm.boot.kernel.as_str(), "/lab/guest/vmlinux");
-    assert_eq!(vm.boot.initrd.as_ref().unwrap().as_str(), "/lab/guest/initrd");
-    assert_eq!(vm.boot.cmdline.as_str(), "console=ttyS0 quiet");
+    let linux = vm.boot.kernel().unwrap();
+    assert_eq!(linux.kernel.as_str(), "/lab/guest/vmlinux");
+    assert_eq!(linux.initrd.as_ref().unwrap().as_str(), "/lab/guest/initrd");
+    assert_eq!(linux.cmdline.as_str(), "console=ttyS0 quiet");
     assert_eq!(vm.console, Console::Stdio);
     assert_eq!(vm.assigned[0].address.to_string(), "0000:01:00.0");
     let first = Disk {
@@ -84,7 +86,7 @@ fn a_kernel_is_enough() {
     assert_eq!(vm.name.as_str(), "vm");
     assert_eq!(vm.cpus.get().get(), 1);
     assert_eq!(vm.memory.bytes(), 256 << 20);
-    assert_eq!(vm.boot.cmdline, Cmdline::default());
+    assert_eq!(vm.boot.kernel().unwrap().cmdline, Cmdline::default());
     assert_eq!(vm.console, Console::Stdio);
     assert!(vm.disks.is_empty() && vm.assigned.is_empty());
 }
@@ -92,7 +94,7 @@ fn a_kernel_is_enough() {
 #[test]
 fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
     let file = "name = \"a\"\ncpus = 2\nnested = true\nmemory = 512\nhugepages = \"2M\"\nnode = 1\nwire = true\np2p = \"required\"\n\
-                dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
+                dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\nfirmware = \"auto\"\nfirmware-vars = \"v\"\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
                 console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\", domain = \"b\", on-fault = \"pause\", on-request = \"stop\" }]\n\
                 [[disk]]\npath = \"d\"\nmodel = \"virtio-blk\"\nreadonly = true\nqueues = 3\nserial = \"s\"\n\
                 [[disk]]\nnvme = \"03:00.0\"\nnamespace = 2\npoll = false\non-error = \"pause\"\n";
@@ -101,6 +103,8 @@ fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
         (Key::Cpus, "2"),
         (Key::Nested, "on"),
         (Key::Memory, "512"),
+        (Key::Firmware, "ovmf"),
+        (Key::FirmwareVars, "v"),
         (Key::Kernel, "k"),
         (Key::Initrd, "i"),
         (Key::Cmdline, "c"),
@@ -152,7 +156,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
         findings("kernel = \"k\"\n[network]\n"),
         [
             "vm.toml:2:2: unknown key `network`. The keys here are: name, cpus, nested, memory, hugepages, node, wire, \
-             kernel, initrd, cmdline, console, dma, host-domain, i-know, on-fault, p2p, assign, disk."
+             firmware, firmware-vars, kernel, initrd, cmdline, console, dma, host-domain, i-know, on-fault, p2p, assign, disk."
         ]
     );
 }
@@ -209,12 +213,35 @@ fn a_file_that_is_not_utf_8_is_refused_with_the_line() {
 }
 
 #[test]
-fn a_missing_kernel_is_said_with_both_ways_to_give_one() {
+fn without_a_kernel_a_vm_boots_what_is_installed_by_the_firmware_that_this_host_has() {
     for file in [None, Some("cpus = 2")] {
-        let error = describe(file, &[]).unwrap_err();
-        assert!(error.starts_with("the VM has no `kernel`."), "{error}");
-        assert!(error.contains("--kernel") && error.contains("kernel = "), "{error}");
+        let Boot::Firmware(firmware) = describe(file, &[]).unwrap().boot else { panic!("no firmware") };
+        assert_eq!(
+            (firmware.image, firmware.variables, firmware.kernel),
+            (FirmwareImage::Installed, None, None)
+        );
     }
+    let boot = |flags: &[(Key, &str)]| describe(None, flags).unwrap().boot;
+    assert!(matches!(boot(&[(Key::Kernel, "k")]), Boot::Kernel(_)));
+    let both = boot(&[(Key::Kernel, "k"), (Key::Firmware, "/f/CODE.fd")]);
+    assert!(matches!(&both, Boot::Firmware(_)) && both.kernel().is_some(), "{both:?}");
+}
+
+#[test]
+fn without_firmware_a_kernel_is_needed_and_what_is_for_nothing_is_said() {
+    assert_eq!(
+        findings("firmware = \"none\"\n"),
+        [
+            "vm.toml:1:12: the VM has no `kernel`. Say what it boots: kernel = \"PATH\", or leave firmware = \"none\" out."
+        ]
+    );
+    assert_eq!(
+        findings("initrd = \"i\"\n"),
+        ["vm.toml:1:10: `initrd` is for nothing without `kernel`. Give that as well, or remove this."]
+    );
+    let found = findings("kernel = \"k\"\nfirmware-vars = \"v\"\n");
+    assert!(found[0].contains("`firmware-vars` is for nothing without `firmware`"), "{found:?}");
+    assert!(findings("firmware = \"bios\"\n")[0].contains("\"bios\" is not a firmware. Write auto"));
 }
 
 #[test]
@@ -628,6 +655,7 @@ fn what_is_right_beside_what_is_wrong_is_in_the_draft_and_nothing_is_made_up_for
     };
     let read = given(&[
         (Key::Name, "a/b"),
+        (Key::Kernel, ""),
         (Key::Memory, "1Q"),
         (Key::Cpus, "0"),
         (Key::Initrd, "/i"),
@@ -654,5 +682,5 @@ fn what_is_right_beside_what_is_wrong_is_in_the_draft_and_nothing_is_made_up_for
     // A file that could not be read may have named the kernel.
     let flags = [(Key::Memory, "1Q".to_owned())];
     assert_eq!(config::Description::read_without_file(&flags).wrong().len(), 1);
-    assert_eq!(config::Description::read(None, &flags).wrong().len(), 2);
+    assert_eq!(config::Description::read(None, &flags).wrong().len(), 1);
 }

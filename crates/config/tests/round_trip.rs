@@ -5,9 +5,10 @@ use std::hint::black_box;
 use std::str::FromStr;
 
 use config::{
-    Assign, Backing, Boot, Bounce, Buffers, Chain, Console, Cpus, Disk, DiskModel, DiskSize, DiskSource,
-    Distinct, Dma, DmaBackEnd, DomainName, File, FileDisk, Format, HostDomain, HugePages, Key, MemorySize,
-    OnError, OnFault, OnRequest, P2p, PciAddress, Poll, Vm, Wire, Writes,
+    Assign, Backing, Boot, BootFirmware, Bounce, Buffers, Chain, Console, Cpus, Disk, DiskModel, DiskSize,
+    DiskSource, Distinct, Dma, DmaBackEnd, DomainName, File, FileDisk, FirmwareImage, Format, HostDomain,
+    HostPath, HugePages, Key, Linux, MemorySize, OnError, OnFault, OnRequest, P2p, PciAddress, Poll, Vm,
+    Wire, Writes,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -153,8 +154,21 @@ fn vm() -> impl Strategy<Value = Vm> {
         path().prop_map(Console::File),
         parsed("[a-z:/]{1,90}").prop_map(Console::Socket),
     ];
-    let boot = (path(), option::of(path()), parsed("(?s).{0,60}"))
-        .prop_map(|(kernel, initrd, cmdline)| Boot { kernel, initrd, cmdline });
+    let linux = || {
+        (path(), option::of(path()), parsed("(?s).{0,60}")).prop_map(|(kernel, initrd, cmdline)| Linux {
+            kernel,
+            initrd,
+            cmdline,
+        })
+    };
+    let file = || parsed::<HostPath>("/[a-z ]{1,9}");
+    let image = prop_oneof![
+        Just(FirmwareImage::Installed),
+        (file(), option::of(file())).prop_map(|(code, variables)| FirmwareImage::Files { code, variables }),
+    ];
+    let firmware = (image, option::of(path()), option::of(linux()))
+        .prop_map(|(image, variables, kernel)| Boot::Firmware(BootFirmware { image, variables, kernel }));
+    let boot = prop_oneof![linux().prop_map(Boot::Kernel), firmware];
     let disks = prop::collection::vec(shown(), 0..4);
     let assigned = prop::collection::vec(assign(), 0..4);
     let lists = (disks, assigned).prop_filter_map("repeated", |(disks, assigned)| {

@@ -23,7 +23,7 @@ const SCI_ENABLE: u16 = 1 << 0;
 const SLEEP_ENABLE: u16 = 1 << 13;
 /// The value of SLP_TYP that `\_S5` names; the DSDT of crate boot names the same
 /// (`platform::SLEEP_TYPE_SOFT_OFF`).
-pub(crate) const S5: u16 = 5;
+pub(crate) const S5: u16 = 0;
 
 /// What the guest asks of the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -321,9 +321,9 @@ mod tests {
     fn only_sleep_state_5_powers_off() {
         let (power, _, asked) = power();
         power.write(4, &(SLEEP_ENABLE | 3 << 10).to_le_bytes());
-        power.write(4, &(5u16 << 10).to_le_bytes());
+        power.write(4, &(S5 << 10).to_le_bytes());
         assert!(asked.lock().unwrap().is_empty());
-        power.write(4, &(SLEEP_ENABLE | 5 << 10).to_le_bytes());
+        power.write(4, &(SLEEP_ENABLE | S5 << 10).to_le_bytes());
         assert_eq!(*asked.lock().unwrap(), [PowerRequest::Off]);
     }
 

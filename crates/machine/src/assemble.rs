@@ -5,18 +5,18 @@ use std::sync::Arc;
 
 use boot::Contents;
 use boot::platform::{self, Ecam, HostBridge, NativeControl, Platform, gsi, port};
-use devices::{PmTimer, PortDevice, Power, PowerRequest, RamSizes, ResetPort, Rtc, SerialPort};
+use devices::{FwCfg, PmTimer, PortDevice, Power, PowerRequest, RamSizes, ResetPort, Rtc, SerialPort};
 use dma::fault::{Inputs, Watch};
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::{HIGH_RAM_START, MemoryMap};
-use pci::{Address, Bus, Services};
+use pci::{Address, Bus, Chipset, PciError, SOUTH_BRIDGE, Services};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::alarms::AlarmWatch;
 use crate::assigned::Claimed;
 use crate::board::Board;
 use crate::buffers;
-use crate::check::Checked;
+use crate::check::{Boots, Checked};
 use crate::chips::Chips;
 use crate::config_ports::ConfigPorts;
 use crate::console::Console;
@@ -40,7 +40,8 @@ use crate::ram;
 use crate::services::KvmServices;
 use crate::slots::Slots;
 use crate::steps::Steps;
-use crate::vm::{BootPlan, Vm};
+use crate::uefi;
+use crate::vm::{BootPlan, KernelPlan, Vm};
 
 /// Makes a VM; on failure everything made so far is undone.
 pub fn assemble(
@@ -50,7 +51,7 @@ pub fn assemble(
     report: Reporter,
     steps: &Steps,
 ) -> Result<Vm, StartError> {
-    let Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans } = checked;
+    let Checked { hypervisor, boots, layout, cpus, disks, host, plans } = checked;
     // First, so that it is dropped last and reports what failed when everything else was dropped.
     let (sender, inbox) = events(report);
 
@@ -91,8 +92,7 @@ pub fn assemble(
     let services: Arc<dyn Services> =
         Arc::new(KvmServices::new(vm.clone(), interrupts.clone(), &map, witness.clone()));
     let bus = Arc::new(Bus::new(&layout.windows));
-    let host_bridge = Address::new(0, 0, 0).expect("00:00.0 is an address");
-    bus.add(host_bridge, Arc::new(pci::HostBridge::new(&layout.windows)))?;
+    add_chipset(&bus, &boots)?;
 
     steps.begin("assign devices")?;
     let assigned = match &mut claimed {
@@ -124,17 +124,39 @@ pub fn assemble(
     let heard = Box::new(move || owner.send(Event::PowerButtonHeard));
     let power = Arc::new(Power::new(sci, ask(&sender), heard));
     let clock = clock(&vm, &layout, &sender)?;
-    let ports = fixed_ports(&serial, clock, &power, &bus, &sender);
-    let board = Arc::new(Board { ports, bus, ecam: layout.ecam, events: sender.clone() });
+    let mut ports = fixed_ports(&serial, clock, &power, &bus, &sender);
+    let platform = describe(&layout, cpus, config.name.as_str());
+    let flash = match &boots {
+        Boots::Kernel { .. } => Vec::new(),
+        Boots::Firmware { firmware, kernel } => {
+            (inbox.reporter())(&Notice::Life(Life::Made(firmware.said())));
+            ports.add(
+                port::FW_CFG..=port::FW_CFG + FwCfg::PORTS - 1,
+                Arc::new(uefi::configuration(&platform, &ram, kernel.as_ref())?),
+            );
+            firmware.flash(&map, &sender)?
+        }
+    };
+    let board = Arc::new(Board { ports, bus, flash, ecam: layout.ecam, events: sender.clone() });
 
     steps.begin("vCPUs")?;
-    let fds = make_cpus(&vm, &hypervisor, cpus, &layout, config.nested)?;
+    let virtualization = Virtualization::of(hypervisor.cpuid(), config.nested);
+    let left = matches!(boots, Boots::Kernel { .. })
+        .then(|| Firmware::new(&layout, hypervisor.microcode(), virtualization));
+    let fds = make_cpus(&vm, &hypervisor, cpus, &layout, config.nested, left.as_ref())?;
 
     steps.begin("load")?;
-    let platform = describe(&layout, cpus, config.name.as_str());
-    let command_line = config.boot.cmdline.as_str().to_owned();
-    let boot = BootPlan { kernel, initrd, command_line, platform, ram };
-    cpu::enter(&fds[0].0, &boot.load(Contents::New)?)?;
+    let kernel = match (boots, config.boot.kernel()) {
+        (Boots::Kernel { kernel, initrd }, Some(linux)) => {
+            let command_line = linux.cmdline.as_str().to_owned();
+            Some(KernelPlan { kernel, initrd, command_line, platform })
+        }
+        _ => None,
+    };
+    let boot = BootPlan { kernel, ram };
+    if let Some(entry) = boot.load(Contents::New)? {
+        cpu::enter(&fds[0].0, &entry)?;
+    }
     let cpus = Cpus::new(fds, board.clone()).map_err(system("start the vCPUs' threads"))?;
     let alarms = match witness {
         Some(witness) => {
@@ -165,6 +187,19 @@ pub fn assemble(
     })
 }
 
+/// What the board itself has on the bus. The south bridge is there for firmware, which finds serial port and power
+/// management by it; a kernel finds them by ACPI, and would read through two functions more.
+fn add_chipset(bus: &Bus, boots: &Boots) -> Result<(), PciError> {
+    let at = |device, function| Address::new(0, device, function).expect("a constant address");
+    let windows = bus.windows();
+    bus.add(at(0, 0), Arc::new(Chipset::host_bridge(windows)))?;
+    if let Boots::Kernel { .. } = boots {
+        return Ok(());
+    }
+    bus.add(at(SOUTH_BRIDGE, 0), Arc::new(Chipset::isa_bridge(windows)))?;
+    bus.add(at(SOUTH_BRIDGE, 3), Arc::new(Chipset::power_management(port::PM_BASE, windows)))
+}
+
 /// Opens the sources of faults, and reports these sources and the kind of domains.
 fn listen(claimed: &Claimed, report: &Reporter) -> Inputs {
     report(&Notice::Life(Life::Made(claimed.chosen().to_string())));
@@ -181,11 +216,10 @@ fn make_cpus(
     cpus: platform::Cpus,
     layout: &Layout,
     nested: bool,
+    firmware: Option<&Firmware>,
 ) -> Result<Vec<(VcpuFd, PowerOn)>, StartError> {
     let address_bits = layout.address_bits;
     let template = Template::new(hypervisor.cpuid(), cpus, address_bits, hypervisor.tsc_deadline(), nested);
-    let virtualization = Virtualization::of(hypervisor.cpuid(), nested);
-    let firmware = Firmware::new(layout, hypervisor.microcode(), virtualization);
     let msrs = hypervisor.msrs()?;
     let mut fds: Vec<(VcpuFd, PowerOn)> = Vec::new();
     for apic_id in cpus.apic_ids() {
@@ -193,8 +227,8 @@ fn make_cpus(
         fd.set_cpuid2(&template.for_cpu(apic_id)).map_err(failed("set the features of a vCPU"))?;
         cpu::limit_error_banks(&fd)?;
         let power_on = match fds.first() {
-            None => PowerOn::of_boot_cpu(vm, &fd, &msrs, &firmware)?,
-            Some((_, boot_cpu)) => PowerOn::of_waiting_cpu(boot_cpu, &fd, &firmware)?,
+            None => PowerOn::of_boot_cpu(vm, &fd, &msrs, firmware)?,
+            Some((_, boot_cpu)) => PowerOn::of_waiting_cpu(boot_cpu, &fd, firmware)?,
         };
         fds.push((fd, power_on));
     }

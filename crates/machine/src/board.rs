@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use devices::Flash;
 use memory::{Gpa, GpaRange};
 use pci::{Address, Bus, PciError};
 
@@ -15,6 +16,8 @@ pub struct Board {
     pub ports: Ports,
     /// PCI functions.
     pub bus: Arc<Bus>,
+    /// Flash memory, where there is firmware.
+    pub flash: Vec<Flash>,
     /// Where configuration space lies.
     pub ecam: GpaRange,
     /// The machine's owner.
@@ -22,6 +25,19 @@ pub struct Board {
 }
 
 impl Board {
+    /// The flash memory that has all of an access, and the offset into it.
+    fn flash(&self, at: u64, len: usize) -> Option<(&Flash, u64)> {
+        let flash = self.flash.iter().find(|flash| flash.range().contains(Gpa(at)))?;
+        let last = at.checked_add(len as u64 - 1)?;
+        flash.range().contains(Gpa(last)).then(|| (flash, at - flash.range().start().0))
+    }
+
+    /// Returns devices at fixed places to power-on.
+    pub fn reset(&self) {
+        self.ports.reset();
+        self.flash.iter().for_each(Flash::reset);
+    }
+
     /// The guest's access is done in any case; a failure is reported to the VM's owner.
     fn report(&self, result: Result<(), PciError>) {
         if let Err(error) = result {
@@ -58,6 +74,8 @@ impl Exits for Board {
         if self.ecam.contains(Gpa(at)) {
             let offset = at - self.ecam.start().0;
             self.bus.read_config(Address::from_ecam(offset), (offset & 0xfff) as u16, data);
+        } else if let Some((flash, offset)) = self.flash(at, data.len()) {
+            flash.read(offset, data);
         } else {
             self.bus.read_memory(Gpa(at), data);
         }
@@ -73,6 +91,8 @@ impl Exits for Board {
         if self.ecam.contains(Gpa(at)) {
             let offset = at - self.ecam.start().0;
             self.report(self.bus.write_config(Address::from_ecam(offset), (offset & 0xfff) as u16, data));
+        } else if let Some((flash, offset)) = self.flash(at, data.len()) {
+            flash.write(offset, data);
         } else {
             self.report(self.bus.write_memory(Gpa(at), data).unwrap_or(Ok(())));
         }

@@ -17,17 +17,25 @@ use crate::layout::Layout;
 use crate::plan;
 use crate::ram;
 use crate::room;
+use crate::uefi::{self, Firmware};
 
 /// A description that fits this host: facts that hold, and files and disks that are open.
 pub struct Checked {
     pub(crate) hypervisor: Hypervisor,
-    pub(crate) kernel: KernelImage,
-    pub(crate) initrd: Option<Initrd>,
+    pub(crate) boots: Boots,
     pub(crate) layout: Layout,
     pub(crate) cpus: platform::Cpus,
     pub(crate) disks: Vec<CheckedDisk>,
     pub(crate) host: Host,
     pub(crate) plans: Vec<DomainPlan>,
+}
+
+/// What is booted.
+pub(crate) enum Boots {
+    /// A kernel, without firmware.
+    Kernel { kernel: KernelImage, initrd: Option<Initrd> },
+    /// Firmware.
+    Firmware { firmware: Firmware, kernel: Option<uefi::Kernel> },
 }
 
 /// Collects findings, so that all of them are known at once.
@@ -56,9 +64,22 @@ impl Findings {
 /// finding nor a start.
 pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     let mut findings = Findings::default();
-    let kernel = draft.kernel.as_ref().and_then(|path| findings.keep(KernelImage::open(path.as_path())));
-    let initrd = draft.initrd.as_ref().map(|path| Initrd::open(path.as_path()));
+    let kernel = draft.kernel.as_ref().filter(|_| draft.firmware.is_none());
+    let kernel = kernel.and_then(|path| findings.keep(KernelImage::open(path.as_path())));
+    let initrd =
+        draft.initrd.as_ref().filter(|_| draft.firmware.is_none()).map(|path| Initrd::open(path.as_path()));
     let initrd = findings.keep(initrd.transpose());
+    let firmware = draft.firmware.as_ref().zip(draft.name.as_ref());
+    let firmware = firmware.map(|(image, name)| Firmware::check(image, draft.firmware_vars.as_ref(), name));
+    let firmware = findings.keep(firmware.transpose());
+    let started = draft.firmware.as_ref().and(draft.linux());
+    let started = started.and_then(|linux| match uefi::Kernel::check(&linux) {
+        Ok(kernel) => Some(kernel),
+        Err(errors) => {
+            findings.add(errors);
+            None
+        }
+    });
     let count = u32::from(draft.cpus.get().get());
     let cpus = platform::Cpus::new(1, count, 1);
     let hypervisor = findings.keep(Hypervisor::open());
@@ -111,9 +132,14 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     findings.keep(assign::check(&host, &plans, planned, plan::choice(&draft.dma)));
     let windows = layout.as_ref().map(|layout| &layout.windows);
     findings.add(room::check(&host, windows, draft, &described));
-    match (hypervisor, kernel, initrd, layout, cpus) {
-        (Some(hypervisor), Some(kernel), Some(initrd), Some(layout), Some(cpus)) if findings.0.is_empty() => {
-            Ok(Checked { hypervisor, kernel, initrd, layout, cpus, disks, host, plans })
+    let boots = match (firmware, kernel, initrd) {
+        (Some(Some(firmware)), ..) => Some(Boots::Firmware { firmware, kernel: started }),
+        (Some(None), Some(kernel), Some(initrd)) => Some(Boots::Kernel { kernel, initrd }),
+        _ => None,
+    };
+    match (hypervisor, boots, layout, cpus) {
+        (Some(hypervisor), Some(boots), Some(layout), Some(cpus)) if findings.0.is_empty() => {
+            Ok(Checked { hypervisor, boots, layout, cpus, disks, host, plans })
         }
         _ => Err(findings.each_once()),
     }

@@ -73,18 +73,21 @@ impl Common {
 }
 
 impl PowerOn {
-    /// Does what firmware does to the boot CPU, which has not run yet, and takes its state. `listed` are the registers that
+    /// Does what firmware does to the boot CPU, which has not run yet, unless the guest has firmware of its own, and takes
+    /// its state. `listed` are the registers that
     /// KVM says it keeps.
     pub fn of_boot_cpu(
         vm: &VmFd,
         cpu: &VcpuFd,
         listed: &[u32],
-        firmware: &Firmware,
+        firmware: Option<&Firmware>,
     ) -> Result<PowerOn, KvmError> {
         let common = Arc::new(Common::of(vm, cpu, listed)?);
         let mut state = PowerOn::read(common, cpu, firmware)?;
-        wire_local_apic(&mut state.lapic);
-        cpu.set_lapic(&state.lapic).map_err(failed("set up the boot CPU's local APIC"))?;
+        if firmware.is_some() {
+            wire_local_apic(&mut state.lapic);
+            cpu.set_lapic(&state.lapic).map_err(failed("set up the boot CPU's local APIC"))?;
+        }
         Ok(state)
     }
 
@@ -92,14 +95,16 @@ impl PowerOn {
     pub fn of_waiting_cpu(
         boot_cpu: &PowerOn,
         cpu: &VcpuFd,
-        firmware: &Firmware,
+        firmware: Option<&Firmware>,
     ) -> Result<PowerOn, KvmError> {
         PowerOn::read(boot_cpu.common.clone(), cpu, firmware)
     }
 
-    fn read(common: Arc<Common>, cpu: &VcpuFd, firmware: &Firmware) -> Result<PowerOn, KvmError> {
+    fn read(common: Arc<Common>, cpu: &VcpuFd, firmware: Option<&Firmware>) -> Result<PowerOn, KvmError> {
         let mut msrs = common.registers.read(cpu)?;
-        registers::set(cpu, &firmware.registers(&msrs), &mut msrs)?;
+        if let Some(firmware) = firmware {
+            registers::set(cpu, &firmware.registers(&msrs), &mut msrs)?;
+        }
         let read = || -> Result<PowerOn, kvm_ioctls::Error> {
             let (sregs, lapic, mp_state) = (cpu.get_sregs()?, cpu.get_lapic()?, cpu.get_mp_state()?);
             Ok(PowerOn { common, sregs, lapic, mp_state, msrs })

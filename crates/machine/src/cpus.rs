@@ -67,8 +67,8 @@ enum Order {
     Hold,
     /// Run the guest.
     Run,
-    /// Return to power-on; the boot CPU then goes to a kernel's entry. Then hold.
-    Reset(CpuState),
+    /// Return to power-on; the boot CPU then goes to a kernel's entry, or stays there for the firmware. Then hold.
+    Reset(Option<CpuState>),
     /// End the thread.
     Quit,
 }
@@ -142,9 +142,9 @@ impl Cpus {
         self.wait();
     }
 
-    /// All return to power-on, the first to the kernel's entry, and wait; returns when they do.
-    pub fn reset(&self, entry: &CpuState) {
-        self.give(Order::Reset(*entry));
+    /// All return to power-on, the first to the kernel's entry if there is one, and wait; returns when they do.
+    pub fn reset(&self, entry: Option<CpuState>) {
+        self.give(Order::Reset(entry));
         self.wait();
     }
 
@@ -209,7 +209,7 @@ impl Thread {
                 Order::Hold => self.report_done(),
                 Order::Reset(entry) => {
                     let mut reset = self.power_on.restore(&self.fd);
-                    if self.index == 0 {
+                    if let Some(entry) = entry.filter(|_| self.index == 0) {
                         reset = reset.and_then(|()| cpu::enter(&self.fd, &entry));
                     }
                     if let Err(error) = reset {

@@ -15,6 +15,7 @@ use pci::PciError;
 
 use crate::kvm::KvmError;
 use crate::layout::LayoutError;
+use crate::uefi::UefiError;
 
 /// Why a VM could not start. When one is returned, the host is as it was, but for what [`StartError::GiveBack`] names.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,9 @@ pub enum StartError {
     /// The initrd.
     #[error(transparent)]
     Initrd(#[from] InitrdError),
+    /// The firmware.
+    #[error(transparent)]
+    Uefi(#[from] UefiError),
     /// Loading them.
     #[error(transparent)]
     Load(#[from] LoadError),

@@ -14,6 +14,7 @@ use pci::PciError;
 use crate::check::check;
 use crate::error::StartError;
 use crate::kvm::KvmError;
+use crate::uefi::{UefiError, VariablesError};
 
 /// When a failure is known.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,6 +39,7 @@ fn start(error: &StartError) -> Known {
         StartError::Memory(_) | StartError::Introduce { .. } => KERNEL,
         StartError::Differs(_) => Later("a fault in skep or the kernel"),
         StartError::Kernel(_) | StartError::Initrd(_) => Before("opened there"),
+        StartError::Uefi(error) => uefi(error),
         StartError::Load(error) => load(error),
         StartError::Disk(_) | StartError::DiskInFile(_) | StartError::Nbd(_) => {
             Before("disks::check opens them")
@@ -110,6 +112,19 @@ fn nvme_model(error: &devices::NvmeError) -> Known {
             Before("config takes no more disks on a controller, and no longer texts")
         }
         devices::NvmeError::Service(_) => KERNEL,
+    }
+}
+
+fn uefi(error: &UefiError) -> Known {
+    match error {
+        UefiError::Find(_) | UefiError::File(_) | UefiError::NoTemplate(_) => Before("Firmware::check"),
+        UefiError::Kernel(_) | UefiError::Initrd(_) => Before("uefi::Kernel::check"),
+        UefiError::Part { .. } => Later("a file of 4 GiB that becomes larger meanwhile"),
+        UefiError::Variables(VariablesError::Host { what: "make", .. }) => KERNEL,
+        UefiError::Variables(_) => Before("Variables::check"),
+        UefiError::Tables(error) => load(error),
+        UefiError::Name(_) => Later("a fault in skep: the names are its own"),
+        UefiError::Memory(_) => SHORTAGE,
     }
 }
 
@@ -233,7 +248,7 @@ fn what_the_check_finds_is_known_before_and_one_finding_hides_no_other() {
         (Key::Disk, "nbd=nbd+unix:///a"),
     ];
     let mut flags: Vec<(Key, String)> = flags.map(|(key, value)| (key, value.to_owned())).to_vec();
-    flags.extend((0..248).map(|_| (Key::Disk, "ram=1M".to_owned())));
+    flags.extend((0..240).map(|_| (Key::Disk, "ram=1M".to_owned())));
     let description = Description::read(None, &flags);
     assert!(description.wrong().is_empty(), "{:?}", description.wrong());
     let found = check(&description.draft).err().unwrap();

@@ -3,12 +3,15 @@
 //! ```text
 //! 0                RAM, up to 3 GiB
 //! 0xc000_0000      32-bit window: BARs below 4 GiB
-//! 0xe000_0000      ECAM: configuration space of bus 0
+//! 0xfc00_0000      ECAM: configuration space of bus 0
 //! 0xfec0_0000      I/O APIC
 //! 0xfee0_0000      local APICs
-//! 0xfffb_c000      4 pages that KVM needs on Intel CPUs
+//! 0xfeff_c000      4 pages that KVM needs on Intel CPUs
+//! 0xff00_0000      flash memory, up to 4 GiB: as much of it as the firmware has
 //! 0x1_0000_0000    RAM that did not fit below
 //! above it         64-bit window, up to what the CPU and the IOMMU can address
+//!
+//! Firmware with i440FX's identity puts BARs from 0xc000_0000 to 0xfc00_0000 (EDK II, OvmfPkg/Library/PlatformInitLib).
 //!
 //! RAM above 4 GiB and the 64-bit window leave out what assigned devices cannot reach, such as AMD's hole below
 //! 1 TiB.
@@ -18,10 +21,10 @@ use memory::{Gpa, GpaRange, HIGH_RAM_START, ram_ranges_around};
 use pci::Windows;
 
 /// Start of the page that KVM maps for real mode on Intel CPUs; three more follow for the task state.
-pub const IDENTITY_MAP: u64 = 0xfffb_c000;
+pub const IDENTITY_MAP: u64 = 0xfeff_c000;
 
-const MEMORY32: (u64, u64) = (0xc000_0000, 0x2000_0000);
-const ECAM: (u64, u64) = (0xe000_0000, 1 << 20);
+const MEMORY32: (u64, u64) = (0xc000_0000, 0x3c00_0000);
+const ECAM: (u64, u64) = (0xfc00_0000, 1 << 20);
 const PORTS: (u16, u16) = (0xc000, 0xffff);
 /// The 64-bit window begins at a multiple of this, so that large BARs find aligned places.
 const WINDOW_ALIGNMENT: u64 = 1 << 30;

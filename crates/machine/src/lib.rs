@@ -42,6 +42,7 @@ mod room;
 mod services;
 mod slots;
 pub mod steps;
+mod uefi;
 mod vm;
 
 pub use check::Checked;

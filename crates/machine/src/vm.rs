@@ -240,22 +240,29 @@ impl Stopped {
 
 /// What is loaded at every start.
 pub(crate) struct BootPlan {
+    /// `None` where the guest has firmware, which finds everything in its flash memory.
+    pub(crate) kernel: Option<KernelPlan>,
+    pub(crate) ram: Arc<Ram>,
+}
+
+/// A kernel, and what it is started with.
+pub(crate) struct KernelPlan {
     pub(crate) kernel: KernelImage,
     pub(crate) initrd: Option<Initrd>,
     pub(crate) command_line: String,
     pub(crate) platform: Platform,
-    pub(crate) ram: Arc<Ram>,
 }
 
 impl BootPlan {
-    /// Loads kernel and initrd; the state in which the boot CPU enters.
-    pub(crate) fn load(&self, contents: Contents) -> Result<CpuState, LoadError> {
+    /// Loads kernel and initrd; the state in which the boot CPU enters, if that is not power-on.
+    pub(crate) fn load(&self, contents: Contents) -> Result<Option<CpuState>, LoadError> {
+        let Some(plan) = &self.kernel else { return Ok(None) };
         let linux = LinuxBoot {
-            kernel: &self.kernel,
-            initrd: self.initrd.as_ref(),
-            command_line: &self.command_line,
+            kernel: &plan.kernel,
+            initrd: plan.initrd.as_ref(),
+            command_line: &plan.command_line,
         };
-        boot::load(&linux, &self.platform, &self.ram, contents)
+        boot::load(&linux, &plan.platform, &self.ram, contents).map(Some)
     }
 }
 
@@ -504,10 +511,10 @@ impl Vm {
             let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
             return Err(Outcome::Failed(all.join("\n")));
         }
-        self.board.ports.reset();
+        self.board.reset();
         self.chips.restore(&self.vm).map_err(|error| Outcome::Failed(error.to_string()))?;
         let entry = self.boot.load(Contents::Used).map_err(|error| Outcome::Failed(error.to_string()))?;
-        self.cpus.reset(&entry);
+        self.cpus.reset(entry);
         if self.phases.now() == Phase::Running {
             self.cpus.run();
         }

@@ -18,7 +18,7 @@ pub enum PciError {
     NoFunction0(Address),
     /// There are not enough device numbers.
     #[error(
-        "the guest's PCI bus is full: an assigned device takes one of its 31 device numbers, and up to 8 disk controllers \
+        "the guest's PCI bus is full: an assigned device takes one of its 30 device numbers, and up to 8 disk controllers \
          take one, which is no room for {own} assigned devices and {shared} controllers. Put several disks on one \
          controller (`controller=`), or assign fewer devices"
     )]

@@ -55,6 +55,14 @@ struct Flags {
     /// Make all RAM present and lock it before the guest runs [default: auto, which is on with assigned devices]
     #[arg(long, value_name = "auto|on|off")]
     wire: Option<String>,
+    /// UEFI firmware, which boots what is installed on the disks: auto (what this host has installed), none, or a file with
+    /// its code [,vars=FILE that new variables are made from] [default: auto without --kernel, none with it]
+    #[arg(long, value_name = "auto|none|PATH")]
+    firmware: Option<String>,
+    /// The file of the firmware's variables, made at the first start [default: firmware-vars.fd in the VM's folder below
+    /// /var/lib/skep]
+    #[arg(long, value_name = "PATH")]
+    firmware_vars: Option<String>,
     /// The kernel to boot: a bzImage, or an ELF vmlinux with a PVH entry, also compressed
     #[arg(long, value_name = "PATH")]
     kernel: Option<String>,
@@ -170,6 +178,8 @@ impl Flags {
             (Key::Hugepages, &self.hugepages),
             (Key::Node, &self.node),
             (Key::Wire, &self.wire),
+            (Key::Firmware, &self.firmware),
+            (Key::FirmwareVars, &self.firmware_vars),
             (Key::Kernel, &self.kernel),
             (Key::Initrd, &self.initrd),
             (Key::Cmdline, &self.cmdline),

@@ -120,7 +120,8 @@ fn run(description: &config::Vm, signals: Signals, outside: Outside) -> Exit {
     };
     if matches!(description.console, Console::Stdio)
         && io::stdout().is_terminal()
-        && let Some(word) = console::nothing_will_show(description.boot.cmdline.as_str())
+        && let Some(linux) = description.boot.kernel()
+        && let Some(word) = console::nothing_will_show(linux.cmdline.as_str())
     {
         report::note(word);
     }

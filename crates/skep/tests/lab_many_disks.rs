@@ -63,9 +63,9 @@ fn eight_disks_of_each_model_keep_their_own_contents_in_one_guest_and_40_have_th
         done"#,
     );
     seen.ended_with(&[0, 0]);
-    // 31 have device numbers of their own, the rest are functions beside the last of them.
-    let own = (1..32).map(|device| (device, 0));
-    let addresses = own.chain((1..8).map(|function| (31, function))).chain([(30, 1), (30, 2)]);
+    // 30 have device numbers of their own, the rest are functions beside the last of them.
+    let own = (2..32).map(|device| (device, 0));
+    let addresses = own.chain((1..8).map(|function| (31, function))).chain([(30, 1), (30, 2), (30, 3)]);
     let places = (10..50).zip(addresses).map(|(n, (device, function))| {
         format!("{n} 0000:00:{device:02x}.{function} {}", 16 + (device + function % 4) % 8)
     });

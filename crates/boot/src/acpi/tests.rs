@@ -103,13 +103,13 @@ fn the_fadt_names_the_fixed_ports() {
     let fadt = &find(&tables, b"FACP").bytes;
     assert_eq!(fadt[46], 9, "SCI");
     assert_eq!((u32_at(fadt, 48), fadt[52]), (0, 0), "no SMI command port: always in ACPI mode");
-    assert_eq!([u32_at(fadt, 56), u32_at(fadt, 64), u32_at(fadt, 76)], [0x600, 0x604, 0x608]);
+    assert_eq!([u32_at(fadt, 56), u32_at(fadt, 64), u32_at(fadt, 76)], [0xb000, 0xb004, 0xb008]);
     assert_eq!([fadt[88], fadt[89], fadt[91]], [4, 2, 4]);
     // WBINVD, C1, no sleep button, clock not fixed, reset register; power button fixed, not reduced.
     assert_eq!(u32_at(fadt, 112), 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 10);
     // Reset register: I/O, 8 bits, at 0xcf9; value 6.
     assert_eq!((&fadt[116..120], u64_at(fadt, 120), fadt[128]), (&[1, 8, 0, 1][..], 0xcf9, 6));
-    assert_eq!((&fadt[148..152], u64_at(fadt, 152)), (&[1, 32, 0, 2][..], 0x600));
+    assert_eq!((&fadt[148..152], u64_at(fadt, 152)), (&[1, 32, 0, 2][..], 0xb000));
     assert_eq!(fadt[109], 1 << 0 | 1 << 2, "a serial port, and neither keyboard controller nor VGA");
     assert_eq!(fadt[108], 0x32, "the century's register");
     assert_eq!((u32_at(fadt, 80), u32_at(fadt, 84), &fadt[92..94]), (0, 0, &[0, 0][..]), "no events");
@@ -272,10 +272,10 @@ fn every_pin_of_every_device_is_wired_to_an_input_of_its_own_row() {
 }
 
 #[test]
-fn soft_off_is_sleep_type_5_and_a_keyboard_is_there_only_when_told() {
+fn soft_off_is_sleep_type_0_and_a_keyboard_is_there_only_when_told() {
     let mut described = platform(cpus(1));
     let without = find(&built(&described), b"DSDT").bytes.clone();
-    let soft_off = b"\x08_S5_\x12\x07\x04\x0a\x05\0\0\0";
+    let soft_off = b"\x08_S5_\x12\x06\x04\0\0\0\0";
     assert!(without.windows(soft_off.len()).any(|bytes| bytes == soft_off));
     described.i8042 = true;
     let with = find(&built(&described), b"DSDT").bytes.clone();

@@ -17,9 +17,13 @@ pub enum Key {
     Node,
     /// `wire`, `--wire`: see [`crate::Wire`].
     Wire,
-    /// `kernel`, `--kernel`: see [`crate::Boot`].
+    /// `firmware`, `--firmware`: see [`crate::FirmwareChoice`].
+    Firmware,
+    /// `firmware-vars`, `--firmware-vars`: the file of the firmware's variables.
+    FirmwareVars,
+    /// `kernel`, `--kernel`: see [`crate::Linux`].
     Kernel,
-    /// `initrd`, `--initrd`: see [`crate::Boot`].
+    /// `initrd`, `--initrd`: see [`crate::Linux`].
     Initrd,
     /// `cmdline`, `--cmdline`: see [`crate::Cmdline`].
     Cmdline,
@@ -43,7 +47,7 @@ pub enum Key {
 
 impl Key {
     /// All keys.
-    pub const ALL: [Key; 18] = [
+    pub const ALL: [Key; 20] = [
         Key::Name,
         Key::Cpus,
         Key::Nested,
@@ -51,6 +55,8 @@ impl Key {
         Key::Hugepages,
         Key::Node,
         Key::Wire,
+        Key::Firmware,
+        Key::FirmwareVars,
         Key::Kernel,
         Key::Initrd,
         Key::Cmdline,
@@ -74,6 +80,8 @@ impl Key {
             Key::Hugepages => "--hugepages",
             Key::Node => "--node",
             Key::Wire => "--wire",
+            Key::Firmware => "--firmware",
+            Key::FirmwareVars => "--firmware-vars",
             Key::Kernel => "--kernel",
             Key::Initrd => "--initrd",
             Key::Cmdline => "--cmdline",
@@ -103,6 +111,8 @@ pub(super) const VM: &[&str] = &[
     "hugepages",
     "node",
     "wire",
+    "firmware",
+    "firmware-vars",
     "kernel",
     "initrd",
     "cmdline",

@@ -11,8 +11,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::finding::{Finding, Findings, Place, Problem};
 use crate::model::{
-    Assign, Backing, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, Draft, HostDomain, HugePages,
-    Identified, ModelName, OnFault, P2p, Vm, Wire,
+    Assign, Backing, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, Draft, FirmwareChoice,
+    FirmwareImage, HostDomain, HugePages, Identified, ModelName, OnFault, P2p, Vm, Wire,
 };
 use crate::source::{self, Entry, Node, Table, Value};
 use crate::values::Invalid;
@@ -148,6 +148,8 @@ struct Parts {
     hugepages: Given<HugePages>,
     node: Given<NodeId>,
     wire: Given<Wire>,
+    firmware: Given<FirmwareChoice>,
+    firmware_vars: Given<HostPath>,
     kernel: Given<HostPath>,
     initrd: Given<HostPath>,
     cmdline: Given<Cmdline>,
@@ -175,6 +177,8 @@ impl Parts {
             hugepages: keys.get("hugepages"),
             node: keys.get("node"),
             wire: keys.get("wire"),
+            firmware: keys.get("firmware"),
+            firmware_vars: keys.get("firmware-vars"),
             kernel: keys.get("kernel"),
             initrd: keys.get("initrd"),
             cmdline: keys.get("cmdline"),
@@ -208,6 +212,8 @@ impl Parts {
             hugepages: over.hugepages.or(self.hugepages),
             node: over.node.or(self.node),
             wire: over.wire.or(self.wire),
+            firmware: over.firmware.or(self.firmware),
+            firmware_vars: over.firmware_vars.or(self.firmware_vars),
             kernel: over.kernel.or(self.kernel),
             initrd: over.initrd.or(self.initrd),
             cmdline: over.cmdline.or(self.cmdline),
@@ -226,13 +232,12 @@ impl Parts {
         // What is wrong with a flag's list was found when it was taken apart.
         let mut doubtful = self.doubtful;
         doubtful.extend(findings.iter().map(|finding| finding.place.clone()));
-        if let Given::No = self.kernel
-            && whole
-        {
-            let hint = "Say what it boots: --kernel PATH, or kernel = \"PATH\" in the file.";
-            let problem = Problem::Missing { within: "the VM", key: "kernel", hint };
-            findings.push(Finding { place: Place::Nowhere, problem });
-        }
+        let firmware = firmware(self.firmware, &self.kernel, whole, findings);
+        // Without the firmware these would be for nothing, and without the kernel that.
+        let firmware_vars =
+            needs(self.firmware_vars, firmware.is_some(), "firmware-vars", "firmware", findings);
+        let kernel_named = !matches!(self.kernel, Given::No) || !whole;
+        let initrd = needs(self.initrd, kernel_named, "initrd", "kernel", findings);
         assigned_and_disk(&self.assigned, &self.disks, findings);
         controllers::check(&self.disks, findings);
         let memory = self.memory.or_default();
@@ -250,8 +255,10 @@ impl Parts {
                 node: self.node.value(),
                 wire: self.wire.value().unwrap_or_default(),
             },
+            firmware,
+            firmware_vars,
             kernel: self.kernel.value(),
-            initrd: self.initrd.value(),
+            initrd,
             cmdline: self.cmdline.or_default(),
             disks,
             assigned,
@@ -264,6 +271,50 @@ impl Parts {
             console: self.console.or_default(),
         }
     }
+}
+
+/// The firmware that is booted: what was chosen, or without a choice what is installed, if no kernel is named.
+fn firmware(
+    given: Given<FirmwareChoice>,
+    kernel: &Given<HostPath>,
+    whole: bool,
+    findings: &mut Vec<Finding>,
+) -> Option<FirmwareImage> {
+    let no_kernel = matches!(kernel, Given::No) && whole;
+    match given {
+        Given::Yes(_, FirmwareChoice::Image(image)) => Some(image),
+        Given::Yes(place, FirmwareChoice::None) => {
+            if no_kernel {
+                let hint = place.choose(
+                    "Say what it boots: --kernel PATH, or leave --firmware none out.",
+                    "Say what it boots: kernel = \"PATH\", or leave firmware = \"none\" out.",
+                );
+                findings.push(Finding {
+                    place,
+                    problem: Problem::Missing { within: "the VM", key: "kernel", hint },
+                });
+            }
+            None
+        }
+        Given::No => no_kernel.then_some(FirmwareImage::Installed),
+        Given::Wrong => None,
+    }
+}
+
+/// What is for nothing without another key.
+fn needs<T>(
+    given: Given<T>,
+    there: bool,
+    key: &'static str,
+    other: &'static str,
+    findings: &mut Vec<Finding>,
+) -> Option<T> {
+    let Given::Yes(place, value) = given else { return None };
+    if !there {
+        findings.push(Finding { place, problem: Problem::Without { key, other } });
+        return None;
+    }
+    Some(value)
 }
 
 /// The huge pages, of which the memory must be a whole number.

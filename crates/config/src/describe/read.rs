@@ -3,8 +3,8 @@
 use std::str::FromStr;
 
 use crate::model::{
-    Bounce, Buffers, Chain, Console, DmaBackEnd, Format, HostDomain, HugePages, ModelName, OnError, OnFault,
-    OnRequest, P2p, Poll, Wire,
+    Bounce, Buffers, Chain, Console, DmaBackEnd, FirmwareChoice, Format, HostDomain, HugePages, ModelName,
+    OnError, OnFault, OnRequest, P2p, Poll, Wire,
 };
 use crate::source::Value;
 use crate::values::Invalid;
@@ -44,6 +44,7 @@ read_text! {
     Cmdline: "text in quotes",
     Console: "text in quotes: stdio, file:PATH or socket:PATH",
     PciAddress: "a PCI address in quotes, \"0000:01:00.0\"",
+    FirmwareChoice: "text in quotes: auto, none or PATH[,vars=PATH]",
     ModelName: "text in quotes",
     Format: "text in quotes: raw, qcow2 or vmdk",
     Chain: "text in quotes, or a list of such: follow, or the path of a file",

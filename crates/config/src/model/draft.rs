@@ -1,12 +1,13 @@
 //! A description of which something is wrong or missing.
 
 use super::assign::Assign;
+use super::boot::{Boot, Firmware, FirmwareImage, Linux};
 use super::console::Console;
 use super::disk::Disk;
 use super::distinct::Distinct;
 use super::dma::Dma;
 use super::ram::Backing;
-use super::vm::{Boot, Vm};
+use super::vm::Vm;
 use crate::values::count::Cpus;
 use crate::values::name::VmName;
 use crate::values::path::HostPath;
@@ -30,6 +31,10 @@ pub struct Draft {
     pub memory: Option<MemorySize>,
     /// What that RAM is made of.
     pub backing: Backing,
+    /// The firmware, if it boots one.
+    pub firmware: Option<FirmwareImage>,
+    /// The file of its variables, if one was named.
+    pub firmware_vars: Option<HostPath>,
     /// The kernel; `None` also when none was given.
     pub kernel: Option<HostPath>,
     /// The initial RAM disk, if any.
@@ -47,6 +52,12 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// The kernel with what it is started with, if one is named.
+    pub fn linux(&self) -> Option<Linux> {
+        let (kernel, cmdline) = (self.kernel.clone()?, self.cmdline.clone()?);
+        Some(Linux { kernel, initrd: self.initrd.clone(), cmdline })
+    }
+
     /// The VM, if nothing is missing.
     pub(crate) fn finished(&self) -> Option<Vm> {
         let Draft {
@@ -55,6 +66,8 @@ impl Draft {
             nested,
             memory,
             backing,
+            firmware,
+            firmware_vars,
             kernel,
             initrd,
             cmdline,
@@ -63,7 +76,12 @@ impl Draft {
             dma,
             console,
         } = self.clone();
-        let boot = Boot { kernel: kernel?, initrd, cmdline: cmdline? };
+        let cmdline = cmdline?;
+        let kernel = kernel.map(|kernel| Linux { kernel, initrd, cmdline });
+        let boot = match firmware {
+            Some(image) => Boot::Firmware(Firmware { image, variables: firmware_vars, kernel }),
+            None => Boot::Kernel(kernel?),
+        };
         let (name, memory, console) = (name?, memory?, console?);
         Some(Vm { name, cpus, nested, memory, backing, boot, disks, assigned, dma, console })
     }
@@ -72,15 +90,25 @@ impl Draft {
 impl From<&Vm> for Draft {
     fn from(vm: &Vm) -> Draft {
         let Vm { name, cpus, nested, memory, backing, boot, disks, assigned, dma, console } = vm.clone();
+        let (firmware, firmware_vars, kernel) = match boot {
+            Boot::Kernel(linux) => (None, None, Some(linux)),
+            Boot::Firmware(firmware) => (Some(firmware.image), firmware.variables, firmware.kernel),
+        };
+        let (kernel, initrd, cmdline) = match kernel {
+            Some(linux) => (Some(linux.kernel), linux.initrd, linux.cmdline),
+            None => (None, None, Cmdline::default()),
+        };
         Draft {
             name: Some(name),
             cpus,
             nested,
             memory: Some(memory),
             backing,
-            kernel: Some(boot.kernel),
-            initrd: boot.initrd,
-            cmdline: Some(boot.cmdline),
+            firmware,
+            firmware_vars,
+            kernel,
+            initrd,
+            cmdline: Some(cmdline),
             disks,
             assigned,
             dma,

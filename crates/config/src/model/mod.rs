@@ -1,6 +1,7 @@
 //! The model: what a VM is, by parts.
 
 mod assign;
+mod boot;
 mod console;
 mod disk;
 mod distinct;
@@ -12,6 +13,7 @@ mod vm;
 mod words;
 
 pub use assign::Assign;
+pub use boot::{Boot, Firmware as BootFirmware, FirmwareChoice, FirmwareImage, Linux};
 pub use console::Console;
 pub use disk::{Disk, DiskModel, ModelName, OnError, Writes};
 pub use distinct::{Distinct, Identified};
@@ -19,4 +21,4 @@ pub use dma::{Dma, DmaBackEnd, HostDomain, OnFault, OnRequest, P2p};
 pub use draft::Draft;
 pub use ram::{Backing, HugePages, Wire};
 pub use source::{Bounce, Buffers, Chain, DiskSource, FileDisk, Format, Poll};
-pub use vm::{Boot, Vm};
+pub use vm::Vm;

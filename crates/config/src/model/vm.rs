@@ -1,6 +1,7 @@
 //! A VM as a whole.
 
 use super::assign::Assign;
+use super::boot::Boot;
 use super::console::Console;
 use super::disk::Disk;
 use super::distinct::Distinct;
@@ -8,9 +9,7 @@ use super::dma::Dma;
 use super::ram::Backing;
 use crate::values::count::Cpus;
 use crate::values::name::VmName;
-use crate::values::path::HostPath;
 use crate::values::size::MemorySize;
-use crate::values::text::Cmdline;
 
 /// A VM's description.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,15 +34,4 @@ pub struct Vm {
     pub dma: Dma,
     /// Where its serial console goes.
     pub console: Console,
-}
-
-/// What a VM boots: a Linux kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Boot {
-    /// The kernel: an ELF file with a PVH entry, or a bzImage.
-    pub kernel: HostPath,
-    /// The initial RAM disk, if any.
-    pub initrd: Option<HostPath>,
-    /// The kernel's command line.
-    pub cmdline: Cmdline,
 }

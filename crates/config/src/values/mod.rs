@@ -239,6 +239,14 @@ pub enum Invalid {
         /// What was written.
         text: String,
     },
+    /// No firmware.
+    #[error(
+        "{text:?} is not a firmware. Write auto (what this host has installed), none, or PATH[,vars=PATH]."
+    )]
+    Firmware {
+        /// What was written.
+        text: String,
+    },
     /// No such console.
     #[error("{text:?} is not a console. Write stdio, file:PATH or socket:PATH.")]
     Console {

@@ -9,11 +9,14 @@ use std::collections::BTreeMap;
 
 use super::{Bus, Slot};
 use crate::address::Address;
+use crate::chipset::SOUTH_BRIDGE;
 use crate::error::PciError;
 use crate::function::DeviceNumber;
 
-/// Device numbers of a bus without that of the host bridge.
-const DEVICES: usize = 31;
+/// The first device number behind those of the chipset.
+const FIRST: u8 = SOUTH_BRIDGE + 1;
+/// Device numbers of a bus from that on.
+const DEVICES: usize = 32 - FIRST as usize;
 /// Functions of a device.
 const FUNCTIONS: usize = 8;
 
@@ -28,8 +31,8 @@ impl Bus {
     pub fn free_address(&self, number: DeviceNumber) -> Result<Address, PciError> {
         let slots = self.slots();
         let free = |address: &Address| !slots.contains_key(address);
-        let mut unused = (1..32).filter_map(|device| Address::new(0, device, 0));
-        let mut beside = (1..32)
+        let mut unused = (FIRST..32).filter_map(|device| Address::new(0, device, 0));
+        let mut beside = (FIRST..32)
             .rev()
             .flat_map(|device| (1..8).filter_map(move |function| Address::new(0, device, function)))
             .filter(|address| shares(&slots, *address));
@@ -39,7 +42,7 @@ impl Bus {
         });
         found.ok_or_else(|| {
             let there = |kind| {
-                let devices = slots.iter().filter(|(address, _)| address.device() != 0);
+                let devices = slots.iter().filter(|(address, _)| address.device() >= FIRST);
                 devices.filter(|(_, slot)| slot.function.device_number() == kind).count()
                     + usize::from(kind == number)
             };
@@ -70,13 +73,13 @@ mod tests {
 
     use super::super::tests::{Probe, windows};
     use super::*;
-    use crate::host_bridge::HostBridge;
+    use crate::chipset::Chipset;
     use crate::register;
 
     /// A bus with a host bridge and, one after the other, such functions; and where they are.
     fn filled(numbers: &[DeviceNumber]) -> (Bus, Result<Vec<Address>, PciError>) {
         let bus = Bus::new(&windows());
-        bus.add(Address::new(0, 0, 0).unwrap(), Arc::new(HostBridge::new(&windows()))).unwrap();
+        bus.add(Address::new(0, 0, 0).unwrap(), Arc::new(Chipset::host_bridge(&windows()))).unwrap();
         let place = |number: &DeviceNumber| {
             let address = bus.free_address(*number)?;
             bus.add(address, Arc::new(Probe::with_number(*number)))?;
@@ -115,37 +118,37 @@ mod tests {
     }
 
     #[test]
-    fn the_32nd_function_and_those_behind_it_share_the_last_numbers_and_the_first_31_stay() {
-        let (_, places) = filled(&[DeviceNumber::Shared; 40]);
+    fn the_31st_function_and_those_behind_it_share_the_last_numbers_and_the_first_30_stay() {
+        let (_, places) = filled(&[DeviceNumber::Shared; 39]);
         let places = words(&places.unwrap());
-        let first: Vec<String> = (1..32).map(|device| format!("{device:02x}.0")).collect();
-        assert_eq!(places[..31], first);
+        let first: Vec<String> = (2..32).map(|device| format!("{device:02x}.0")).collect();
+        assert_eq!(places[..30], first);
         let rest = ["1f.1", "1f.2", "1f.3", "1f.4", "1f.5", "1f.6", "1f.7", "1e.1", "1e.2"];
-        assert_eq!(places[31..], rest);
+        assert_eq!(places[30..], rest);
     }
 
     #[test]
-    fn a_bus_has_room_for_248_functions_and_no_more() {
-        let (bus, places) = filled(&[DeviceNumber::Shared; 248]);
-        assert_eq!(places.unwrap().len(), 248);
+    fn a_bus_has_room_for_240_functions_and_no_more() {
+        let (bus, places) = filled(&[DeviceNumber::Shared; 240]);
+        assert_eq!(places.unwrap().len(), 240);
         let said = bus.free_address(DeviceNumber::Shared).unwrap_err().to_string();
-        assert_eq!(said, room_for(0, 249).unwrap_err().to_string());
-        assert!(room_for(0, 248).is_ok() && said.contains("249"), "{said}");
+        assert_eq!(said, room_for(0, 241).unwrap_err().to_string());
+        assert!(room_for(0, 240).is_ok() && said.contains("241"), "{said}");
     }
 
     #[test]
-    fn a_guest_with_up_to_31_devices_looks_for_no_second_function() {
-        let (bus, _) = filled(&[DeviceNumber::Shared; 31]);
+    fn a_guest_with_up_to_30_devices_looks_for_no_second_function() {
+        let (bus, _) = filled(&[DeviceNumber::Shared; 30]);
         let (found, accesses) = found_by_a_guest(&bus);
-        assert_eq!((found.len(), accesses), (32, 64));
-        let (bus, _) = filled(&[DeviceNumber::Shared; 38]);
-        assert_eq!(found_by_a_guest(&bus).1, 64 + 7, "one device has functions beside its first");
+        assert_eq!((found.len(), accesses), (31, 63));
+        let (bus, _) = filled(&[DeviceNumber::Shared; 37]);
+        assert_eq!(found_by_a_guest(&bus).1, 63 + 7, "one device has functions beside its first");
     }
 
     #[test]
     fn bit_7_of_the_header_type_is_there_by_whatever_width_it_is_read() {
-        let (bus, places) = filled(&[DeviceNumber::Shared; 32]);
-        for (address, bit) in [(places.as_ref().unwrap()[30], 0x80), (places.unwrap()[0], 0)] {
+        let (bus, places) = filled(&[DeviceNumber::Shared; 31]);
+        for (address, bit) in [(places.as_ref().unwrap()[29], 0x80), (places.unwrap()[0], 0)] {
             for (offset, len, at) in [(0x0e, 1, 0), (0x0c, 4, 2), (0x0e, 2, 0), (0x08, 8, 6)] {
                 let mut data = [0; 8];
                 bus.read_config(address, offset, &mut data[..len]);
@@ -161,20 +164,20 @@ mod tests {
     #[test]
     fn no_function_is_put_where_a_guest_would_not_look_for_it_nor_beside_one_that_is_alone() {
         let (bus, places) = filled(&[DeviceNumber::Own, DeviceNumber::Shared]);
-        assert_eq!(words(&places.unwrap()), ["01.0", "02.0"]);
+        assert_eq!(words(&places.unwrap()), ["02.0", "03.0"]);
         let put = |device, function, number| {
             bus.add(Address::new(0, device, function).unwrap(), Arc::new(Probe::with_number(number)))
         };
         for (device, number) in [
             (0, DeviceNumber::Shared),
-            (1, DeviceNumber::Shared),
-            (2, DeviceNumber::Own),
-            (3, DeviceNumber::Shared),
+            (2, DeviceNumber::Shared),
+            (3, DeviceNumber::Own),
+            (4, DeviceNumber::Shared),
         ] {
             let refused = put(device, 1, number);
             assert!(matches!(refused, Err(PciError::NoFunction0(_))), "{device}: {refused:?}");
         }
-        put(2, 5, DeviceNumber::Shared).unwrap();
+        put(3, 5, DeviceNumber::Shared).unwrap();
     }
 
     proptest! {

@@ -13,6 +13,7 @@ mod programs;
 mod silence;
 pub mod tiny;
 pub mod together;
+pub mod warnings;
 
 use std::fmt::{self, Write as _};
 use std::time::Duration;
@@ -116,6 +117,11 @@ impl Scenario {
     /// With Debian's programs in the guests (fio, nvme and more), and this machine's `/` at `/host`.
     pub fn programs(self) -> Scenario {
         Scenario(self.0.share(programs::folder()).host_root(true))
+    }
+
+    /// With guests that have firmware; see docs/lab.md.
+    pub fn guest_firmware(self) -> Scenario {
+        Scenario(self.0.guest_firmware())
     }
 
     /// With this machine's `/` at `/host`, where its programs run.

@@ -1,0 +1,123 @@
+//! What a VM boots.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::values::Invalid;
+use crate::values::path::HostPath;
+use crate::values::text::Cmdline;
+
+/// What a VM boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Boot {
+    /// A kernel, without firmware.
+    Kernel(Linux),
+    /// UEFI firmware, and by it what is installed on a disk.
+    Firmware(Firmware),
+}
+
+impl Boot {
+    /// The kernel, if one was named.
+    pub fn kernel(&self) -> Option<&Linux> {
+        match self {
+            Boot::Kernel(linux) => Some(linux),
+            Boot::Firmware(firmware) => firmware.kernel.as_ref(),
+        }
+    }
+}
+
+/// A Linux kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Linux {
+    /// The kernel: an ELF file with a PVH entry, or a bzImage.
+    pub kernel: HostPath,
+    /// The initial RAM disk, if any.
+    pub initrd: Option<HostPath>,
+    /// The kernel's command line.
+    pub cmdline: Cmdline,
+}
+
+/// UEFI firmware.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firmware {
+    /// Which.
+    pub image: FirmwareImage,
+    /// The file of its variables; without a word, one under the VM's name.
+    pub variables: Option<HostPath>,
+    /// What it boots first, if not from a disk.
+    pub kernel: Option<Linux>,
+}
+
+/// A firmware's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FirmwareImage {
+    /// What this host has installed.
+    Installed,
+    /// These.
+    Files {
+        /// Its code.
+        code: HostPath,
+        /// What a VM's variables are made from at its first start; without a word, the file beside the code that is named
+        /// like it.
+        variables: Option<HostPath>,
+    },
+}
+
+/// What is said of firmware: `auto`, `ovmf`, `none`, or `PATH[,vars=PATH]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FirmwareChoice {
+    /// None: a kernel is booted without it.
+    None,
+    /// This one.
+    Image(FirmwareImage),
+}
+
+impl FromStr for FirmwareChoice {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<FirmwareChoice, Invalid> {
+        match text {
+            "none" => return Ok(FirmwareChoice::None),
+            "auto" | "ovmf" => return Ok(FirmwareChoice::Image(FirmwareImage::Installed)),
+            _ => {}
+        }
+        let (code, variables) = match text.split_once(",vars=") {
+            Some((code, variables)) => (code, Some(variables.parse()?)),
+            None => (text, None),
+        };
+        // A word is rather a mistake than a file in the working directory.
+        if !code.contains(['/', '.']) {
+            return Err(Invalid::Firmware { text: text.into() });
+        }
+        Ok(FirmwareChoice::Image(FirmwareImage::Files { code: code.parse()?, variables }))
+    }
+}
+
+/// As it is written in flags and TOML.
+impl fmt::Display for FirmwareImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FirmwareImage::Installed => f.write_str("auto"),
+            FirmwareImage::Files { code, variables: None } => write!(f, "{code}"),
+            FirmwareImage::Files { code, variables: Some(variables) } => write!(f, "{code},vars={variables}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_firmware_reads_as_it_prints() {
+        for text in ["auto", "/fw/CODE.fd", "/fw/CODE.fd,vars=/fw/VARS.fd", "./code"] {
+            let FirmwareChoice::Image(image) = text.parse().unwrap() else { panic!("{text}") };
+            assert_eq!(image.to_string(), text);
+        }
+        assert_eq!("ovmf".parse(), Ok(FirmwareChoice::Image(FirmwareImage::Installed)));
+        assert_eq!("none".parse(), Ok(FirmwareChoice::None));
+        for bad in ["", "bios", "/a,vars="] {
+            assert!(bad.parse::<FirmwareChoice>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! UEFI firmware in a VM: its files, checked before anything is touched, and the flash memory and the configuration device
+//! that it finds.
+
+mod variables;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use boot::firmware::{
+    self, Code, EfiKernel, EfiKernelError, FindError, FirmwareError, Part, Template, Wanted,
+};
+use boot::platform::Platform;
+use boot::{Initrd, InitrdError, LoadError};
+use config::{FirmwareImage, HostPath, VmName};
+use devices::fw_cfg::{Content, Items, NameError, key};
+use devices::{Flash, FwCfg, Store};
+use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Ram, RegisterPages};
+
+use crate::events::Events;
+
+pub use variables::{Variables, VariablesError};
+
+/// Where flash memory ends.
+const END: u64 = 1 << 32;
+/// Where VMs keep what outlives them.
+const STATE: &str = "/var/lib/skep";
+
+/// Why a VM cannot have its firmware.
+#[derive(Debug, thiserror::Error)]
+pub enum UefiError {
+    /// This host has none.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// A file is not what it should be.
+    #[error(transparent)]
+    File(#[from] FirmwareError),
+    /// There is no template of variables beside the code.
+    #[error(
+        "there is no variable store for the firmware {}: no file beside it is named like it. Name one: --firmware {},vars=PATH.",
+        .0.display(), .0.display()
+    )]
+    NoTemplate(PathBuf),
+    /// The variables.
+    #[error(transparent)]
+    Variables(#[from] VariablesError),
+    /// The kernel that it is to start.
+    #[error(transparent)]
+    Kernel(#[from] EfiKernelError),
+    /// That kernel's initial RAM disk.
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    /// One of the two cannot be given to it.
+    #[error("the firmware cannot be given the {what}: {cause}. It takes files of less than 4 GiB.")]
+    Part {
+        /// "kernel" or "initrd".
+        what: &'static str,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// What it is told.
+    #[error(transparent)]
+    Tables(#[from] LoadError),
+    /// The same.
+    #[error("the firmware's configuration: {0}. This is a fault in skep.")]
+    Name(#[from] NameError),
+    /// Memory for the flash.
+    #[error("cannot allocate flash memory: {0}. This host is short of memory.")]
+    Memory(std::io::Error),
+}
+
+/// A firmware whose files are what they should be.
+#[derive(Debug)]
+pub struct Firmware {
+    code: Code,
+    variables: Variables,
+}
+
+impl Firmware {
+    /// Finds and checks the files of a firmware, for a VM of this name.
+    pub fn check(
+        image: &FirmwareImage,
+        own: Option<&HostPath>,
+        name: &VmName,
+    ) -> Result<Firmware, UefiError> {
+        let (code, template) = match image {
+            FirmwareImage::Installed => {
+                let found = firmware::find(Wanted::Any)?;
+                (found.code, found.vars)
+            }
+            FirmwareImage::Files { code, variables: Some(variables) } => {
+                (code.as_path().to_path_buf(), variables.as_path().to_path_buf())
+            }
+            FirmwareImage::Files { code, variables: None } => {
+                let code = code.as_path().to_path_buf();
+                let beside = beside(&code).ok_or_else(|| UefiError::NoTemplate(code.clone()))?;
+                (code, beside)
+            }
+        };
+        let (code, template) = (Code::open(&code)?, Template::open(&template)?);
+        firmware::together(&code, &template)?;
+        let path = own.map_or_else(
+            || PathBuf::from(STATE).join(name.as_str()).join("firmware-vars.fd"),
+            |path| path.as_path().to_path_buf(),
+        );
+        Ok(Firmware { code, variables: Variables::check(&path, template)? })
+    }
+
+    /// What to tell people about it.
+    pub fn said(&self) -> String {
+        format!("firmware {}, its variables {}", self.code.path().display(), self.variables.path().display())
+    }
+
+    /// Puts it into flash memory, which the guest reads as memory; its variables it also writes.
+    pub fn flash(&self, map: &Arc<MemoryMap>, events: &Events) -> Result<Vec<Flash>, UefiError> {
+        let (store, variables) = self.variables.take()?;
+        let code = self.code.read()?;
+        let code_at = Gpa(END - code.len() as u64);
+        let variables_at = Gpa(code_at.0 - variables.len() as u64);
+        let store: Box<dyn Store> = Box::new(store);
+        Ok(vec![
+            chip("firmware variables", variables_at, &variables, Some(store), map, events)?,
+            chip("firmware code", code_at, &code, None, map, events)?,
+        ])
+    }
+}
+
+/// The variables beside a code: `…VARS…` for `…CODE…`, `vars` for `code`.
+fn beside(code: &std::path::Path) -> Option<PathBuf> {
+    let name = code.file_name()?.to_str()?;
+    let names = [name.replace("CODE", "VARS"), name.replace("code", "vars")];
+    let mut paths = names.into_iter().filter(|other| other != name).map(|other| code.with_file_name(other));
+    paths.find(|path| path.is_file())
+}
+
+fn chip(
+    name: &'static str,
+    at: Gpa,
+    bytes: &[u8],
+    store: Option<Box<dyn Store>>,
+    map: &Arc<MemoryMap>,
+    events: &Events,
+) -> Result<Flash, UefiError> {
+    let pages = Arc::new(RegisterPages::new(bytes.len()).map_err(UefiError::Memory)?);
+    pages.store_bytes(0, bytes);
+    let range =
+        GpaRange::new(at, bytes.len() as u64).expect("a firmware's files are whole blocks below 4 GiB");
+    let memory: DeviceMemory = pages.at(name, range).expect("the range is as long as the pages");
+    // The VM's, which goes when the VM does.
+    let map = Arc::downgrade(map);
+    let show = Box::new(move |shown| {
+        let change =
+            if shown { Change::AddDevice(memory.clone()) } else { Change::RemoveDevice(memory.clone()) };
+        let Some(map) = map.upgrade() else { return Ok(()) };
+        map.apply(&change).map_err(std::io::Error::other)
+    });
+    let events = events.clone();
+    Ok(Flash::new(range, pages, store, show, Box::new(move |what| events.provoked(what))))
+}
+
+/// A kernel that firmware starts, with all that it gets.
+pub struct Kernel {
+    kernel: EfiKernel,
+    initrd: Option<Initrd>,
+    command_line: String,
+}
+
+impl Kernel {
+    /// Opens and checks the files.
+    pub fn check(linux: &config::Linux) -> Result<Kernel, Vec<UefiError>> {
+        let kernel = EfiKernel::open(linux.kernel.as_path()).map_err(UefiError::from);
+        let initrd = linux.initrd.as_ref().map(|path| Initrd::open(path.as_path())).transpose();
+        let command_line = linux.cmdline.as_str().to_owned();
+        match (kernel, initrd.map_err(UefiError::from)) {
+            (Ok(kernel), Ok(initrd)) => Ok(Kernel { kernel, initrd, command_line }),
+            (kernel, initrd) => Err(kernel.err().into_iter().chain(initrd.err()).collect()),
+        }
+    }
+
+    fn give(&self, items: &mut Items) -> Result<(), UefiError> {
+        let failed = |what| move |cause| UefiError::Part { what, cause };
+        let [setup, rest] = self.kernel.parts().map_err(failed("kernel"))?;
+        give(items, key::SETUP_SIZE, key::SETUP, setup);
+        give(items, key::KERNEL_SIZE, key::KERNEL, rest);
+        if let Some(initrd) = &self.initrd {
+            give(items, key::INITRD_SIZE, key::INITRD, initrd.part().map_err(failed("initrd"))?);
+        }
+        let line = [self.command_line.as_bytes(), &[0]].concat();
+        items.set(key::COMMAND_LINE_SIZE, (line.len() as u32).to_le_bytes().to_vec());
+        items.set(key::COMMAND_LINE, line);
+        Ok(())
+    }
+}
+
+fn give(items: &mut Items, size: u16, key: u16, part: Part) {
+    let Part { file, offset, len } = part;
+    items.set(size, len.to_le_bytes().to_vec());
+    items.set(key, Content::File { file, offset, len });
+}
+
+/// The configuration device of a machine.
+pub fn configuration(
+    platform: &Platform,
+    ram: &Arc<Ram>,
+    kernel: Option<&Kernel>,
+) -> Result<FwCfg, UefiError> {
+    let mut items = Items::default();
+    if let Some(kernel) = kernel {
+        kernel.give(&mut items)?;
+    }
+    // More than the register holds there are not: KVM's limit is 4096.
+    let cpus = platform.cpus.count() as u16;
+    items.set(key::CPUS, cpus.to_le_bytes().to_vec());
+    items.set(key::CPUS_MAX, cpus.to_le_bytes().to_vec());
+    for file in firmware::files(platform, ram)? {
+        items.add(file.name, file.bytes)?;
+    }
+    Ok(FwCfg::new(items, ram.clone()))
+}
