@@ -12,6 +12,8 @@ mod board;
 pub mod config_space;
 pub mod control_request;
 pub mod fault_line;
+pub mod flash;
+pub mod fw_cfg;
 pub mod image_headers;
 pub mod kernel_image;
 pub mod nbd_session;
@@ -28,7 +30,7 @@ pub mod vm_toml;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 17] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("virtio_queue", virtio_queue::run),
     ("virtio_blk", virtio_blk::run),
     ("config_space", config_space::run),
@@ -46,4 +48,6 @@ pub const TARGETS: [(&str, Target); 17] = [
     ("image_headers", image_headers::run),
     ("nbd_session", nbd_session::run),
     ("rtc", rtc::run),
+    ("fw_cfg", fw_cfg::run),
+    ("flash", flash::run),
 ];

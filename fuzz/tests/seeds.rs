@@ -112,3 +112,13 @@ fn every_target_has_its_seeds_replayed() {
 fn the_clock_keeps_time_whatever_is_written_to_it() {
     replay("rtc");
 }
+
+#[test]
+fn commands_for_the_firmwares_configuration_stay_in_their_place() {
+    replay("fw_cfg");
+}
+
+#[test]
+fn flash_memory_shows_what_is_stored() {
+    replay("flash");
+}

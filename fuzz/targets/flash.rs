@@ -1,0 +1,4 @@
+//! See `fuzz::flash`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz::flash::run(input));
