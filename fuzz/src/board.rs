@@ -6,8 +6,8 @@ use assign::fuzz::Emulated;
 use memory::{Gpa, GpaRange, Ram};
 use pci::fake::FakeServices;
 use pci::{
-    Address, BarKind, BarSpec, Bus, Chipset, ConfigSpace, Decoded, DecodedAt, Function, Identity,
-    PciError, Services, Windows, register,
+    Address, BarKind, BarSpec, Bus, Chipset, ConfigSpace, Decoded, DecodedAt, Function, Identity, PciError,
+    Services, Windows, register,
 };
 use virtio::{Features, QueueSetup, StartError, VirtioDevice, VirtioPci, Worker};
 
