@@ -1,11 +1,9 @@
 //! What firmware is told about the machine, as files of its configuration device (fw_cfg): the same memory map, ACPI tables
 //! and SMBIOS structures that a kernel finds which is started without firmware.
 
-use memory::{Gpa, GpaRange, Ram};
-use zerocopy::byteorder::little_endian::{U32, U64};
-use zerocopy::{Immutable, IntoBytes};
+use memory::{Gpa, GpaRange, HIGH_RAM_START, Ram};
 
-use crate::platform::{HostBridge, Platform};
+use crate::platform::Platform;
 use crate::{LoadError, acpi, smbios};
 
 /// A file for the firmware.
@@ -26,15 +24,17 @@ pub fn files(platform: &Platform, ram: &Ram) -> Result<Vec<ConfigFile>, LoadErro
     let smbios = smbios::tables(platform, ram, scratch())?.bytes;
     let (anchor, structures) = smbios.split_at(smbios::STRUCTURES as usize);
     let file = |name, bytes: &[u8]| ConfigFile { name, bytes: bytes.to_vec() };
-    Ok(vec![
+    let mut files = vec![
         file("etc/e820", &memory_map(platform, ram)),
-        file("etc/hardware-info", hardware_info(&platform.pci).as_bytes()),
         file(TABLES, &acpi.tables),
         file(RSDP, &acpi.rsdp),
         file("etc/table-loader", &acpi.loader),
         file("etc/smbios/smbios-anchor", &anchor[..smbios::ENTRY_POINT as usize]),
         file("etc/smbios/smbios-tables", structures),
-    ])
+    ];
+    let size = platform.pci.window64.and_then(|window| window64(window, ram));
+    files.extend(size.map(|mib| file("opt/ovmf/X-PciMmio64Mb", mib.to_string().as_bytes())));
+    Ok(files)
 }
 
 /// RAM, and what firmware must give to nobody. The firmware itself says what of the RAM it uses.
@@ -48,65 +48,27 @@ fn memory_map(platform: &Platform, ram: &Ram) -> Vec<u8> {
     ram.chain([entry(platform.pci.ecam.range(), RESERVED)]).flatten().collect()
 }
 
-/// EDK II, OvmfPkg/Include/Library/HardwareInfoLib: one element of type "host bridge".
-#[derive(IntoBytes, Immutable)]
-#[repr(C)]
-struct HardwareInfo {
-    kind: U64,
-    size: U64,
-    version: U64,
-    attributes: U64,
-    flags: U32,
-    first_bus: u8,
-    last_bus: u8,
-    padding: [u8; 2],
-    ports: [U64; 2],
-    memory32: [U64; 2],
-    prefetchable32: [U64; 2],
-    memory64: [U64; 2],
-    prefetchable64: [U64; 2],
-    ecam: [U64; 2],
-}
-
-/// Where BARs may lie, so that the firmware puts none where devices of the host are not reached or the bus does not decode.
-fn hardware_info(pci: &HostBridge) -> HardwareInfo {
-    const HOST_BRIDGE: u64 = 1;
-    const HEADER: usize = 16;
-    /// EFI_PCI_ATTRIBUTE_ISA_IO_16, IDE_PRIMARY_IO and IDE_SECONDARY_IO, VGA_MEMORY and VGA_IO_16, ISA_MOTHERBOARD_IO: what
-    /// OVMF's own host bridge has (UEFI 2.10, 14.2).
-    const ATTRIBUTES: u64 = 0x1 | 0x2 | 0x100 | 0x200 | 0x8 | 0x1_0000 | 0x2_0000;
-    const DMA_ABOVE_4G: u32 = 1 << 0;
-    const NO_EXTENDED_CONFIGURATION_SPACE: u32 = 1 << 1;
-    const COMBINE_PREFETCHABLE: u32 = 1 << 2;
-    let of = |range: GpaRange| [range.start().0.into(), range.len().into()];
-    let none: [U64; 2] = [0.into(); 2];
-    let ports = pci.ports.as_ref().map_or(none, |ports| {
-        [u64::from(*ports.start()).into(), (u64::from(*ports.end()) + 1 - u64::from(*ports.start())).into()]
-    });
-    HardwareInfo {
-        kind: HOST_BRIDGE.into(),
-        size: ((size_of::<HardwareInfo>() - HEADER) as u64).into(),
-        version: 0.into(),
-        attributes: ATTRIBUTES.into(),
-        flags: (DMA_ABOVE_4G | NO_EXTENDED_CONFIGURATION_SPACE | COMBINE_PREFETCHABLE).into(),
-        first_bus: pci.ecam.first_bus(),
-        last_bus: pci.ecam.last_bus(),
-        padding: [0; 2],
-        ports,
-        memory32: of(pci.window32),
-        prefetchable32: none,
-        memory64: pci.window64.and_then(reachable).map_or(none, of),
-        prefetchable64: none,
-        // With i440FX's identity, firmware reads configuration space by ports.
-        ecam: none,
+/// How large the firmware's 64-bit window for BARs is to be, in MiB, where it would not lie in that of the bus by itself.
+///
+/// EDK II (OvmfPkg/Library/PlatformInitLib/MemDetect.c) puts a window of this size behind RAM, at a multiple of it. If the CPU
+/// has more than 40 bits of addresses, it takes the last eighth of them instead, which the bus has. With fewer it may do so as
+/// well, unless the size is an eighth of them already; and on AMD's hosts, devices do not reach the last 12 GiB of 40 bits.
+/// (`etc/hardware-info`, which names the windows, cannot be used: firmware of 2022 reads it into memory that it does not
+/// clear, and then adds what was there to each address.)
+fn window64(window: GpaRange, ram: &Ram) -> Option<u64> {
+    let end = window.end().0;
+    if end > 1 << 40 {
+        return None;
     }
-}
-
-/// What of the 64-bit window firmware takes: it maps all memory up to the window's end, one to one, and no more than 40 bits
-/// of it if the CPU has no pages of 1 GiB.
-fn reachable(window: GpaRange) -> Option<GpaRange> {
-    let end = [1 << 40, 1 << 46].into_iter().find(|end| window.start().0 < *end)?;
-    GpaRange::new(window.start(), window.end().0.min(end) - window.start().0)
+    let ram_end = ram.segments().last()?.range().end().0.max(HIGH_RAM_START.0);
+    let largest = end.next_power_of_two() >> 3;
+    let sizes =
+        std::iter::successors(Some(largest), |size| Some(size >> 1)).take_while(|size| *size >= 1 << 30);
+    let mut fitting = sizes.filter(|size| {
+        let start = ram_end.next_multiple_of(*size);
+        start >= window.start().0 && start + size <= end
+    });
+    fitting.next().map(|size| size >> 20)
 }
 
 /// Where tables are built before the firmware puts them somewhere.
@@ -346,19 +308,19 @@ mod tests {
     }
 
     #[test]
-    fn the_windows_that_the_firmware_is_told_are_those_of_the_bus() {
-        let files = all();
-        let info = &files["etc/hardware-info"];
-        assert_eq!(info.len(), 16 + 120);
-        assert_eq!((number(&info[..8]), number(&info[8..16])), (1, 120));
-        let pair = |at: usize| (number(&info[at..at + 8]), number(&info[at + 8..at + 16]));
-        assert_eq!(pair(40), (0xc000, 0x4000));
-        assert_eq!(pair(56), (0xc000_0000, 0x2000_0000));
-        assert_eq!(pair(88), (1 << 40, 1 << 38));
+    fn the_firmwares_64_bit_window_lies_in_that_of_the_bus() {
         let range = |start, end: u64| GpaRange::new(Gpa(start), end - start).unwrap();
-        assert_eq!(reachable(range(5 << 30, 1 << 48)), Some(range(5 << 30, 1 << 40)));
-        assert_eq!(reachable(range(5 << 30, 1 << 39)), Some(range(5 << 30, 1 << 39)));
-        assert_eq!(reachable(range(1 << 40, 1 << 48)), Some(range(1 << 40, 1 << 46)));
+        let (gib, tib) = (1 << 30, 1 << 40);
+        let small = Ram::new(&memory::ram_ranges(512 << 20)).unwrap();
+        let size = |window| window64(window, &small).map(|mib| mib >> 10);
+        assert_eq!(size(range(4 * gib, 512 * gib)), Some(64), "39 bits: 64 GiB from 64 GiB on");
+        assert_eq!(size(range(4 * gib, tib)), Some(128));
+        assert_eq!(size(range(4 * gib, 1012 * gib)), Some(128), "AMD's hole");
+        assert_eq!(size(range(tib, 256 * tib)), None, "the last eighth");
+        assert_eq!(size(range(60 * gib, 64 * gib)), None, "not behind RAM");
+        assert_eq!(size(range(4 * gib, 9 * gib)), Some(2));
+        let files = all();
+        assert!(!files.contains_key("opt/ovmf/X-PciMmio64Mb"), "the window of this machine ends above 1 TiB");
     }
 
     #[test]
