@@ -146,12 +146,11 @@ pub fn assemble(
     let fds = make_cpus(&vm, &hypervisor, cpus, &layout, config.nested, left.as_ref())?;
 
     steps.begin("load")?;
-    let kernel = match (boots, config.boot.kernel()) {
-        (Boots::Kernel { kernel, initrd }, Some(linux)) => {
-            let command_line = linux.cmdline.as_str().to_owned();
+    let kernel = match boots {
+        Boots::Kernel { kernel, initrd, command_line } => {
             Some(KernelPlan { kernel, initrd, command_line, platform })
         }
-        _ => None,
+        Boots::Firmware { .. } => None,
     };
     let boot = BootPlan { kernel, ram };
     if let Some(entry) = boot.load(Contents::New)? {

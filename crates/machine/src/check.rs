@@ -33,7 +33,7 @@ pub struct Checked {
 /// What is booted.
 pub(crate) enum Boots {
     /// A kernel, without firmware.
-    Kernel { kernel: KernelImage, initrd: Option<Initrd> },
+    Kernel { kernel: KernelImage, initrd: Option<Initrd>, command_line: String },
     /// Firmware.
     Firmware { firmware: Firmware, kernel: Option<uefi::Kernel> },
 }
@@ -114,6 +114,7 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     let holes = holes(&host, &devices);
     let bytes = draft.memory.map(MemorySize::bytes);
     let layout = bytes.and_then(|bytes| findings.keep(Layout::new(bytes, address_bits, &holes)));
+    let layout = layout.map(|layout| if draft.firmware.is_some() { layout.with_firmware() } else { layout });
     // Without a layout, RAM is where it would be without holes.
     let places = match (&layout, bytes) {
         (Some(layout), _) => layout.ram.clone(),
@@ -132,9 +133,11 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     findings.keep(assign::check(&host, &plans, planned, plan::choice(&draft.dma)));
     let windows = layout.as_ref().map(|layout| &layout.windows);
     findings.add(room::check(&host, windows, draft, &described));
-    let boots = match (firmware, kernel, initrd) {
+    let boots = match (firmware, kernel, initrd, line) {
         (Some(Some(firmware)), ..) => Some(Boots::Firmware { firmware, kernel: started }),
-        (Some(None), Some(kernel), Some(initrd)) => Some(Boots::Kernel { kernel, initrd }),
+        (Some(None), Some(kernel), Some(initrd), Some(line)) => {
+            Some(Boots::Kernel { kernel, initrd, command_line: line.to_owned() })
+        }
         _ => None,
     };
     match (hypervisor, boots, layout, cpus) {

@@ -11,7 +11,7 @@
 //! 0x1_0000_0000    RAM that did not fit below
 //! above it         64-bit window, up to what the CPU and the IOMMU can address
 //!
-//! Firmware with i440FX's identity puts BARs from 0xc000_0000 to 0xfc00_0000 (EDK II, OvmfPkg/Library/PlatformInitLib).
+//! With firmware and no more than 2 GiB of RAM, the 32-bit window begins at 2 GiB: see `Layout::with_firmware`.
 //!
 //! RAM above 4 GiB and the 64-bit window leave out what assigned devices cannot reach, such as AMD's hole below
 //! 1 TiB.
@@ -24,6 +24,8 @@ use pci::Windows;
 pub const IDENTITY_MAP: u64 = 0xfeff_c000;
 
 const MEMORY32: (u64, u64) = (0xc000_0000, 0x3c00_0000);
+/// Where firmware lets the window begin if RAM ends there or below.
+const MEMORY32_BELOW: Gpa = Gpa(0x8000_0000);
 const ECAM: (u64, u64) = (0xfc00_0000, 1 << 20);
 const PORTS: (u16, u16) = (0xc000, 0xffff);
 /// The 64-bit window begins at a multiple of this, so that large BARs find aligned places.
@@ -69,6 +71,17 @@ impl Layout {
         let windows = Windows { memory32: range(MEMORY32), memory64, ports: PORTS };
         Ok(Layout { ram: ranges, ecam: range(ECAM), windows, address_bits })
     }
+
+    /// The same for a guest with firmware, which decides itself where the 32-bit window begins: at the power of two below 4 GiB
+    /// that RAM leaves free (EDK II, OvmfPkg/Library/PlatformInitLib/MemDetect.c, Uc32Base for i440FX). It ends before ECAM.
+    pub fn with_firmware(mut self) -> Layout {
+        let low_end = self.ram.first().map_or(Gpa(0), |range| range.end());
+        if low_end <= MEMORY32_BELOW {
+            let window = GpaRange::new(MEMORY32_BELOW, self.windows.memory32.end().0 - MEMORY32_BELOW.0);
+            self.windows.memory32 = window.expect("the window begins behind it");
+        }
+        self
+    }
 }
 
 /// The largest place from `start` on and below `limit` that leaves the holes out.
@@ -98,6 +111,15 @@ mod tests {
     }
 
     #[test]
+    fn with_firmware_the_32_bit_window_begins_where_firmware_lets_it_begin() {
+        let start = |ram| Layout::new(ram, 39, &[]).unwrap().with_firmware().windows.memory32.start();
+        assert_eq!([512 << 20, 2 << 30].map(start), [Gpa(0x8000_0000); 2]);
+        assert_eq!([2050 << 20, 3 << 30, 6 << 30].map(start), [Gpa(0xc000_0000); 3]);
+        let end = Layout::new(1 << 30, 39, &[]).unwrap().with_firmware().windows.memory32.end();
+        assert_eq!(end, Gpa(0xfc00_0000));
+    }
+
+    #[test]
     fn ram_that_the_iommu_cannot_address_is_refused_with_the_numbers() {
         let error = Layout::new(600 << 30, 39, &[]).unwrap_err().to_string();
         assert!(error.contains("614400 MiB") && error.contains("39 bits"), "{error}");
@@ -112,8 +134,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_overlaps(ram in (1u64..1 << 20).prop_map(|pages| pages << 21), bits in 33u8..52, amd: bool) {
+        fn nothing_overlaps(ram in (1u64..1 << 20).prop_map(|pages| pages << 21), bits in 33u8..52, amd: bool, firmware: bool) {
             if let Ok(layout) = Layout::new(ram, bits, if amd { &[AMD_HOLE] } else { &[] }) {
+                let layout = if firmware { layout.with_firmware() } else { layout };
                 let mut all = layout.ram.clone();
                 all.extend([layout.ecam, layout.windows.memory32]);
                 all.extend(layout.windows.memory64);

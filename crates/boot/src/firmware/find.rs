@@ -22,20 +22,6 @@ const PLACES: [(&str, &str); 4] = [
     ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
     ("/usr/share/qemu/edk2-x86_64-code.fd", "/usr/share/qemu/edk2-i386-vars.fd"),
 ];
-/// Code that can do Secure Boot without system management mode, with variables that have the usual keys.
-const PLACES_WITH_KEYS: [(&str, &str); 2] = [
-    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"),
-    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.secboot.fd"),
-];
-
-/// What a firmware is wanted for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// To start whatever is installed.
-    Any,
-    /// To start only what is signed: variables with the usual keys.
-    SecureBoot,
-}
 
 /// A firmware: its code and the template of its variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,35 +33,27 @@ pub struct Found {
 }
 
 /// There is none.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this host has no UEFI firmware for guests{}: nothing in {} or in the usual places fits. Install it (Debian: apt-get \
+    "this host has no UEFI firmware for guests: nothing in {} or in the usual places fits. Install it (Debian: apt-get \
      install ovmf; Fedora: dnf install edk2-ovmf; Arch: pacman -S edk2-ovmf), name its file (--firmware PATH), or boot a kernel \
      without it (--kernel PATH).",
-    match .wanted { Wanted::Any => "", Wanted::SecureBoot => " with keys for Secure Boot" },
     DESCRIPTORS.join(", ")
 )]
-pub struct FindError {
-    /// What was wanted.
-    pub wanted: Wanted,
-}
+pub struct FindError;
 
 /// Finds a firmware on this host.
-pub fn find(wanted: Wanted) -> Result<Found, FindError> {
-    find_below(Path::new("/"), wanted)
+pub fn find() -> Result<Found, FindError> {
+    find_below(Path::new("/"))
 }
 
-fn find_below(root: &Path, wanted: Wanted) -> Result<Found, FindError> {
+fn find_below(root: &Path) -> Result<Found, FindError> {
     let within = |path: &str| root.join(path.trim_start_matches('/'));
     let there = |found: &Found| found.code.is_file() && found.vars.is_file();
-    let described = descriptors(&within).into_iter().filter_map(|path| described(&path, wanted));
+    let described = descriptors(&within).into_iter().filter_map(|path| described(&path));
     let described = described.map(|(code, vars)| Found { code: within(&code), vars: within(&vars) });
-    let places = match wanted {
-        Wanted::Any => &PLACES[..],
-        Wanted::SecureBoot => &PLACES_WITH_KEYS[..],
-    };
-    let usual = places.iter().map(|(code, vars)| Found { code: within(code), vars: within(vars) });
-    described.chain(usual).find(there).ok_or(FindError { wanted })
+    let usual = PLACES.iter().map(|(code, vars)| Found { code: within(code), vars: within(vars) });
+    described.chain(usual).find(there).ok_or(FindError)
 }
 
 /// All descriptors, in the order of their names, which is that of preference.
@@ -93,7 +71,7 @@ fn descriptors(within: &impl Fn(&str) -> PathBuf) -> Vec<PathBuf> {
 }
 
 /// The files of a descriptor that fits. One that cannot be read, or is empty (which hides another), describes nothing.
-fn described(path: &Path, wanted: Wanted) -> Option<(String, String)> {
+fn described(path: &Path) -> Option<(String, String)> {
     let mut text = String::new();
     if !path.is_file() {
         return None;
@@ -105,7 +83,8 @@ fn described(path: &Path, wanted: Wanted) -> Option<(String, String)> {
     let fits = descriptor.interface_types.iter().any(|kind| kind == "uefi")
         && descriptor.targets.iter().any(Target::fits)
         && !descriptor.has("requires-smm")
-        && descriptor.has("enrolled-keys") == (wanted == Wanted::SecureBoot)
+        // With keys it starts only what is signed.
+        && !descriptor.has("enrolled-keys")
         && [executable, nvram_template].into_iter().all(raw);
     fits.then(|| (executable.filename.clone(), nvram_template.filename.clone()))
 }
@@ -177,8 +156,8 @@ mod tests {
             root
         }
 
-        fn find(&self, wanted: Wanted) -> Option<(String, String)> {
-            let found = find_below(self.0.path(), wanted).ok()?;
+        fn find(&self) -> Option<(String, String)> {
+            let found = find_below(self.0.path()).ok()?;
             let path = |path: PathBuf| format!("/{}", path.strip_prefix(self.0.path()).unwrap().display());
             Some((path(found.code), path(found.vars)))
         }
@@ -206,6 +185,7 @@ mod tests {
             ["/fw/good", "/fw/late", "/fw/own"].map(|code| descriptor(code, "pc-i440fx-*", ""));
         let files = [
             (package("10-smm.json"), smm),
+            (package("15-keys.json"), descriptor("/fw/smm", "pc-i440fx-*", r#""enrolled-keys""#)),
             (package("20-q35.json"), q35),
             (package("30-gone.json"), descriptor("/fw/gone", "pc-i440fx-*", "")),
             (package("40-broken.json"), "{".to_owned()),
@@ -219,28 +199,20 @@ mod tests {
         let vars =
             ["/fw/smm", "/fw/q35", "/fw/good", "/fw/late", "/fw/own"].map(|code| format!("{code}.vars"));
         files.extend(vars.iter().map(|path| (&**path, "")));
-        assert_eq!(Root::with(&files).find(Wanted::Any), pair("/fw/good"));
+        assert_eq!(Root::with(&files).find(), pair("/fw/good"));
         files.push(("/etc/qemu/firmware/50-good.json", &own));
-        assert_eq!(Root::with(&files).find(Wanted::Any), pair("/fw/own"));
+        assert_eq!(Root::with(&files).find(), pair("/fw/own"));
         files.pop();
         files.push(("/etc/qemu/firmware/50-good.json", ""));
-        assert_eq!(Root::with(&files).find(Wanted::Any), pair("/fw/late"), "an empty file hides one");
+        assert_eq!(Root::with(&files).find(), pair("/fw/late"), "an empty file hides one");
     }
 
     #[test]
     fn without_descriptors_the_usual_places_are_looked_at() {
-        let debian = [
-            ("/usr/share/OVMF/OVMF_CODE_4M.fd", ""),
-            ("/usr/share/OVMF/OVMF_VARS_4M.fd", ""),
-            ("/usr/share/OVMF/OVMF_VARS_4M.ms.fd", ""),
-        ];
-        let found = |wanted| Root::with(&debian).find(wanted).unwrap().1;
-        assert_eq!(found(Wanted::Any), "/usr/share/OVMF/OVMF_VARS_4M.fd");
-        assert_eq!(found(Wanted::SecureBoot), "/usr/share/OVMF/OVMF_VARS_4M.ms.fd");
-        let error = find_below(Root::with(&[]).0.path(), Wanted::SecureBoot).unwrap_err().to_string();
-        assert!(
-            error.contains("apt-get install ovmf") && error.contains("with keys for Secure Boot"),
-            "{error}"
-        );
+        let debian = [("/usr/share/OVMF/OVMF_CODE_4M.fd", ""), ("/usr/share/OVMF/OVMF_VARS_4M.fd", "")];
+        let found = Root::with(&debian).find().unwrap();
+        assert_eq!((&*found.0, &*found.1), (debian[0].0, debian[1].0));
+        let error = find_below(Root::with(&[]).0.path()).unwrap_err().to_string();
+        assert!(error.contains("apt-get install ovmf") && error.contains("--firmware PATH"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! The two files of a firmware: its code, and the template of its variables.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use super::volume::{HEAD, Volume, volume};
@@ -62,9 +63,45 @@ const CODE_HINT: &str =
 const STORE: &str = "variable store of UEFI firmware";
 const STORE_HINT: &str = "Give the variables that belong to the code (OVMF_VARS_4M.fd for OVMF_CODE_4M.fd), or remove the file, and it is made anew.";
 
-/// The code of a firmware, or all of it where code and variables are one file.
+/// What is to be in flash memory: a file of whole blocks.
 #[derive(Debug)]
-pub struct Code(Source);
+pub struct Blocks(Source);
+
+impl Blocks {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        self.0.name()
+    }
+
+    /// Its length in bytes: whole blocks of 4 KiB.
+    pub fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Never: it has at least one block.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of its bytes.
+    pub fn read(&self) -> Result<Vec<u8>, FirmwareError> {
+        let mut bytes = vec![0; self.len() as usize];
+        self.0.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// The code of a firmware.
+#[derive(Debug)]
+pub struct Code(Blocks);
+
+impl Deref for Code {
+    type Target = Blocks;
+
+    fn deref(&self) -> &Blocks {
+        &self.0
+    }
+}
 
 impl Code {
     /// Opens it and looks whether it can be one.
@@ -89,33 +126,21 @@ impl Code {
         if first.iter().all(|byte| *byte == first[0]) || !jumps {
             return Err(wrong("there is no code of an x86 CPU at its end, where such a CPU starts"));
         }
-        Ok(Code(source))
-    }
-
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        self.0.name()
-    }
-
-    /// Its length in bytes: whole blocks of 4 KiB.
-    pub fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    /// Never: it has at least one block.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// All of its bytes.
-    pub fn read(&self) -> Result<Vec<u8>, FirmwareError> {
-        all(&self.0)
+        Ok(Code(Blocks(source)))
     }
 }
 
 /// A variable store: a template of one, or one that a firmware has written.
 #[derive(Debug)]
-pub struct Template(Source);
+pub struct Template(Blocks);
+
+impl Deref for Template {
+    type Target = Blocks;
+
+    fn deref(&self) -> &Blocks {
+        &self.0
+    }
+}
 
 impl Template {
     /// Opens it and looks whether it can be one.
@@ -130,30 +155,10 @@ impl Template {
             return Err(wrong("its length is no multiple of 4096 bytes"));
         }
         match volume(&head(&source)?, source.len()) {
-            Ok(Volume::Variables) => Ok(Template(source)),
+            Ok(Volume::Variables) => Ok(Template(Blocks(source))),
             Ok(Volume::Other) => Err(wrong("its firmware volume holds no variables")),
             Err(why) => Err(wrong(why)),
         }
-    }
-
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        self.0.name()
-    }
-
-    /// Its length in bytes: whole blocks of 4 KiB.
-    pub fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    /// Never: it has at least one block.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// All of its bytes.
-    pub fn read(&self) -> Result<Vec<u8>, FirmwareError> {
-        all(&self.0)
     }
 }
 
@@ -171,12 +176,6 @@ fn head(source: &Source) -> Result<Vec<u8>, SourceError> {
     let mut head = vec![0; HEAD.min(source.len() as usize)];
     source.read_at(0, &mut head)?;
     Ok(head)
-}
-
-fn all(source: &Source) -> Result<Vec<u8>, FirmwareError> {
-    let mut bytes = vec![0; source.len() as usize];
-    source.read_at(0, &mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

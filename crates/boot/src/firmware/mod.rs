@@ -7,7 +7,7 @@ mod kernel;
 mod tables;
 mod volume;
 
-pub use find::{FindError, Found, Wanted, find};
-pub use image::{Code, FirmwareError, Template, together};
+pub use find::{FindError, Found, find};
+pub use image::{Blocks, Code, FirmwareError, Template, together};
 pub use kernel::{EfiKernel, EfiKernelError, Part};
 pub use tables::{ConfigFile, files};

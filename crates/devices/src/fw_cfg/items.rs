@@ -19,7 +19,7 @@ pub mod key {
     pub const INTERFACES: u16 = 0x01;
     /// How many CPUs run at power-on, 16 bits.
     pub const CPUS: u16 = 0x05;
-    /// Length of the initial RAM disk, 32 bits, and the disk itself.
+    /// Length of the initial RAM disk, 32 bits.
     pub const INITRD_SIZE: u16 = 0x0b;
     /// The initial RAM disk.
     pub const INITRD: u16 = 0x12;

@@ -6,9 +6,7 @@ mod variables;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use boot::firmware::{
-    self, Code, EfiKernel, EfiKernelError, FindError, FirmwareError, Part, Template, Wanted,
-};
+use boot::firmware::{self, Code, EfiKernel, EfiKernelError, FindError, FirmwareError, Part, Template};
 use boot::platform::Platform;
 use boot::{Initrd, InitrdError, LoadError};
 use config::{FirmwareImage, HostPath, VmName};
@@ -84,7 +82,7 @@ impl Firmware {
     ) -> Result<Firmware, UefiError> {
         let (code, template) = match image {
             FirmwareImage::Installed => {
-                let found = firmware::find(Wanted::Any)?;
+                let found = firmware::find()?;
                 (found.code, found.vars)
             }
             FirmwareImage::Files { code, variables: Some(variables) } => {

@@ -62,11 +62,7 @@ impl Variables {
     pub fn check(path: &Path, template: Template) -> Result<Variables, VariablesError> {
         match fs::metadata(path) {
             Ok(_) => {
-                let there = Template::open(path)?;
-                if there.len() != template.len() {
-                    let (path, len, wanted) = (path.to_path_buf(), there.len(), template.len());
-                    return Err(VariablesError::OtherSize { path, len, wanted });
-                }
+                there(path, &template)?;
                 drop(lock(open(path)?, path)?);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -82,11 +78,7 @@ impl Variables {
         }
         let file = lock(open(&self.path)?, &self.path)?;
         // Looked at again: it may have changed since.
-        let there = Template::open(&self.path)?;
-        if there.len() != self.template.len() {
-            let (path, len, wanted) = (self.path.clone(), there.len(), self.template.len());
-            return Err(VariablesError::OtherSize { path, len, wanted });
-        }
+        let there = there(&self.path, &self.template)?;
         let bytes = there.read()?;
         Ok((Taken(file), bytes))
     }
@@ -115,6 +107,15 @@ impl Variables {
         let removed = fs::remove_file(&unfinished);
         made.and(removed).and_then(|()| File::open(folder)?.sync_all()).map_err(failed)
     }
+}
+
+/// The variables that are there, if they belong to the same firmware as the template.
+fn there(path: &Path, template: &Template) -> Result<Template, VariablesError> {
+    let there = Template::open(path)?;
+    if there.len() == template.len() {
+        return Ok(there);
+    }
+    Err(VariablesError::OtherSize { path: path.to_path_buf(), len: there.len(), wanted: template.len() })
 }
 
 fn open(path: &Path) -> Result<File, VariablesError> {
