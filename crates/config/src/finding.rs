@@ -325,6 +325,12 @@ pub enum Problem {
         /// How that is written there.
         word: &'static str,
     },
+    /// A disc is to be booted, and no drive is there.
+    #[error("there is no CD drive to boot from. Give the VM a disk with {drive}.")]
+    NoDrive {
+        /// How a drive is written there.
+        drive: String,
+    },
     /// The same key or the same thing, a second time.
     #[error("{what} was given before, {}. Remove one of them.", first.in_words())]
     Repeated {

@@ -2,7 +2,9 @@
 
 use std::fmt::{Display, Write};
 
-use crate::model::{Assign, Boot, Disk, DiskModel, DiskSource, FileDisk, HostDomain, Vm, Writes};
+use crate::model::{
+    Assign, Boot, BootFirmware, Disk, DiskModel, DiskSource, FileDisk, HostDomain, Vm, Writes,
+};
 
 impl Vm {
     /// The file that describes this VM, with every default written out. Read again, it gives an equal VM.
@@ -19,11 +21,15 @@ impl Vm {
             lines.bare("node", node);
         }
         lines.text("wire", self.backing.wire);
-        if let Boot::Firmware(firmware) = &self.boot {
-            lines.text("firmware", &firmware.image);
-            if let Some(variables) = &firmware.variables {
+        if let Boot::Firmware { firmware: BootFirmware { image, variables, menu, once }, .. } = &self.boot {
+            lines.text("firmware", image);
+            if let Some(variables) = variables {
                 lines.text("firmware-vars", variables);
             }
+            if let Some(once) = once {
+                lines.text("boot", once);
+            }
+            lines.bare("boot-menu", menu);
         }
         if let Some(linux) = self.boot.kernel() {
             lines.text("kernel", &linux.kernel);
@@ -52,13 +58,14 @@ impl Vm {
 
 /// An assigned device: its address alone where the rest is as it is without a word.
 fn assign(assign: &Assign) -> String {
-    let Assign { address, domain, on_fault, on_request } = assign;
+    let Assign { address, domain, on_fault, on_request, boot_index } = assign;
     if *assign == Assign::new(*address) {
         return quoted(address);
     }
     let on_fault = on_fault.map(|answer| format!(", on-fault = {}", quoted(answer))).unwrap_or_default();
+    let boot_index = boot_index.map(|index| format!(", bootindex = {index}")).unwrap_or_default();
     let [address, domain, on_request] = [quoted(address), quoted(domain), quoted(on_request)];
-    format!("{{ address = {address}, domain = {domain}{on_fault}, on-request = {on_request} }}")
+    format!("{{ address = {address}, domain = {domain}{on_fault}, on-request = {on_request}{boot_index} }}")
 }
 
 impl Disk {
@@ -122,6 +129,7 @@ fn words(disk: &Disk) -> Vec<(&'static str, Word)> {
     words.extend(disk.product.as_ref().map(|product| ("product", text(product))));
     words.extend(disk.firmware.as_ref().map(|firmware| ("firmware", text(firmware))));
     words.extend(disk.on_error.map(|on_error| ("on-error", text(on_error))));
+    words.extend(disk.boot_index.map(|index| ("bootindex", number(index))));
     words
 }
 

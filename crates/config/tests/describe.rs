@@ -1,9 +1,9 @@
 //! What a file and flags mean together, and what is said about their errors.
 
 use config::{
-    Boot, Bounce, Buffers, Cmdline, Console, Disk, DiskModel, DiskSource, DmaBackEnd, File, FileDisk,
-    FirmwareImage, Format, HostDomain, HugePages, Key, OnError, OnFault, OnRequest, P2p, Poll, Vm, Wire,
-    Writes,
+    Boot, BootFirmware, BootIndex, Bounce, Buffers, Cmdline, Console, Disk, DiskModel, DiskSource,
+    DmaBackEnd, File, FileDisk, FirmwareImage, Format, HostDomain, HugePages, Key, OnError, OnFault,
+    OnRequest, P2p, Poll, Vm, Wire, Writes,
 };
 
 fn describe(file: Option<&str>, flags: &[(Key, &str)]) -> Result<Vm, String> {
@@ -94,10 +94,11 @@ fn a_kernel_is_enough() {
 #[test]
 fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
     let file = "name = \"a\"\ncpus = 2\nnested = true\nmemory = 512\nhugepages = \"2M\"\nnode = 1\nwire = true\np2p = \"required\"\n\
-                dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\nfirmware = \"auto\"\nfirmware-vars = \"v\"\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
-                console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\", domain = \"b\", on-fault = \"pause\", on-request = \"stop\" }]\n\
+                dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\nfirmware = \"auto\"\nfirmware-vars = \"v\"\nboot = \"once:cd\"\nboot-menu = true\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
+                console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\", domain = \"b\", on-fault = \"pause\", on-request = \"stop\", bootindex = 7 }]\n\
                 [[disk]]\npath = \"d\"\nmodel = \"virtio-blk\"\nreadonly = true\nqueues = 3\nserial = \"s\"\n\
-                [[disk]]\nnvme = \"03:00.0\"\nnamespace = 2\npoll = false\non-error = \"pause\"\n";
+                [[disk]]\nnvme = \"03:00.0\"\nnamespace = 2\npoll = false\non-error = \"pause\"\n\
+                [[disk]]\npath = \"c\"\nmodel = \"ahci-cd\"\nbootindex = 3\n";
     let flags = [
         (Key::Name, "a"),
         (Key::Cpus, "2"),
@@ -105,14 +106,17 @@ fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
         (Key::Memory, "512"),
         (Key::Firmware, "ovmf"),
         (Key::FirmwareVars, "v"),
+        (Key::Boot, "once:cd"),
+        (Key::BootMenu, "on"),
         (Key::Kernel, "k"),
         (Key::Initrd, "i"),
         (Key::Cmdline, "c"),
         (Key::Console, "file:o"),
         (Key::Assign, "0000:01:00.0"),
-        (Key::Assign, "address=02:00.0,domain=b,on-fault=pause,on-request=stop"),
+        (Key::Assign, "address=02:00.0,domain=b,on-fault=pause,on-request=stop,bootindex=7"),
         (Key::Disk, "d,model=virtio-blk,readonly=on,queues=3,serial=s"),
         (Key::Disk, "nvme=03:00.0,namespace=2,poll=off,on-error=pause"),
+        (Key::Disk, "c,model=ahci-cd,bootindex=3"),
         (Key::Hugepages, "2M"),
         (Key::Node, "1"),
         (Key::Wire, "on"),
@@ -156,7 +160,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
         findings("kernel = \"k\"\n[network]\n"),
         [
             "vm.toml:2:2: unknown key `network`. The keys here are: name, cpus, nested, memory, hugepages, node, wire, \
-             firmware, firmware-vars, kernel, initrd, cmdline, console, dma, host-domain, i-know, on-fault, p2p, assign, disk."
+             firmware, firmware-vars, boot, boot-menu, kernel, initrd, cmdline, console, dma, host-domain, i-know, on-fault, p2p, assign, disk."
         ]
     );
 }
@@ -215,16 +219,14 @@ fn a_file_that_is_not_utf_8_is_refused_with_the_line() {
 #[test]
 fn without_a_kernel_a_vm_boots_what_is_installed_by_the_firmware_that_this_host_has() {
     for file in [None, Some("cpus = 2")] {
-        let Boot::Firmware(firmware) = describe(file, &[]).unwrap().boot else { panic!("no firmware") };
-        assert_eq!(
-            (firmware.image, firmware.variables, firmware.kernel),
-            (FirmwareImage::Installed, None, None)
-        );
+        let boot = describe(file, &[]).unwrap().boot;
+        let firmware = BootFirmware::new(FirmwareImage::Installed);
+        assert_eq!(boot, Boot::Firmware { firmware, kernel: None });
     }
     let boot = |flags: &[(Key, &str)]| describe(None, flags).unwrap().boot;
     assert!(matches!(boot(&[(Key::Kernel, "k")]), Boot::Kernel(_)));
     let both = boot(&[(Key::Kernel, "k"), (Key::Firmware, "/f/CODE.fd")]);
-    assert!(matches!(&both, Boot::Firmware(_)) && both.kernel().is_some(), "{both:?}");
+    assert!(matches!(&both, Boot::Firmware { .. }) && both.kernel().is_some(), "{both:?}");
 }
 
 #[test]
@@ -242,6 +244,29 @@ fn without_firmware_a_kernel_is_needed_and_what_is_for_nothing_is_said() {
     let found = findings("kernel = \"k\"\nfirmware-vars = \"v\"\n");
     assert!(found[0].contains("`firmware-vars` is for nothing without `firmware`"), "{found:?}");
     assert!(findings("firmware = \"bios\"\n")[0].contains("\"bios\" is not a firmware. Write auto"));
+}
+
+#[test]
+fn the_boot_order_is_said_by_disks_and_devices_each_place_once_and_only_with_firmware() {
+    let file = "assign = [{ address = \"01:00.0\", bootindex = 2 }]\n[[disk]]\npath = \"d\"\nbootindex = 1\n";
+    let vm = describe(Some(file), &[(Key::Disk, "path=e,model=ahci-cd"), (Key::Boot, "once:cd")]).unwrap();
+    let index = |number: i64| Some(BootIndex::try_from(number).unwrap());
+    assert_eq!((vm.assigned[0].boot_index, vm.disks[0].boot_index), (index(2), index(1)));
+    assert_eq!(vm.disks[1].boot_index, None);
+    let twice = format!("{file}[[disk]]\npath = \"e\"\nbootindex = 2\n");
+    assert_eq!(
+        findings(&twice),
+        ["vm.toml:5:1: bootindex 2 was given before, in line 1 of vm.toml. Remove one of them."]
+    );
+    let found = findings("kernel = \"k\"\nboot-menu = true\ndisk = [{ path = \"d\", bootindex = 0 }]\n");
+    assert!(found[0].contains("`boot-menu` is for nothing without `firmware`"), "{found:?}");
+    assert!(found[1].contains("`bootindex` is for nothing without `firmware`"), "{found:?}");
+    assert_eq!(
+        findings("boot = \"once:cd\"\n"),
+        ["vm.toml:1:8: there is no CD drive to boot from. Give the VM a disk with model = \"ahci-cd\"."]
+    );
+    assert!(flag_findings(Key::Disk, "d,bootindex=65536").contains("65536 is no place in the boot order"));
+    assert!(flag_findings(Key::Boot, "cd").contains("once:cd"));
 }
 
 #[test]
@@ -272,8 +297,9 @@ fn an_error_in_a_flag_names_the_flag_as_written() {
     assert!(flag_findings(Key::Cpus, "0").starts_with("--cpus 0: a VM cannot have 0 vCPUs."));
     assert!(flag_findings(Key::Assign, "1").starts_with("--assign 1: \"1\" is not a PCI address."));
     assert!(
-        flag_findings(Key::Assign, "01:00.0,rom=off")
-            .contains("unknown key `rom`. The keys here are: address, domain, on-fault, on-request.")
+        flag_findings(Key::Assign, "01:00.0,rom=off").contains(
+            "unknown key `rom`. The keys here are: address, domain, on-fault, on-request, bootindex."
+        )
     );
     assert!(flag_findings(Key::Console, "pty").starts_with("--console pty: \"pty\" is not a console."));
     assert!(flag_findings(Key::Name, "-x").starts_with("--name -x: \"-x\" is not a VM name."));

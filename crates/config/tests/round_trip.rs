@@ -7,8 +7,8 @@ use std::str::FromStr;
 use config::{
     Assign, Backing, Boot, BootFirmware, Bounce, Buffers, Chain, Console, Cpus, Disk, DiskModel, DiskSize,
     DiskSource, Distinct, Dma, DmaBackEnd, DomainName, File, FileDisk, FirmwareImage, Format, HostDomain,
-    HostPath, HugePages, Key, Linux, MemorySize, OnError, OnFault, OnRequest, P2p, PciAddress, Poll, Vm,
-    Wire, Writes,
+    HostPath, HugePages, Key, Linux, MemorySize, OnError, OnFault, OnRequest, Once, P2p, PciAddress, Poll,
+    Vm, Wire, Writes,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -126,8 +126,14 @@ fn shown() -> impl Strategy<Value = Disk> {
 
 fn assign() -> impl Strategy<Value = Assign> {
     let domain = prop_oneof![Just(DomainName::default()), parsed("[A-Za-z0-9._-]{1,32}")];
-    (address(), domain, option::of(word(OnFault::NAMES)), word(OnRequest::NAMES))
-        .prop_map(|(address, domain, on_fault, on_request)| Assign { address, domain, on_fault, on_request })
+    (address(), domain, option::of(word(OnFault::NAMES)), word(OnRequest::NAMES)).prop_map(
+        |(address, domain, on_fault, on_request)| Assign {
+            domain,
+            on_fault,
+            on_request,
+            ..Assign::new(address)
+        },
+    )
 }
 
 fn dma() -> impl Strategy<Value = Dma> {
@@ -166,12 +172,32 @@ fn vm() -> impl Strategy<Value = Vm> {
         Just(FirmwareImage::Installed),
         (file(), option::of(file())).prop_map(|(code, variables)| FirmwareImage::Files { code, variables }),
     ];
-    let firmware = (image, option::of(path()), option::of(linux()))
-        .prop_map(|(image, variables, kernel)| Boot::Firmware(BootFirmware { image, variables, kernel }));
+    let once = option::of(Just(Once::Cd));
+    let firmware = (image, option::of(path()), any::<bool>(), once, option::of(linux())).prop_map(
+        |(image, variables, menu, once, kernel)| {
+            let firmware = BootFirmware { variables, menu, once, ..BootFirmware::new(image) };
+            Boot::Firmware { firmware, kernel }
+        },
+    );
     let boot = prop_oneof![linux().prop_map(Boot::Kernel), firmware];
     let disks = prop::collection::vec(shown(), 0..4);
     let assigned = prop::collection::vec(assign(), 0..4);
-    let lists = (disks, assigned).prop_filter_map("repeated", |(disks, assigned)| {
+    let places = any::<[bool; 8]>();
+    let booted = (boot, disks, assigned, places).prop_map(|(mut boot, mut disks, mut assigned, places)| {
+        if let Boot::Firmware { firmware, .. } = &mut boot {
+            let places =
+                (0i64..).zip(places).map(|(n, wanted)| wanted.then(|| (n * 999).try_into().unwrap()));
+            let mut of_both = disks
+                .iter_mut()
+                .map(|disk| &mut disk.boot_index)
+                .chain(assigned.iter_mut().map(|a| &mut a.boot_index));
+            places.for_each(|place| of_both.next().into_iter().for_each(|at| *at = place));
+            firmware.once =
+                firmware.once.filter(|_| disks.iter().any(|disk| disk.model == DiskModel::AhciCd));
+        }
+        (boot, disks, assigned)
+    });
+    let lists = booted.prop_filter_map("repeated", |(boot, disks, assigned)| {
         let both = |disk: &Disk| match &disk.source {
             DiskSource::Nvme { address, .. } => assigned.iter().any(|assign| assign.address == *address),
             _ => false,
@@ -179,11 +205,11 @@ fn vm() -> impl Strategy<Value = Vm> {
         if disks.iter().any(both) {
             return None;
         }
-        Some((Distinct::try_from(disks).ok()?, Distinct::try_from(assigned).ok()?))
+        Some((boot, Distinct::try_from(disks).ok()?, Distinct::try_from(assigned).ok()?))
     });
     let cpus = (1i64..=1024).prop_map(|count| Cpus::try_from(count).unwrap());
-    (parsed("[A-Za-z0-9._-]{1,64}"), (cpus, any::<bool>()), memory(), boot, lists, dma(), console).prop_map(
-        |(name, (cpus, nested), (memory, backing), boot, (disks, assigned), dma, console)| Vm {
+    (parsed("[A-Za-z0-9._-]{1,64}"), (cpus, any::<bool>()), memory(), lists, dma(), console).prop_map(
+        |(name, (cpus, nested), (memory, backing), (boot, disks, assigned), dma, console)| Vm {
             name,
             cpus,
             nested,

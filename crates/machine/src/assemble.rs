@@ -40,7 +40,7 @@ use crate::ram;
 use crate::services::KvmServices;
 use crate::slots::Slots;
 use crate::steps::Steps;
-use crate::uefi;
+use crate::uefi::{BootKind, Bootable};
 use crate::vm::{BootPlan, KernelPlan, Vm};
 
 /// Makes a VM; on failure everything made so far is undone.
@@ -110,7 +110,12 @@ pub fn assemble(
     let stays = ram::stays(&config.backing, claimed.is_some());
     let registered = buffers::register(&disks, &map, stays, inbox.reporter())?;
     let place = Place { bus: &bus, ram: &ram, services: &services, events: &sender };
-    let disks = Disks::put_on(disks, place, registered)?;
+    let (disks, mut bootable) = Disks::put_on(disks, place, registered)?;
+    bootable.extend(assigned.iter().zip(&config.assigned).map(|(device, described)| Bootable {
+        at: device.at(),
+        kind: BootKind::Assigned,
+        index: described.boot_index,
+    }));
 
     steps.begin("console")?;
     let console = Console::new(output).map_err(system("start the console's thread"))?;
@@ -132,7 +137,7 @@ pub fn assemble(
             (inbox.reporter())(&Notice::Life(Life::Made(firmware.said())));
             ports.add(
                 port::FW_CFG..=port::FW_CFG + FwCfg::PORTS - 1,
-                Arc::new(uefi::configuration(&platform, &ram, kernel.as_ref())?),
+                Arc::new(firmware.configuration(&platform, &ram, kernel.as_ref(), &bootable)?),
             );
             firmware.flash(&map, &sender)?
         }

@@ -70,7 +70,7 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
         draft.initrd.as_ref().filter(|_| draft.firmware.is_none()).map(|path| Initrd::open(path.as_path()));
     let initrd = findings.keep(initrd.transpose());
     let firmware = draft.firmware.as_ref().zip(draft.name.as_ref());
-    let firmware = firmware.map(|(image, name)| Firmware::check(image, draft.firmware_vars.as_ref(), name));
+    let firmware = firmware.map(|(firmware, name)| Firmware::check(firmware, name));
     let firmware = findings.keep(firmware.transpose());
     let started = draft.firmware.as_ref().and(draft.linux());
     let started = started.and_then(|linux| match uefi::Kernel::check(&linux) {

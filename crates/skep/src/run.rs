@@ -63,6 +63,12 @@ struct Flags {
     /// /var/lib/skep]
     #[arg(long, value_name = "PATH")]
     firmware_vars: Option<String>,
+    /// What the firmware boots before everything else, until the guest is reset: the discs in CD drives
+    #[arg(long, value_name = "once:cd")]
+    boot: Option<String>,
+    /// Have the firmware show its menu for five seconds before it boots [default: off]
+    #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
+    boot_menu: Option<String>,
     /// The kernel to boot: a bzImage, or an ELF vmlinux with a PVH entry, also compressed
     #[arg(long, value_name = "PATH")]
     kernel: Option<String>,
@@ -79,6 +85,7 @@ struct Flags {
     ///   ram=SIZE                         in this host's memory
     /// and what there is to say of it, of any disk
     ///   [,model=virtio-blk|nvme|ahci|ahci-cd][,readonly=on][,queues=N][,serial=...][,on-error=report|pause|ignore]
+    ///   [,bootindex=N] (what the firmware boots: lower ones first, then the rest in its order here)
     ///   with path or nvme: [,poll=off|adaptive|on]
     ///   with path: [,format=raw|qcow2|vmdk][,snapshot=on][,logical=512][,preallocate=on][,bounce=needed|always]
     ///     [,buffers=registered|plain][,force=on]
@@ -89,7 +96,7 @@ struct Flags {
     #[arg(long, value_name = "SPEC", verbatim_doc_comment)]
     disk: Vec<String>,
     /// A PCI device of the host for the guest alone, as lspci -D prints it:
-    /// 0000:01:00.0[,domain=NAME][,on-fault=report|pause|reset|stop][,on-request=report|stop].
+    /// 0000:01:00.0[,domain=NAME][,on-fault=report|pause|reset|stop][,on-request=report|stop][,bootindex=N].
     /// Devices of the same domain [default: guest] share their view of memory. on-request is what happens when this host
     /// asks for the device back; it gets it only when the VM ends [default: report]. May be given several times
     #[arg(long, value_name = "ADDRESS")]
@@ -180,6 +187,8 @@ impl Flags {
             (Key::Wire, &self.wire),
             (Key::Firmware, &self.firmware),
             (Key::FirmwareVars, &self.firmware_vars),
+            (Key::Boot, &self.boot),
+            (Key::BootMenu, &self.boot_menu),
             (Key::Kernel, &self.kernel),
             (Key::Initrd, &self.initrd),
             (Key::Cmdline, &self.cmdline),

@@ -30,10 +30,12 @@ pub(super) fn disk(table: &Table, findings: &mut Vec<Finding>) -> Option<Disk> {
     let writes = writes(&mut keys, model);
     let serial = keys.get("serial").value();
     let on_error = keys.get("on-error").value();
+    let boot_index = keys.get("bootindex").value();
     let Shown { controller, product, firmware } = shown;
     let (source, model) = (source?, model?);
     let syntax = keys.place().syntax();
-    let disk = Disk { source, model, controller, writes, serial, product, firmware, on_error, syntax };
+    let disk =
+        Disk { source, model, controller, writes, serial, product, firmware, on_error, boot_index, syntax };
     contradictions(&disk, &mut keys);
     Some(disk)
 }

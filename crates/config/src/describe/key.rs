@@ -21,6 +21,10 @@ pub enum Key {
     Firmware,
     /// `firmware-vars`, `--firmware-vars`: the file of the firmware's variables.
     FirmwareVars,
+    /// `boot`, `--boot`: see [`crate::Once`].
+    Boot,
+    /// `boot-menu`, `--boot-menu`: whether the firmware shows its menu.
+    BootMenu,
     /// `kernel`, `--kernel`: see [`crate::Linux`].
     Kernel,
     /// `initrd`, `--initrd`: see [`crate::Linux`].
@@ -47,7 +51,7 @@ pub enum Key {
 
 impl Key {
     /// All keys.
-    pub const ALL: [Key; 20] = [
+    pub const ALL: [Key; 22] = [
         Key::Name,
         Key::Cpus,
         Key::Nested,
@@ -57,6 +61,8 @@ impl Key {
         Key::Wire,
         Key::Firmware,
         Key::FirmwareVars,
+        Key::Boot,
+        Key::BootMenu,
         Key::Kernel,
         Key::Initrd,
         Key::Cmdline,
@@ -82,6 +88,8 @@ impl Key {
             Key::Wire => "--wire",
             Key::Firmware => "--firmware",
             Key::FirmwareVars => "--firmware-vars",
+            Key::Boot => "--boot",
+            Key::BootMenu => "--boot-menu",
             Key::Kernel => "--kernel",
             Key::Initrd => "--initrd",
             Key::Cmdline => "--cmdline",
@@ -113,6 +121,8 @@ pub(super) const VM: &[&str] = &[
     "wire",
     "firmware",
     "firmware-vars",
+    "boot",
+    "boot-menu",
     "kernel",
     "initrd",
     "cmdline",
@@ -151,6 +161,7 @@ pub(super) const DISK: &[&str] = &[
     "product",
     "firmware",
     "on-error",
+    "bootindex",
 ];
 /// The keys of a disk that are on or off.
 pub(crate) const SWITCHES: &[&str] =
@@ -158,4 +169,4 @@ pub(crate) const SWITCHES: &[&str] =
 /// The keys of a disk that may be there several times in a flag, and have a list in a file.
 pub(super) const SEVERAL: &[&str] = &["chain"];
 /// The keys of an assigned device.
-pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault", "on-request"];
+pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault", "on-request", "bootindex"];

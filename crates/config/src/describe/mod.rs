@@ -1,6 +1,7 @@
 //! From what was written to a VM: which keys there are, what their values mean, and how a file and flags are
 //! put together.
 
+mod boot;
 mod controllers;
 mod disk;
 mod key;
@@ -11,17 +12,16 @@ use std::collections::{HashMap, HashSet};
 
 use crate::finding::{Finding, Findings, Place, Problem};
 use crate::model::{
-    Assign, Backing, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, Draft, FirmwareChoice,
-    FirmwareImage, HostDomain, HugePages, Identified, ModelName, OnFault, P2p, Vm, Wire,
+    Assign, Backing, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, Draft, HostDomain, HugePages,
+    Identified, ModelName, OnFault, P2p, Vm, Wire,
 };
 use crate::source::{self, Entry, Node, Table, Value};
 use crate::values::Invalid;
 use crate::values::count::{Cpus, NodeId};
 use crate::values::name::VmName;
-use crate::values::path::HostPath;
 use crate::values::size::{ByteSize, MemorySize};
-use crate::values::text::Cmdline;
 
+use boot::BootKeys;
 use disk::disk;
 pub use key::Key;
 pub(crate) use key::SWITCHES;
@@ -148,11 +148,7 @@ struct Parts {
     hugepages: Given<HugePages>,
     node: Given<NodeId>,
     wire: Given<Wire>,
-    firmware: Given<FirmwareChoice>,
-    firmware_vars: Given<HostPath>,
-    kernel: Given<HostPath>,
-    initrd: Given<HostPath>,
-    cmdline: Given<Cmdline>,
+    boot: BootKeys,
     console: Given<Console>,
     dma: Given<DmaBackEnd>,
     host_domain: Given<HostDomain>,
@@ -177,11 +173,7 @@ impl Parts {
             hugepages: keys.get("hugepages"),
             node: keys.get("node"),
             wire: keys.get("wire"),
-            firmware: keys.get("firmware"),
-            firmware_vars: keys.get("firmware-vars"),
-            kernel: keys.get("kernel"),
-            initrd: keys.get("initrd"),
-            cmdline: keys.get("cmdline"),
+            boot: BootKeys::read(&mut keys),
             console: keys.get("console"),
             dma: keys.get("dma"),
             host_domain: keys.get("host-domain"),
@@ -212,11 +204,7 @@ impl Parts {
             hugepages: over.hugepages.or(self.hugepages),
             node: over.node.or(self.node),
             wire: over.wire.or(self.wire),
-            firmware: over.firmware.or(self.firmware),
-            firmware_vars: over.firmware_vars.or(self.firmware_vars),
-            kernel: over.kernel.or(self.kernel),
-            initrd: over.initrd.or(self.initrd),
-            cmdline: over.cmdline.or(self.cmdline),
+            boot: over.boot.or(self.boot),
             console: over.console.or(self.console),
             dma: over.dma.or(self.dma),
             host_domain: over.host_domain.or(self.host_domain),
@@ -232,12 +220,8 @@ impl Parts {
         // What is wrong with a flag's list was found when it was taken apart.
         let mut doubtful = self.doubtful;
         doubtful.extend(findings.iter().map(|finding| finding.place.clone()));
-        let firmware = firmware(self.firmware, &self.kernel, whole, findings);
-        // Without the firmware these would be for nothing, and without the kernel that.
-        let firmware_vars =
-            needs(self.firmware_vars, firmware.is_some(), "firmware-vars", "firmware", findings);
-        let kernel_named = !matches!(self.kernel, Given::No) || !whole;
-        let initrd = needs(self.initrd, kernel_named, "initrd", "kernel", findings);
+        boot::order(&self.boot, &self.disks, &self.assigned, whole && doubtful.is_empty(), findings);
+        let (firmware, linux) = self.boot.assemble(whole, findings);
         assigned_and_disk(&self.assigned, &self.disks, findings);
         controllers::check(&self.disks, findings);
         let memory = self.memory.or_default();
@@ -256,10 +240,9 @@ impl Parts {
                 wire: self.wire.value().unwrap_or_default(),
             },
             firmware,
-            firmware_vars,
-            kernel: self.kernel.value(),
-            initrd,
-            cmdline: self.cmdline.or_default(),
+            kernel: linux.kernel,
+            initrd: linux.initrd,
+            cmdline: linux.cmdline,
             disks,
             assigned,
             dma: Dma {
@@ -271,50 +254,6 @@ impl Parts {
             console: self.console.or_default(),
         }
     }
-}
-
-/// The firmware that is booted: what was chosen, or without a choice what is installed, if no kernel is named.
-fn firmware(
-    given: Given<FirmwareChoice>,
-    kernel: &Given<HostPath>,
-    whole: bool,
-    findings: &mut Vec<Finding>,
-) -> Option<FirmwareImage> {
-    let no_kernel = matches!(kernel, Given::No) && whole;
-    match given {
-        Given::Yes(_, FirmwareChoice::Image(image)) => Some(image),
-        Given::Yes(place, FirmwareChoice::None) => {
-            if no_kernel {
-                let hint = place.choose(
-                    "Say what it boots: --kernel PATH, or leave --firmware none out.",
-                    "Say what it boots: kernel = \"PATH\", or leave firmware = \"none\" out.",
-                );
-                findings.push(Finding {
-                    place,
-                    problem: Problem::Missing { within: "the VM", key: "kernel", hint },
-                });
-            }
-            None
-        }
-        Given::No => no_kernel.then_some(FirmwareImage::Installed),
-        Given::Wrong => None,
-    }
-}
-
-/// What is for nothing without another key.
-fn needs<T>(
-    given: Given<T>,
-    there: bool,
-    key: &'static str,
-    other: &'static str,
-    findings: &mut Vec<Finding>,
-) -> Option<T> {
-    let Given::Yes(place, value) = given else { return None };
-    if !there {
-        findings.push(Finding { place, problem: Problem::Without { key, other } });
-        return None;
-    }
-    Some(value)
 }
 
 /// The huge pages, of which the memory must be a whole number.
@@ -361,7 +300,8 @@ fn assign(table: &Table, findings: &mut Vec<Finding>) -> Option<Assign> {
     let domain = keys.get("domain").value();
     let on_fault = keys.get("on-fault").value();
     let on_request = keys.get("on-request").value().unwrap_or_default();
-    Some(Assign { address: address?, domain: domain.unwrap_or_default(), on_fault, on_request })
+    let boot_index = keys.get("bootindex").value();
+    Some(Assign { address: address?, domain: domain.unwrap_or_default(), on_fault, on_request, boot_index })
 }
 
 /// The items as a list without repetition; each repeated one is a finding. It is not in the list, and neither is what is

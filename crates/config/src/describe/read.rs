@@ -4,12 +4,12 @@ use std::str::FromStr;
 
 use crate::model::{
     Bounce, Buffers, Chain, Console, DmaBackEnd, FirmwareChoice, Format, HostDomain, HugePages, ModelName,
-    OnError, OnFault, OnRequest, P2p, Poll, Wire,
+    OnError, OnFault, OnRequest, Once, P2p, Poll, Wire,
 };
 use crate::source::Value;
 use crate::values::Invalid;
 use crate::values::address::PciAddress;
-use crate::values::count::{Cpus, LogicalBlock, Namespace, NodeId, Queues};
+use crate::values::count::{BootIndex, Cpus, LogicalBlock, Namespace, NodeId, Queues};
 use crate::values::name::{ControllerName, DomainName, VmName};
 use crate::values::nbd::NbdAddress;
 use crate::values::path::HostPath;
@@ -46,6 +46,7 @@ read_text! {
     PciAddress: "a PCI address in quotes, \"0000:01:00.0\"",
     FirmwareChoice: "text in quotes: auto, none or PATH[,vars=PATH]",
     ModelName: "text in quotes",
+    Once: "text in quotes: once:cd",
     Format: "text in quotes: raw, qcow2 or vmdk",
     Chain: "text in quotes, or a list of such: follow, or the path of a file",
     Bounce: "text in quotes: needed or always",
@@ -123,6 +124,7 @@ read_number! {
     LogicalBlock,
     Namespace,
     NodeId,
+    BootIndex,
 }
 
 fn integer(value: &Value) -> Option<i64> {

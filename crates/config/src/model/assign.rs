@@ -3,6 +3,7 @@
 use super::distinct::Identified;
 use super::dma::{OnFault, OnRequest};
 use crate::values::address::PciAddress;
+use crate::values::count::BootIndex;
 use crate::values::name::DomainName;
 
 /// A PCI function of the host that the guest gets for itself.
@@ -16,12 +17,20 @@ pub struct Assign {
     pub on_fault: Option<OnFault>,
     /// What happens when this host wants it back.
     pub on_request: OnRequest,
+    /// Its place among what firmware boots.
+    pub boot_index: Option<BootIndex>,
 }
 
 impl Assign {
     /// The function at this address, in the common guest domain.
     pub fn new(address: PciAddress) -> Assign {
-        Assign { address, domain: DomainName::default(), on_fault: None, on_request: OnRequest::default() }
+        Assign {
+            address,
+            domain: DomainName::default(),
+            on_fault: None,
+            on_request: OnRequest::default(),
+            boot_index: None,
+        }
     }
 }
 

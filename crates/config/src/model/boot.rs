@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::words::words;
 use crate::values::Invalid;
 use crate::values::path::HostPath;
 use crate::values::text::Cmdline;
@@ -12,8 +13,13 @@ use crate::values::text::Cmdline;
 pub enum Boot {
     /// A kernel, without firmware.
     Kernel(Linux),
-    /// UEFI firmware, and by it what is installed on a disk.
-    Firmware(Firmware),
+    /// UEFI firmware, and by it what is installed on a disk, or the kernel if one is named.
+    Firmware {
+        /// The firmware.
+        firmware: Firmware,
+        /// What it boots first, if not from a disk.
+        kernel: Option<Linux>,
+    },
 }
 
 impl Boot {
@@ -21,7 +27,7 @@ impl Boot {
     pub fn kernel(&self) -> Option<&Linux> {
         match self {
             Boot::Kernel(linux) => Some(linux),
-            Boot::Firmware(firmware) => firmware.kernel.as_ref(),
+            Boot::Firmware { kernel, .. } => kernel.as_ref(),
         }
     }
 }
@@ -44,8 +50,25 @@ pub struct Firmware {
     pub image: FirmwareImage,
     /// The file of its variables; without a word, one under the VM's name.
     pub variables: Option<HostPath>,
-    /// What it boots first, if not from a disk.
-    pub kernel: Option<Linux>,
+    /// Whether it shows its menu for a moment before it boots.
+    pub menu: bool,
+    /// What comes before everything else, at the start and not again after a reset.
+    pub once: Option<Once>,
+}
+
+impl Firmware {
+    /// This one, with nothing else said about it.
+    pub fn new(image: FirmwareImage) -> Firmware {
+        Firmware { image, variables: None, menu: false, once: None }
+    }
+}
+
+words! {
+    /// What a VM boots once, as an installer wants it.
+    pub enum Once, "what a VM boots once" {
+        /// The discs in its CD drives.
+        Cd = "once:cd",
+    }
 }
 
 /// A firmware's files.

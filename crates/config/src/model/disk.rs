@@ -4,7 +4,7 @@ use super::distinct::Identified;
 use super::source::DiskSource;
 use super::words::words;
 use crate::finding::Syntax;
-use crate::values::count::Queues;
+use crate::values::count::{BootIndex, Queues};
 use crate::values::name::ControllerName;
 use crate::values::text::{Firmware, Product, Serial};
 
@@ -31,16 +31,30 @@ pub struct Disk {
     /// What is done when this host fails a request of the disk; `None` for a pause of the VM when there is no space left
     /// behind the disk, and [`OnError::Report`] for anything else.
     pub on_error: Option<OnError>,
+    /// Its place among what firmware boots: those with lower ones first, then those without one in the order in which they
+    /// are described.
+    pub boot_index: Option<BootIndex>,
     /// How the person described it, and so how they write what they may have to add.
     pub syntax: Syntax,
 }
 
 impl PartialEq for Disk {
     fn eq(&self, other: &Disk) -> bool {
-        let Disk { source, model, controller, writes, serial, product, firmware, on_error, syntax: _ } = self;
+        let Disk {
+            source,
+            model,
+            controller,
+            writes,
+            serial,
+            product,
+            firmware,
+            on_error,
+            boot_index,
+            syntax: _,
+        } = self;
         (source, model, controller, writes) == (&other.source, &other.model, &other.controller, &other.writes)
-            && (serial, product, firmware, on_error)
-                == (&other.serial, &other.product, &other.firmware, &other.on_error)
+            && (serial, product, firmware, on_error, boot_index)
+                == (&other.serial, &other.product, &other.firmware, &other.on_error, &other.boot_index)
     }
 }
 
@@ -56,6 +70,7 @@ impl Disk {
             product: None,
             firmware: None,
             on_error: None,
+            boot_index: None,
             syntax: Syntax::default(),
         }
     }

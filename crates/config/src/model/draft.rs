@@ -1,7 +1,7 @@
 //! A description of which something is wrong or missing.
 
 use super::assign::Assign;
-use super::boot::{Boot, Firmware, FirmwareImage, Linux};
+use super::boot::{Boot, Firmware, Linux};
 use super::console::Console;
 use super::disk::Disk;
 use super::distinct::Distinct;
@@ -32,9 +32,7 @@ pub struct Draft {
     /// What that RAM is made of.
     pub backing: Backing,
     /// The firmware, if it boots one.
-    pub firmware: Option<FirmwareImage>,
-    /// The file of its variables, if one was named.
-    pub firmware_vars: Option<HostPath>,
+    pub firmware: Option<Firmware>,
     /// The kernel; `None` also when none was given.
     pub kernel: Option<HostPath>,
     /// The initial RAM disk, if any.
@@ -67,7 +65,6 @@ impl Draft {
             memory,
             backing,
             firmware,
-            firmware_vars,
             kernel,
             initrd,
             cmdline,
@@ -79,7 +76,7 @@ impl Draft {
         let cmdline = cmdline?;
         let kernel = kernel.map(|kernel| Linux { kernel, initrd, cmdline });
         let boot = match firmware {
-            Some(image) => Boot::Firmware(Firmware { image, variables: firmware_vars, kernel }),
+            Some(firmware) => Boot::Firmware { firmware, kernel },
             None => Boot::Kernel(kernel?),
         };
         let (name, memory, console) = (name?, memory?, console?);
@@ -90,9 +87,9 @@ impl Draft {
 impl From<&Vm> for Draft {
     fn from(vm: &Vm) -> Draft {
         let Vm { name, cpus, nested, memory, backing, boot, disks, assigned, dma, console } = vm.clone();
-        let (firmware, firmware_vars, kernel) = match boot {
-            Boot::Kernel(linux) => (None, None, Some(linux)),
-            Boot::Firmware(firmware) => (Some(firmware.image), firmware.variables, firmware.kernel),
+        let (firmware, kernel) = match boot {
+            Boot::Kernel(linux) => (None, Some(linux)),
+            Boot::Firmware { firmware, kernel } => (Some(firmware), kernel),
         };
         let (kernel, initrd, cmdline) = match kernel {
             Some(linux) => (Some(linux.kernel), linux.initrd, linux.cmdline),
@@ -105,7 +102,6 @@ impl From<&Vm> for Draft {
             memory: Some(memory),
             backing,
             firmware,
-            firmware_vars,
             kernel,
             initrd,
             cmdline: Some(cmdline),

@@ -1,4 +1,4 @@
-//! Numbers: vCPUs, queues, namespaces, NUMA nodes.
+//! Numbers: vCPUs, queues, namespaces, NUMA nodes, places in the boot order.
 
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU32};
@@ -63,6 +63,31 @@ impl TryFrom<i64> for Queues {
 }
 
 impl fmt::Display for Queues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A place among what firmware boots, 0 to 65535; lower ones come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BootIndex(u16);
+
+impl BootIndex {
+    /// The number.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<i64> for BootIndex {
+    type Error = Invalid;
+
+    fn try_from(number: i64) -> Result<BootIndex, Invalid> {
+        u16::try_from(number).map(BootIndex).map_err(|_| Invalid::BootIndex { number })
+    }
+}
+
+impl fmt::Display for BootIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

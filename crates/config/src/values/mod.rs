@@ -190,6 +190,12 @@ pub enum Invalid {
         /// The number asked for.
         number: i64,
     },
+    /// Not a place in the boot order.
+    #[error("{number} is no place in the boot order. Write 0 to 65535; lower ones come first.")]
+    BootIndex {
+        /// The number asked for.
+        number: i64,
+    },
     /// Not a domain name.
     #[error(
         "{text:?} is not the name of a domain. A name has 1 to {} of the characters A-Z a-z 0-9 . _ - and begins \

@@ -35,6 +35,8 @@ pub mod key {
     pub const SETUP_SIZE: u16 = 0x17;
     /// The kernel's setup part.
     pub const SETUP: u16 = 0x18;
+    /// Whether a menu is shown, 16 bits.
+    pub const BOOT_MENU: u16 = 0x0e;
     /// CPUs with those that may come, 16 bits.
     pub const CPUS_MAX: u16 = 0x0f;
     /// The list of files.
@@ -127,13 +129,37 @@ pub enum NameError {
     TooMany,
 }
 
+/// Which start of a guest it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Start {
+    /// That at power-on.
+    #[default]
+    First,
+    /// One after a reset.
+    Again,
+}
+
 /// All items of a machine.
 #[derive(Debug)]
 pub struct Items {
     numbered: BTreeMap<u16, Content>,
-    files: Vec<(String, Content)>,
-    /// What [`key::FILES`] gives.
-    list: Content,
+    files: Vec<ConfigFile>,
+    /// What [`key::FILES`] gives at the first start, and at others.
+    lists: [Content; 2],
+}
+
+#[derive(Debug)]
+struct ConfigFile {
+    name: String,
+    content: Content,
+    /// What it has after a reset, if that is something else.
+    again: Option<Content>,
+}
+
+impl ConfigFile {
+    fn at(&self, start: Start) -> &Content {
+        self.again.as_ref().filter(|_| start == Start::Again).unwrap_or(&self.content)
+    }
 }
 
 impl Default for Items {
@@ -142,7 +168,7 @@ impl Default for Items {
         let interfaces = 0b11u32.to_le_bytes().to_vec();
         let fixed = [(key::SIGNATURE, b"QEMU".to_vec()), (key::INTERFACES, interfaces)];
         let numbered = fixed.map(|(key, bytes)| (key, Content::Bytes(bytes))).into();
-        Items { numbered, files: Vec::new(), list: list(&[]) }
+        Items { numbered, files: Vec::new(), lists: lists(&[]) }
     }
 }
 
@@ -154,40 +180,54 @@ impl Items {
 
     /// Adds a file.
     pub fn add(&mut self, name: &str, content: impl Into<Content>) -> Result<(), NameError> {
+        self.add_file(name, content.into(), None)
+    }
+
+    /// Adds a file that has something else after a reset.
+    pub fn add_changing(&mut self, name: &str, first: Vec<u8>, again: Vec<u8>) -> Result<(), NameError> {
+        self.add_file(name, first.into(), Some(again.into()))
+    }
+
+    fn add_file(&mut self, name: &str, content: Content, again: Option<Content>) -> Result<(), NameError> {
         let printable = name.bytes().all(|byte| byte.is_ascii_graphic());
         if !(1..=NAME_MAX).contains(&name.len()) || !printable {
             return Err(NameError::Bad(name.to_owned()));
         }
-        if self.files.iter().any(|(other, _)| other == name) {
+        if self.files.iter().any(|file| file.name == name) {
             return Err(NameError::Twice(name.to_owned()));
         }
         if self.files.len() >= usize::from(key::END - key::FIRST_FILE) {
             return Err(NameError::TooMany);
         }
-        self.files.push((name.to_owned(), content.into()));
-        self.list = list(&self.files);
+        self.files.push(ConfigFile { name: name.to_owned(), content, again });
+        self.lists = lists(&self.files);
         Ok(())
     }
 
     /// The item of a number, if there is one.
-    pub(super) fn get(&self, key: u16) -> Option<&Content> {
+    pub(super) fn get(&self, key: u16, start: Start) -> Option<&Content> {
         if key == key::FILES {
-            return Some(&self.list);
+            let [first, again] = &self.lists;
+            return Some(if start == Start::First { first } else { again });
         }
-        let file = || self.files.get(usize::from(key.checked_sub(key::FIRST_FILE)?)).map(|(_, file)| file);
+        let file = || Some(self.files.get(usize::from(key.checked_sub(key::FIRST_FILE)?))?.at(start));
         self.numbered.get(&key).or_else(file)
     }
 }
 
+fn lists(files: &[ConfigFile]) -> [Content; 2] {
+    [Start::First, Start::Again].map(|start| list(files, start))
+}
+
 /// How many files, then for each: length, number, two bytes that are reserved, name. Big-endian.
-fn list(files: &[(String, Content)]) -> Content {
+fn list(files: &[ConfigFile], start: Start) -> Content {
     let mut bytes = (files.len() as u32).to_be_bytes().to_vec();
-    for (key, (name, content)) in (key::FIRST_FILE..).zip(files) {
+    for (key, file) in (key::FIRST_FILE..).zip(files) {
         let end = bytes.len() + ENTRY;
-        bytes.extend(content.len().to_be_bytes());
+        bytes.extend(file.at(start).len().to_be_bytes());
         bytes.extend(key.to_be_bytes());
         bytes.extend([0; 2]);
-        bytes.extend(name.bytes());
+        bytes.extend(file.name.bytes());
         bytes.resize(end, 0);
     }
     Content::Bytes(bytes)

@@ -11,6 +11,7 @@ use memory::{Gpa, Ram};
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use items::Start;
 pub use items::{Content, Items, NameError, key};
 
 use crate::ports::PortDevice;
@@ -55,9 +56,10 @@ pub struct FwCfg {
     state: Mutex<State>,
 }
 
-/// What the guest has written.
+/// What the guest has written since which start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct State {
+    start: Start,
     selected: u16,
     /// The next byte of the item.
     offset: u32,
@@ -94,7 +96,7 @@ impl FwCfg {
     fn transfer(&self, state: &mut State, control: u32, len: u32, to: Gpa) -> bool {
         let none = Content::Bytes(Vec::new());
         let done = if control & control::READ != 0 {
-            let item = self.items.get(state.selected).unwrap_or(&none);
+            let item = self.items.get(state.selected, state.start).unwrap_or(&none);
             item.copy(state.offset, &self.ram, to, len).is_ok()
         } else if control & control::WRITE != 0 {
             // No item can be written.
@@ -122,7 +124,7 @@ impl PortDevice for FwCfg {
         match (offset, data) {
             (DATA, [byte]) => {
                 let mut state = self.state();
-                *byte = self.items.get(state.selected).map_or(0, |item| item.byte(state.offset));
+                *byte = self.items.get(state.selected, state.start).map_or(0, |item| item.byte(state.offset));
                 state.offset = state.offset.saturating_add(1);
             }
             (DMA_HIGH..DMA_END, data) => {
@@ -150,6 +152,6 @@ impl PortDevice for FwCfg {
     }
 
     fn reset(&self) {
-        *self.state() = State::default();
+        *self.state() = State { start: Start::Again, ..State::default() };
     }
 }

@@ -47,6 +47,20 @@ fn select(key: u16, rest: u32) -> u32 {
 }
 
 #[test]
+fn a_file_can_have_something_else_after_a_reset() {
+    let mut items = some();
+    items.add_changing("bootorder", b"cd".to_vec(), b"disk".to_vec()).unwrap();
+    let (device, _) = machine(items);
+    let length = |device: &FwCfg| bytes(device, key::FILES, 4 + 3 * 64)[4 + 2 * 64..][..4].to_vec();
+    for (len, there) in [(2, *b"cd\0\0"), (4, *b"disk"), (4, *b"disk")] {
+        assert_eq!(length(&device), [0, 0, 0, len]);
+        assert_eq!(bytes(&device, 0x22, 4), there);
+        assert_eq!(bytes(&device, 0x20, 10), *b"some bytes");
+        device.reset();
+    }
+}
+
+#[test]
 fn firmware_finds_the_signature_both_interfaces_and_the_files_by_name() {
     let (device, _) = machine(some());
     assert_eq!(bytes(&device, key::SIGNATURE, 6), *b"QEMU\0\0");
@@ -114,7 +128,7 @@ fn a_reset_forgets_what_was_selected() {
     bytes(&device, 0x20, 3);
     device.write(DMA_HIGH, &[1; 4]);
     device.reset();
-    assert_eq!(*device.state(), State::default());
+    assert_eq!(*device.state(), State { start: Start::Again, ..State::default() });
 }
 
 proptest! {

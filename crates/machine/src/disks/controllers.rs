@@ -4,10 +4,10 @@
 //! its namespaces or ports. SATA disks that name none share controllers, in the order of the description, as many as a
 //! controller has ports.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use config::{ControllerName, DiskModel};
+use config::{BootIndex, ControllerName, DiskModel};
 use devices::ahci::{Ahci, AhciDisk, AhciPort};
 use devices::{Namespace, Nvme, NvmeOptions, VirtioBlk};
 use disk::Disk;
@@ -18,6 +18,7 @@ use super::resizes::{Listener, tell_people};
 use super::seats::{SataController, Seat};
 use super::{Model, OpenDisk, Place};
 use crate::error::StartError;
+use crate::uefi::{BootKind, Bootable};
 
 /// Characters of an NVMe controller's serial number at most (bytes 4 to 23 of the Identify Controller data structure).
 const SERIAL: usize = 20;
@@ -62,19 +63,33 @@ pub fn controllers_of(disks: &[config::Disk]) -> usize {
 
 /// A function of the bus.
 pub(super) enum Controller {
-    VirtioBlk(Box<VirtioBlk>),
-    Nvme { name: Option<ControllerName>, options: NvmeOptions, disks: Vec<Arc<Disk>> },
-    Ahci { name: Option<ControllerName>, ports: Vec<AhciPort> },
+    VirtioBlk(Box<VirtioBlk>, Described),
+    Nvme { name: Option<ControllerName>, options: NvmeOptions, disks: Vec<(Arc<Disk>, Described)> },
+    Ahci { name: Option<ControllerName>, ports: Vec<(AhciPort, Described)> },
+}
+
+/// Where a disk stands in the description, and which place in the boot order that gives it.
+#[derive(Clone, Copy)]
+pub(super) struct Described {
+    nth: usize,
+    boot_index: Option<BootIndex>,
+}
+
+impl Described {
+    fn bootable(self, at: Address, kind: BootKind) -> (usize, Bootable) {
+        (self.nth, Bootable { at, kind, index: self.boot_index })
+    }
 }
 
 /// The controllers of all disks, in the order of their first ones.
 pub(super) fn controllers(disks: Vec<OpenDisk>) -> Vec<Controller> {
     let mut controllers: Vec<Controller> = Vec::new();
-    for OpenDisk { disk, model, controller, .. } in disks {
+    for (nth, OpenDisk { disk, model, controller, boot_index, .. }) in disks.into_iter().enumerate() {
+        let described = Described { nth, boot_index };
         match model {
-            Model::VirtioBlk(device) => controllers.push(Controller::VirtioBlk(device)),
-            Model::Nvme(options) => add_namespace(&mut controllers, controller, options, disk),
-            Model::Ahci(port) => add_port(&mut controllers, controller, port),
+            Model::VirtioBlk(device) => controllers.push(Controller::VirtioBlk(device, described)),
+            Model::Nvme(options) => add_namespace(&mut controllers, controller, options, (disk, described)),
+            Model::Ahci(port) => add_port(&mut controllers, controller, (port, described)),
         }
     }
     tell_apart(&mut controllers);
@@ -85,7 +100,7 @@ fn add_namespace(
     controllers: &mut Vec<Controller>,
     wanted: Option<ControllerName>,
     options: NvmeOptions,
-    disk: Arc<Disk>,
+    disk: (Arc<Disk>, Described),
 ) {
     let shared = controllers.iter_mut().find_map(|controller| match controller {
         Controller::Nvme { name, options, disks } if wanted.is_some() && *name == wanted => {
@@ -134,13 +149,14 @@ fn tell_apart(controllers: &mut [Controller]) {
     let mut taken: BTreeSet<String> =
         given.into_iter().filter_map(|(options, _)| options.serial.clone()).collect();
     for (options, disks) in own {
-        let serial = unused(&options.serial_over(disks), SERIAL, |serial| taken.contains(serial));
+        let disks: Vec<Arc<Disk>> = disks.iter().map(|(disk, _)| disk.clone()).collect();
+        let serial = unused(&options.serial_over(&disks), SERIAL, |serial| taken.contains(serial));
         taken.insert(serial.clone());
         options.serial = Some(serial);
     }
 }
 
-fn add_port(controllers: &mut Vec<Controller>, wanted: Option<ControllerName>, port: AhciPort) {
+fn add_port(controllers: &mut Vec<Controller>, wanted: Option<ControllerName>, port: (AhciPort, Described)) {
     let with_room = controllers.iter_mut().find_map(|controller| match controller {
         Controller::Ahci { name, ports } if *name == wanted && ports.len() < PORTS => Some(ports),
         _ => None,
@@ -160,6 +176,8 @@ pub(super) struct Put {
     pub seats: Vec<(Arc<Disk>, Seat)>,
     /// The SATA controllers.
     pub sata: Vec<SataController>,
+    /// What can be booted, by its place in the description.
+    pub bootable: BTreeMap<usize, Bootable>,
 }
 
 impl Put {
@@ -167,10 +185,7 @@ impl Put {
         self.listeners.extend(other.listeners);
         self.seats.extend(other.seats);
         self.sata.extend(other.sata);
-    }
-
-    fn listening(listeners: Vec<Listener>) -> Put {
-        Put { listeners, ..Put::default() }
+        self.bootable.extend(other.bootable);
     }
 }
 
@@ -186,23 +201,39 @@ impl Controller {
             Message::Host(what) => events.trouble(what),
         });
         match self {
-            Controller::VirtioBlk(device) => {
+            Controller::VirtioBlk(device, described) => {
                 let (disk, notice) = (device.disk().clone(), device.size_notice());
                 let function = VirtioPci::new(device, at, ram, services, windows, report);
                 add(bus, at, Arc::new(function.map_err(PciError::from)?))?;
-                Ok(Put::listening(vec![Listener::new(&disk, move || notice.send())?]))
+                let listeners = vec![Listener::new(&disk, move || notice.send())?];
+                let bootable = [described.bootable(at, BootKind::VirtioBlk)].into();
+                Ok(Put { listeners, bootable, ..Put::default() })
             }
             Controller::Nvme { options, disks, .. } => {
-                let namespaces = disks.iter().cloned().map(Namespace::new).collect();
+                let bootable = (1..)
+                    .zip(&disks)
+                    .map(|(nsid, (_, described))| described.bootable(at, BootKind::Namespace(nsid)));
+                let bootable = bootable.collect();
+                let namespaces = disks.iter().map(|(disk, _)| Namespace::new(disk.clone())).collect();
                 let nvme = Arc::new(Nvme::new(namespaces, &options, at, ram, services, windows, report)?);
                 add(bus, at, nvme.clone())?;
-                let listeners = (1..).zip(&disks).map(|(nsid, disk)| {
+                let listeners = (1..).zip(&disks).map(|(nsid, (disk, _))| {
                     let nvme = nvme.clone();
                     Listener::new(disk, move || nvme.namespace_changed(nsid))
                 });
-                Ok(Put::listening(listeners.collect::<Result<_, _>>()?))
+                let listeners = listeners.collect::<Result<_, _>>()?;
+                Ok(Put { listeners, bootable, ..Put::default() })
             }
-            Controller::Ahci { name, mut ports } => {
+            Controller::Ahci { name, ports } => {
+                let bootable = (0u8..).zip(&ports).map(|(number, (port, described))| {
+                    let kind = match port {
+                        AhciPort::Cd(_) => BootKind::SataDrive(number),
+                        AhciPort::Disk(_) | AhciPort::Empty => BootKind::SataDisk(number),
+                    };
+                    described.bootable(at, kind)
+                });
+                let bootable = bootable.collect();
+                let mut ports: Vec<AhciPort> = ports.into_iter().map(|(port, _)| port).collect();
                 let people = ports.iter().filter_map(|port| match port {
                     AhciPort::Disk(AhciDisk { disk, .. }) => Some(tell_people(disk, place.events.clone())),
                     AhciPort::Cd(_) | AhciPort::Empty => None,
@@ -218,7 +249,7 @@ impl Controller {
                 let ahci = Arc::new(Ahci::new(ports, at, ram, services, windows, report)?);
                 add(bus, at, ahci.clone())?;
                 let seats = there.into_iter().map(|(disk, port)| (disk, Seat::new(&ahci, port))).collect();
-                Ok(Put { listeners, seats, sata: vec![SataController { name, ahci }] })
+                Ok(Put { listeners, seats, sata: vec![SataController { name, ahci }], bootable })
             }
         }
     }
@@ -258,7 +289,7 @@ mod tests {
 
     fn words(made: &[Controller]) -> Vec<String> {
         let word = |controller: &Controller| match controller {
-            Controller::VirtioBlk(_) => "virtio-blk".to_owned(),
+            Controller::VirtioBlk(..) => "virtio-blk".to_owned(),
             Controller::Nvme { options, disks, .. } => format!("nvme {} {}", options.name, disks.len()),
             Controller::Ahci { ports, .. } => format!("ahci {}", ports.len()),
         };
@@ -277,7 +308,7 @@ mod tests {
         assert_eq!(words(&made), ["ahci 32", "nvme ram 1", "ahci 1", "virtio-blk"]);
         assert_eq!(controllers_of(&disks), made.len());
         let Controller::Ahci { ports, .. } = &made[0] else { panic!("the first is SATA's") };
-        assert!(matches!(ports[31], AhciPort::Cd(_)) && matches!(ports[30], AhciPort::Disk(_)));
+        assert!(matches!(ports[31].0, AhciPort::Cd(_)) && matches!(ports[30].0, AhciPort::Disk(_)));
     }
 
     #[test]

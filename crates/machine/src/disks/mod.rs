@@ -13,7 +13,7 @@ mod shelf;
 use std::path::Path;
 use std::sync::Arc;
 
-use config::{ControllerName, DiskModel, DiskSource, FileDisk, ModelName, OnError, Writes};
+use config::{BootIndex, ControllerName, DiskModel, DiskSource, FileDisk, ModelName, OnError, Writes};
 use devices::ahci::{AhciCd, AhciDisk, AhciPort, AtaText};
 use devices::{InitialCache, NvmeOptions, Rings, VirtioBlk, VirtioBlkOptions};
 use disk::{Allocation, Allowed, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl, Poll, Sectors, Source};
@@ -47,6 +47,7 @@ pub struct OpenDisk {
     model: Model,
     controller: Option<ControllerName>,
     on_error: Option<OnError>,
+    boot_index: Option<BootIndex>,
     buffers: Choice,
     /// What a person should know of how it was opened and of what the guest sees.
     remarks: Vec<String>,
@@ -185,8 +186,9 @@ impl OpenDisk {
         let mut remarks = opened.remarks().to_vec();
         remarks.extend(shortened(&opened, disk));
         let buffers = Choice::of(&disk.source);
-        let (controller, on_error) = (disk.controller.clone(), disk.on_error);
-        Ok(OpenDisk { disk: opened, model, controller, on_error, buffers, remarks })
+        let config::Disk { on_error, boot_index, .. } = *disk;
+        let controller = disk.controller.clone();
+        Ok(OpenDisk { disk: opened, model, controller, on_error, boot_index, buffers, remarks })
     }
 
     /// What holds its data.

@@ -16,6 +16,7 @@ use crate::buffers::Registered;
 use crate::error::StartError;
 use crate::events::{Event, Events};
 use crate::failures;
+use crate::uefi::Bootable;
 
 /// Disks that were unplugged whose tallies are kept.
 const KEPT: usize = 64;
@@ -53,12 +54,13 @@ enum Slot {
 }
 
 impl Disks {
-    /// Makes controllers of disks and puts them on the bus, at the first addresses that are free.
+    /// Makes controllers of disks and puts them on the bus, at the first addresses that are free. Each disk and drive can be
+    /// booted; they are in the order of `disks`.
     pub fn put_on(
         mut disks: Vec<OpenDisk>,
         place: Place<'_>,
         registered: Registered,
-    ) -> Result<Disks, StartError> {
+    ) -> Result<(Disks, Vec<Bootable>), StartError> {
         // Before any of their queues is prepared.
         disks.iter().for_each(|disk| failures::watch(&disk.disk, disk.on_error, place.events));
         name_drives(&mut disks);
@@ -67,13 +69,14 @@ impl Disks {
         for controller in controllers(disks) {
             put.add(controller.put_on(place)?);
         }
-        let Put { listeners, seats, sata } = put;
+        let Put { listeners, seats, sata, bootable } = put;
         let mut sizes = Sizes::default();
         let watched: Vec<Arc<Disk>> = planned.iter().map(|planned| planned.disk.clone()).collect();
         sizes.add(&watched, listeners)?;
         let slots = planned.into_iter().map(|planned| planned.slot(&seats, place.events)).collect();
         let contents = Mutex::new(Contents { sizes, slots, sata: Some(sata), registered });
-        Ok(Disks(Arc::new(Shelf { contents, events: place.events.clone() })))
+        let disks = Disks(Arc::new(Shelf { contents, events: place.events.clone() }));
+        Ok((disks, bootable.into_values().collect()))
     }
 
     /// Those that there are now: disks, and discs that are in drives.

@@ -1,27 +1,33 @@
 //! UEFI firmware in a VM: its files, checked before anything is touched, and the flash memory and the configuration device
 //! that it finds.
 
+mod order;
 mod variables;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use boot::firmware::{self, Code, EfiKernel, EfiKernelError, FindError, FirmwareError, Part, Template};
 use boot::platform::Platform;
 use boot::{Initrd, InitrdError, LoadError};
-use config::{FirmwareImage, HostPath, VmName};
+use config::{BootFirmware, FirmwareImage, Once, VmName};
 use devices::fw_cfg::{Content, Items, NameError, key};
 use devices::{Flash, FwCfg, Store};
 use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Ram, RegisterPages};
 
 use crate::events::Events;
 
+pub use order::{BootKind, Bootable};
 pub use variables::{Variables, VariablesError};
 
 /// Where flash memory ends.
 const END: u64 = 1 << 32;
 /// Where VMs keep what outlives them.
 const STATE: &str = "/var/lib/skep";
+
+/// How long a menu is shown.
+const MENU: Duration = Duration::from_secs(5);
 
 /// Why a VM cannot have its firmware.
 #[derive(Debug, thiserror::Error)]
@@ -71,16 +77,14 @@ pub enum UefiError {
 pub struct Firmware {
     code: Code,
     variables: Variables,
+    menu: bool,
+    once: Option<Once>,
 }
 
 impl Firmware {
     /// Finds and checks the files of a firmware, for a VM of this name.
-    pub fn check(
-        image: &FirmwareImage,
-        own: Option<&HostPath>,
-        name: &VmName,
-    ) -> Result<Firmware, UefiError> {
-        let (code, template) = match image {
+    pub fn check(firmware: &BootFirmware, name: &VmName) -> Result<Firmware, UefiError> {
+        let (code, template) = match &firmware.image {
             FirmwareImage::Installed => {
                 let found = firmware::find()?;
                 (found.code, found.vars)
@@ -96,16 +100,46 @@ impl Firmware {
         };
         let (code, template) = (Code::open(&code)?, Template::open(&template)?);
         firmware::together(&code, &template)?;
-        let path = own.map_or_else(
+        let path = firmware.variables.as_ref().map_or_else(
             || PathBuf::from(STATE).join(name.as_str()).join("firmware-vars.fd"),
             |path| path.as_path().to_path_buf(),
         );
-        Ok(Firmware { code, variables: Variables::check(&path, template)? })
+        let BootFirmware { menu, once, .. } = *firmware;
+        Ok(Firmware { code, variables: Variables::check(&path, template)?, menu, once })
     }
 
     /// What to tell people about it.
     pub fn said(&self) -> String {
         format!("firmware {}, its variables {}", self.code.path().display(), self.variables.path().display())
+    }
+
+    /// The configuration device, with what it asks for. `bootable` are the disks in the order in which they are described, and
+    /// behind them the assigned devices.
+    pub fn configuration(
+        &self,
+        platform: &Platform,
+        ram: &Arc<Ram>,
+        kernel: Option<&Kernel>,
+        bootable: &[Bootable],
+    ) -> Result<FwCfg, UefiError> {
+        let mut items = Items::default();
+        if let Some(kernel) = kernel {
+            kernel.give(&mut items)?;
+        }
+        // More than the register holds there are not: KVM's limit is 4096.
+        let cpus = platform.cpus.count() as u16;
+        items.set(key::CPUS, cpus.to_le_bytes().to_vec());
+        items.set(key::CPUS_MAX, cpus.to_le_bytes().to_vec());
+        for file in firmware::files(platform, ram)? {
+            items.add(file.name, file.bytes)?;
+        }
+        let [first, again] = order::files(bootable, self.once);
+        items.add_changing("bootorder", first, again)?;
+        if self.menu {
+            items.set(key::BOOT_MENU, 1u16.to_le_bytes().to_vec());
+            items.add("etc/boot-menu-wait", (MENU.as_millis() as u16).to_le_bytes().to_vec())?;
+        }
+        Ok(FwCfg::new(items, ram.clone()))
     }
 
     /// Puts it into flash memory, which the guest reads as memory; its variables it also writes.
@@ -193,24 +227,4 @@ fn give(items: &mut Items, size: u16, key: u16, part: Part) {
     let Part { file, offset, len } = part;
     items.set(size, len.to_le_bytes().to_vec());
     items.set(key, Content::File { file, offset, len });
-}
-
-/// The configuration device of a machine.
-pub fn configuration(
-    platform: &Platform,
-    ram: &Arc<Ram>,
-    kernel: Option<&Kernel>,
-) -> Result<FwCfg, UefiError> {
-    let mut items = Items::default();
-    if let Some(kernel) = kernel {
-        kernel.give(&mut items)?;
-    }
-    // More than the register holds there are not: KVM's limit is 4096.
-    let cpus = platform.cpus.count() as u16;
-    items.set(key::CPUS, cpus.to_le_bytes().to_vec());
-    items.set(key::CPUS_MAX, cpus.to_le_bytes().to_vec());
-    for file in firmware::files(platform, ram)? {
-        items.add(file.name, file.bytes)?;
-    }
-    Ok(FwCfg::new(items, ram.clone()))
 }

@@ -71,7 +71,7 @@ impl Machine {
         });
         let open: Vec<OpenDisk> = open.collect();
         let place = Place { bus: &bus, ram: &ram, services: &services, events: &sender };
-        let disks = Disks::put_on(open, place, Registered::default()).unwrap();
+        let (disks, _) = Disks::put_on(open, place, Registered::default()).unwrap();
         Machine { disks, inbox, bus, folder }
     }
 

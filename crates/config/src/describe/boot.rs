@@ -1,0 +1,165 @@
+//! What a VM boots, and in which order.
+
+use super::table::{Given, Keys};
+use crate::finding::{Finding, Place, Problem};
+use crate::model::{Assign, BootFirmware, Disk, DiskModel, FirmwareChoice, FirmwareImage, Once};
+use crate::values::count::BootIndex;
+use crate::values::path::HostPath;
+use crate::values::text::Cmdline;
+
+/// The keys that say what a VM boots.
+#[derive(Default)]
+pub(super) struct BootKeys {
+    firmware: Given<FirmwareChoice>,
+    variables: Given<HostPath>,
+    once: Given<Once>,
+    menu: Given<bool>,
+    kernel: Given<HostPath>,
+    initrd: Given<HostPath>,
+    cmdline: Given<Cmdline>,
+}
+
+/// What is right of a kernel.
+pub(super) struct LinuxDraft {
+    pub kernel: Option<HostPath>,
+    pub initrd: Option<HostPath>,
+    pub cmdline: Option<Cmdline>,
+}
+
+impl BootKeys {
+    pub(super) fn read(keys: &mut Keys<'_>) -> BootKeys {
+        BootKeys {
+            firmware: keys.get("firmware"),
+            variables: keys.get("firmware-vars"),
+            once: keys.get("boot"),
+            menu: keys.get("boot-menu"),
+            kernel: keys.get("kernel"),
+            initrd: keys.get("initrd"),
+            cmdline: keys.get("cmdline"),
+        }
+    }
+
+    pub(super) fn or(self, other: BootKeys) -> BootKeys {
+        BootKeys {
+            firmware: self.firmware.or(other.firmware),
+            variables: self.variables.or(other.variables),
+            once: self.once.or(other.once),
+            menu: self.menu.or(other.menu),
+            kernel: self.kernel.or(other.kernel),
+            initrd: self.initrd.or(other.initrd),
+            cmdline: self.cmdline.or(other.cmdline),
+        }
+    }
+
+    /// What is right of it all. `whole` says whether all of the file could be read.
+    pub(super) fn assemble(
+        self,
+        whole: bool,
+        findings: &mut Vec<Finding>,
+    ) -> (Option<BootFirmware>, LinuxDraft) {
+        let none = self.is_without_firmware(whole);
+        let image = image(self.firmware, &self.kernel, whole, findings);
+        // Without the firmware these would be for nothing, and without the kernel that.
+        let mut of_firmware = Needs { other: "firmware", there: !none, findings };
+        let variables = of_firmware.get(self.variables, "firmware-vars");
+        let once = of_firmware.get(self.once, "boot");
+        let menu = of_firmware.get(self.menu, "boot-menu").unwrap_or_default();
+        let there = self.kernel.is_given() || !whole;
+        let initrd = Needs { other: "kernel", there, findings }.get(self.initrd, "initrd");
+        let firmware = image.map(|image| BootFirmware { variables, menu, once, ..BootFirmware::new(image) });
+        let linux = LinuxDraft { kernel: self.kernel.value(), initrd, cmdline: self.cmdline.or_default() };
+        (firmware, linux)
+    }
+
+    /// Whether it is certain that there is no firmware.
+    fn is_without_firmware(&self, whole: bool) -> bool {
+        match &self.firmware {
+            Given::No => self.kernel.is_given() && whole,
+            Given::Yes(_, FirmwareChoice::None) => true,
+            Given::Yes(_, FirmwareChoice::Image(_)) | Given::Wrong => false,
+        }
+    }
+}
+
+/// Places in the boot order that are twice or for nothing, and CDs without a drive. `complete` says whether all disks and
+/// devices are known.
+pub(super) fn order(
+    boot: &BootKeys,
+    disks: &[(Place, Disk)],
+    assigned: &[(Place, Assign)],
+    complete: bool,
+    findings: &mut Vec<Finding>,
+) {
+    let of_disks = disks.iter().map(|(place, disk)| (place, disk.boot_index));
+    let of_devices = assigned.iter().map(|(place, assign)| (place, assign.boot_index));
+    let mut taken: Vec<(BootIndex, &Place)> = Vec::new();
+    for (place, index) in of_devices.chain(of_disks) {
+        let Some(index) = index else { continue };
+        let first = taken.iter().find(|(other, _)| *other == index).map(|(_, first)| (*first).clone());
+        let problem = match first {
+            _ if boot.is_without_firmware(complete) => {
+                Problem::Without { key: "bootindex", other: "firmware" }
+            }
+            Some(first) => Problem::Repeated { what: format!("bootindex {index}"), first },
+            None => {
+                taken.push((index, place));
+                continue;
+            }
+        };
+        findings.push(Finding { place: place.clone(), problem });
+    }
+    let has_drive = || disks.iter().any(|(_, disk)| disk.model == DiskModel::AhciCd);
+    if let Given::Yes(place, Once::Cd) = &boot.once
+        && complete
+        && !has_drive()
+    {
+        let drive = place.written("model=ahci-cd");
+        findings.push(Finding { place: place.clone(), problem: Problem::NoDrive { drive } });
+    }
+}
+
+/// The firmware that is booted: what was chosen, or without a choice what is installed, if no kernel is named.
+fn image(
+    given: Given<FirmwareChoice>,
+    kernel: &Given<HostPath>,
+    whole: bool,
+    findings: &mut Vec<Finding>,
+) -> Option<FirmwareImage> {
+    let no_kernel = !kernel.is_given() && whole;
+    match given {
+        Given::Yes(_, FirmwareChoice::Image(image)) => Some(image),
+        Given::Yes(place, FirmwareChoice::None) => {
+            if no_kernel {
+                let hint = place.choose(
+                    "Say what it boots: --kernel PATH, or leave --firmware none out.",
+                    "Say what it boots: kernel = \"PATH\", or leave firmware = \"none\" out.",
+                );
+                findings.push(Finding {
+                    place,
+                    problem: Problem::Missing { within: "the VM", key: "kernel", hint },
+                });
+            }
+            None
+        }
+        Given::No => no_kernel.then_some(FirmwareImage::Installed),
+        Given::Wrong => None,
+    }
+}
+
+/// What is for nothing without another key.
+struct Needs<'a> {
+    other: &'static str,
+    there: bool,
+    findings: &'a mut Vec<Finding>,
+}
+
+impl Needs<'_> {
+    fn get<T>(&mut self, given: Given<T>, key: &'static str) -> Option<T> {
+        let Given::Yes(place, value) = given else { return None };
+        if !self.there {
+            self.findings.push(Finding { place, problem: Problem::Without { key, other: self.other } });
+            return None;
+        }
+        Some(value)
+    }
+}
