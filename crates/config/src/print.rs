@@ -21,11 +21,13 @@ impl Vm {
             lines.bare("node", node);
         }
         lines.text("wire", self.backing.wire);
-        if let Boot::Firmware { firmware: BootFirmware { image, variables, menu, once }, .. } = &self.boot {
+        if let Boot::Firmware { firmware, .. } = &self.boot {
+            let BootFirmware { image, variables, secure_boot, menu, once } = firmware;
             lines.text("firmware", image);
             if let Some(variables) = variables {
                 lines.text("firmware-vars", variables);
             }
+            lines.bare("secure-boot", secure_boot);
             if let Some(once) = once {
                 lines.text("boot", once);
             }

@@ -173,9 +173,9 @@ fn vm() -> impl Strategy<Value = Vm> {
         (file(), option::of(file())).prop_map(|(code, variables)| FirmwareImage::Files { code, variables }),
     ];
     let once = option::of(Just(Once::Cd));
-    let firmware = (image, option::of(path()), any::<bool>(), once, option::of(linux())).prop_map(
-        |(image, variables, menu, once, kernel)| {
-            let firmware = BootFirmware { variables, menu, once, ..BootFirmware::new(image) };
+    let firmware = (image, option::of(path()), any::<[bool; 2]>(), once, option::of(linux())).prop_map(
+        |(image, variables, [secure_boot, menu], once, kernel)| {
+            let firmware = BootFirmware { image, variables, secure_boot, menu, once };
             Boot::Firmware { firmware, kernel }
         },
     );

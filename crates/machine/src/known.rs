@@ -117,7 +117,9 @@ fn nvme_model(error: &devices::NvmeError) -> Known {
 
 fn uefi(error: &UefiError) -> Known {
     match error {
-        UefiError::Find(_) | UefiError::File(_) | UefiError::NoTemplate(_) => Before("Firmware::check"),
+        UefiError::Find(_) | UefiError::File(_) | UefiError::NoTemplate(_) | UefiError::NoKeys(_) => {
+            Before("Firmware::check")
+        }
         UefiError::Kernel(_) | UefiError::Initrd(_) => Before("uefi::Kernel::check"),
         UefiError::Part { .. } => Later("a file of 4 GiB that becomes larger meanwhile"),
         UefiError::Variables(VariablesError::Host { what: "make", .. }) => KERNEL,

@@ -63,6 +63,10 @@ struct Flags {
     /// /var/lib/skep]
     #[arg(long, value_name = "PATH")]
     firmware_vars: Option<String>,
+    /// Start only what is signed by the keys that the firmware's variables have from the start (Microsoft's, which Debian's
+    /// shim is signed by) [default: off]
+    #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
+    secure_boot: Option<String>,
     /// What the firmware boots before everything else, until the guest is reset: the discs in CD drives
     #[arg(long, value_name = "once:cd")]
     boot: Option<String>,
@@ -187,6 +191,7 @@ impl Flags {
             (Key::Wire, &self.wire),
             (Key::Firmware, &self.firmware),
             (Key::FirmwareVars, &self.firmware_vars),
+            (Key::SecureBoot, &self.secure_boot),
             (Key::Boot, &self.boot),
             (Key::BootMenu, &self.boot_menu),
             (Key::Kernel, &self.kernel),

@@ -12,13 +12,20 @@ use scenario::{Scenario, packages};
 /// So long a start by firmware may take, on a bad day.
 const EACH_START: Duration = Duration::from_secs(400);
 
-/// OVMF and systemd's boot loader, in a folder.
-fn firmware(folder: &Path) {
-    for (package, pattern, name) in [
-        ("ovmf", "./usr/share/OVMF/OVMF_CODE_4M.fd", "OVMF_CODE_4M.fd"),
-        ("ovmf", "./usr/share/OVMF/OVMF_VARS_4M.fd", "OVMF_VARS_4M.fd"),
-        ("systemd-boot-efi", "./usr/lib/systemd/boot/efi/systemd-bootx64.efi", "loader.efi"),
-    ] {
+/// Files of packages: package, path, name.
+type Packaged = (&'static str, &'static str, &'static str);
+
+const CODE: Packaged = ("ovmf", "./usr/share/OVMF/OVMF_CODE_4M.fd", "OVMF_CODE_4M.fd");
+const VARS: Packaged = ("ovmf", "./usr/share/OVMF/OVMF_VARS_4M.fd", "OVMF_VARS_4M.fd");
+const KEYS: Packaged = ("ovmf", "./usr/share/OVMF/OVMF_VARS_4M.ms.fd", "OVMF_VARS_4M.ms.fd");
+const LOADER: Packaged = ("systemd-boot-efi", "./usr/lib/systemd/boot/efi/systemd-bootx64.efi", "loader.efi");
+const SHIM: Packaged = ("shim-signed", "./usr/lib/shim/shimx64.efi.signed", "shim.efi");
+const GRUB: Packaged =
+    ("grub-efi-amd64-signed", "./usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed", "grub.efi");
+
+/// These, in a folder.
+fn put(files: &[Packaged], folder: &Path) {
+    for (package, pattern, name) in files {
         let file = packages::file(package, pattern).unwrap_or_else(|why| panic!("{package}: {why}"));
         fs::copy(file, folder.join(name)).unwrap();
     }
@@ -27,7 +34,7 @@ fn firmware(folder: &Path) {
 #[test]
 fn what_disks_of_all_models_have_for_uefi_boots_and_again_after_a_reset_and_so_does_a_named_kernel() {
     let folder = tempfile::tempdir().unwrap();
-    firmware(folder.path());
+    put(&[CODE, VARS, LOADER], folder.path());
     let seen = Scenario::new()
         .patience(EACH_START * 5)
         .guest_firmware()
@@ -99,4 +106,60 @@ END
     }
     let unknown = unknown_warnings(&seen.after("guest: warning "));
     assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+#[test]
+fn with_secure_boot_firmware_starts_what_is_signed_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    put(&[CODE, VARS, KEYS, LOADER, SHIM, GRUB], folder.path());
+    let seen = Scenario::new()
+        .patience(EACH_START * 2)
+        .guest_firmware()
+        .memory(lab::Size::mib(1536))
+        .share(folder.path())
+        .disk("virtio-blk:100M")
+        .disk("virtio-blk:100M")
+        .run(
+            r#"
+        modprobe vfat
+        cat > /tmp/script << 'END'
+            echo
+            echo "guest: started by $(sed 's/.*by=\([a-z]*\).*/\1/' /proc/cmdline)"
+            dmesg | grep -q 'Secure boot enabled' && echo "guest: secure boot"
+END
+        lab-initrd /tmp/script /tmp/initrd
+        # disk DISK: a file system with a kernel, at /mnt.
+        disk() {
+            mkdosfs $1 > /dev/null
+            mount -t vfat $1 /mnt
+            mkdir -p /mnt/EFI/BOOT /mnt/EFI/debian /mnt/loader/entries
+            cp /lab/guest/vmlinuz /mnt/linux
+            cp /tmp/initrd /mnt/initrd
+        }
+        disk /dev/vda
+        cp /share/loader.efi /mnt/EFI/BOOT/BOOTX64.EFI
+        echo timeout 0 > /mnt/loader/loader.conf
+        printf 'title lab\nlinux /linux\ninitrd /initrd\noptions by=unsigned %s\n' "$GUEST" > /mnt/loader/entries/lab.conf
+        umount /mnt
+        disk /dev/vdb
+        cp /share/shim.efi /mnt/EFI/BOOT/BOOTX64.EFI
+        cp /share/grub.efi /mnt/EFI/BOOT/grubx64.efi
+        printf 'linux /linux by=signed %s\ninitrd /initrd\nboot\n' "$GUEST" > /mnt/EFI/debian/grub.cfg
+        umount /mnt
+        uefi() {
+            skep run --name uefi --memory 512M --firmware /share/OVMF_CODE_4M.fd --firmware-vars /tmp/vars --secure-boot "$@" \
+                < /dev/null 2>&1 && ended=0 || ended=$?
+            say "skep ended with $ended"
+        }
+        uefi --disk /dev/vda --disk /dev/vdb
+        cp /share/OVMF_VARS_4M.fd /tmp/vars
+        uefi --disk /dev/vda
+        "#,
+        );
+    seen.ended_with(&[0, 2]);
+    seen.expect("guest: started by signed");
+    seen.expect("guest: secure boot");
+    assert_eq!(seen.count("guest: started by unsigned"), 0);
+    assert!(seen.lines().any(|line| line.contains("Access Denied")), "{seen}");
+    assert!(seen.lines().any(|line| line.contains("/tmp/vars do not turn Secure Boot on")), "{seen}");
 }

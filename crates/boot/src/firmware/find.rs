@@ -23,6 +23,19 @@ const PLACES: [(&str, &str); 4] = [
     ("/usr/share/qemu/edk2-x86_64-code.fd", "/usr/share/qemu/edk2-i386-vars.fd"),
 ];
 
+/// The same where new variables have keys for Secure Boot. The code is that without SMM, which can do it as well.
+const PLACES_WITH_KEYS: [(&str, &str); 1] =
+    [("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd")];
+
+/// Whether new variables have keys for Secure Boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    /// None: anything is started.
+    None,
+    /// Those that the distribution put there: only what is signed is started.
+    Enrolled,
+}
+
 /// A firmware: its code and the template of its variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -34,26 +47,41 @@ pub struct Found {
 
 /// There is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
+pub enum FindError {
+    /// At all.
+    #[error(
     "this host has no UEFI firmware for guests: nothing in {} or in the usual places fits. Install it (Debian: apt-get \
      install ovmf; Fedora: dnf install edk2-ovmf; Arch: pacman -S edk2-ovmf), name its file (--firmware PATH), or boot a kernel \
      without it (--kernel PATH).",
     DESCRIPTORS.join(", ")
-)]
-pub struct FindError;
-
-/// Finds a firmware on this host.
-pub fn find() -> Result<Found, FindError> {
-    find_below(Path::new("/"))
+    )]
+    None,
+    /// That can do Secure Boot here.
+    #[error(
+        "this host has no UEFI firmware for Secure Boot without SMM, which skep does not have: nothing in {} or in the usual \
+         places fits. Install Debian's package ovmf, name the files of such a firmware (--firmware PATH,vars=PATH, with variables \
+         that have keys), or leave --secure-boot out.",
+        DESCRIPTORS.join(", ")
+    )]
+    NoneWithKeys,
 }
 
-fn find_below(root: &Path) -> Result<Found, FindError> {
+/// Finds a firmware on this host.
+pub fn find(keys: Keys) -> Result<Found, FindError> {
+    find_below(Path::new("/"), keys)
+}
+
+fn find_below(root: &Path, keys: Keys) -> Result<Found, FindError> {
     let within = |path: &str| root.join(path.trim_start_matches('/'));
     let there = |found: &Found| found.code.is_file() && found.vars.is_file();
-    let described = descriptors(&within).into_iter().filter_map(|path| described(&path));
+    let described = descriptors(&within).into_iter().filter_map(|path| described(&path, keys));
     let described = described.map(|(code, vars)| Found { code: within(&code), vars: within(&vars) });
-    let usual = PLACES.iter().map(|(code, vars)| Found { code: within(code), vars: within(vars) });
-    described.chain(usual).find(there).ok_or(FindError)
+    let (places, none) = match keys {
+        Keys::None => (&PLACES[..], FindError::None),
+        Keys::Enrolled => (&PLACES_WITH_KEYS[..], FindError::NoneWithKeys),
+    };
+    let usual = places.iter().map(|(code, vars)| Found { code: within(code), vars: within(vars) });
+    described.chain(usual).find(there).ok_or(none)
 }
 
 /// All descriptors, in the order of their names, which is that of preference.
@@ -71,7 +99,7 @@ fn descriptors(within: &impl Fn(&str) -> PathBuf) -> Vec<PathBuf> {
 }
 
 /// The files of a descriptor that fits. One that cannot be read, or is empty (which hides another), describes nothing.
-fn described(path: &Path) -> Option<(String, String)> {
+fn described(path: &Path, keys: Keys) -> Option<(String, String)> {
     let mut text = String::new();
     if !path.is_file() {
         return None;
@@ -83,8 +111,7 @@ fn described(path: &Path) -> Option<(String, String)> {
     let fits = descriptor.interface_types.iter().any(|kind| kind == "uefi")
         && descriptor.targets.iter().any(Target::fits)
         && !descriptor.has("requires-smm")
-        // With keys it starts only what is signed.
-        && !descriptor.has("enrolled-keys")
+        && descriptor.has("enrolled-keys") == (keys == Keys::Enrolled)
         && [executable, nvram_template].into_iter().all(raw);
     fits.then(|| (executable.filename.clone(), nvram_template.filename.clone()))
 }
@@ -157,7 +184,11 @@ mod tests {
         }
 
         fn find(&self) -> Option<(String, String)> {
-            let found = find_below(self.0.path()).ok()?;
+            self.find_with(Keys::None)
+        }
+
+        fn find_with(&self, keys: Keys) -> Option<(String, String)> {
+            let found = find_below(self.0.path(), keys).ok()?;
             let path = |path: PathBuf| format!("/{}", path.strip_prefix(self.0.path()).unwrap().display());
             Some((path(found.code), path(found.vars)))
         }
@@ -185,7 +216,7 @@ mod tests {
             ["/fw/good", "/fw/late", "/fw/own"].map(|code| descriptor(code, "pc-i440fx-*", ""));
         let files = [
             (package("10-smm.json"), smm),
-            (package("15-keys.json"), descriptor("/fw/smm", "pc-i440fx-*", r#""enrolled-keys""#)),
+            (package("15-keys.json"), descriptor("/fw/keys", "pc-i440fx-*", r#""enrolled-keys""#)),
             (package("20-q35.json"), q35),
             (package("30-gone.json"), descriptor("/fw/gone", "pc-i440fx-*", "")),
             (package("40-broken.json"), "{".to_owned()),
@@ -193,13 +224,14 @@ mod tests {
             (package("60-late.json"), late),
         ];
         let mut files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (&**path, &**text)).collect();
-        for code in ["/fw/smm", "/fw/q35", "/fw/good", "/fw/late", "/fw/own"] {
+        for code in ["/fw/smm", "/fw/keys", "/fw/q35", "/fw/good", "/fw/late", "/fw/own"] {
             files.push((code, ""));
         }
-        let vars =
-            ["/fw/smm", "/fw/q35", "/fw/good", "/fw/late", "/fw/own"].map(|code| format!("{code}.vars"));
+        let vars = ["/fw/smm", "/fw/keys", "/fw/q35", "/fw/good", "/fw/late", "/fw/own"]
+            .map(|code| format!("{code}.vars"));
         files.extend(vars.iter().map(|path| (&**path, "")));
         assert_eq!(Root::with(&files).find(), pair("/fw/good"));
+        assert_eq!(Root::with(&files).find_with(Keys::Enrolled), pair("/fw/keys"));
         files.push(("/etc/qemu/firmware/50-good.json", &own));
         assert_eq!(Root::with(&files).find(), pair("/fw/own"));
         files.pop();
@@ -212,7 +244,12 @@ mod tests {
         let debian = [("/usr/share/OVMF/OVMF_CODE_4M.fd", ""), ("/usr/share/OVMF/OVMF_VARS_4M.fd", "")];
         let found = Root::with(&debian).find().unwrap();
         assert_eq!((&*found.0, &*found.1), (debian[0].0, debian[1].0));
-        let error = find_below(Root::with(&[]).0.path()).unwrap_err().to_string();
-        assert!(error.contains("apt-get install ovmf") && error.contains("--firmware PATH"), "{error}");
+        let error = |keys| find_below(Root::with(&[]).0.path(), keys).unwrap_err().to_string();
+        let none = error(Keys::None);
+        assert!(none.contains("apt-get install ovmf") && none.contains("--firmware PATH"), "{none}");
+        assert!(error(Keys::Enrolled).contains("leave --secure-boot out"));
+        let with_keys = ("/usr/share/OVMF/OVMF_VARS_4M.ms.fd", "");
+        let found = Root::with(&[debian[0], with_keys]).find_with(Keys::Enrolled).unwrap();
+        assert_eq!((&*found.0, &*found.1), (debian[0].0, with_keys.0));
     }
 }

@@ -5,9 +5,11 @@ mod find;
 mod image;
 mod kernel;
 mod tables;
+mod variables;
 mod volume;
 
-pub use find::{FindError, Found, find};
+pub use find::{FindError, Found, Keys, find};
 pub use image::{Blocks, Code, FirmwareError, Template, together};
 pub use kernel::{EfiKernel, EfiKernelError, Part};
 pub use tables::{ConfigFile, files};
+pub use variables::{Damaged, Variable, secure_boot, variables};

@@ -12,6 +12,7 @@ use crate::values::text::Cmdline;
 pub(super) struct BootKeys {
     firmware: Given<FirmwareChoice>,
     variables: Given<HostPath>,
+    secure_boot: Given<bool>,
     once: Given<Once>,
     menu: Given<bool>,
     kernel: Given<HostPath>,
@@ -31,6 +32,7 @@ impl BootKeys {
         BootKeys {
             firmware: keys.get("firmware"),
             variables: keys.get("firmware-vars"),
+            secure_boot: keys.get("secure-boot"),
             once: keys.get("boot"),
             menu: keys.get("boot-menu"),
             kernel: keys.get("kernel"),
@@ -43,6 +45,7 @@ impl BootKeys {
         BootKeys {
             firmware: self.firmware.or(other.firmware),
             variables: self.variables.or(other.variables),
+            secure_boot: self.secure_boot.or(other.secure_boot),
             once: self.once.or(other.once),
             menu: self.menu.or(other.menu),
             kernel: self.kernel.or(other.kernel),
@@ -62,11 +65,12 @@ impl BootKeys {
         // Without the firmware these would be for nothing, and without the kernel that.
         let mut of_firmware = Needs { other: "firmware", there: !none, findings };
         let variables = of_firmware.get(self.variables, "firmware-vars");
+        let secure_boot = of_firmware.get(self.secure_boot, "secure-boot").unwrap_or_default();
         let once = of_firmware.get(self.once, "boot");
         let menu = of_firmware.get(self.menu, "boot-menu").unwrap_or_default();
         let there = self.kernel.is_given() || !whole;
         let initrd = Needs { other: "kernel", there, findings }.get(self.initrd, "initrd");
-        let firmware = image.map(|image| BootFirmware { variables, menu, once, ..BootFirmware::new(image) });
+        let firmware = image.map(|image| BootFirmware { image, variables, secure_boot, menu, once });
         let linux = LinuxDraft { kernel: self.kernel.value(), initrd, cmdline: self.cmdline.or_default() };
         (firmware, linux)
     }

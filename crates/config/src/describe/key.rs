@@ -21,6 +21,8 @@ pub enum Key {
     Firmware,
     /// `firmware-vars`, `--firmware-vars`: the file of the firmware's variables.
     FirmwareVars,
+    /// `secure-boot`, `--secure-boot`: whether the firmware starts only what is signed.
+    SecureBoot,
     /// `boot`, `--boot`: see [`crate::Once`].
     Boot,
     /// `boot-menu`, `--boot-menu`: whether the firmware shows its menu.
@@ -51,7 +53,7 @@ pub enum Key {
 
 impl Key {
     /// All keys.
-    pub const ALL: [Key; 22] = [
+    pub const ALL: [Key; 23] = [
         Key::Name,
         Key::Cpus,
         Key::Nested,
@@ -61,6 +63,7 @@ impl Key {
         Key::Wire,
         Key::Firmware,
         Key::FirmwareVars,
+        Key::SecureBoot,
         Key::Boot,
         Key::BootMenu,
         Key::Kernel,
@@ -88,6 +91,7 @@ impl Key {
             Key::Wire => "--wire",
             Key::Firmware => "--firmware",
             Key::FirmwareVars => "--firmware-vars",
+            Key::SecureBoot => "--secure-boot",
             Key::Boot => "--boot",
             Key::BootMenu => "--boot-menu",
             Key::Kernel => "--kernel",
@@ -121,6 +125,7 @@ pub(super) const VM: &[&str] = &[
     "wire",
     "firmware",
     "firmware-vars",
+    "secure-boot",
     "boot",
     "boot-menu",
     "kernel",

@@ -50,6 +50,8 @@ pub struct Firmware {
     pub image: FirmwareImage,
     /// The file of its variables; without a word, one under the VM's name.
     pub variables: Option<HostPath>,
+    /// Whether it starts only what is signed by keys that it has.
+    pub secure_boot: bool,
     /// Whether it shows its menu for a moment before it boots.
     pub menu: bool,
     /// What comes before everything else, at the start and not again after a reset.
@@ -59,7 +61,7 @@ pub struct Firmware {
 impl Firmware {
     /// This one, with nothing else said about it.
     pub fn new(image: FirmwareImage) -> Firmware {
-        Firmware { image, variables: None, menu: false, once: None }
+        Firmware { image, variables: None, secure_boot: false, menu: false, once: None }
     }
 }
 

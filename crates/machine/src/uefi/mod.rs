@@ -4,11 +4,11 @@
 mod order;
 mod variables;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use boot::firmware::{self, Code, EfiKernel, EfiKernelError, FindError, FirmwareError, Part, Template};
+use boot::firmware::{self, Code, EfiKernel, EfiKernelError, FindError, FirmwareError, Keys, Part, Template};
 use boot::platform::Platform;
 use boot::{Initrd, InitrdError, LoadError};
 use config::{BootFirmware, FirmwareImage, Once, VmName};
@@ -44,6 +44,14 @@ pub enum UefiError {
         .0.display(), .0.display()
     )]
     NoTemplate(PathBuf),
+    /// Secure Boot is to be on, and is not.
+    #[error(
+        "the firmware's variables {} do not turn Secure Boot on: they have no platform key, or SecureBootEnable is off. A VM's are \
+         made at its first start: remove the VM's file, and it is made anew from one with keys (what was set is lost), or leave \
+         --secure-boot out.",
+        .0.display()
+    )]
+    NoKeys(PathBuf),
     /// The variables.
     #[error(transparent)]
     Variables(#[from] VariablesError),
@@ -77,6 +85,7 @@ pub enum UefiError {
 pub struct Firmware {
     code: Code,
     variables: Variables,
+    secure_boot: bool,
     menu: bool,
     once: Option<Once>,
 }
@@ -84,9 +93,10 @@ pub struct Firmware {
 impl Firmware {
     /// Finds and checks the files of a firmware, for a VM of this name.
     pub fn check(firmware: &BootFirmware, name: &VmName) -> Result<Firmware, UefiError> {
+        let keys = if firmware.secure_boot { Keys::Enrolled } else { Keys::None };
         let (code, template) = match &firmware.image {
             FirmwareImage::Installed => {
-                let found = firmware::find()?;
+                let found = firmware::find(keys)?;
                 (found.code, found.vars)
             }
             FirmwareImage::Files { code, variables: Some(variables) } => {
@@ -94,7 +104,7 @@ impl Firmware {
             }
             FirmwareImage::Files { code, variables: None } => {
                 let code = code.as_path().to_path_buf();
-                let beside = beside(&code).ok_or_else(|| UefiError::NoTemplate(code.clone()))?;
+                let beside = beside(&code, keys).ok_or_else(|| UefiError::NoTemplate(code.clone()))?;
                 (code, beside)
             }
         };
@@ -105,12 +115,19 @@ impl Firmware {
             |path| path.as_path().to_path_buf(),
         );
         let BootFirmware { menu, once, .. } = *firmware;
-        Ok(Firmware { code, variables: Variables::check(&path, template)?, menu, once })
+        let variables = Variables::check(&path, template)?;
+        let secure_boot = variables.secure_boot()?;
+        if firmware.secure_boot && !secure_boot {
+            return Err(UefiError::NoKeys(variables.origin().to_path_buf()));
+        }
+        Ok(Firmware { code, variables, secure_boot, menu, once })
     }
 
     /// What to tell people about it.
     pub fn said(&self) -> String {
-        format!("firmware {}, its variables {}", self.code.path().display(), self.variables.path().display())
+        let secure_boot = if self.secure_boot { ", Secure Boot" } else { "" };
+        let (code, variables) = (self.code.path().display(), self.variables.path().display());
+        format!("firmware {code}{secure_boot}, its variables {variables}")
     }
 
     /// The configuration device, with what it asks for. `bootable` are the disks in the order in which they are described, and
@@ -157,9 +174,14 @@ impl Firmware {
 }
 
 /// The variables beside a code: `…VARS…` for `…CODE…`, `vars` for `code`.
-fn beside(code: &std::path::Path) -> Option<PathBuf> {
+/// Those with keys have ".ms" (Microsoft) in their names.
+fn beside(code: &Path, keys: Keys) -> Option<PathBuf> {
     let name = code.file_name()?.to_str()?;
-    let names = [name.replace("CODE", "VARS"), name.replace("code", "vars")];
+    let with_keys = |name: String| match (keys, name.rsplit_once('.')) {
+        (Keys::Enrolled, Some((name, extension))) => format!("{name}.ms.{extension}"),
+        _ => name,
+    };
+    let names = [name.replace("CODE", "VARS"), name.replace("code", "vars")].map(with_keys);
     let mut paths = names.into_iter().filter(|other| other != name).map(|other| code.with_file_name(other));
     paths.find(|path| path.is_file())
 }

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use boot::firmware::{FirmwareError, Template};
+use boot::firmware::{self, FirmwareError, Template};
 
 /// Why a VM cannot have its variables.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,18 @@ impl Variables {
             Err(cause) => return Err(VariablesError::Host { what: "open", path: path.to_path_buf(), cause }),
         }
         Ok(Variables { path: path.to_path_buf(), template })
+    }
+
+    /// The file that says what they hold: their own, or at the first start the template.
+    pub fn origin(&self) -> &Path {
+        if self.path.exists() { &self.path } else { self.template.path() }
+    }
+
+    /// Whether the firmware will start only what is signed.
+    pub fn secure_boot(&self) -> Result<bool, VariablesError> {
+        let bytes = Template::open(self.origin())?.read()?;
+        // What cannot be read as variables the firmware makes anew, and then it has no keys.
+        Ok(firmware::variables(&bytes).is_ok_and(|variables| firmware::secure_boot(&variables)))
     }
 
     /// Opens them for this VM alone, and makes them first if need be. What they hold now comes with them.
