@@ -38,7 +38,8 @@ const GUEST_MODULES: &str = "\
     virtio_pci virtio_mmio virtio_console virtio_blk virtio_net virtio_scsi virtio_balloon virtio_rng virtio_mem \
     virtiofs 9p 9pnet_virtio vmw_vsock_virtio_transport ahci nvme sd_mod sr_mod sg xhci_pci usb-storage uas usbhid \
     e1000 e1000e igb igbvf ext4 vfat isofs nls_ascii nls_cp437 crc32c_generic crc32c-intel crct10dif_generic \
-    crct10dif_common crc64_rocksoft_generic qemu_fw_cfg i6300esb pvpanic-pci tpm_crb tpm_tis loop msr button evdev";
+    crct10dif_common crc64_rocksoft_generic qemu_fw_cfg efivarfs i6300esb pvpanic-pci tpm_crb tpm_tis loop msr button \
+    evdev";
 
 /// There is nothing in sbin: the kernel looks there for modprobe long before there is anything to load, and a
 /// program that starts only to find nothing costs 35 CPUID exits a time. Init tells it where modprobe is.

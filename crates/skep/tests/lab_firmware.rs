@@ -2,34 +2,9 @@
 
 mod scenario;
 
-use std::fs;
-use std::path::Path;
-use std::time::Duration;
-
+use scenario::Scenario;
+use scenario::firmware::{CODE, EACH_START, GRUB, KEYS, LOADER, SHIM, VARS, put};
 use scenario::warnings::{WARNINGS, unknown_warnings};
-use scenario::{Scenario, packages};
-
-/// So long a start by firmware may take, on a bad day.
-const EACH_START: Duration = Duration::from_secs(400);
-
-/// Files of packages: package, path, name.
-type Packaged = (&'static str, &'static str, &'static str);
-
-const CODE: Packaged = ("ovmf", "./usr/share/OVMF/OVMF_CODE_4M.fd", "OVMF_CODE_4M.fd");
-const VARS: Packaged = ("ovmf", "./usr/share/OVMF/OVMF_VARS_4M.fd", "OVMF_VARS_4M.fd");
-const KEYS: Packaged = ("ovmf", "./usr/share/OVMF/OVMF_VARS_4M.ms.fd", "OVMF_VARS_4M.ms.fd");
-const LOADER: Packaged = ("systemd-boot-efi", "./usr/lib/systemd/boot/efi/systemd-bootx64.efi", "loader.efi");
-const SHIM: Packaged = ("shim-signed", "./usr/lib/shim/shimx64.efi.signed", "shim.efi");
-const GRUB: Packaged =
-    ("grub-efi-amd64-signed", "./usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed", "grub.efi");
-
-/// These, in a folder.
-fn put(files: &[Packaged], folder: &Path) {
-    for (package, pattern, name) in files {
-        let file = packages::file(package, pattern).unwrap_or_else(|why| panic!("{package}: {why}"));
-        fs::copy(file, folder.join(name)).unwrap();
-    }
-}
 
 #[test]
 fn what_disks_of_all_models_have_for_uefi_boots_and_again_after_a_reset_and_so_does_a_named_kernel() {
@@ -117,8 +92,8 @@ fn with_secure_boot_firmware_starts_what_is_signed_and_nothing_else() {
         .guest_firmware()
         .memory(lab::Size::mib(1536))
         .share(folder.path())
-        .disk("virtio-blk:100M")
-        .disk("virtio-blk:100M")
+        .disk("virtio:100M")
+        .disk("virtio:100M")
         .run(
             r#"
         modprobe vfat

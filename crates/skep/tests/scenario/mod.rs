@@ -7,6 +7,7 @@
 // Each file of scenarios is a program of its own and uses its part of this.
 #![allow(dead_code, unused_imports, unused_macros)]
 
+pub mod firmware;
 pub mod installed;
 pub mod packages;
 mod programs;
