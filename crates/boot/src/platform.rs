@@ -28,6 +28,8 @@ pub mod port {
     pub const PM_BASE: u16 = PM1A_EVENT;
     /// Length of that block in bytes.
     pub const PM_LEN: u8 = 16;
+    /// So many are reserved for a PIIX4's power management (82371AB data sheet, 7.1.12).
+    pub const PIIX4_PM_LEN: u16 = 64;
     /// Reset control register; writing [`RESET_VALUE`](super::RESET_VALUE) restarts the machine.
     pub const RESET: u16 = 0xcf9;
     /// PCI configuration address, 4 bytes. The reset register hides in its second byte.
@@ -50,6 +52,8 @@ pub mod port {
     pub const RTC_CENTURY: u8 = 0x32;
     /// Firmware configuration: twelve ports (QEMU, docs/specs/fw_cfg.rst).
     pub const FW_CFG: u16 = 0x510;
+    /// So many.
+    pub const FW_CFG_LEN: u8 = 12;
     /// Keyboard controller: data.
     pub const I8042_DATA: u16 = 0x60;
     /// Keyboard controller: status and command.
@@ -104,6 +108,8 @@ pub struct Platform {
     pub pci: HostBridge,
     /// Whether there is a keyboard controller at [`port::I8042_DATA`].
     pub i8042: bool,
+    /// Whether firmware starts it, which has a configuration device at [`port::FW_CFG`] and finds a south bridge on the bus.
+    pub firmware: bool,
     /// Whether VGA's legacy registers and memory answer.
     pub vga: bool,
     /// The machine's UUID, in the byte order in which it is written (RFC 9562).
@@ -302,6 +308,7 @@ pub(crate) mod tests {
                 native: NativeControl::default(),
             },
             i8042: false,
+            firmware: false,
             vga: false,
             uuid: *b"\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\xaa\xbb\xcc\xdd\xee\xff",
         }

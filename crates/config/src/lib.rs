@@ -7,9 +7,9 @@
 //! - **flags**: each key of the file is a flag of the same name ([`Key`]), with the same values.
 //!
 //! Where both speak, a flag wins for what a VM has once (`--memory`, `--kernel` …), and is added behind the
-//! file's entries for what it has several of (`--disk`, `--assign`).
+//! file's entries for what it has several of (`--disk`, `--assign`, `--fw-cfg`).
 //!
-//! The values of `--disk` and `--assign` are lists `key=value,key=value`. A value that contains a comma writes
+//! The values of `--disk`, `--assign` and `--fw-cfg` are lists `key=value,key=value`. A value that contains a comma writes
 //! it twice (`path=/images/a,,b.img`). The first item may leave out its key where one is obvious: `--disk
 //! /dev/sda` means `path=/dev/sda`, `--assign 01:00.0` means `address=01:00.0`; the file has the same short
 //! form (`assign = ["01:00.0"]`).
@@ -35,8 +35,9 @@ pub use describe::{Description, File, Key, describe, describe_disk};
 pub use finding::{Finding, Findings, Place, Problem, Syntax};
 pub use model::{
     Assign, Backing, Boot, BootFirmware, Bounce, Buffers, Chain, Console, Disk, DiskModel, DiskSource,
-    Distinct, Dma, DmaBackEnd, Draft, FileDisk, FirmwareChoice, FirmwareImage, Format, HostDomain, HugePages,
-    Identified, Linux, ModelName, OnError, OnFault, OnRequest, Once, P2p, Poll, Vm, Wire, Writes,
+    Distinct, Dma, DmaBackEnd, Draft, FileDisk, FirmwareChoice, FirmwareImage, Format, FwCfgContent,
+    FwCfgFile, HostDomain, HugePages, Identified, Linux, ModelName, OnError, OnFault, OnRequest, Once, P2p,
+    Poll, Vm, Wire, Writes,
 };
 pub use values::address::PciAddress;
 pub use values::count::{BootIndex, Cpus, LogicalBlock, Namespace, NodeId, Queues};
@@ -44,5 +45,5 @@ pub use values::name::{ControllerName, DomainName, VmName};
 pub use values::nbd::NbdAddress;
 pub use values::path::{HostPath, SocketPath};
 pub use values::size::{ByteSize, DiskSize, MemorySize};
-pub use values::text::{Cmdline, Firmware, Product, Serial};
+pub use values::text::{Cmdline, Firmware, FwCfgName, FwCfgText, Product, Serial};
 pub use values::{Invalid, Repeated};

@@ -3,7 +3,8 @@
 use std::fmt::{Display, Write};
 
 use crate::model::{
-    Assign, Boot, BootFirmware, Disk, DiskModel, DiskSource, FileDisk, HostDomain, Vm, Writes,
+    Assign, Boot, BootFirmware, Disk, DiskModel, DiskSource, FileDisk, FwCfgContent, FwCfgFile, HostDomain,
+    Vm, Writes,
 };
 
 impl Vm {
@@ -22,7 +23,7 @@ impl Vm {
         }
         lines.text("wire", self.backing.wire);
         if let Boot::Firmware { firmware, .. } = &self.boot {
-            let BootFirmware { image, variables, secure_boot, menu, once } = firmware;
+            let BootFirmware { image, variables, secure_boot, menu, once, files: _ } = firmware;
             lines.text("firmware", image);
             if let Some(variables) = variables {
                 lines.text("firmware-vars", variables);
@@ -50,6 +51,16 @@ impl Vm {
         lines.text("p2p", self.dma.p2p);
         let assigned: Vec<String> = self.assigned.iter().map(assign).collect();
         lines.bare("assign", format_args!("[{}]", assigned.join(", ")));
+        if let Boot::Firmware { firmware, .. } = &self.boot {
+            for FwCfgFile { name, content } in &firmware.files {
+                lines.0.push_str("\n[[fw-cfg]]\n");
+                lines.text("name", name);
+                match content {
+                    FwCfgContent::Text(text) => lines.text("string", text),
+                    FwCfgContent::File(path) => lines.text("file", path),
+                }
+            }
+        }
         for disk in &self.disks {
             lines.0.push_str("\n[[disk]]\n");
             lines.disk(disk);

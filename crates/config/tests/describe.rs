@@ -2,8 +2,8 @@
 
 use config::{
     Boot, BootFirmware, BootIndex, Bounce, Buffers, Cmdline, Console, Disk, DiskModel, DiskSource,
-    DmaBackEnd, File, FileDisk, FirmwareImage, Format, HostDomain, HugePages, Key, OnError, OnFault,
-    OnRequest, P2p, Poll, Vm, Wire, Writes,
+    DmaBackEnd, File, FileDisk, FirmwareImage, Format, FwCfgContent, HostDomain, HugePages, Key, OnError,
+    OnFault, OnRequest, P2p, Poll, Vm, Wire, Writes,
 };
 
 fn describe(file: Option<&str>, flags: &[(Key, &str)]) -> Result<Vm, String> {
@@ -94,7 +94,7 @@ fn a_kernel_is_enough() {
 #[test]
 fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
     let file = "name = \"a\"\ncpus = 2\nnested = true\nmemory = 512\nhugepages = \"2M\"\nnode = 1\nwire = true\np2p = \"required\"\n\
-                dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\nfirmware = \"auto\"\nfirmware-vars = \"v\"\nsecure-boot = true\nboot = \"once:cd\"\nboot-menu = true\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
+                dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\nfirmware = \"auto\"\nfirmware-vars = \"v\"\nsecure-boot = true\nboot = \"once:cd\"\nboot-menu = true\nfw-cfg = [{ name = \"opt/a\", string = \"x\" }]\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
                 console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\", domain = \"b\", on-fault = \"pause\", on-request = \"stop\", bootindex = 7 }]\n\
                 [[disk]]\npath = \"d\"\nmodel = \"virtio-blk\"\nreadonly = true\nqueues = 3\nserial = \"s\"\n\
                 [[disk]]\nnvme = \"03:00.0\"\nnamespace = 2\npoll = false\non-error = \"pause\"\n\
@@ -109,6 +109,7 @@ fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
         (Key::SecureBoot, "on"),
         (Key::Boot, "once:cd"),
         (Key::BootMenu, "on"),
+        (Key::FwCfg, "opt/a,string=x"),
         (Key::Kernel, "k"),
         (Key::Initrd, "i"),
         (Key::Cmdline, "c"),
@@ -161,7 +162,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
         findings("kernel = \"k\"\n[network]\n"),
         [
             "vm.toml:2:2: unknown key `network`. The keys here are: name, cpus, nested, memory, hugepages, node, wire, \
-             firmware, firmware-vars, secure-boot, boot, boot-menu, kernel, initrd, cmdline, console, dma, host-domain, i-know, on-fault, p2p, assign, disk."
+             firmware, firmware-vars, secure-boot, boot, boot-menu, fw-cfg, kernel, initrd, cmdline, console, dma, host-domain, i-know, on-fault, p2p, assign, disk."
         ]
     );
 }
@@ -268,6 +269,29 @@ fn the_boot_order_is_said_by_disks_and_devices_each_place_once_and_only_with_fir
     );
     assert!(flag_findings(Key::Disk, "d,bootindex=65536").contains("65536 is no place in the boot order"));
     assert!(flag_findings(Key::Boot, "cd").contains("once:cd"));
+}
+
+#[test]
+fn a_file_for_the_guest_has_a_name_of_its_own_and_one_content() {
+    let found = |text: &str| flag_findings(Key::FwCfg, text);
+    let vm =
+        describe(None, &[(Key::FwCfg, "name=opt/a,file=/b"), (Key::FwCfg, "opt/c,string=d,,e")]).unwrap();
+    let Boot::Firmware { firmware, .. } = vm.boot else { panic!("no firmware") };
+    assert_eq!(firmware.files[0].content, FwCfgContent::File("/b".parse().unwrap()));
+    assert_eq!(firmware.files[1].content, FwCfgContent::Text("d,e".parse().unwrap()));
+    for (text, said) in [
+        ("opt/a", "this fw-cfg file has no `string`"),
+        ("opt/a,string=b,file=c", "exclude each other"),
+        ("etc/e820,string=b", "\"etc/e820\" cannot be the name of a fw-cfg file. Write opt/"),
+        ("opt/ovmf/X-PciMmio64Mb,string=1", "is skep's own"),
+        ("string=b", "has no `name`"),
+    ] {
+        assert!(describe(None, &[(Key::FwCfg, text)]).unwrap_err().contains(said), "{text}");
+        assert!(!found(text).is_empty());
+    }
+    let twice = describe(None, &[(Key::FwCfg, "opt/a,string=b"), (Key::FwCfg, "opt/a,string=c")]);
+    assert!(twice.unwrap_err().contains("the fw-cfg file opt/a was given before"));
+    assert!(found("opt/a,string=b").contains("`fw-cfg` is for nothing without `firmware`"));
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use config::{
     Assign, Backing, Boot, BootFirmware, Bounce, Buffers, Chain, Console, Cpus, Disk, DiskModel, DiskSize,
-    DiskSource, Distinct, Dma, DmaBackEnd, DomainName, File, FileDisk, FirmwareImage, Format, HostDomain,
-    HostPath, HugePages, Key, Linux, MemorySize, OnError, OnFault, OnRequest, Once, P2p, PciAddress, Poll,
-    Vm, Wire, Writes,
+    DiskSource, Distinct, Dma, DmaBackEnd, DomainName, File, FileDisk, FirmwareImage, Format, FwCfgContent,
+    FwCfgFile, HostDomain, HostPath, HugePages, Key, Linux, MemorySize, OnError, OnFault, OnRequest, Once,
+    P2p, PciAddress, Poll, Vm, Wire, Writes,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -173,12 +173,16 @@ fn vm() -> impl Strategy<Value = Vm> {
         (file(), option::of(file())).prop_map(|(code, variables)| FirmwareImage::Files { code, variables }),
     ];
     let once = option::of(Just(Once::Cd));
-    let firmware = (image, option::of(path()), any::<[bool; 2]>(), once, option::of(linux())).prop_map(
-        |(image, variables, [secure_boot, menu], once, kernel)| {
-            let firmware = BootFirmware { image, variables, secure_boot, menu, once };
+    let content =
+        prop_oneof![parsed("(?s).{0,20}").prop_map(FwCfgContent::Text), path().prop_map(FwCfgContent::File)];
+    let files = (parsed("opt/[!-~]{1,51}"), content).prop_map(|(name, content)| FwCfgFile { name, content });
+    let files = prop::collection::vec(files, 0..3)
+        .prop_filter_map("repeated", |files| Distinct::try_from(files).ok());
+    let firmware = (image, option::of(path()), any::<[bool; 2]>(), (once, files), option::of(linux()))
+        .prop_map(|(image, variables, [secure_boot, menu], (once, files), kernel)| {
+            let firmware = BootFirmware { image, variables, secure_boot, menu, once, files };
             Boot::Firmware { firmware, kernel }
-        },
-    );
+        });
     let boot = prop_oneof![linux().prop_map(Boot::Kernel), firmware];
     let disks = prop::collection::vec(shown(), 0..4);
     let assigned = prop::collection::vec(assign(), 0..4);

@@ -43,6 +43,9 @@ use crate::steps::Steps;
 use crate::uefi::{BootKind, Bootable};
 use crate::vm::{BootPlan, KernelPlan, Vm};
 
+// What the guest is told, and what is there.
+const _: () = assert!(FwCfg::PORTS == port::FW_CFG_LEN as u16);
+
 /// Makes a VM; on failure everything made so far is undone.
 pub fn assemble(
     config: &config::Vm,
@@ -130,7 +133,7 @@ pub fn assemble(
     let power = Arc::new(Power::new(sci, ask(&sender), heard));
     let clock = clock(&vm, &layout, &sender)?;
     let mut ports = fixed_ports(&serial, clock, &power, &bus, &sender);
-    let platform = describe(&layout, cpus, config.name.as_str());
+    let platform = describe(&layout, cpus, &boots, config.name.as_str());
     let flash = match &boots {
         Boots::Kernel { .. } => Vec::new(),
         Boots::Firmware { firmware, kernel } => {
@@ -286,7 +289,7 @@ fn fixed_ports(
     ports
 }
 
-fn describe(layout: &Layout, cpus: platform::Cpus, name: &str) -> Platform {
+fn describe(layout: &Layout, cpus: platform::Cpus, boots: &Boots, name: &str) -> Platform {
     let windows = &layout.windows;
     Platform {
         cpus,
@@ -298,6 +301,7 @@ fn describe(layout: &Layout, cpus: platform::Cpus, name: &str) -> Platform {
             native: NativeControl::default(),
         },
         i8042: false,
+        firmware: matches!(boots, Boots::Firmware { .. }),
         vga: false,
         uuid: uuid(name),
     }

@@ -47,6 +47,10 @@ impl Findings {
         result.map_err(|error| self.0.push(error.into())).ok()
     }
 
+    fn keep_all<T>(&mut self, result: Result<T, Vec<impl Into<StartError>>>) -> Option<T> {
+        result.map_err(|errors| self.add(errors)).ok()
+    }
+
     fn add(&mut self, errors: impl IntoIterator<Item = impl Into<StartError>>) {
         self.0.extend(errors.into_iter().map(Into::into));
     }
@@ -71,15 +75,9 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     let initrd = findings.keep(initrd.transpose());
     let firmware = draft.firmware.as_ref().zip(draft.name.as_ref());
     let firmware = firmware.map(|(firmware, name)| Firmware::check(firmware, name));
-    let firmware = findings.keep(firmware.transpose());
+    let firmware = findings.keep_all(firmware.transpose());
     let started = draft.firmware.as_ref().and(draft.linux());
-    let started = started.and_then(|linux| match uefi::Kernel::check(&linux) {
-        Ok(kernel) => Some(kernel),
-        Err(errors) => {
-            findings.add(errors);
-            None
-        }
-    });
+    let started = started.and_then(|linux| findings.keep_all(uefi::Kernel::check(&linux)));
     let count = u32::from(draft.cpus.get().get());
     let cpus = platform::Cpus::new(1, count, 1);
     let hypervisor = findings.keep(Hypervisor::open());

@@ -73,6 +73,10 @@ struct Flags {
     /// Have the firmware show its menu for five seconds before it boots [default: off]
     #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
     boot_menu: Option<String>,
+    /// A file for the guest, in its firmware's configuration (Linux: /sys/firmware/qemu_fw_cfg/by_name):
+    /// opt/NAME,string=TEXT or opt/NAME,file=PATH. May be given several times
+    #[arg(long, value_name = "SPEC")]
+    fw_cfg: Vec<String>,
     /// The kernel to boot: a bzImage, or an ELF vmlinux with a PVH entry, also compressed
     #[arg(long, value_name = "PATH")]
     kernel: Option<String>,
@@ -205,7 +209,7 @@ impl Flags {
             (Key::P2p, &self.p2p),
         ];
         let once = once.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
-        let several = [(Key::Disk, &self.disk), (Key::Assign, &self.assign)];
+        let several = [(Key::Disk, &self.disk), (Key::Assign, &self.assign), (Key::FwCfg, &self.fw_cfg)];
         let several =
             several.into_iter().flat_map(|(key, values)| values.iter().map(move |value| (key, value)));
         once.chain(several).map(|(key, value)| (key, value.clone())).collect()

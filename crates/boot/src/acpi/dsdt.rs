@@ -22,13 +22,14 @@ pub(super) fn dsdt(platform: &Platform) -> Sdt {
         "_SB_".into(),
         vec![
             &Processors(platform.cpus),
-            &Bridge(&platform.pci),
+            &Bridge(platform),
             &Board(&platform.pci),
             &InterruptControllers,
             &Timer,
             &Com1,
             &Rtc,
             &Keyboard(platform.i8042),
+            &Configuration(platform.firmware),
         ],
     ));
     add(&name("_S5_", &Package::new(vec![&SLEEP_TYPE_SOFT_OFF, &0u8, &0u8, &0u8])));
@@ -52,15 +53,18 @@ impl Aml for Processors {
 }
 
 /// The PCI Express host bridge. PCI Firmware 3.3, chapter 4.
-struct Bridge<'a>(&'a HostBridge);
+struct Bridge<'a>(&'a Platform);
 
 impl Aml for Bridge<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let pci = self.0;
+        let pci = &self.0.pci;
         let (first, last) = (pci.ecam.first_bus(), pci.ecam.last_bus());
         let buses = AddressSpace::new_bus_number(u16::from(first), u16::from(last));
         let config = IO::new(port::PCI_CONFIG_ADDRESS, port::PCI_CONFIG_ADDRESS, 1, 8);
         let ports = pci.ports.as_ref().map(|ports| AddressSpace::new_io(*ports.start(), *ports.end(), None));
+        // What the south bridge's power management has: Linux looks for it there, and below the bridge.
+        let south = (port::PM_BASE, port::PM_BASE + (port::PIIX4_PM_LEN - 1));
+        let south = self.0.firmware.then(|| AddressSpace::new_io(south.0, south.1, None));
         let low = AddressSpace::new_memory(
             AddressSpaceCacheable::NotCacheable,
             true,
@@ -71,6 +75,7 @@ impl Aml for Bridge<'_> {
         let high = pci.window64.map(memory64);
         let mut resources: Vec<&dyn Aml> = vec![&buses, &config];
         resources.extend(ports.as_ref().map(|ports| ports as &dyn Aml));
+        resources.extend(south.as_ref().map(|south| south as &dyn Aml));
         resources.push(&low);
         resources.extend(high.as_ref().map(|high| high as &dyn Aml));
 
@@ -263,6 +268,24 @@ impl Aml for Keyboard {
             .to_aml_bytes(sink);
         let resources = ResourceTemplate::new(vec![&Irq(12)]);
         Device::new("MOU_".into(), vec![&name("_HID", &EISAName::new("PNP0F13")), &name("_CRS", &resources)])
+            .to_aml_bytes(sink);
+    }
+}
+
+/// The firmware's configuration device, if there is one: QEMU, docs/specs/fw_cfg.rst ("ACPI Interface").
+struct Configuration(bool);
+
+impl Aml for Configuration {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        if !self.0 {
+            return;
+        }
+        // Shown in no user interface, there and working.
+        const STATUS: u8 = 0xb;
+        let ports = IO::new(port::FW_CFG, port::FW_CFG, 1, port::FW_CFG_LEN);
+        let resources = ResourceTemplate::new(vec![&ports]);
+        let hid = name("_HID", &"QEMU0002");
+        Device::new("FWCF".into(), vec![&hid, &name("_STA", &STATUS), &name("_CRS", &resources)])
             .to_aml_bytes(sink);
     }
 }

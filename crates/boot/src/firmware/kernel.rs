@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::image::FirmwareError;
 use crate::source::{Source, SourceError};
 
 /// PE's machine numbers (PE format, "Machine Types").
@@ -48,6 +49,25 @@ pub struct Part {
     pub offset: u64,
     /// Its length in bytes.
     pub len: u32,
+}
+
+impl Part {
+    /// All of a file for the guest.
+    pub fn of_file(path: &Path) -> Result<Part, FirmwareError> {
+        let source = Source::open("file for the guest", path)?;
+        let len = u32::try_from(source.len()).map_err(|_| FirmwareError::Wrong {
+            path: path.to_path_buf(),
+            what: "file for the guest",
+            why: "it has 4 GiB or more",
+            hint: "The firmware's configuration takes smaller ones; give a disk instead.",
+        })?;
+        let file = source.to_file().map_err(|cause| SourceError::Open {
+            what: "file for the guest",
+            path: path.to_path_buf(),
+            cause,
+        })?;
+        Ok(Part { file, offset: 0, len })
+    }
 }
 
 impl EfiKernel {

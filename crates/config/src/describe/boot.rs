@@ -1,11 +1,16 @@
 //! What a VM boots, and in which order.
 
+use super::key::FW_CFG;
 use super::table::{Given, Keys};
 use crate::finding::{Finding, Place, Problem};
-use crate::model::{Assign, BootFirmware, Disk, DiskModel, FirmwareChoice, FirmwareImage, Once};
+use crate::model::{
+    Assign, BootFirmware, Disk, DiskModel, Distinct, FirmwareChoice, FirmwareImage, FwCfgContent, FwCfgFile,
+    Once,
+};
+use crate::source::Table;
 use crate::values::count::BootIndex;
 use crate::values::path::HostPath;
-use crate::values::text::Cmdline;
+use crate::values::text::{Cmdline, FwCfgText};
 
 /// The keys that say what a VM boots.
 #[derive(Default)]
@@ -57,6 +62,7 @@ impl BootKeys {
     /// What is right of it all. `whole` says whether all of the file could be read.
     pub(super) fn assemble(
         self,
+        files: Distinct<FwCfgFile>,
         whole: bool,
         findings: &mut Vec<Finding>,
     ) -> (Option<BootFirmware>, LinuxDraft) {
@@ -70,7 +76,7 @@ impl BootKeys {
         let menu = of_firmware.get(self.menu, "boot-menu").unwrap_or_default();
         let there = self.kernel.is_given() || !whole;
         let initrd = Needs { other: "kernel", there, findings }.get(self.initrd, "initrd");
-        let firmware = image.map(|image| BootFirmware { image, variables, secure_boot, menu, once });
+        let firmware = image.map(|image| BootFirmware { image, variables, secure_boot, menu, once, files });
         let linux = LinuxDraft { kernel: self.kernel.value(), initrd, cmdline: self.cmdline.or_default() };
         (firmware, linux)
     }
@@ -120,6 +126,38 @@ pub(super) fn order(
         let drive = place.written("model=ahci-cd");
         findings.push(Finding { place: place.clone(), problem: Problem::NoDrive { drive } });
     }
+}
+
+/// Files for firmware that is not there.
+pub(super) fn files(boot: &BootKeys, files: &[(Place, FwCfgFile)], whole: bool, findings: &mut Vec<Finding>) {
+    if boot.is_without_firmware(whole) {
+        let problem = Problem::Without { key: "fw-cfg", other: "firmware" };
+        findings.extend(
+            files.iter().map(|(place, _)| Finding { place: place.clone(), problem: problem.clone() }),
+        );
+    }
+}
+
+/// The file that a table describes.
+pub(super) fn file(table: &Table, findings: &mut Vec<Finding>) -> Option<FwCfgFile> {
+    const NO_CONTENT: &str = "Say what is in it: string=TEXT, or file=PATH.";
+    const NO_CONTENT_IN_FILE: &str = "Say what is in it: string = \"TEXT\", or file = \"PATH\".";
+    let mut keys = Keys::of(table, FW_CFG, findings);
+    let hint = keys.place().choose("Write name=opt/NAME.", "Write name = \"opt/NAME\".");
+    let name = keys.required("name", "this fw-cfg file", hint);
+    let text: Given<FwCfgText> = keys.get("string");
+    let file: Given<HostPath> = keys.get("file");
+    let place = file.place().unwrap_or_else(|| keys.place());
+    match (text.is_given(), file.is_given()) {
+        (true, true) => keys.found(&place, Problem::NotTogether { one: "string", other: "file" }),
+        (false, false) => {
+            let hint = place.choose(NO_CONTENT, NO_CONTENT_IN_FILE);
+            keys.found(&place, Problem::Missing { within: "this fw-cfg file", key: "string", hint });
+        }
+        _ => {}
+    }
+    let content = text.value().map(FwCfgContent::Text).or(file.value().map(FwCfgContent::File));
+    Some(FwCfgFile { name: name?, content: content? })
 }
 
 /// The firmware that is booted: what was chosen, or without a choice what is installed, if no kernel is named.

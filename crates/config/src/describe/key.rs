@@ -27,6 +27,8 @@ pub enum Key {
     Boot,
     /// `boot-menu`, `--boot-menu`: whether the firmware shows its menu.
     BootMenu,
+    /// `fw-cfg`, `--fw-cfg`: see [`crate::FwCfgFile`]. There may be several.
+    FwCfg,
     /// `kernel`, `--kernel`: see [`crate::Linux`].
     Kernel,
     /// `initrd`, `--initrd`: see [`crate::Linux`].
@@ -53,7 +55,7 @@ pub enum Key {
 
 impl Key {
     /// All keys.
-    pub const ALL: [Key; 23] = [
+    pub const ALL: [Key; 24] = [
         Key::Name,
         Key::Cpus,
         Key::Nested,
@@ -66,6 +68,7 @@ impl Key {
         Key::SecureBoot,
         Key::Boot,
         Key::BootMenu,
+        Key::FwCfg,
         Key::Kernel,
         Key::Initrd,
         Key::Cmdline,
@@ -94,6 +97,7 @@ impl Key {
             Key::SecureBoot => "--secure-boot",
             Key::Boot => "--boot",
             Key::BootMenu => "--boot-menu",
+            Key::FwCfg => "--fw-cfg",
             Key::Kernel => "--kernel",
             Key::Initrd => "--initrd",
             Key::Cmdline => "--cmdline",
@@ -128,6 +132,7 @@ pub(super) const VM: &[&str] = &[
     "secure-boot",
     "boot",
     "boot-menu",
+    "fw-cfg",
     "kernel",
     "initrd",
     "cmdline",
@@ -173,5 +178,7 @@ pub(crate) const SWITCHES: &[&str] =
     &["preallocate", "force", "packed", "write-cache", "readonly", "snapshot"];
 /// The keys of a disk that may be there several times in a flag, and have a list in a file.
 pub(super) const SEVERAL: &[&str] = &["chain"];
+/// The keys of a file in a firmware's configuration.
+pub(super) const FW_CFG: &[&str] = &["name", "string", "file"];
 /// The keys of an assigned device.
 pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault", "on-request", "bootindex"];

@@ -12,8 +12,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::finding::{Finding, Findings, Place, Problem};
 use crate::model::{
-    Assign, Backing, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, Draft, HostDomain, HugePages,
-    Identified, ModelName, OnFault, P2p, Vm, Wire,
+    Assign, Backing, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, Draft, FwCfgFile, HostDomain,
+    HugePages, Identified, ModelName, OnFault, P2p, Vm, Wire,
 };
 use crate::source::{self, Entry, Node, Table, Value};
 use crate::values::Invalid;
@@ -25,7 +25,7 @@ use boot::BootKeys;
 use disk::disk;
 pub use key::Key;
 pub(crate) use key::SWITCHES;
-use key::{ASSIGN, DISK, VM};
+use key::{ASSIGN, DISK, FW_CFG, VM};
 use table::{Given, Keys};
 
 /// A file that describes a VM.
@@ -127,8 +127,12 @@ fn as_table(flags: &[(Key, String)], findings: &mut Vec<Finding>) -> Table {
             table.entries.push(Entry { key: key.name().into(), place: node.place.clone(), node });
         };
         match key {
-            Key::Assign | Key::Disk => {
-                let (implied, valid) = if key == Key::Disk { ("path", DISK) } else { ("address", ASSIGN) };
+            Key::Assign | Key::Disk | Key::FwCfg => {
+                let (implied, valid) = match key {
+                    Key::Disk => ("path", DISK),
+                    Key::Assign => ("address", ASSIGN),
+                    _ => ("name", FW_CFG),
+                };
                 let items = given.map(|text| source::flags::list(key.flag(), text, implied, valid, findings));
                 add(Node { place: Place::Nowhere, value: Value::List(items.collect()) });
             }
@@ -157,6 +161,7 @@ struct Parts {
     p2p: Given<P2p>,
     assigned: Vec<(Place, Assign)>,
     disks: Vec<(Place, Disk)>,
+    files: Vec<(Place, FwCfgFile)>,
     /// Where devices and disks are written of which something is wrong.
     doubtful: Vec<Place>,
 }
@@ -187,6 +192,13 @@ impl Parts {
                 assign,
                 &mut doubtful,
             ),
+            files: keys.several(
+                "fw-cfg",
+                "tables that begin with [[fw-cfg]]",
+                "name",
+                boot::file,
+                &mut doubtful,
+            ),
             disks: keys.several("disk", "tables that begin with [[disk]]", "path", disk, &mut doubtful),
             doubtful,
         }
@@ -195,6 +207,7 @@ impl Parts {
     fn overlaid(mut self, over: Parts) -> Parts {
         self.assigned.extend(over.assigned);
         self.disks.extend(over.disks);
+        self.files.extend(over.files);
         self.doubtful.extend(over.doubtful);
         Parts {
             name: over.name.or(self.name),
@@ -221,7 +234,9 @@ impl Parts {
         let mut doubtful = self.doubtful;
         doubtful.extend(findings.iter().map(|finding| finding.place.clone()));
         boot::order(&self.boot, &self.disks, &self.assigned, whole && doubtful.is_empty(), findings);
-        let (firmware, linux) = self.boot.assemble(whole, findings);
+        boot::files(&self.boot, &self.files, whole, findings);
+        let files = distinct(self.files, &doubtful, findings);
+        let (firmware, linux) = self.boot.assemble(files, whole, findings);
         assigned_and_disk(&self.assigned, &self.disks, findings);
         controllers::check(&self.disks, findings);
         let memory = self.memory.or_default();

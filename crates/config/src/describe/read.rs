@@ -14,7 +14,7 @@ use crate::values::name::{ControllerName, DomainName, VmName};
 use crate::values::nbd::NbdAddress;
 use crate::values::path::HostPath;
 use crate::values::size::{ByteSize, DiskSize, MemorySize};
-use crate::values::text::{Cmdline, Firmware, Product, Serial};
+use crate::values::text::{Cmdline, Firmware, FwCfgName, FwCfgText, Product, Serial};
 
 /// What a single value can mean.
 pub(super) trait Read: Sized {
@@ -42,6 +42,8 @@ read_text! {
     VmName: "text in quotes",
     HostPath: "a path in quotes",
     Cmdline: "text in quotes",
+    FwCfgName: "text in quotes",
+    FwCfgText: "text in quotes",
     Console: "text in quotes: stdio, file:PATH or socket:PATH",
     PciAddress: "a PCI address in quotes, \"0000:01:00.0\"",
     FirmwareChoice: "text in quotes: auto, none or PATH[,vars=PATH]",

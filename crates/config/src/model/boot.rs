@@ -3,10 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::distinct::{Distinct, Identified};
 use super::words::words;
 use crate::values::Invalid;
 use crate::values::path::HostPath;
-use crate::values::text::Cmdline;
+use crate::values::text::{Cmdline, FwCfgName, FwCfgText};
 
 /// What a VM boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,12 +57,45 @@ pub struct Firmware {
     pub menu: bool,
     /// What comes before everything else, at the start and not again after a reset.
     pub once: Option<Once>,
+    /// Files for the guest, in its firmware's configuration.
+    pub files: Distinct<FwCfgFile>,
 }
 
 impl Firmware {
     /// This one, with nothing else said about it.
     pub fn new(image: FirmwareImage) -> Firmware {
-        Firmware { image, variables: None, secure_boot: false, menu: false, once: None }
+        Firmware {
+            image,
+            variables: None,
+            secure_boot: false,
+            menu: false,
+            once: None,
+            files: Distinct::default(),
+        }
+    }
+}
+
+/// A file for the guest, in its firmware's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FwCfgFile {
+    /// What it is called there.
+    pub name: FwCfgName,
+    /// Its bytes.
+    pub content: FwCfgContent,
+}
+
+/// The bytes of a [`FwCfgFile`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FwCfgContent {
+    /// These.
+    Text(FwCfgText),
+    /// Those of a file of this host.
+    File(HostPath),
+}
+
+impl Identified for FwCfgFile {
+    fn identity(&self) -> Option<String> {
+        Some(format!("the fw-cfg file {}", self.name))
     }
 }
 

@@ -13,7 +13,9 @@ mod vm;
 mod words;
 
 pub use assign::Assign;
-pub use boot::{Boot, Firmware as BootFirmware, FirmwareChoice, FirmwareImage, Linux, Once};
+pub use boot::{
+    Boot, Firmware as BootFirmware, FirmwareChoice, FirmwareImage, FwCfgContent, FwCfgFile, Linux, Once,
+};
 pub use console::Console;
 pub use disk::{Disk, DiskModel, ModelName, OnError, Writes};
 pub use distinct::{Distinct, Identified};

@@ -190,6 +190,16 @@ pub enum Invalid {
         /// The number asked for.
         number: i64,
     },
+    /// Not a name of a file in a firmware's configuration.
+    #[error(
+        "{text:?} cannot be the name of a fw-cfg file. Write opt/ and up to {} printable characters behind it, without spaces, \
+         as in opt/org.example/config; opt/ovmf/X-PciMmio64Mb is skep's own.",
+        text::FwCfgName::MAX - 4
+    )]
+    FwCfgName {
+        /// What was given.
+        text: String,
+    },
     /// Not a place in the boot order.
     #[error("{number} is no place in the boot order. Write 0 to 65535; lower ones come first.")]
     BootIndex {

@@ -143,6 +143,67 @@ impl fmt::Display for Firmware {
     }
 }
 
+/// The name of a file in a firmware's configuration: `opt/` and up to 51 printable ASCII characters behind it without spaces
+/// (QEMU, docs/specs/fw_cfg.rst: names that begin with something else are the machine's own).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct FwCfgName(String);
+
+impl FwCfgName {
+    /// The longest one in characters.
+    pub const MAX: usize = 55;
+    const PREFIX: &str = "opt/";
+    /// What skep itself tells OVMF.
+    const OWN: &str = "opt/ovmf/X-PciMmio64Mb";
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for FwCfgName {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<FwCfgName, Invalid> {
+        let fits = (FwCfgName::PREFIX.len() + 1..=FwCfgName::MAX).contains(&text.len())
+            && text.starts_with(FwCfgName::PREFIX)
+            && text != FwCfgName::OWN
+            && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if fits { Ok(FwCfgName(text.into())) } else { Err(Invalid::FwCfgName { text: text.into() }) }
+    }
+}
+
+impl fmt::Display for FwCfgName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Text for the guest, in its firmware's configuration; any.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct FwCfgText(String);
+
+impl FwCfgText {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for FwCfgText {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<FwCfgText, Invalid> {
+        Ok(FwCfgText(text.into()))
+    }
+}
+
+impl fmt::Display for FwCfgText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Whether identify data of disks can show the text, of which there is 1 to `max` bytes.
 fn is_shown(text: &str, max: usize) -> bool {
     (1..=max).contains(&text.len()) && text.bytes().all(|b| (b' '..=b'~').contains(&b))

@@ -11,7 +11,7 @@ use std::time::Duration;
 use boot::firmware::{self, Code, EfiKernel, EfiKernelError, FindError, FirmwareError, Keys, Part, Template};
 use boot::platform::Platform;
 use boot::{Initrd, InitrdError, LoadError};
-use config::{BootFirmware, FirmwareImage, Once, VmName};
+use config::{BootFirmware, FirmwareImage, FwCfgContent, FwCfgFile, FwCfgName, FwCfgText, Once, VmName};
 use devices::fw_cfg::{Content, Items, NameError, key};
 use devices::{Flash, FwCfg, Store};
 use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Ram, RegisterPages};
@@ -64,7 +64,7 @@ pub enum UefiError {
     /// One of the two cannot be given to it.
     #[error("the firmware cannot be given the {what}: {cause}. It takes files of less than 4 GiB.")]
     Part {
-        /// "kernel" or "initrd".
+        /// "kernel", "initrd" or "fw-cfg file".
         what: &'static str,
         /// Why.
         cause: std::io::Error,
@@ -88,11 +88,60 @@ pub struct Firmware {
     secure_boot: bool,
     menu: bool,
     once: Option<Once>,
+    files: Vec<GuestFile>,
+}
+
+/// A file for the guest, with its name.
+#[derive(Debug)]
+struct GuestFile(FwCfgName, GuestContent);
+
+#[derive(Debug)]
+enum GuestContent {
+    Text(FwCfgText),
+    File(Part),
+}
+
+impl GuestFile {
+    fn open(FwCfgFile { name, content }: &FwCfgFile) -> Result<GuestFile, UefiError> {
+        let content = match content {
+            FwCfgContent::Text(text) => GuestContent::Text(text.clone()),
+            FwCfgContent::File(path) => GuestContent::File(Part::of_file(path.as_path())?),
+        };
+        Ok(GuestFile(name.clone(), content))
+    }
+
+    fn give(&self, items: &mut Items) -> Result<(), UefiError> {
+        let content = match &self.1 {
+            GuestContent::Text(text) => Content::from(text.as_str().as_bytes().to_vec()),
+            GuestContent::File(Part { file, offset, len }) => {
+                let failed = |cause| UefiError::Part { what: "fw-cfg file", cause };
+                Content::File { file: file.try_clone().map_err(failed)?, offset: *offset, len: *len }
+            }
+        };
+        Ok(items.add(self.0.as_str(), content)?)
+    }
 }
 
 impl Firmware {
     /// Finds and checks the files of a firmware, for a VM of this name.
-    pub fn check(firmware: &BootFirmware, name: &VmName) -> Result<Firmware, UefiError> {
+    pub fn check(described: &BootFirmware, name: &VmName) -> Result<Firmware, Vec<UefiError>> {
+        let files = described.files.iter().map(GuestFile::open);
+        let (files, wrong): (Vec<_>, Vec<_>) = files.partition(Result::is_ok);
+        let mut wrong: Vec<UefiError> = wrong.into_iter().filter_map(Result::err).collect();
+        match Firmware::check_own(described, name) {
+            Ok(firmware) if wrong.is_empty() => {
+                Ok(Firmware { files: files.into_iter().flatten().collect(), ..firmware })
+            }
+            Ok(_) => Err(wrong),
+            Err(error) => {
+                wrong.insert(0, error);
+                Err(wrong)
+            }
+        }
+    }
+
+    /// Its own files.
+    fn check_own(firmware: &BootFirmware, name: &VmName) -> Result<Firmware, UefiError> {
         let keys = if firmware.secure_boot { Keys::Enrolled } else { Keys::None };
         let (code, template) = match &firmware.image {
             FirmwareImage::Installed => {
@@ -120,7 +169,7 @@ impl Firmware {
         if firmware.secure_boot && !secure_boot {
             return Err(UefiError::NoKeys(variables.origin().to_path_buf()));
         }
-        Ok(Firmware { code, variables, secure_boot, menu, once })
+        Ok(Firmware { code, variables, secure_boot, menu, once, files: Vec::new() })
     }
 
     /// What to tell people about it.
@@ -152,6 +201,9 @@ impl Firmware {
         }
         let [first, again] = order::files(bootable, self.once);
         items.add_changing("bootorder", first, again)?;
+        for file in &self.files {
+            file.give(&mut items)?;
+        }
         if self.menu {
             items.set(key::BOOT_MENU, 1u16.to_le_bytes().to_vec());
             items.add("etc/boot-menu-wait", (MENU.as_millis() as u16).to_le_bytes().to_vec())?;
