@@ -61,8 +61,10 @@ END
         for model in ahci nvme; do uefi --disk path=/dev/sda,model=$model; done
         script /tmp/initrd << 'END'
             [ -d /sys/firmware/efi ] && say "named $(cut -d ' ' -f 1 /proc/cmdline)"
+            modprobe qemu_fw_cfg
+            say "file $(cat /sys/firmware/qemu_fw_cfg/by_name/opt/org.example/config/raw)"
 END
-        uefi --kernel /lab/guest/vmlinuz --initrd /tmp/initrd --cmdline "by=name $GUEST"
+        uefi --fw-cfg opt/org.example/config,string=of-the-host --kernel /lab/guest/vmlinuz --initrd /tmp/initrd --cmdline "by=name $GUEST"
         "#
             .replace("WARNINGS", WARNINGS),
         );
@@ -76,6 +78,7 @@ END
         "guest: boot from sda",
         "guest: boot from nvme0n1",
         "guest: named by=name",
+        "guest: file of-the-host",
     ] {
         seen.expect(line);
     }
