@@ -36,7 +36,8 @@ pub use finding::{Finding, Findings, Place, Problem, Syntax};
 pub use model::{
     Assign, Backing, Boot, BootFirmware, Bounce, Buffers, Chain, Console, Disk, DiskModel, DiskSource,
     Distinct, Dma, DmaBackEnd, Draft, FileDisk, FirmwareChoice, FirmwareImage, Format, HostDomain, HugePages,
-    Identified, Linux, ModelName, OnError, OnFault, OnRequest, P2p, Poll, Vm, Wire, Writes,
+    Identified, Linux, ModelName, OnError, OnFault, OnRequest, OnTpmError, P2p, Poll, Tpm, TpmSource, Vm,
+    Wire, Writes,
 };
 pub use values::address::PciAddress;
 pub use values::count::{Cpus, LogicalBlock, Namespace, NodeId, Queues};

@@ -40,6 +40,7 @@ use crate::ram;
 use crate::services::KvmServices;
 use crate::slots::Slots;
 use crate::steps::Steps;
+use crate::tpm::Tell;
 use crate::uefi;
 use crate::vm::{BootPlan, KernelPlan, Vm};
 
@@ -51,7 +52,7 @@ pub fn assemble(
     report: Reporter,
     steps: &Steps,
 ) -> Result<Vm, StartError> {
-    let Checked { hypervisor, boots, layout, cpus, disks, host, plans } = checked;
+    let Checked { hypervisor, boots, layout, cpus, disks, host, plans, tpm } = checked;
     // First, so that it is dropped last and reports what failed when everything else was dropped.
     let (sender, inbox) = events(report);
 
@@ -125,7 +126,7 @@ pub fn assemble(
     let power = Arc::new(Power::new(sci, ask(&sender), heard));
     let clock = clock(&vm, &layout, &sender)?;
     let mut ports = fixed_ports(&serial, clock, &power, &bus, &sender);
-    let platform = describe(&layout, cpus, config.name.as_str());
+    let platform = describe(&layout, cpus, config.name.as_str(), tpm.is_some());
     let flash = match &boots {
         Boots::Kernel { .. } => Vec::new(),
         Boots::Firmware { firmware, kernel } => {
@@ -137,7 +138,18 @@ pub fn assemble(
             firmware.flash(&map, &sender)?
         }
     };
-    let board = Arc::new(Board { ports, bus, flash, ecam: layout.ecam, events: sender.clone() });
+    steps.begin("TPM")?;
+    let tpm = match tpm {
+        Some(tpm) => {
+            (inbox.reporter())(&Notice::Life(Life::Made(tpm.said())));
+            let owner = sender.clone();
+            let on_error = config.tpm.as_ref().map(|tpm| tpm.on_error).unwrap_or_default();
+            let tell: Tell = Arc::new(move |what| owner.send(Event::TpmFailed(what, on_error)));
+            Some(tpm.start(matches!(boots, Boots::Kernel { .. }), &tell)?)
+        }
+        None => None,
+    };
+    let board = Arc::new(Board { ports, bus, flash, tpm, ecam: layout.ecam, events: sender.clone() });
 
     steps.begin("vCPUs")?;
     let virtualization = Virtualization::of(hypervisor.cpuid(), config.nested);
@@ -281,7 +293,7 @@ fn fixed_ports(
     ports
 }
 
-fn describe(layout: &Layout, cpus: platform::Cpus, name: &str) -> Platform {
+fn describe(layout: &Layout, cpus: platform::Cpus, name: &str, tpm: bool) -> Platform {
     let windows = &layout.windows;
     Platform {
         cpus,
@@ -294,6 +306,7 @@ fn describe(layout: &Layout, cpus: platform::Cpus, name: &str) -> Platform {
         },
         i8042: false,
         vga: false,
+        tpm,
         uuid: uuid(name),
     }
 }

@@ -17,6 +17,7 @@ use crate::layout::Layout;
 use crate::plan;
 use crate::ram;
 use crate::room;
+use crate::tpm::CheckedTpm;
 use crate::uefi::{self, Firmware};
 
 /// A description that fits this host: facts that hold, and files and disks that are open.
@@ -28,6 +29,7 @@ pub struct Checked {
     pub(crate) disks: Vec<CheckedDisk>,
     pub(crate) host: Host,
     pub(crate) plans: Vec<DomainPlan>,
+    pub(crate) tpm: Option<CheckedTpm>,
 }
 
 /// What is booted.
@@ -80,6 +82,9 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
             None
         }
     });
+    let tpm = draft.tpm.as_ref().zip(draft.name.as_ref());
+    let tpm =
+        findings.keep(tpm.map(|(tpm, name)| CheckedTpm::check(&tpm.source, name)).transpose()).flatten();
     let count = u32::from(draft.cpus.get().get());
     let cpus = platform::Cpus::new(1, count, 1);
     let hypervisor = findings.keep(Hypervisor::open());
@@ -142,7 +147,7 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     };
     match (hypervisor, boots, layout, cpus) {
         (Some(hypervisor), Some(boots), Some(layout), Some(cpus)) if findings.0.is_empty() => {
-            Ok(Checked { hypervisor, boots, layout, cpus, disks, host, plans })
+            Ok(Checked { hypervisor, boots, layout, cpus, disks, host, plans, tpm })
         }
         _ => Err(findings.each_once()),
     }

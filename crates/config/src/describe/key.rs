@@ -39,6 +39,8 @@ pub enum Key {
     OnFault,
     /// `p2p`, `--p2p`: see [`crate::P2p`].
     P2p,
+    /// `tpm`, `--tpm`: see [`crate::Tpm`].
+    Tpm,
     /// `assign`, `--assign`: see [`crate::Assign`]. There may be several.
     Assign,
     /// `disk`, `--disk`: see [`crate::Disk`]. There may be several.
@@ -47,7 +49,7 @@ pub enum Key {
 
 impl Key {
     /// All keys.
-    pub const ALL: [Key; 20] = [
+    pub const ALL: [Key; 21] = [
         Key::Name,
         Key::Cpus,
         Key::Nested,
@@ -66,6 +68,7 @@ impl Key {
         Key::IKnow,
         Key::OnFault,
         Key::P2p,
+        Key::Tpm,
         Key::Assign,
         Key::Disk,
     ];
@@ -91,6 +94,7 @@ impl Key {
             Key::IKnow => "--i-know",
             Key::OnFault => "--on-fault",
             Key::P2p => "--p2p",
+            Key::Tpm => "--tpm",
             Key::Assign => "--assign",
             Key::Disk => "--disk",
         }
@@ -122,6 +126,7 @@ pub(super) const VM: &[&str] = &[
     "i-know",
     "on-fault",
     "p2p",
+    "tpm",
     "assign",
     "disk",
 ];
@@ -159,3 +164,5 @@ pub(crate) const SWITCHES: &[&str] =
 pub(super) const SEVERAL: &[&str] = &["chain"];
 /// The keys of an assigned device.
 pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault", "on-request"];
+/// The keys of a TPM.
+pub(super) const TPM: &[&str] = &["passthrough", "on-error"];

@@ -15,13 +15,12 @@ use devices::{Flash, FwCfg, Store};
 use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Ram, RegisterPages};
 
 use crate::events::Events;
+use crate::kept;
 
 pub use variables::{Variables, VariablesError};
 
 /// Where flash memory ends.
 const END: u64 = 1 << 32;
-/// Where VMs keep what outlives them.
-const STATE: &str = "/var/lib/skep";
 
 /// Why a VM cannot have its firmware.
 #[derive(Debug, thiserror::Error)]
@@ -96,10 +95,8 @@ impl Firmware {
         };
         let (code, template) = (Code::open(&code)?, Template::open(&template)?);
         firmware::together(&code, &template)?;
-        let path = own.map_or_else(
-            || PathBuf::from(STATE).join(name.as_str()).join("firmware-vars.fd"),
-            |path| path.as_path().to_path_buf(),
-        );
+        let path = own
+            .map_or_else(|| kept::folder(name).join("firmware-vars.fd"), |path| path.as_path().to_path_buf());
         Ok(Firmware { code, variables: Variables::check(&path, template)? })
     }
 
