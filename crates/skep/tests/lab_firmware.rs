@@ -2,35 +2,16 @@
 
 mod scenario;
 
-use std::fs;
-use std::path::Path;
-use std::time::Duration;
-
 use scenario::warnings::{WARNINGS, unknown_warnings};
-use scenario::{Scenario, packages};
-
-/// So long a start by firmware may take, on a bad day.
-const EACH_START: Duration = Duration::from_secs(400);
-
-/// OVMF and systemd's boot loader, in a folder.
-fn firmware(folder: &Path) {
-    for (package, pattern, name) in [
-        ("ovmf", "./usr/share/OVMF/OVMF_CODE_4M.fd", "OVMF_CODE_4M.fd"),
-        ("ovmf", "./usr/share/OVMF/OVMF_VARS_4M.fd", "OVMF_VARS_4M.fd"),
-        ("systemd-boot-efi", "./usr/lib/systemd/boot/efi/systemd-bootx64.efi", "loader.efi"),
-    ] {
-        let file = packages::file(package, pattern).unwrap_or_else(|why| panic!("{package}: {why}"));
-        fs::copy(file, folder.join(name)).unwrap();
-    }
-}
+use scenario::{Scenario, firmware};
 
 #[test]
 #[ignore = "firmware sometimes waits for ever before its first word on the console; why is not known yet"]
 fn what_a_disk_has_for_uefi_boots_again_after_a_reset_and_a_named_kernel_boots_too() {
     let folder = tempfile::tempdir().unwrap();
-    firmware(folder.path());
+    firmware::files(folder.path());
     let seen = Scenario::new()
-        .patience(EACH_START * 3)
+        .patience(firmware::EACH_START * 3)
         .guest_firmware()
         .memory(lab::Size::mib(1536))
         .share(folder.path())

@@ -7,12 +7,14 @@
 // Each file of scenarios is a program of its own and uses its part of this.
 #![allow(dead_code, unused_imports, unused_macros)]
 
+pub mod firmware;
 pub mod installed;
 pub mod packages;
 mod programs;
 mod silence;
 pub mod tiny;
 pub mod together;
+pub mod tpm;
 pub mod warnings;
 
 use std::fmt::{self, Write as _};
