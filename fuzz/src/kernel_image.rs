@@ -26,6 +26,7 @@ fn platform() -> Platform {
         },
         i8042: false,
         vga: false,
+        tpm: true,
         uuid: [0x5a; 16],
     }
 }

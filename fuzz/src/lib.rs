@@ -22,6 +22,7 @@ pub mod nvme_data;
 pub mod nvme_driver;
 pub mod rtc;
 pub mod steps;
+pub mod tpm;
 pub mod virtio_blk;
 pub mod virtio_queue;
 pub mod vm_toml;
@@ -50,4 +51,5 @@ pub const TARGETS: [(&str, Target); 19] = [
     ("rtc", rtc::run),
     ("fw_cfg", fw_cfg::run),
     ("flash", flash::run),
+    ("tpm", tpm::run),
 ];

@@ -122,3 +122,8 @@ fn commands_for_the_firmwares_configuration_stay_in_their_place() {
 fn flash_memory_shows_what_is_stored() {
     replay("flash");
 }
+
+#[test]
+fn a_tpm_executes_one_whole_command_at_a_time() {
+    replay("tpm");
+}

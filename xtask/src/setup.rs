@@ -26,9 +26,9 @@ const LAB: [Package; 2] = [package("qemu-system-x86", "qemu-system-x86_64"), pac
 /// Its shell. The plain busybox goes by the same name, and does not do.
 const BUSYBOX: Package = package("busybox-static", "busybox-static");
 
-/// What guests of the tests run to try their disks, what their host looks at the disks with afterwards, and what makes
-/// compressed kernels.
-const FOR_TESTS: [Package; 11] = [
+/// What guests of the tests run to try their disks, what their host looks at the disks with afterwards, what makes
+/// compressed kernels, and what emulates TPMs.
+const FOR_TESTS: [Package; 14] = [
     package("fio", "fio"),
     package("nvme-cli", "nvme"),
     package("smartmontools", "smartctl"),
@@ -38,6 +38,9 @@ const FOR_TESTS: [Package; 11] = [
     package("util-linux-extra", "hwclock"),
     package("qemu-utils", "qemu-img"),
     package("mmdebstrap", "mmdebstrap"),
+    package("swtpm", "swtpm"),
+    package("tpm2-tools", "tpm2"),
+    package("python3", "python3"),
     package("xz-utils", "xz"),
     package("zstd", "zstd"),
 ];

@@ -97,6 +97,10 @@ pub mod mmio {
     pub const IO_APIC: Gpa = Gpa(0xfec0_0000);
     /// Every CPU's local APIC.
     pub const LOCAL_APIC: Gpa = Gpa(0xfee0_0000);
+    /// The TPM's localities, the first of which has its command response buffer. TCG PC Client Platform TPM Profile 1.05, 6.3.1.
+    pub const TPM: Gpa = Gpa(0xfed4_0000);
+    /// How many bytes they take.
+    pub const TPM_LEN: u64 = 0x5000;
 }
 
 /// A machine as the guest is told about it.
@@ -112,6 +116,8 @@ pub struct Platform {
     pub firmware: bool,
     /// Whether VGA's legacy registers and memory answer.
     pub vga: bool,
+    /// Whether there is a TPM at [`mmio::TPM`].
+    pub tpm: bool,
     /// The machine's UUID, in the byte order in which it is written (RFC 9562).
     pub uuid: [u8; 16],
 }
@@ -255,9 +261,11 @@ impl Platform {
     /// Checks that RAM, windows and fixed places keep off each other; reports everything at once.
     pub fn check(&self, ram: &Ram) -> Result<(), LayoutError> {
         let page = |gpa| GpaRange::new(gpa, 4096).expect("a page of a fixed device");
+        let tpm = GpaRange::new(mmio::TPM, mmio::TPM_LEN).expect("a constant");
         let mut places = vec![
             ("the I/O APIC", page(mmio::IO_APIC)),
             ("the local APIC", page(mmio::LOCAL_APIC)),
+            ("the TPM", tpm),
             ("PCI configuration space", self.pci.ecam.range()),
             ("the 32-bit PCI window", self.pci.window32),
         ];
@@ -310,6 +318,7 @@ pub(crate) mod tests {
             i8042: false,
             firmware: false,
             vga: false,
+            tpm: false,
             uuid: *b"\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\xaa\xbb\xcc\xdd\xee\xff",
         }
     }
@@ -341,7 +350,7 @@ pub(crate) mod tests {
         platform.pci.window32 = range(0x3000_0000, 0xd000_0000);
         platform.pci.ports = Some(0x600..=0x6ff);
         let found = platform.check(&ram).unwrap_err().problems;
-        assert_eq!(found.len(), 5, "{found:?}");
+        assert_eq!(found.len(), 6, "{found:?}");
         assert!(
             found[1].starts_with("the local APIC at 0xfee00000-0xfee00fff overlaps the 32-bit PCI window")
         );

@@ -36,8 +36,8 @@ pub use finding::{Finding, Findings, Place, Problem, Syntax};
 pub use model::{
     Assign, Backing, Boot, BootFirmware, Bounce, Buffers, Chain, Console, Disk, DiskModel, DiskSource,
     Distinct, Dma, DmaBackEnd, Draft, FileDisk, FirmwareChoice, FirmwareImage, Format, FwCfgContent,
-    FwCfgFile, HostDomain, HugePages, Identified, Linux, ModelName, OnError, OnFault, OnRequest, Once, P2p,
-    Poll, Vm, Wire, Writes,
+    FwCfgFile, HostDomain, HugePages, Identified, Linux, ModelName, OnError, OnFault, OnRequest, OnTpmError,
+    Once, P2p, Poll, Tpm, TpmSource, Vm, Wire, Writes,
 };
 pub use values::address::PciAddress;
 pub use values::count::{BootIndex, Cpus, LogicalBlock, Namespace, NodeId, Queues};

@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 
 use crate::model::{
     Assign, Boot, BootFirmware, Disk, DiskModel, DiskSource, FileDisk, FwCfgContent, FwCfgFile, HostDomain,
-    Vm, Writes,
+    OnTpmError, Tpm, TpmSource, Vm, Writes,
 };
 
 impl Vm {
@@ -49,6 +49,7 @@ impl Vm {
         }
         lines.text("on-fault", self.dma.on_fault);
         lines.text("p2p", self.dma.p2p);
+        lines.bare("tpm", tpm(self.tpm.as_ref()));
         let assigned: Vec<String> = self.assigned.iter().map(assign).collect();
         lines.bare("assign", format_args!("[{}]", assigned.join(", ")));
         if let Boot::Firmware { firmware, .. } = &self.boot {
@@ -66,6 +67,17 @@ impl Vm {
             lines.disk(disk);
         }
         lines.0
+    }
+}
+
+/// A TPM: that it is there alone where the rest is as it is without a word.
+fn tpm(tpm: Option<&Tpm>) -> String {
+    let Some(Tpm { source, on_error }) = tpm else { return "false".into() };
+    let answer = format!("on-error = {}", quoted(on_error));
+    match source {
+        TpmSource::Emulated if *on_error == OnTpmError::default() => "true".into(),
+        TpmSource::Emulated => format!("{{ {answer} }}"),
+        TpmSource::Passthrough(path) => format!("{{ passthrough = {}, {answer} }}", quoted(path)),
     }
 }
 

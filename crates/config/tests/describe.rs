@@ -94,7 +94,7 @@ fn a_kernel_is_enough() {
 #[test]
 fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
     let file = "name = \"a\"\ncpus = 2\nnested = true\nmemory = 512\nhugepages = \"2M\"\nnode = 1\nwire = true\np2p = \"required\"\n\
-                dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\nfirmware = \"auto\"\nfirmware-vars = \"v\"\nsecure-boot = true\nboot = \"once:cd\"\nboot-menu = true\nfw-cfg = [{ name = \"opt/a\", string = \"x\" }]\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
+                dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\ntpm = { on-error = \"stop\" }\nfirmware = \"auto\"\nfirmware-vars = \"v\"\nsecure-boot = true\nboot = \"once:cd\"\nboot-menu = true\nfw-cfg = [{ name = \"opt/a\", string = \"x\" }]\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
                 console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\", domain = \"b\", on-fault = \"pause\", on-request = \"stop\", bootindex = 7 }]\n\
                 [[disk]]\npath = \"d\"\nmodel = \"virtio-blk\"\nreadonly = true\nqueues = 3\nserial = \"s\"\n\
                 [[disk]]\nnvme = \"03:00.0\"\nnamespace = 2\npoll = false\non-error = \"pause\"\n\
@@ -127,6 +127,7 @@ fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
         (Key::HostDomain, "exclusive"),
         (Key::IKnow, "on"),
         (Key::OnFault, "stop"),
+        (Key::Tpm, "on-error=stop"),
     ];
     assert_eq!(describe(Some(file), &[]).unwrap(), describe(None, &flags).unwrap());
 }
@@ -162,7 +163,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
         findings("kernel = \"k\"\n[network]\n"),
         [
             "vm.toml:2:2: unknown key `network`. The keys here are: name, cpus, nested, memory, hugepages, node, wire, \
-             firmware, firmware-vars, secure-boot, boot, boot-menu, fw-cfg, kernel, initrd, cmdline, console, dma, host-domain, i-know, on-fault, p2p, assign, disk."
+             firmware, firmware-vars, secure-boot, boot, boot-menu, fw-cfg, kernel, initrd, cmdline, console, dma, host-domain, i-know, on-fault, p2p, tpm, assign, disk."
         ]
     );
 }

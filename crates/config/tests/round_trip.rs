@@ -7,8 +7,8 @@ use std::str::FromStr;
 use config::{
     Assign, Backing, Boot, BootFirmware, Bounce, Buffers, Chain, Console, Cpus, Disk, DiskModel, DiskSize,
     DiskSource, Distinct, Dma, DmaBackEnd, DomainName, File, FileDisk, FirmwareImage, Format, FwCfgContent,
-    FwCfgFile, HostDomain, HostPath, HugePages, Key, Linux, MemorySize, OnError, OnFault, OnRequest, Once,
-    P2p, PciAddress, Poll, Vm, Wire, Writes,
+    FwCfgFile, HostDomain, HostPath, HugePages, Key, Linux, MemorySize, OnError, OnFault, OnRequest,
+    OnTpmError, Once, P2p, PciAddress, Poll, Tpm, TpmSource, Vm, Wire, Writes,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -211,9 +211,12 @@ fn vm() -> impl Strategy<Value = Vm> {
         }
         Some((boot, Distinct::try_from(disks).ok()?, Distinct::try_from(assigned).ok()?))
     });
+    let source = prop_oneof![Just(TpmSource::Emulated), file().prop_map(TpmSource::Passthrough)];
+    let tpm =
+        option::of((source, word(OnTpmError::NAMES)).prop_map(|(source, on_error)| Tpm { source, on_error }));
     let cpus = (1i64..=1024).prop_map(|count| Cpus::try_from(count).unwrap());
-    (parsed("[A-Za-z0-9._-]{1,64}"), (cpus, any::<bool>()), memory(), lists, dma(), console).prop_map(
-        |(name, (cpus, nested), (memory, backing), (boot, disks, assigned), dma, console)| Vm {
+    (parsed("[A-Za-z0-9._-]{1,64}"), (cpus, any::<bool>()), memory(), lists, (tpm, dma()), console).prop_map(
+        |(name, (cpus, nested), (memory, backing), (boot, disks, assigned), (tpm, dma), console)| Vm {
             name,
             cpus,
             nested,
@@ -222,6 +225,7 @@ fn vm() -> impl Strategy<Value = Vm> {
             boot,
             disks,
             assigned,
+            tpm,
             dma,
             console,
         },

@@ -15,6 +15,7 @@ mod scratch;
 mod serial;
 mod serial_number;
 mod stock;
+pub mod tpm;
 mod virtio_blk;
 
 pub use flash::{Flash, Store};
@@ -27,4 +28,5 @@ pub use rtc::{Nanos, State as RtcState};
 pub use rtc::{RamSizes, Rtc};
 pub use serial::SerialPort;
 pub use serial_number::shortened as shortened_serial_number;
+pub use tpm::Tpm;
 pub use virtio_blk::{InitialCache, Rings, SizeNotice, VirtioBlk, VirtioBlkError, VirtioBlkOptions};

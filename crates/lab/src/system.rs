@@ -31,7 +31,7 @@ const HOST_MODULES: &str = "\
     scsi_debug null_blk nbd brd ublk_drv target_core_mod tcm_loop target_core_file target_core_iblock \
     ext4 xfs vfat squashfs erofs isofs nls_ascii nls_cp437 nls_utf8 crc32c_generic crc32c-intel crct10dif_generic \
     crct10dif-pclmul crct10dif_common crc64_rocksoft_generic configfs efivarfs msr cpuid qemu_fw_cfg i6300esb iTCO_wdt \
-    pvpanic-pci pcspkr tpm_tis tpm_crb uio_pci_generic pci-stub nvmet nvme-loop";
+    pvpanic-pci pcspkr tpm_tis tpm_crb tpm_vtpm_proxy uio_pci_generic pci-stub nvmet nvme-loop";
 
 /// Modules that a guest has at hand; all are for devices, so it loads those it finds.
 const GUEST_MODULES: &str = "\

@@ -40,6 +40,7 @@ use crate::ram;
 use crate::services::KvmServices;
 use crate::slots::Slots;
 use crate::steps::Steps;
+use crate::tpm::Tell;
 use crate::uefi::{BootKind, Bootable};
 use crate::vm::{BootPlan, KernelPlan, Vm};
 
@@ -54,7 +55,7 @@ pub fn assemble(
     report: Reporter,
     steps: &Steps,
 ) -> Result<Vm, StartError> {
-    let Checked { hypervisor, boots, layout, cpus, disks, host, plans } = checked;
+    let Checked { hypervisor, boots, layout, cpus, disks, host, plans, tpm } = checked;
     // First, so that it is dropped last and reports what failed when everything else was dropped.
     let (sender, inbox) = events(report);
 
@@ -133,7 +134,7 @@ pub fn assemble(
     let power = Arc::new(Power::new(sci, ask(&sender), heard));
     let clock = clock(&vm, &layout, &sender)?;
     let mut ports = fixed_ports(&serial, clock, &power, &bus, &sender);
-    let platform = describe(&layout, cpus, &boots, config.name.as_str());
+    let platform = describe(&layout, cpus, &boots, config);
     let flash = match &boots {
         Boots::Kernel { .. } => Vec::new(),
         Boots::Firmware { firmware, kernel } => {
@@ -145,7 +146,18 @@ pub fn assemble(
             firmware.flash(&map, &sender)?
         }
     };
-    let board = Arc::new(Board { ports, bus, flash, ecam: layout.ecam, events: sender.clone() });
+    steps.begin("TPM")?;
+    let tpm = match tpm {
+        Some(tpm) => {
+            (inbox.reporter())(&Notice::Life(Life::Made(tpm.said())));
+            let owner = sender.clone();
+            let on_error = config.tpm.as_ref().map(|tpm| tpm.on_error).unwrap_or_default();
+            let tell: Tell = Arc::new(move |what| owner.send(Event::TpmFailed(what, on_error)));
+            Some(tpm.start(matches!(boots, Boots::Kernel { .. }), &tell)?)
+        }
+        None => None,
+    };
+    let board = Arc::new(Board { ports, bus, flash, tpm, ecam: layout.ecam, events: sender.clone() });
 
     steps.begin("vCPUs")?;
     let virtualization = Virtualization::of(hypervisor.cpuid(), config.nested);
@@ -289,7 +301,7 @@ fn fixed_ports(
     ports
 }
 
-fn describe(layout: &Layout, cpus: platform::Cpus, boots: &Boots, name: &str) -> Platform {
+fn describe(layout: &Layout, cpus: platform::Cpus, boots: &Boots, config: &config::Vm) -> Platform {
     let windows = &layout.windows;
     Platform {
         cpus,
@@ -303,7 +315,8 @@ fn describe(layout: &Layout, cpus: platform::Cpus, boots: &Boots, name: &str) ->
         i8042: false,
         firmware: matches!(boots, Boots::Firmware { .. }),
         vga: false,
-        uuid: uuid(name),
+        tpm: config.tpm.is_some(),
+        uuid: uuid(config.name.as_str()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use devices::Flash;
+use devices::{Flash, Tpm};
 use memory::{Gpa, GpaRange};
 use pci::{Address, Bus, PciError};
 
@@ -18,6 +18,8 @@ pub struct Board {
     pub bus: Arc<Bus>,
     /// Flash memory, where there is firmware.
     pub flash: Vec<Flash>,
+    /// The TPM, if there is one.
+    pub tpm: Option<Tpm>,
     /// Where configuration space lies.
     pub ecam: GpaRange,
     /// The machine's owner.
@@ -25,17 +27,25 @@ pub struct Board {
 }
 
 impl Board {
+    /// The TPM, if it has all of an access, and the offset into it.
+    fn tpm(&self, at: u64, len: usize) -> Option<(&Tpm, u64)> {
+        let tpm = self.tpm.as_ref()?;
+        Some((tpm, offset_in(tpm.range(), at, len)?))
+    }
+
     /// The flash memory that has all of an access, and the offset into it.
     fn flash(&self, at: u64, len: usize) -> Option<(&Flash, u64)> {
-        let flash = self.flash.iter().find(|flash| flash.range().contains(Gpa(at)))?;
-        let last = at.checked_add(len as u64 - 1)?;
-        flash.range().contains(Gpa(last)).then(|| (flash, at - flash.range().start().0))
+        self.flash.iter().find_map(|flash| Some((flash, offset_in(flash.range(), at, len)?)))
     }
 
     /// Returns devices at fixed places to power-on.
     pub fn reset(&self) {
         self.ports.reset();
         self.flash.iter().for_each(Flash::reset);
+        if self.tpm.as_ref().is_some_and(|tpm| tpm.reset().is_err()) {
+            self.events
+                .trouble("the TPM does not work after this reset: its driver sees a fatal error".into());
+        }
     }
 
     /// The guest's access is done in any case; a failure is reported to the VM's owner.
@@ -44,6 +54,12 @@ impl Board {
             self.events.provoked(error.to_string());
         }
     }
+}
+
+/// The offset into a range that has all of an access.
+fn offset_in(range: GpaRange, at: u64, len: usize) -> Option<u64> {
+    let last = at.checked_add(len as u64 - 1)?;
+    (range.contains(Gpa(at)) && range.contains(Gpa(last))).then(|| at - range.start().0)
 }
 
 impl Exits for Board {
@@ -76,6 +92,8 @@ impl Exits for Board {
             self.bus.read_config(Address::from_ecam(offset), (offset & 0xfff) as u16, data);
         } else if let Some((flash, offset)) = self.flash(at, data.len()) {
             flash.read(offset, data);
+        } else if let Some((tpm, offset)) = self.tpm(at, data.len()) {
+            tpm.read(offset, data);
         } else {
             self.bus.read_memory(Gpa(at), data);
         }
@@ -93,6 +111,8 @@ impl Exits for Board {
             self.report(self.bus.write_config(Address::from_ecam(offset), (offset & 0xfff) as u16, data));
         } else if let Some((flash, offset)) = self.flash(at, data.len()) {
             flash.write(offset, data);
+        } else if let Some((tpm, offset)) = self.tpm(at, data.len()) {
+            tpm.write(offset, data);
         } else {
             self.report(self.bus.write_memory(Gpa(at), data).unwrap_or(Ok(())));
         }

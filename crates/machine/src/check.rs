@@ -17,6 +17,7 @@ use crate::layout::Layout;
 use crate::plan;
 use crate::ram;
 use crate::room;
+use crate::tpm::CheckedTpm;
 use crate::uefi::{self, Firmware};
 
 /// A description that fits this host: facts that hold, and files and disks that are open.
@@ -28,6 +29,7 @@ pub struct Checked {
     pub(crate) disks: Vec<CheckedDisk>,
     pub(crate) host: Host,
     pub(crate) plans: Vec<DomainPlan>,
+    pub(crate) tpm: Option<CheckedTpm>,
 }
 
 /// What is booted.
@@ -78,6 +80,9 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     let firmware = findings.keep_all(firmware.transpose());
     let started = draft.firmware.as_ref().and(draft.linux());
     let started = started.and_then(|linux| findings.keep_all(uefi::Kernel::check(&linux)));
+    let tpm = draft.tpm.as_ref().zip(draft.name.as_ref());
+    let tpm =
+        findings.keep(tpm.map(|(tpm, name)| CheckedTpm::check(&tpm.source, name)).transpose()).flatten();
     let count = u32::from(draft.cpus.get().get());
     let cpus = platform::Cpus::new(1, count, 1);
     let hypervisor = findings.keep(Hypervisor::open());
@@ -140,7 +145,7 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     };
     match (hypervisor, boots, layout, cpus) {
         (Some(hypervisor), Some(boots), Some(layout), Some(cpus)) if findings.0.is_empty() => {
-            Ok(Checked { hypervisor, boots, layout, cpus, disks, host, plans })
+            Ok(Checked { hypervisor, boots, layout, cpus, disks, host, plans, tpm })
         }
         _ => Err(findings.each_once()),
     }

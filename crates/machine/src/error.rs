@@ -15,6 +15,7 @@ use pci::PciError;
 
 use crate::kvm::KvmError;
 use crate::layout::LayoutError;
+use crate::tpm::TpmError;
 use crate::uefi::UefiError;
 
 /// Why a VM could not start. When one is returned, the host is as it was, but for what [`StartError::GiveBack`] names.
@@ -47,6 +48,9 @@ pub enum StartError {
     /// The firmware.
     #[error(transparent)]
     Uefi(#[from] UefiError),
+    /// The TPM.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
     /// Loading them.
     #[error(transparent)]
     Load(#[from] LoadError),

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use config::OnRequest;
+use config::{OnRequest, OnTpmError};
 use devices::PowerRequest;
 use memory::Loss;
 
@@ -52,6 +52,8 @@ pub enum Event {
     Resume,
     /// The disc in a drive was changed, or a disk was plugged in or unplugged, in a sentence.
     DisksChanged(String),
+    /// The TPM has failed, in a sentence, and the answer to that. There is one for each time that it is switched on at most.
+    TpmFailed(String, OnTpmError),
     /// A request to end the VM now.
     Stop,
 }
@@ -178,6 +180,7 @@ impl Inbox {
                 | Event::PowerButtonHeard
                 | Event::Pause(_)
                 | Event::DisksChanged(_)
+                | Event::TpmFailed(..)
                 | Event::Resume) => events.send(later),
             }
         }
@@ -199,8 +202,8 @@ impl Inbox {
         (self.reporter())(&Notice::Disk(failure));
     }
 
-    /// Reports guest RAM that is lost. This happens once in a VM's life.
-    pub fn memory_lost(&self, what: &str) {
+    /// Reports what happens so seldom that it needs no bound: guest RAM that is lost, a TPM that has failed.
+    pub fn trouble(&self, what: &str) {
         (self.reporter())(&Notice::Trouble(what.to_owned()));
     }
 
@@ -229,7 +232,8 @@ impl Inbox {
                 // A request that needs a pause has ended without one, and its disk has reported that.
                 Event::Disk(failure) if failure.answer != disk::Answer::Held => self.disk(failure),
                 Event::DisksChanged(what) => self.life(Life::DisksChanged(what)),
-                Event::MemoryLost(loss) => self.memory_lost(&loss.to_string()),
+                Event::TpmFailed(what, _) => self.trouble(&what),
+                Event::MemoryLost(loss) => self.trouble(&loss.to_string()),
                 Event::Requested(device) => {
                     self.life(Life::DeviceRequested(device, OnRequest::Report));
                 }

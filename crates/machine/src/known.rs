@@ -14,6 +14,7 @@ use pci::PciError;
 use crate::check::check;
 use crate::error::StartError;
 use crate::kvm::KvmError;
+use crate::tpm::TpmError;
 use crate::uefi::{UefiError, VariablesError};
 
 /// When a failure is known.
@@ -40,6 +41,7 @@ fn start(error: &StartError) -> Known {
         StartError::Differs(_) => Later("a fault in skep or the kernel"),
         StartError::Kernel(_) | StartError::Initrd(_) => Before("opened there"),
         StartError::Uefi(error) => uefi(error),
+        StartError::Tpm(error) => tpm(error),
         StartError::Load(error) => load(error),
         StartError::Disk(_) | StartError::DiskInFile(_) | StartError::Nbd(_) => {
             Before("disks::check opens them")
@@ -127,6 +129,23 @@ fn uefi(error: &UefiError) -> Known {
         UefiError::Tables(error) => load(error),
         UefiError::Name(_) => Later("a fault in skep: the names are its own"),
         UefiError::Memory(_) => SHORTAGE,
+    }
+}
+
+fn tpm(error: &TpmError) -> Known {
+    match error {
+        TpmError::State { what: "make", .. } | TpmError::Start { .. } => KERNEL,
+        TpmError::NoSwtpm
+        | TpmError::InUse(_)
+        | TpmError::State { .. }
+        | TpmError::NoDevice(_)
+        | TpmError::Busy(_)
+        | TpmError::Device { .. }
+        | TpmError::NoTpm(_)
+        | TpmError::Version { .. } => Before("CheckedTpm::check"),
+        TpmError::Refused { .. } => Later("only swtpm knows a good state"),
+        TpmError::NotReady(_) => Later("only the TPM knows whether it works"),
+        TpmError::Thread(_) => SHORTAGE,
     }
 }
 
@@ -245,6 +264,7 @@ fn what_the_check_finds_is_known_before_and_one_finding_hides_no_other() {
         (Key::Wire, "on"),
         (Key::Assign, "0000:77:00.0"),
         (Key::Disk, "nvme=0000:77:01.0"),
+        (Key::Tpm, "passthrough=/dev/no-tpm7"),
         (Key::Disk, "/dev/nosuch"),
         (Key::Disk, "path=/dev/nosuch-either,buffers=registered"),
         (Key::Disk, "nbd=nbd+unix:///a"),
@@ -262,6 +282,7 @@ fn what_the_check_finds_is_known_before_and_one_finding_hides_no_other() {
         "/no/kernel",
         "/no/initrd",
         "no NUMA node 999",
+        "there is no TPM /dev/no-tpm7",
         "no PCI device 0000:77:00.0",
         "no PCI device 0000:77:01.0",
         "/dev/nosuch:",

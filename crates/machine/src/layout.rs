@@ -5,6 +5,7 @@
 //! 0xc000_0000      32-bit window: BARs below 4 GiB
 //! 0xfc00_0000      ECAM: configuration space of bus 0
 //! 0xfec0_0000      I/O APIC
+//! 0xfed4_0000      a TPM's five localities
 //! 0xfee0_0000      local APICs
 //! 0xfeff_c000      4 pages that KVM needs on Intel CPUs
 //! 0xff00_0000      flash memory, up to 4 GiB: as much of it as the firmware has

@@ -26,6 +26,7 @@ mod failures;
 mod faults;
 mod firmware;
 mod interrupts;
+mod kept;
 #[cfg(test)]
 mod known;
 mod kvm;
@@ -42,6 +43,7 @@ mod room;
 mod services;
 mod slots;
 pub mod steps;
+mod tpm;
 mod uefi;
 mod vm;
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use assign::Assigned;
 use boot::{Contents, CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
-use config::{Draft, OnFault, OnRequest};
+use config::{Draft, OnFault, OnRequest, OnTpmError};
 use devices::{Power, PowerRequest, SerialPort};
 use disk::nvme::NvmeController;
 use disk::{Answer, Failure, Failures, Reading, Tally};
@@ -389,6 +389,14 @@ impl Vm {
                 Event::PowerButtonHeard => self.inbox.life(Life::PowerButtonHeard),
                 Event::Pause(why) => self.pause(why),
                 Event::Resume => self.resume(),
+                Event::TpmFailed(what, on_error) => {
+                    self.inbox.trouble(&what);
+                    match on_error {
+                        OnTpmError::Report => {}
+                        OnTpmError::Pause => self.pause(what),
+                        OnTpmError::Stop => return Outcome::Failed(what),
+                    }
+                }
                 Event::DisksChanged(what) => self.inbox.life(Life::DisksChanged(what)),
                 Event::Disk(failure) => {
                     // A disk's request can be the first to need a page that the host does not have.
@@ -453,7 +461,7 @@ impl Vm {
 
     /// Reports guest RAM that is lost, which ends the VM: its guest and its devices may not notice the loss.
     fn memory_lost(&self, what: String) -> Outcome {
-        self.inbox.memory_lost(&what);
+        self.inbox.trouble(&what);
         Outcome::Failed(what)
     }
 

@@ -126,6 +126,10 @@ struct Flags {
     /// Whether assigned devices reach each other's BARs [default: off]
     #[arg(long, value_name = "off|on|required")]
     p2p: Option<String>,
+    /// A TPM 2.0: on (emulated by swtpm), off, or passthrough=/dev/tpm0 (this host's); [,on-error=report|pause|stop] is what
+    /// happens, besides an event, when it fails [default: off]
+    #[arg(long, value_name = "on|off|SPEC", num_args = 0..=1, default_missing_value = "on")]
+    tpm: Option<String>,
     /// Where the serial console goes [default: stdio]
     #[arg(long, value_name = "stdio|file:PATH|socket:PATH")]
     console: Option<String>,
@@ -207,6 +211,7 @@ impl Flags {
             (Key::IKnow, &self.i_know),
             (Key::OnFault, &self.on_fault),
             (Key::P2p, &self.p2p),
+            (Key::Tpm, &self.tpm),
         ];
         let once = once.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
         let several = [(Key::Disk, &self.disk), (Key::Assign, &self.assign), (Key::FwCfg, &self.fw_cfg)];

@@ -10,7 +10,7 @@ use acpi_tables::{Aml, AmlSink};
 use memory::GpaRange;
 
 use super::table;
-use crate::platform::{Cpus, HostBridge, NativeControl, Platform, SLEEP_TYPE_SOFT_OFF, gsi, port};
+use crate::platform::{Cpus, HostBridge, NativeControl, Platform, SLEEP_TYPE_SOFT_OFF, gsi, mmio, port};
 
 /// Revision 2: integers have 64 bits.
 const REVISION: u8 = 2;
@@ -30,6 +30,7 @@ pub(super) fn dsdt(platform: &Platform) -> Sdt {
             &Rtc,
             &Keyboard(platform.i8042),
             &Configuration(platform.firmware),
+            &Tpm(platform.tpm),
         ],
     ));
     add(&name("_S5_", &Package::new(vec![&SLEEP_TYPE_SOFT_OFF, &0u8, &0u8, &0u8])));
@@ -268,6 +269,21 @@ impl Aml for Keyboard {
             .to_aml_bytes(sink);
         let resources = ResourceTemplate::new(vec![&Irq(12)]);
         Device::new("MOU_".into(), vec![&name("_HID", &EISAName::new("PNP0F13")), &name("_CRS", &resources)])
+            .to_aml_bytes(sink);
+    }
+}
+
+/// The TPM, if there is one; TPM2 says what it is like. TCG ACPI Specification 1.4, 7.1.
+struct Tpm(bool);
+
+impl Aml for Tpm {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        if !self.0 {
+            return;
+        }
+        let place = Memory32Fixed::new(true, mmio::TPM.0 as u32, mmio::TPM_LEN as u32);
+        let resources = ResourceTemplate::new(vec![&place]);
+        Device::new("TPM_".into(), vec![&name("_HID", &"MSFT0101"), &name("_CRS", &resources)])
             .to_aml_bytes(sink);
     }
 }

@@ -1,12 +1,13 @@
 //! ACPI tables: what the guest learns about the machine. ACPI 6.5.
 //!
-//! RSDP, XSDT, FADT, FACS, MADT, MCFG, SRAT and DSDT. Hardware is not "reduced": power button, sleep and timer are
+//! RSDP, XSDT, FADT, FACS, MADT, MCFG, SRAT and DSDT, and TPM2 where there is a TPM. Hardware is not "reduced": power button, sleep and timer are
 //! the fixed registers of [`crate::platform::port`].
 
 mod dsdt;
 mod fadt;
 mod madt;
 mod srat;
+mod tpm2;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -46,9 +47,10 @@ pub fn tables(platform: &Platform, ram: &Ram, place: GpaRange, facs: Gpa) -> Res
     let madt = area.add(madt::madt(platform.cpus).as_slice().to_vec());
     let mcfg = area.add(bytes(&mcfg(platform)));
     let srat = area.add(srat::srat(platform.cpus, ram).as_slice().to_vec());
+    let tpm2 = platform.tpm.then(|| area.add(tpm2::tpm2().as_slice().to_vec()));
 
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    for table in [fadt, madt, mcfg, srat] {
+    for table in [fadt, madt, mcfg, srat].into_iter().chain(tpm2) {
         xsdt.add_entry(table.0);
     }
     let xsdt = area.add(bytes(&xsdt));

@@ -223,6 +223,7 @@ fn compiles_cleanly(source: &str) {
 fn iasl_disassembles_every_table_without_complaint() {
     let mut described = platform(cpus(300));
     described.i8042 = true;
+    described.tpm = true;
     for table in built(&described).tables {
         if !table.bytes.starts_with(b"RSD ") {
             let Some(text) = disassembled(&table.bytes) else { return };
@@ -236,7 +237,7 @@ fn iasl_disassembles_every_table_without_complaint() {
 #[test]
 fn iasl_compiles_the_dsdt_again_without_warnings() {
     let mut described = platform(cpus(1));
-    (described.i8042, described.firmware) = (true, true);
+    (described.i8042, described.firmware, described.tpm) = (true, true, true);
     let tables = built(&described);
     let Some(text) = disassembled(&find(&tables, b"DSDT").bytes) else { return };
     compiles_cleanly(&text);
@@ -248,6 +249,7 @@ fn iasl_compiles_the_dsdt_again_without_warnings() {
         "PNP0303",
         "QEMU0002",
         "0xB03F",
+        "MSFT0101",
         "_S5",
         "_OSC",
         "PNP0000",
@@ -284,4 +286,22 @@ fn soft_off_is_sleep_type_0_and_a_keyboard_is_there_only_when_told() {
     let keyboard = super::bytes(&Name::new(Path::new("_HID"), &EISAName::new("PNP0303")));
     assert!(with.windows(keyboard.len()).any(|bytes| bytes == keyboard));
     assert!(!without.windows(keyboard.len()).any(|bytes| bytes == keyboard));
+}
+
+#[test]
+fn a_tpm_is_in_the_tables_only_when_told_with_its_crb_and_no_area_for_a_log() {
+    let mut described = platform(cpus(1));
+    let hid = super::bytes(&Name::new(Path::new("_HID"), &"MSFT0101"));
+    let has_device =
+        |tables: &AcpiTables| find(tables, b"DSDT").bytes.windows(hid.len()).any(|bytes| bytes == hid);
+    let without = built(&described);
+    assert!(!has_device(&without) && !without.tables.iter().any(|table| table.bytes.starts_with(b"TPM2")));
+    described.tpm = true;
+    let with = built(&described);
+    let tpm2 = find(&with, b"TPM2");
+    assert!(has_device(&with));
+    assert_eq!((tpm2.bytes.len(), u64_at(&tpm2.bytes, 40), u32_at(&tpm2.bytes, 48)), (52, 0xfed4_0040, 7));
+    assert_eq!(sum(&tpm2.bytes), 0);
+    let xsdt = &find(&with, b"XSDT").bytes;
+    assert_eq!(u64_at(xsdt, xsdt.len() - 8), tpm2.at.0);
 }

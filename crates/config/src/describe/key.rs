@@ -47,6 +47,8 @@ pub enum Key {
     OnFault,
     /// `p2p`, `--p2p`: see [`crate::P2p`].
     P2p,
+    /// `tpm`, `--tpm`: see [`crate::Tpm`].
+    Tpm,
     /// `assign`, `--assign`: see [`crate::Assign`]. There may be several.
     Assign,
     /// `disk`, `--disk`: see [`crate::Disk`]. There may be several.
@@ -55,7 +57,7 @@ pub enum Key {
 
 impl Key {
     /// All keys.
-    pub const ALL: [Key; 24] = [
+    pub const ALL: [Key; 25] = [
         Key::Name,
         Key::Cpus,
         Key::Nested,
@@ -78,6 +80,7 @@ impl Key {
         Key::IKnow,
         Key::OnFault,
         Key::P2p,
+        Key::Tpm,
         Key::Assign,
         Key::Disk,
     ];
@@ -107,6 +110,7 @@ impl Key {
             Key::IKnow => "--i-know",
             Key::OnFault => "--on-fault",
             Key::P2p => "--p2p",
+            Key::Tpm => "--tpm",
             Key::Assign => "--assign",
             Key::Disk => "--disk",
         }
@@ -142,6 +146,7 @@ pub(super) const VM: &[&str] = &[
     "i-know",
     "on-fault",
     "p2p",
+    "tpm",
     "assign",
     "disk",
 ];
@@ -182,3 +187,5 @@ pub(super) const SEVERAL: &[&str] = &["chain"];
 pub(super) const FW_CFG: &[&str] = &["name", "string", "file"];
 /// The keys of an assigned device.
 pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault", "on-request", "bootindex"];
+/// The keys of a TPM.
+pub(super) const TPM: &[&str] = &["passthrough", "on-error"];

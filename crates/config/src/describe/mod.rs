@@ -7,13 +7,14 @@ mod disk;
 mod key;
 mod read;
 mod table;
+mod tpm;
 
 use std::collections::{HashMap, HashSet};
 
 use crate::finding::{Finding, Findings, Place, Problem};
 use crate::model::{
     Assign, Backing, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, Draft, FwCfgFile, HostDomain,
-    HugePages, Identified, ModelName, OnFault, P2p, Vm, Wire,
+    HugePages, Identified, ModelName, OnFault, P2p, Tpm, Vm, Wire,
 };
 use crate::source::{self, Entry, Node, Table, Value};
 use crate::values::Invalid;
@@ -136,6 +137,7 @@ fn as_table(flags: &[(Key, String)], findings: &mut Vec<Finding>) -> Table {
                 let items = given.map(|text| source::flags::list(key.flag(), text, implied, valid, findings));
                 add(Node { place: Place::Nowhere, value: Value::List(items.collect()) });
             }
+            Key::Tpm => given.for_each(|text| add(tpm::flag(key.flag(), text, findings))),
             _ => given.for_each(|text| add(source::flags::word(key.flag(), text))),
         }
     }
@@ -159,6 +161,7 @@ struct Parts {
     i_know: Given<bool>,
     on_fault: Given<OnFault>,
     p2p: Given<P2p>,
+    tpm: Given<Option<Tpm>>,
     assigned: Vec<(Place, Assign)>,
     disks: Vec<(Place, Disk)>,
     files: Vec<(Place, FwCfgFile)>,
@@ -185,6 +188,7 @@ impl Parts {
             i_know: keys.get("i-know"),
             on_fault: keys.get("on-fault"),
             p2p: keys.get("p2p"),
+            tpm: keys.tpm(),
             assigned: keys.several(
                 "assign",
                 "a list of PCI addresses, [\"0000:01:00.0\"]",
@@ -224,6 +228,7 @@ impl Parts {
             i_know: over.i_know.or(self.i_know),
             on_fault: over.on_fault.or(self.on_fault),
             p2p: over.p2p.or(self.p2p),
+            tpm: over.tpm.or(self.tpm),
             ..self
         }
     }
@@ -266,6 +271,7 @@ impl Parts {
                 on_fault: self.on_fault.value().unwrap_or_default(),
                 p2p: self.p2p.value().unwrap_or_default(),
             },
+            tpm: self.tpm.value().flatten(),
             console: self.console.or_default(),
         }
     }

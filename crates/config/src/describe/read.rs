@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use crate::model::{
     Bounce, Buffers, Chain, Console, DmaBackEnd, FirmwareChoice, Format, HostDomain, HugePages, ModelName,
-    OnError, OnFault, OnRequest, Once, P2p, Poll, Wire,
+    OnError, OnFault, OnRequest, OnTpmError, Once, P2p, Poll, Wire,
 };
 use crate::source::Value;
 use crate::values::Invalid;
@@ -59,6 +59,7 @@ read_text! {
     HostDomain: "text in quotes: shared or exclusive",
     OnError: "text in quotes: report, pause or ignore",
     OnFault: "text in quotes: report, pause, reset or stop",
+    OnTpmError: "text in quotes: report, pause or stop",
     HugePages: "text in quotes: 2M or 1G",
     Serial: "text in quotes",
     Product: "text in quotes",

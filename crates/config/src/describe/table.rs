@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use super::key::SEVERAL;
 use super::read::Read;
+use super::tpm;
 use crate::finding::{Finding, Place, Problem};
+use crate::model::Tpm;
 use crate::nearest::nearest;
 use crate::source::{Entry, Node, Table, Value};
 
@@ -94,6 +96,11 @@ impl<'a> Keys<'a> {
             Some(node) => self.one(key, node),
             None => Given::No,
         }
+    }
+
+    /// The TPM.
+    pub(super) fn tpm(&mut self) -> Given<Option<Tpm>> {
+        tpm::tpm(self.node("tpm"), self.findings)
     }
 
     fn one<T: Read>(&mut self, key: &'static str, node: &Node) -> Given<T> {

@@ -7,6 +7,7 @@ use super::disk::Disk;
 use super::distinct::Distinct;
 use super::dma::Dma;
 use super::ram::Backing;
+use super::tpm::Tpm;
 use super::vm::Vm;
 use crate::values::count::Cpus;
 use crate::values::name::VmName;
@@ -43,6 +44,8 @@ pub struct Draft {
     pub disks: Distinct<Disk>,
     /// The PCI functions of the host that it gets for itself.
     pub assigned: Distinct<Assign>,
+    /// Its TPM, if it has one.
+    pub tpm: Option<Tpm>,
     /// How its devices reach memory.
     pub dma: Dma,
     /// Where its serial console goes.
@@ -70,6 +73,7 @@ impl Draft {
             cmdline,
             disks,
             assigned,
+            tpm,
             dma,
             console,
         } = self.clone();
@@ -80,13 +84,13 @@ impl Draft {
             None => Boot::Kernel(kernel?),
         };
         let (name, memory, console) = (name?, memory?, console?);
-        Some(Vm { name, cpus, nested, memory, backing, boot, disks, assigned, dma, console })
+        Some(Vm { name, cpus, nested, memory, backing, boot, disks, assigned, tpm, dma, console })
     }
 }
 
 impl From<&Vm> for Draft {
     fn from(vm: &Vm) -> Draft {
-        let Vm { name, cpus, nested, memory, backing, boot, disks, assigned, dma, console } = vm.clone();
+        let Vm { name, cpus, nested, memory, backing, boot, disks, assigned, tpm, dma, console } = vm.clone();
         let (firmware, kernel) = match boot {
             Boot::Kernel(linux) => (None, Some(linux)),
             Boot::Firmware { firmware, kernel } => (Some(firmware), kernel),
@@ -107,6 +111,7 @@ impl From<&Vm> for Draft {
             cmdline: Some(cmdline),
             disks,
             assigned,
+            tpm,
             dma,
             console: Some(console),
         }

@@ -9,6 +9,7 @@ mod dma;
 mod draft;
 mod ram;
 mod source;
+mod tpm;
 mod vm;
 mod words;
 
@@ -23,4 +24,5 @@ pub use dma::{Dma, DmaBackEnd, HostDomain, OnFault, OnRequest, P2p};
 pub use draft::Draft;
 pub use ram::{Backing, HugePages, Wire};
 pub use source::{Bounce, Buffers, Chain, DiskSource, FileDisk, Format, Poll};
+pub use tpm::{OnTpmError, Tpm, TpmSource};
 pub use vm::Vm;

@@ -7,6 +7,7 @@ use super::disk::Disk;
 use super::distinct::Distinct;
 use super::dma::Dma;
 use super::ram::Backing;
+use super::tpm::Tpm;
 use crate::values::count::Cpus;
 use crate::values::name::VmName;
 use crate::values::size::MemorySize;
@@ -30,6 +31,8 @@ pub struct Vm {
     pub disks: Distinct<Disk>,
     /// The PCI functions of the host that it gets for itself, in the order in which the guest finds them.
     pub assigned: Distinct<Assign>,
+    /// Its TPM, if it has one.
+    pub tpm: Option<Tpm>,
     /// How its devices reach memory.
     pub dma: Dma,
     /// Where its serial console goes.

@@ -17,14 +17,13 @@ use devices::{Flash, FwCfg, Store};
 use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Ram, RegisterPages};
 
 use crate::events::Events;
+use crate::kept;
 
 pub use order::{BootKind, Bootable};
 pub use variables::{Variables, VariablesError};
 
 /// Where flash memory ends.
 const END: u64 = 1 << 32;
-/// Where VMs keep what outlives them.
-const STATE: &str = "/var/lib/skep";
 
 /// How long a menu is shown.
 const MENU: Duration = Duration::from_secs(5);
@@ -159,10 +158,10 @@ impl Firmware {
         };
         let (code, template) = (Code::open(&code)?, Template::open(&template)?);
         firmware::together(&code, &template)?;
-        let path = firmware.variables.as_ref().map_or_else(
-            || PathBuf::from(STATE).join(name.as_str()).join("firmware-vars.fd"),
-            |path| path.as_path().to_path_buf(),
-        );
+        let path = firmware
+            .variables
+            .as_ref()
+            .map_or_else(|| kept::folder(name).join("firmware-vars.fd"), |path| path.as_path().to_path_buf());
         let BootFirmware { menu, once, .. } = *firmware;
         let variables = Variables::check(&path, template)?;
         let secure_boot = variables.secure_boot()?;

@@ -14,6 +14,7 @@ mod programs;
 mod silence;
 pub mod tiny;
 pub mod together;
+pub mod tpm;
 pub mod warnings;
 
 use std::fmt::{self, Write as _};

@@ -74,6 +74,21 @@ pub fn folder() -> PathBuf {
     folder
 }
 
+/// Programs, and libraries that nothing names, with the libraries that all of these need.
+pub fn packed(names: &[&str], others: &[&Path]) -> Vec<u8> {
+    let mut archive = Archive::new();
+    let mut add = |inside: &str, path: &Path| {
+        archive.file(inside.trim_start_matches('/'), 0o755, &fs::read(path).unwrap()).unwrap();
+    };
+    let programs: Vec<(&str, PathBuf)> = names.iter().map(|name| (*name, find(name))).collect();
+    programs.iter().for_each(|(name, path)| add(&format!("bin/{name}"), path));
+    let all = programs.iter().map(|(_, path)| path.as_path()).chain(others.iter().copied());
+    let libraries: BTreeSet<PathBuf> =
+        all.flat_map(libraries_of).chain(others.iter().map(|path| path.to_path_buf())).collect();
+    libraries.iter().for_each(|path| add(path.to_str().unwrap(), path));
+    archive.finish().unwrap()
+}
+
 fn find(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -1,0 +1,4 @@
+//! See `fuzz::tpm`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz::tpm::run(input));
