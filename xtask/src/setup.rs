@@ -27,8 +27,8 @@ const LAB: [Package; 2] = [package("qemu-system-x86", "qemu-system-x86_64"), pac
 const BUSYBOX: Package = package("busybox-static", "busybox-static");
 
 /// What guests of the tests run to try their disks, what their host looks at the disks with afterwards, and what makes
-/// compressed kernels.
-const FOR_TESTS: [Package; 11] = [
+/// installed systems, discs and compressed kernels.
+const FOR_TESTS: [Package; 15] = [
     package("fio", "fio"),
     package("nvme-cli", "nvme"),
     package("smartmontools", "smartctl"),
@@ -38,6 +38,10 @@ const FOR_TESTS: [Package; 11] = [
     package("util-linux-extra", "hwclock"),
     package("qemu-utils", "qemu-img"),
     package("mmdebstrap", "mmdebstrap"),
+    package("dosfstools", "mkfs.vfat"),
+    package("mtools", "mcopy"),
+    package("gdisk", "sgdisk"),
+    package("xorriso", "xorriso"),
     package("xz-utils", "xz"),
     package("zstd", "zstd"),
 ];

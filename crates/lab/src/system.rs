@@ -38,12 +38,15 @@ const GUEST_MODULES: &str = "\
     virtio_pci virtio_mmio virtio_console virtio_blk virtio_net virtio_scsi virtio_balloon virtio_rng virtio_mem \
     virtiofs 9p 9pnet_virtio vmw_vsock_virtio_transport ahci nvme sd_mod sr_mod sg xhci_pci usb-storage uas usbhid \
     e1000 e1000e igb igbvf ext4 vfat isofs nls_ascii nls_cp437 crc32c_generic crc32c-intel crct10dif_generic \
-    crct10dif_common crc64_rocksoft_generic qemu_fw_cfg i6300esb pvpanic-pci tpm_crb tpm_tis loop msr button evdev";
+    crct10dif_common crc64_rocksoft_generic efivarfs qemu_fw_cfg i6300esb pvpanic-pci tpm_crb tpm_tis loop msr button evdev";
 
 /// There is nothing in sbin: the kernel looks there for modprobe long before there is anything to load, and a
 /// program that starts only to find nothing costs 35 CPUID exits a time. Init tells it where modprobe is.
 const FOLDERS: [&str; 13] =
     ["dev", "proc", "sys", "tmp", "run", "root", "mnt", "var", "share", "tree", "host", "lab/guest", "sbin"];
+
+/// OVMF, where Debian has it and skep looks for it.
+const FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
 
 const BUSYBOX: &str = "busybox";
 
@@ -69,8 +72,9 @@ impl System {
     }
 }
 
-/// The archive that belongs to one run: the lab's programs as just built, the job, the table of disks.
-pub fn of_this_run(places: &Places, job: &Job, disks: &str) -> Result<Vec<u8>, LabError> {
+/// The archive that belongs to one run: the lab's programs as just built, the job, the table of disks; and firmware for
+/// guests, if this machine has it.
+pub fn of_this_run(places: &Places, job: &Job, disks: &str, firmware: bool) -> Result<Vec<u8>, LabError> {
     let program = |name: &str| {
         let path = places.dist.join(name);
         fs::read(&path).map_err(LabError::path("read", &path))
@@ -78,6 +82,12 @@ pub fn of_this_run(places: &Places, job: &Job, disks: &str) -> Result<Vec<u8>, L
     let init = program(INIT)?;
     let (io, edu) = (program("lab-io")?, program("lab-edu")?);
     let skep = places.dist.join("skep").is_file().then(|| program("skep")).transpose()?;
+    let firmware = FIRMWARE.into_iter().filter(|path| firmware && Path::new(path).is_file());
+    let firmware = firmware.map(|path| match fs::read(path) {
+        Ok(bytes) => Ok((path, bytes)),
+        Err(error) => Err(LabError::system("read", path, error)),
+    });
+    let firmware = firmware.collect::<Result<Vec<_>, _>>()?;
     let build = || {
         let mut archive = Archive::new();
         archive.file("init", 0o755, &init)?;
@@ -89,6 +99,9 @@ pub fn of_this_run(places: &Places, job: &Job, disks: &str) -> Result<Vec<u8>, L
         }
         archive.file(JOB_PATH.trim_start_matches('/'), 0o644, &job.encode())?;
         archive.file("lab/disks.json", 0o644, disks.as_bytes())?;
+        for (path, bytes) in &firmware {
+            archive.file(path.trim_start_matches('/'), 0o644, bytes)?;
+        }
         archive.finish()
     };
     build().map_err(|e| LabError::system("pack", "the lab's programs", e))

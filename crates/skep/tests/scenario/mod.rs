@@ -13,6 +13,7 @@ mod programs;
 mod silence;
 pub mod tiny;
 pub mod together;
+pub mod uefi;
 pub mod warnings;
 
 use std::fmt::{self, Write as _};
@@ -255,6 +256,19 @@ impl Seen {
         let ends = self.lines().filter_map(|line| line.split_once("host: skep ended with "));
         let seen: Vec<i32> = ends.map(|(_, status)| status.parse().unwrap()).collect();
         assert_eq!(seen, statuses, "the exit statuses of skep\n{self}");
+    }
+
+    /// What came out up to the end of each run of skep.
+    pub fn each_vm(&self) -> Vec<Vec<&str>> {
+        let mut runs = vec![Vec::new()];
+        for line in self.lines() {
+            runs.last_mut().expect("there is one").push(line);
+            if line.contains("host: skep ended with ") {
+                runs.push(Vec::new());
+            }
+        }
+        runs.pop();
+        runs
     }
 
     /// The SHA-256 of the disk with this serial number, as it was when the host was switched on.
