@@ -6,30 +6,17 @@ ROOT=$1
 chroot "$ROOT" passwd -q -d root
 echo installed > "$ROOT/etc/hostname"
 echo '127.0.0.1 localhost installed' > "$ROOT/etc/hosts"
-# Without an identity, the first boot would be for choosing one, and set up all units again.
-rm -f "$ROOT/etc/machine-id"
-chroot "$ROOT" systemd-machine-id-setup > /dev/null
 mkdir -p "$ROOT/boot/efi"
-# The kernel mounts the root file system writable, and nothing has to do it again.
+# The initial RAM disk mounts the root file system writable, and nothing has to do it again.
 echo 'LABEL=ESP /boot/efi vfat umask=0077,noauto 0 0' > "$ROOT/etc/fstab"
 
-# The initramfs has the drivers of the disks that VMs have, and loads them all: udev would ask which of them are wanted.
-echo MODULES=list > "$ROOT/etc/initramfs-tools/conf.d/drivers"
-printf '%s\n' virtio_pci virtio_blk nvme ahci sd_mod ext4 crc32c_generic >> "$ROOT/etc/initramfs-tools/modules"
-rm "$ROOT"/usr/share/initramfs-tools/hooks/udev "$ROOT"/usr/share/initramfs-tools/scripts/init-*/udev
-echo '#!/bin/sh
-[ "$1" = prereqs ] || { . /usr/share/initramfs-tools/hook-functions; copy_exec /sbin/blkid; }' > "$ROOT/etc/initramfs-tools/hooks/blkid"
-chmod +x "$ROOT/etc/initramfs-tools/hooks/blkid"
-chroot "$ROOT" update-initramfs -u 2>&1 | grep -v 'No zstd\|type of root file system' >&2 || true
-
-# udev looks at disks, terminals and keys; the drivers of keys and of firmware's variables are loaded by name.
-mkdir -p "$ROOT/etc/systemd/system/systemd-udev-trigger.service.d" "$ROOT/etc/systemd/system-generators"
+# udev looks at disks, keys and the console.
+units=$ROOT/etc/systemd/system
+mkdir -p "$units/systemd-udev-trigger.service.d" "$ROOT/etc/systemd/journald.conf.d" "$ROOT/etc/systemd/system-generators"
 echo '[Service]
 ExecStart=
-ExecStart=udevadm trigger --type=devices --action=add --subsystem-match=block --subsystem-match=tty --subsystem-match=input' \
-    > "$ROOT/etc/systemd/system/systemd-udev-trigger.service.d/few.conf"
-printf '%s\n' button evdev efivarfs > "$ROOT/etc/modules-load.d/few.conf"
-mkdir -p "$ROOT/etc/systemd/journald.conf.d"
+ExecStart=udevadm trigger --type=devices --action=add --subsystem-match=block --subsystem-match=input
+ExecStart=udevadm trigger --type=devices --action=add --sysname-match=ttyS0' > "$units/systemd-udev-trigger.service.d/few.conf"
 echo '[Journal]
 Storage=volatile' > "$ROOT/etc/systemd/journald.conf.d/volatile.conf"
 for generator in "$ROOT"/usr/lib/systemd/system-generators/*; do
@@ -41,12 +28,32 @@ done
 chroot "$ROOT" systemctl --quiet mask getty@tty1.service \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer systemd-tmpfiles-clean.timer \
     e2scrub_reap.service systemd-random-seed.service systemd-update-utmp.service systemd-update-utmp-runlevel.service \
-    systemd-pstore.service systemd-journal-flush.service kmod-static-nodes.service \
+    systemd-pstore.service systemd-journal-flush.service systemd-sysusers.service systemd-sysctl.service \
+    systemd-tmpfiles-setup-dev.service systemd-remount-fs.service systemd-modules-load.service kmod-static-nodes.service \
     modprobe@configfs.service modprobe@dm_mod.service modprobe@drm.service modprobe@efi_pstore.service \
     modprobe@fuse.service modprobe@loop.service \
     dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount \
     sys-fs-fuse-connections.mount proc-sys-fs-binfmt_misc.automount
-
-cp "$FILES/at-boot.service" "$ROOT/etc/systemd/system/"
+cp "$FILES/at-boot.service" "$units/"
 chroot "$ROOT" systemctl --quiet enable at-boot.service
-rm -rf "$ROOT"/var/cache/apt/* "$ROOT"/var/lib/apt/lists/*
+
+# The initial RAM disk: busybox, and the drivers of the disks that VMs have, of the power button and of firmware's variables,
+# in an order in which they can be loaded.
+ram=$ROOT/tmp/ram
+mkdir -p "$ram/bin" "$ram/dev" "$ram/proc" "$ram/root" "$ram/modules"
+cp "$ROOT/bin/busybox" "$ram/bin/"
+cp "$FILES/init" "$ram/init"
+chmod +x "$ram/init"
+version=$(ls "$ROOT/usr/lib/modules")
+for module in virtio_pci virtio_blk nvme ahci sd_mod crc32c_generic ext4 button evdev efivarfs nls_ascii nls_cp437 vfat; do
+    chroot "$ROOT" modprobe --set-version "$version" --show-depends $module | sed -n 's/^insmod //p'
+done | awk '!seen[$1]++ { print $1 }' | {
+    number=100
+    while read -r file; do
+        cp "$ROOT$file" "$ram/modules/$number-${file##*/}"
+        number=$((number + 1))
+    done
+}
+chroot "$ROOT" sh -c 'cd /tmp/ram && find . | cpio --quiet -o -H newc' | gzip -1 > "$ROOT/boot/initrd.img-$version"
+
+rm -rf "$ram" "$ROOT"/var/cache/apt/* "$ROOT"/var/lib/apt/lists/*

@@ -7,7 +7,7 @@ SUITE=$1
 FILES=$(cd "$(dirname "$0")" && pwd)
 export FILES
 
-PACKAGES=systemd-sysv,dbus,linux-image-amd64,initramfs-tools,kmod,udev,e2fsprogs,login,efibootmgr
+PACKAGES=systemd-sysv,dbus,linux-image-amd64,initramfs-tools,kmod,udev,e2fsprogs,login,efibootmgr,busybox-static,cpio
 LOADERS=systemd-boot-efi,grub-efi-amd64-bin
 CMDLINE='root=LABEL=root rw console=ttyS0 quiet no_timer_check panic=-1'
 # What takes long on an emulated CPU and is of no use there, as in the lab's other guests.

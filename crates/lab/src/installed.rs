@@ -15,9 +15,10 @@ use crate::process;
 use crate::system::key;
 
 /// What makes it, by name.
-const RECIPE: [(&str, &str); 3] = [
+const RECIPE: [(&str, &str); 4] = [
     ("make.sh", include_str!("../installed/make.sh")),
     ("in-root.sh", include_str!("../installed/in-root.sh")),
+    ("init", include_str!("../installed/init")),
     ("at-boot.service", include_str!("../installed/at-boot.service")),
 ];
 

@@ -1,5 +1,5 @@
-# What the installed system does at each boot by firmware. Two boots belong together, and firmware's variables say which this
-# is: the first makes a boot entry, as an installer does, writes a file and reboots; the second finds both, and switches off.
+# What the installed system does at each boot by firmware: without its boot entry, it makes one, as an installer does, writes
+# a file and reboots; with it, it looks for both, and switches off.
 # It starts few programs, which take long there.
 [ -d /sys/firmware/efi ] || exit 0
 state=$(systemctl is-system-running --wait)
@@ -24,7 +24,6 @@ case $entries in
         number=${number##*Boot}
         case $entries in *"BootCurrent: $number"*) say booted by its entry ;; esac
         read -r words < /var/lib/written && say "found the file: $words"
-        rm /var/lib/written
         systemctl poweroff
         ;;
     *)
