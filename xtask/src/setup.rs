@@ -27,8 +27,8 @@ const LAB: [Package; 2] = [package("qemu-system-x86", "qemu-system-x86_64"), pac
 const BUSYBOX: Package = package("busybox-static", "busybox-static");
 
 /// What guests of the tests run to try their disks, what their host looks at the disks with afterwards, what makes
-/// compressed kernels, and what emulates TPMs.
-const FOR_TESTS: [Package; 14] = [
+/// installed systems, discs and compressed kernels, and what emulates TPMs.
+const FOR_TESTS: [Package; 18] = [
     package("fio", "fio"),
     package("nvme-cli", "nvme"),
     package("smartmontools", "smartctl"),
@@ -41,6 +41,10 @@ const FOR_TESTS: [Package; 14] = [
     package("swtpm", "swtpm"),
     package("tpm2-tools", "tpm2"),
     package("python3", "python3"),
+    package("dosfstools", "mkfs.vfat"),
+    package("mtools", "mcopy"),
+    package("gdisk", "sgdisk"),
+    package("xorriso", "xorriso"),
     package("xz-utils", "xz"),
     package("zstd", "zstd"),
 ];

@@ -70,6 +70,15 @@ pub enum LabError {
         /// What to do about it.
         hint: &'static str,
     },
+    /// An installed system could not be made.
+    #[error(
+        "cannot make an installed Debian: {why}. Its packages come over the network, and SKEP_CACHE needs 2 GB for a while: \
+         look at both and try again."
+    )]
+    Install {
+        /// What happened.
+        why: String,
+    },
     /// A disk, a device or the machine as a whole cannot be built as described.
     #[error("{why}. {hint}.")]
     Description {

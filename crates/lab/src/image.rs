@@ -1,4 +1,5 @@
-//! Disk images: bytes that depend on the serial number and the size alone, in files without a name.
+//! Disk images: bytes that depend on the serial number and the size alone, or an installed system, in files without a name;
+//! or files of the user.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -9,6 +10,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::LabError;
+use crate::installed::Installed;
 use crate::spec::{Contents, Disk, Size};
 
 /// Past this many bytes a generated disk is zeros: huge disks are for addresses, not for reading.
@@ -35,6 +37,14 @@ impl Image {
                 fill(&file, serial, *size).map_err(|e| LabError::system("fill a disk of", size, e))?;
                 Ok(Image { sha256: Some(sum(serial, *size, &file, cache)?), file, size: *size })
             }
+            Contents::Installed(loader) => {
+                let system = Installed::prepare()?;
+                let file =
+                    vanishing(cache).map_err(|e| LabError::system("make a disk in", cache.display(), e))?;
+                system.copy(*loader, &file)?;
+                let size = file.metadata().map_err(LabError::path("look at a disk in", cache))?.len();
+                Ok(Image { file, size: Size::bytes(size), sha256: None })
+            }
             Contents::Image(path) => {
                 let file = File::options()
                     .read(true)
@@ -60,13 +70,14 @@ impl Image {
 
 /// A file of this size that no folder knows: in RAM when it is small, else in the cache's file system.
 fn unnamed(size: Size, cache: &Path) -> io::Result<File> {
-    let file = if size.as_bytes() <= FILLED {
-        in_memory("skep-lab-disk")?
-    } else {
-        File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).open(cache)?
-    };
+    let file = if size.as_bytes() <= FILLED { in_memory("skep-lab-disk")? } else { vanishing(cache)? };
     file.set_len(size.as_bytes())?;
     Ok(file)
+}
+
+/// An empty file on the cache's disk that nothing but its descriptor knows.
+fn vanishing(cache: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).open(cache)
 }
 
 /// An empty file in RAM that nothing but its descriptor knows.

@@ -20,6 +20,7 @@ pub mod count;
 mod description;
 mod error;
 mod image;
+mod installed;
 mod kernel;
 mod machine;
 pub mod names;
@@ -35,6 +36,7 @@ pub mod wire;
 pub use description::{Builder, Lab};
 pub use error::LabError;
 pub use image::Original;
+pub use installed::{ESP_AT, Installed, Loader, ROOT_AT};
 pub use kernel::{
     ensure_debian_kernel, has_debian_kernel, lab_kernel, lab_kernel_in, modules, newest_kernel,
 };

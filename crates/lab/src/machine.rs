@@ -164,7 +164,7 @@ impl Machine {
         let index = self.disks.len() - 1;
         let fd = self.inherit(image.file);
         // Only images of the user can be in someone else's hands, and need what was written to last.
-        let own = matches!(disk.contents, Contents::Generated(_));
+        let own = !matches!(disk.contents, Contents::Image(_));
         let care = if own { "locking=off,cache.no-flush=on" } else { "locking=auto" };
         self.words(&format!("-add-fd fd={fd},set={index}"));
         self.words(&format!(

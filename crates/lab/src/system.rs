@@ -46,6 +46,9 @@ const GUEST_MODULES: &str = "\
 const FOLDERS: [&str; 13] =
     ["dev", "proc", "sys", "tmp", "run", "root", "mnt", "var", "share", "tree", "host", "lab/guest", "sbin"];
 
+/// OVMF, where Debian has it and skep looks for it.
+const FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
+
 const BUSYBOX: &str = "busybox";
 
 /// Everything that a boot of the emulated host needs from the cache.
@@ -70,8 +73,9 @@ impl System {
     }
 }
 
-/// The archive that belongs to one run: the lab's programs as just built, the job, the table of disks.
-pub fn of_this_run(places: &Places, job: &Job, disks: &str) -> Result<Vec<u8>, LabError> {
+/// The archive that belongs to one run: the lab's programs as just built, the job, the table of disks; and firmware for
+/// guests, if this machine has it.
+pub fn of_this_run(places: &Places, job: &Job, disks: &str, firmware: bool) -> Result<Vec<u8>, LabError> {
     let program = |name: &str| {
         let path = places.dist.join(name);
         fs::read(&path).map_err(LabError::path("read", &path))
@@ -79,6 +83,12 @@ pub fn of_this_run(places: &Places, job: &Job, disks: &str) -> Result<Vec<u8>, L
     let init = program(INIT)?;
     let (io, edu) = (program("lab-io")?, program("lab-edu")?);
     let skep = places.dist.join("skep").is_file().then(|| program("skep")).transpose()?;
+    let firmware = FIRMWARE.into_iter().filter(|path| firmware && Path::new(path).is_file());
+    let firmware = firmware.map(|path| match fs::read(path) {
+        Ok(bytes) => Ok((path, bytes)),
+        Err(error) => Err(LabError::system("read", path, error)),
+    });
+    let firmware = firmware.collect::<Result<Vec<_>, _>>()?;
     let build = || {
         let mut archive = Archive::new();
         archive.file("init", 0o755, &init)?;
@@ -90,6 +100,9 @@ pub fn of_this_run(places: &Places, job: &Job, disks: &str) -> Result<Vec<u8>, L
         }
         archive.file(JOB_PATH.trim_start_matches('/'), 0o644, &job.encode())?;
         archive.file("lab/disks.json", 0o644, disks.as_bytes())?;
+        for (path, bytes) in &firmware {
+            archive.file(path.trim_start_matches('/'), 0o644, bytes)?;
+        }
         archive.finish()
     };
     build().map_err(|e| LabError::system("pack", "the lab's programs", e))

@@ -66,8 +66,10 @@ struct Exec {
     /// Without any --device and --disk: an AHCI disk, two NVMe controllers, an e1000e and the edu device
     #[arg(long = "device", value_name = "SPEC")]
     devices: Vec<Device>,
-    /// A disk: ahci, nvme, virtio, usb or scsi, then :SIZE or :PATH, then serial=, logical=, physical= and for
-    /// ahci controller= (ahci:64M,serial=A). An image given by PATH is written back
+    /// A disk: ahci, nvme, virtio, usb or scsi, then :SIZE, :PATH, :debian or :debian-grub, then serial=, logical=,
+    /// physical= and for ahci controller= (ahci:64M,serial=A). An image given by PATH is written back. debian is a small
+    /// Debian, installed with systemd-boot or GRUB; it is made at first use (some minutes), and what is written to it is
+    /// forgotten
     #[arg(long = "disk", value_name = "SPEC")]
     disks: Vec<Disk>,
     /// A folder of this machine, writable at /share
@@ -76,7 +78,8 @@ struct Exec {
     /// Show this machine's / at /host (chroot /host ...); what is written there is forgotten
     #[arg(long)]
     host_root: bool,
-    /// Guests with firmware: works around a fault of QEMU's, which would abort
+    /// Guests with firmware: this machine's OVMF, if it is installed, and a work-around for a fault of QEMU's, which would
+    /// abort
     #[arg(long)]
     guest_firmware: bool,
     /// More words for the kernel's command line

@@ -1,32 +1,161 @@
-//! An installed Debian boots to a login, from a disk behind each controller, and the power button switches it off.
+//! An installed Debian boots from wherever its disk is: by UEFI firmware, twice, and by its kernel to a login.
 
 mod scenario;
 
-use std::process::Command;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
 
-use scenario::Scenario;
-use scenario::installed::Installed;
+use lab::{Loader, Size};
+use scenario::firmware::{CODE, UEFI, VARS, put};
+use scenario::installed::{InstalledDisk, system};
+use scenario::{EACH_INSTALLED_BOOT, Scenario, packages};
+
+/// Where a system boots from.
+struct Place {
+    name: &'static str,
+    /// skep's flags for it.
+    flags: &'static str,
+    /// What the system's disk hangs on then.
+    hangs_on: &'static str,
+    boots: Boots,
+}
+
+/// How a system boots at a place.
+#[derive(PartialEq)]
+enum Boots {
+    /// With new firmware variables; it makes a boot entry, reboots, and is started by that.
+    Twice,
+    /// With the variables of the place before, whose boot entry finds it here, too.
+    ByTheSameEntry,
+}
+
+/// Something must have been said so often, be it behind what moves the cursor, or behind a prompt.
+fn says(name: &str, lines: &[&str], what: &str, times: usize) {
+    let count = lines.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(count, times, "{name}: {what:?}, in:\n{}", lines.join("\n"));
+}
+
+/// Boots the system on a disk from each of these places, one after the other in one emulated host.
+fn boots_from(host: Scenario, folder: &Path, disk: &InstalledDisk, places: &[Place]) {
+    put(&[CODE, VARS], folder);
+    let mut script = String::from(
+        "boot() {
+            name=$1
+            shift
+            began=$(cut -d . -f 1 /proc/uptime)
+            uefi --firmware-vars /tmp/vars \"$@\"
+            say \"$name took $(($(cut -d . -f 1 /proc/uptime) - began)) s\"
+        }\n",
+    );
+    for Place { name, flags, boots, .. } in places {
+        if *boots == Boots::Twice {
+            script.push_str("rm -f /tmp/vars\n");
+        }
+        writeln!(script, "boot {name} {flags}").unwrap();
+    }
+    let seen = host
+        .patience(EACH_INSTALLED_BOOT * 2 * places.len() as u32)
+        .guest_firmware()
+        .memory(Size::mib(1536))
+        .share(folder)
+        .run(&(UEFI.to_owned() + &script));
+    seen.ended_with(&vec![0; places.len()]);
+    for (Place { name, hangs_on, boots, .. }, lines) in places.iter().zip(seen.each_vm()) {
+        let has = |what: &str, times| says(name, &lines, what, times);
+        let times = if *boots == Boots::Twice { 2 } else { 1 };
+        has("guest: state running", times);
+        has(&format!("guest: disk {hangs_on}"), times);
+        has("installed login:", times);
+        has("guest: booted by its entry", 1);
+        has("guest: found the file: by the first boot", 1);
+    }
+    disk.is_clean();
+}
+
+#[test]
+fn a_debian_with_systemd_boot_boots_from_an_assigned_nvme_controller_a_driven_one_and_an_emulated_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = InstalledDisk::new(folder.path(), Loader::SystemdBoot);
+    let host = Scenario::new().disk(&format!("nvme:{}", disk.path().display()));
+    boots_from(
+        host,
+        folder.path(),
+        &disk,
+        &[
+            Place {
+                name: "assigned-nvme",
+                flags: "--assign $(of_class 0x010802)",
+                hangs_on: "nvme",
+                boots: Boots::Twice,
+            },
+            Place {
+                name: "driven-nvme",
+                flags: "--disk nvme=$(of_class 0x010802)",
+                hangs_on: "virtio",
+                boots: Boots::Twice,
+            },
+            Place {
+                name: "emulated-nvme",
+                flags: "--disk path=/dev/nvme0n1,model=nvme",
+                hangs_on: "nvme",
+                boots: Boots::ByTheSameEntry,
+            },
+        ],
+    );
+}
+
+#[test]
+fn a_debian_with_grub_boots_from_an_assigned_ahci_controller_and_from_a_physical_disk_as_virtio_blk_and_ahci()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let disk = InstalledDisk::new(folder.path(), Loader::Grub);
+    let host = Scenario::new().disk(&format!("ahci:{}", disk.path().display()));
+    boots_from(
+        host,
+        folder.path(),
+        &disk,
+        &[
+            Place {
+                name: "assigned-ahci",
+                flags: "--assign $(function_of sda)",
+                hangs_on: "ata",
+                boots: Boots::Twice,
+            },
+            Place {
+                name: "virtio-blk",
+                flags: "--disk /dev/sda",
+                hangs_on: "virtio",
+                boots: Boots::ByTheSameEntry,
+            },
+            Place {
+                name: "emulated-ahci",
+                flags: "--disk path=/dev/sda,model=ahci",
+                hangs_on: "ata",
+                boots: Boots::ByTheSameEntry,
+            },
+        ],
+    );
+}
 
 /// One boot after the other in one emulated host, each of the system that the one before left on the disk.
-fn boots(all: &[(&str, u32)]) {
-    let system = Installed::prepare();
+fn boots_to_a_login(all: &[(&str, u32)]) {
     let folder = tempfile::tempdir().unwrap();
-    let disk = folder.path().join("disk.img");
-    system.copy(&disk);
+    let disk = InstalledDisk::new(folder.path(), Loader::SystemdBoot);
     let boots: Vec<String> = all.iter().map(|(model, cpus)| format!("boot {model} {cpus}")).collect();
     let seen = Scenario::new()
-        .patience(scenario::EACH_INSTALLED_BOOT * all.len() as u32)
-        .memory(lab::Size::mib(1024))
-        .share(system.folder())
+        .patience(EACH_INSTALLED_BOOT * all.len() as u32)
+        .memory(Size::mib(1024))
+        .share(system().folder())
         // Not on AHCI: QEMU's own loses a command now and then, and Linux waits for it for half a minute.
-        .disk(&format!("virtio:{}", disk.display()))
+        .disk(&format!("virtio:{}", disk.path().display()))
         .run(&format!(
             "# On a machine that does other things too, systemd's 90 seconds for a device can be too few.
              PATIENT='systemd.default_timeout_start_sec=900 systemd.default_device_timeout_sec=900'
              boot() {{
                  : > /tmp/console
                  skep run --name debian --memory 512M --cpus $2 --kernel /share/vmlinuz --initrd /share/initrd \
-                     --cmdline \"console=ttyS0 no_timer_check root=LABEL=root quiet $PATIENT\" \
+                     --cmdline \"$GUEST root=LABEL=root $PATIENT\" \
                      --disk path=/dev/vda,model=$1 --console file:/tmp/console < /dev/null &
                  login=no
                  wait_for 800 grep -q 'installed login:' /tmp/console && login=yes
@@ -48,14 +177,12 @@ fn boots(all: &[(&str, u32)]) {
             "{line}\n{seen}"
         );
     }
-    let check = Command::new("e2fsck").args(["-f", "-n"]).arg(&disk).output().unwrap();
-    let said = String::from_utf8_lossy(&check.stdout);
-    assert!(check.status.success(), "the file system is not clean after the last power-off: {said}");
+    disk.is_clean();
 }
 
 #[test]
 fn an_installed_debian_boots_to_a_login_and_is_switched_off() {
-    boots(&[("nvme", 2)]);
+    boots_to_a_login(&[("nvme", 2)]);
 }
 
 #[test]
@@ -65,7 +192,61 @@ fn thirty_boots_of_an_installed_debian_reach_a_login_and_end() {
     // In two emulated hosts at a time.
     std::thread::scope(|scope| {
         for rounds in [3, 2] {
-            scope.spawn(move || (0..rounds).for_each(|_| boots(&round)));
+            scope.spawn(move || (0..rounds).for_each(|_| boots_to_a_login(&round)));
         }
     });
+}
+
+#[test]
+fn a_disc_in_the_drive_boots_by_grub_twice_and_a_variable_written_by_its_system_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    put(&[CODE, VARS], folder.path());
+    let grub = packages::file("grub-efi-amd64-bin", "./usr/lib/grub/x86_64-efi/monolithic/gcdx64.efi");
+    fs::copy(grub.unwrap(), folder.path().join("grub.efi")).unwrap();
+    let seen = Scenario::new()
+        .patience(EACH_INSTALLED_BOOT)
+        .guest_firmware()
+        .memory(Size::mib(1536))
+        .share(folder.path())
+        .outer_root()
+        .disk("ahci:1M")
+        .run(
+            &(UEFI.to_owned()
+                + r#"
+        { echo 'set -e; say() { echo "guest: $*"; }'; both; cat; } > /tmp/script << 'END'
+            mount -t iso9660 -o ro /dev/sr0 /mnt
+            say "the disc says $(cat /mnt/words)"
+            mount -t efivarfs efivarfs /sys/firmware/efi/efivars
+            kept=/sys/firmware/efi/efivars/Kept-3f1c6e7a-5d0b-4c57-9a43-0b1e3f7a9c55
+            if [ -f $kept ]; then
+                say "the variable says $(tail -c +5 $kept)"
+            else
+                # Its attributes are the first four bytes: kept when the power is off, for boot and afterwards.
+                printf '\007\000\000\000again' > $kept
+                reboot -f
+                sleep 100
+            fi
+END
+        work=/host/tmp/disc
+        mkdir -p $work/disc/boot/grub
+        lab-initrd /tmp/script $work/disc/initrd
+        cp /lab/guest/vmlinuz /share/grub.efi $work
+        mv $work/vmlinuz $work/disc
+        echo hello > $work/disc/words
+        echo "linux /vmlinuz $GUEST
+              initrd /initrd
+              boot" > $work/disc/boot/grub/grub.cfg
+        outer sh -e -c '
+            cd /tmp/disc
+            mkfs.vfat -C disc/efi.img 8192 > /dev/null
+            mmd -i disc/efi.img ::EFI ::EFI/BOOT
+            mcopy -i disc/efi.img grub.efi ::EFI/BOOT/BOOTX64.EFI
+            xorriso -as mkisofs -quiet -R -V DISC -e efi.img -no-emul-boot -o disc.iso disc'
+        uefi --firmware-vars /tmp/vars --disk path=$work/disc.iso,model=ahci-cd
+        "#),
+        );
+    seen.ended_with(&[0]);
+    let lines: Vec<&str> = seen.lines().collect();
+    says("a disc", &lines, "guest: the disc says hello", 2);
+    says("a disc", &lines, "guest: the variable says again", 1);
 }

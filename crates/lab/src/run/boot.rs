@@ -97,7 +97,7 @@ impl Boot {
         };
         let disks = serde_json::Value::from(machine.disks());
         let table = format!("{disks:#}\n");
-        let initrd = initrd(&system.host, &of_this_run(places, &job, &table)?)?;
+        let initrd = initrd(&system.host, &of_this_run(places, &job, &table, lab.guest_firmware)?)?;
         // The second time, the kernel says all it has to say.
         machine.boot(&system.kernel.elf, initrd, &command_line(lab, attempt > 1));
         let (ours, theirs) = UnixStream::pair().map_err(|e| LabError::system("make", "a socket pair", e))?;

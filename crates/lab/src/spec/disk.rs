@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::installed::Loader;
+
 use super::{Size, SpecError, split_options};
 
 /// What a disk hangs on.
@@ -65,11 +67,13 @@ impl BlockSize {
 pub enum Contents {
     /// Pseudo-random bytes that depend on the serial number and the size alone.
     Generated(Size),
+    /// An installed Debian with this boot loader; what is written is forgotten.
+    Installed(Loader),
     /// A raw image, used in place: what the host writes stays in it.
     Image(PathBuf),
 }
 
-/// A disk: `BUS:SIZE|PATH[,serial=S][,logical=512|4096][,physical=512|4096][,controller=N]`.
+/// A disk: `BUS:SIZE|debian|debian-grub|PATH[,serial=S][,logical=512|4096][,physical=512|4096][,controller=N]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// What it hangs on.
@@ -86,7 +90,7 @@ pub struct Disk {
     pub controller: Option<u8>,
 }
 
-const HINT: &str = "Write it like ahci:64M, nvme:1G,serial=A,logical=4096 or usb:/path/to/image";
+const HINT: &str = "Write it like ahci:64M, nvme:1G,serial=A,logical=4096, nvme:debian or usb:/path/to/image";
 
 impl Disk {
     /// A generated disk with the usual blocks.
@@ -116,10 +120,12 @@ impl FromStr for Disk {
             .into_iter()
             .find(|known| known.name() == bus)
             .ok_or_else(|| error(format!("bus {bus:?} is not ahci, nvme, virtio, usb or scsi")))?;
-        let contents = match what.parse::<Size>() {
-            Ok(size) => Contents::Generated(size),
-            Err(_) if what.is_empty() => return Err(error("it has neither size nor path".into())),
-            Err(_) => Contents::Image(PathBuf::from(what)),
+        let installed = [Loader::SystemdBoot, Loader::Grub].into_iter().find(|loader| loader.disk() == what);
+        let contents = match (what.parse::<Size>(), installed) {
+            (Ok(size), _) => Contents::Generated(size),
+            (_, Some(loader)) => Contents::Installed(loader),
+            _ if what.is_empty() => return Err(error("it has neither size nor path".into())),
+            _ => Contents::Image(PathBuf::from(what)),
         };
         let (mut serial, mut logical, mut physical, mut controller) = (None, None, None, None);
         for (key, value) in options {
@@ -148,6 +154,9 @@ impl Disk {
     fn check(&self) -> Result<(), String> {
         if self.bus == Bus::Ahci && self.logical != BlockSize::B512 {
             return Err("QEMU's AHCI disks have logical blocks of 512 bytes only".into());
+        }
+        if matches!(self.contents, Contents::Installed(_)) && self.logical != BlockSize::B512 {
+            return Err("the installed Debian's partition table is one of logical blocks of 512 bytes".into());
         }
         if self.physical.bytes() < self.logical.bytes() {
             return Err("physical blocks cannot be smaller than logical ones".into());
@@ -183,12 +192,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_size_is_generated_and_a_path_is_an_image() {
+    fn a_size_is_generated_debian_is_installed_and_a_path_is_an_image() {
         let disk: Disk = "ahci:64M".parse().unwrap();
         assert_eq!(disk, Disk::generated(Bus::Ahci, Size::mib(64)));
         let disk: Disk = "usb:/tmp/a.img,serial=U".parse().unwrap();
         assert_eq!(disk.contents, Contents::Image("/tmp/a.img".into()));
         assert_eq!(disk.serial.as_deref(), Some("U"));
+        let disk: Disk = "nvme:debian,serial=D".parse().unwrap();
+        assert_eq!(disk.contents, Contents::Installed(Loader::SystemdBoot));
+        let disk: Disk = "ahci:debian-grub".parse().unwrap();
+        assert_eq!(disk.contents, Contents::Installed(Loader::Grub));
+        let disk: Disk = "ahci:./debian".parse().unwrap();
+        assert_eq!(disk.contents, Contents::Image("./debian".into()));
     }
 
     #[test]
@@ -209,6 +224,7 @@ mod tests {
             ("nvme:64M,logical=520", "520"),
             ("nvme:64M,logical=4096,physical=512", "smaller"),
             ("nvme:1000,logical=4096", "whole number"),
+            ("nvme:debian,logical=4096", "partition table"),
             ("nvme:64M,controller=1", "only ahci"),
             ("ahci:64M,controller=x", "no number"),
             ("scsi:64M,colour=red", "colour"),

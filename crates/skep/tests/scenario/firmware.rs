@@ -9,6 +9,18 @@ use super::packages;
 /// So long a start by firmware may take, on a bad day.
 pub const EACH_START: Duration = Duration::from_secs(400);
 
+/// Defines `uefi ARGUMENTS...`: skep with the firmware in `/share`, and how it ended. A VM that does not end, as at a prompt
+/// of firmware, is stopped in time.
+pub const UEFI: &str = r#"
+    uefi() {
+        skep run --name uefi --memory 512M --firmware /share/OVMF_CODE_4M.fd "$@" < /dev/null & VM=$!
+        { sleep ${PATIENCE:-700}; echo "host: it does not end"; kill $VM; sleep 5; kill $VM; } & LIMIT=$!
+        wait $VM && ended=0 || ended=$?
+        kill $LIMIT
+        say "skep ended with $ended"
+    }
+"#;
+
 /// Files of packages: package, path, name.
 pub type Packaged = (&'static str, &'static str, &'static str);
 

@@ -259,6 +259,19 @@ impl Seen {
         assert_eq!(seen, statuses, "the exit statuses of skep\n{self}");
     }
 
+    /// What came out up to the end of each run of skep.
+    pub fn each_vm(&self) -> Vec<Vec<&str>> {
+        let mut runs = vec![Vec::new()];
+        for line in self.lines() {
+            runs.last_mut().expect("there is one").push(line);
+            if line.contains("host: skep ended with ") {
+                runs.push(Vec::new());
+            }
+        }
+        runs.pop();
+        runs
+    }
+
     /// The SHA-256 of the disk with this serial number, as it was when the host was switched on.
     pub fn sum(&self, serial: &str) -> &str {
         let disk =
