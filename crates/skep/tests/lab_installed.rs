@@ -93,7 +93,7 @@ fn a_debian_with_systemd_boot_boots_from_an_assigned_nvme_controller_a_driven_on
                 name: "driven-nvme",
                 flags: "--disk nvme=$(of_class 0x010802)",
                 hangs_on: "virtio",
-                boots: Boots::Twice,
+                boots: Boots::ByTheSameEntry,
             },
             Place {
                 name: "emulated-nvme",
