@@ -1,4 +1,4 @@
-//! From the start of a monitor to its guest's init: how long, and how many exits.
+//! From the start of a monitor to its guest's init, or by firmware to its kernel: how long, and how many exits.
 
 use std::io;
 use std::time::Duration;
@@ -16,5 +16,21 @@ pub fn measure(vmm: Vmm) -> io::Result<Vec<Sample>> {
         Sample::new("boot, ms", line.after.as_secs_f64() * 1e3),
         Sample::new("boot, exits", line.exits as f64),
         Sample::new("boot, exits but the clock's", line.exits.saturating_sub(line.by_the_clock) as f64),
+    ])
+}
+
+/// The first words of a kernel that firmware has started.
+const KERNEL: &str = "EFI stub:";
+
+/// Has firmware, which this guest's variables are new for, start a kernel. It is measured when that says something first.
+pub fn measure_firmware(vmm: Vmm) -> io::Result<Vec<Sample>> {
+    let mut guest = Guest::start(vmm.with_firmware("lab.init-only")?)?;
+    let line = guest.wait_for(KERNEL, Duration::from_secs(300))?;
+    guest.wait_for("lab: init", Duration::from_secs(120))?;
+    guest.end(Duration::from_secs(60))?;
+    Ok(vec![
+        Sample::new("firmware, ms", line.after.as_secs_f64() * 1e3),
+        Sample::new("firmware, exits", line.exits as f64),
+        Sample::new("firmware, exits but the clock's", line.exits.saturating_sub(line.by_the_clock) as f64),
     ])
 }

@@ -22,7 +22,7 @@ const USAGE: &str = "\
 usage: lab-bench [--rounds N] [--only KIND] [--seconds S]
        lab-bench count boot|start|disk ROUNDS HUGE_PAGES all|few
   --rounds   how often each monitor is booted for each kind of sample [10]
-  --only     one kind of sample: boot, virtio-blk, ahci, nvme, assigned, driver
+  --only     one kind of sample: boot, virtio-blk, ahci, nvme, assigned, driver; or firmware, which the others are without
   --seconds  how long each load runs [1]
   count      starts between marks for a plugin that counts instructions, with transparent huge pages as given";
 
@@ -31,6 +31,8 @@ usage: lab-bench [--rounds N] [--only KIND] [--seconds S]
 enum Kind {
     /// From the start to the guest's init.
     Boot,
+    /// From the start to the kernel, by firmware.
+    Firmware,
     /// Reads from a disk of the host behind a model.
     Disk(Model),
     /// Reads from an assigned NVMe controller.
@@ -78,6 +80,7 @@ impl Kind {
     fn name(self) -> &'static str {
         match self {
             Kind::Boot => "boot",
+            Kind::Firmware => "firmware",
             Kind::Disk(model) => model.name(),
             Kind::Assigned => "assigned",
             Kind::Driver => "driver",
@@ -100,7 +103,11 @@ impl Kind {
         let sata = host::sata()?;
         let disk = if let Kind::Disk(model) = self { Some((&*sata, model)) } else { None };
         let hardware = Hardware { disk, assigned: assigned.as_deref(), driven: driven.as_deref() };
-        if self == Kind::Boot { boot::measure(vmm) } else { loads::measure(vmm, &hardware, seconds) }
+        match self {
+            Kind::Boot => boot::measure(vmm),
+            Kind::Firmware => boot::measure_firmware(vmm),
+            _ => loads::measure(vmm, &hardware, seconds),
+        }
     }
 }
 
@@ -112,7 +119,9 @@ impl Plan {
             match flag.as_str() {
                 "--rounds" => plan.rounds = value.parse().ok()?,
                 "--seconds" => plan.seconds = value.parse().ok()?,
-                "--only" => plan.kinds = vec![Kind::all().find(|kind| kind.name() == value)?],
+                "--only" => {
+                    plan.kinds = vec![Kind::all().chain([Kind::Firmware]).find(|kind| kind.name() == value)?]
+                }
                 _ => return None,
             }
         }

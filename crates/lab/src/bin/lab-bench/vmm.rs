@@ -177,6 +177,38 @@ impl Vmm {
     }
 }
 
+/// OVMF of the outer machine: code, and variables of a new VM.
+const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
+/// A kernel that is a program for UEFI, too.
+const EFI_KERNEL: &str = "/lab/guest/vmlinuz";
+/// The variables of the VM that is measured.
+const VARIABLES: &str = "/tmp/bench-variables";
+
+impl Vmm {
+    /// The command that has firmware start a kernel, with variables as they are at a VM's first start.
+    pub fn with_firmware(self, words: &str) -> io::Result<Command> {
+        // Not quiet: it is to say when it is there.
+        let line = format!("console=ttyS0 no_timer_check panic=-1 {words}");
+        let [code, variables] = OVMF;
+        let memory = format!("{MEMORY}M");
+        let own = if self == Vmm::Skep { VARIABLES.to_owned() } else { format!("{ROOT}{VARIABLES}") };
+        fs::copy(format!("{ROOT}{variables}"), &own)?;
+        if self == Vmm::Skep {
+            let mut command = Command::new("/bin/skep");
+            command.args(["run", "--memory", &memory, "--firmware-vars", &own, "--firmware"]);
+            command.arg(format!("{ROOT}{code},vars={ROOT}{variables}"));
+            command.args(["--kernel", EFI_KERNEL, "--initrd", INIT_ALONE, "--cmdline", &line]);
+            return Ok(command);
+        }
+        let mut command = qemu_of("pc", &memory, "1");
+        let flash = format!("if=pflash,format=raw,unit=0,readonly=on,file={code}");
+        command.args(["-drive", &flash, "-drive", &format!("if=pflash,format=raw,unit=1,file={VARIABLES}")]);
+        command.args(["-kernel", EFI_KERNEL, "-initrd", INIT_ALONE, "-append", &line]);
+        chroot(&mut command);
+        Ok(command)
+    }
+}
+
 /// The initramfs that a guest needs for its hardware.
 fn initrd(hardware: &Hardware<'_>) -> &'static str {
     if hardware.is_plain() { INIT_ALONE } else { INITRD }
