@@ -14,13 +14,14 @@ use pci::{
 };
 
 use crate::alarms::{Alarms, Event, Report};
-use crate::bars::{self, Bar};
+use crate::bars::{self, Bar, Content};
 use crate::claim::Claim;
 use crate::config::{self, COMMAND_IDLE, Config, Features, MsixLayout, Snapshot};
 use crate::error::{AssignError, all};
 use crate::interrupts::{Interrupts, Kinds};
 use crate::registers::{Device, Registers};
 use crate::reset::Reset;
+use crate::rom::Rom;
 
 /// A host PCI function in the guest.
 ///
@@ -63,6 +64,7 @@ impl Assigned {
         at: Address,
         windows: &Windows,
         services: Arc<dyn Services>,
+        rom: Rom,
         report: Report,
     ) -> Result<Arc<Assigned>, AssignError> {
         let name = address.to_string();
@@ -92,7 +94,7 @@ impl Assigned {
             count: layout.count.min(irq.count.try_into().unwrap_or(u16::MAX)),
             ..layout
         });
-        let bars = bars::find(address, &device, &snapshot, &trapped(msix.as_ref()))?;
+        let bars = bars::find(address, &device, &snapshot, &trapped(msix.as_ref()), rom)?;
         let kinds = kinds(&device, &snapshot, msix.as_ref(), at, &services)?;
         let interrupts = Interrupts::new(at, device.clone(), services.clone(), kinds, irq.no_resize);
 
@@ -316,9 +318,16 @@ impl Function for Assigned {
             (Some(Part::Pending(offset)), Some(msix)) => msix.read_pending(offset, data),
             (Some(_), _) => {}
             (None, _) => {
-                let Some(region) = state.region(bar) else { return };
+                let Some(content) = state.content(bar) else { return };
                 drop(state);
-                if let Err(error) = self.hardware.device.read(&region, offset, data) {
+                let read = match content {
+                    Content::Device(region) => self.hardware.device.read(&region, offset, data),
+                    Content::Image(image) => {
+                        image.read(offset, data);
+                        Ok(())
+                    }
+                };
+                if let Err(error) = read {
                     data.fill(0xff);
                     self.warn(error.to_string());
                 }
@@ -339,8 +348,11 @@ impl Function for Assigned {
             }
             Some(_) => Ok(()),
             None => {
-                let Some(region) = state.region(bar).filter(|region| region.writable) else { return Ok(()) };
+                let Some(Content::Device(region)) = state.content(bar) else { return Ok(()) };
                 drop(state);
+                if !region.writable {
+                    return Ok(());
+                }
                 self.hardware.device.write(&region, offset, data).map_err(|error| self.error(&error))
             }
         }
@@ -371,8 +383,8 @@ impl Function for Assigned {
 }
 
 impl State {
-    fn region(&self, bar: usize) -> Option<dma::vfio::Region> {
-        self.bars.iter().find(|other| other.spec.index() == bar).map(|bar| bar.region.clone())
+    fn content(&self, bar: usize) -> Option<Content> {
+        self.bars.iter().find(|other| other.spec.index() == bar).map(|bar| bar.content.clone())
     }
 }
 

@@ -11,6 +11,7 @@ use pci::{Address, BarKind, BarSpec, PciError, Services, register};
 
 use crate::config::Snapshot;
 use crate::error::AssignError;
+use crate::rom::{Rom, RomImage};
 
 /// The host's page, the unit of mapping.
 const PAGE: u64 = 4096;
@@ -19,13 +20,22 @@ const PAGE: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct Bar {
     pub spec: BarSpec,
-    pub region: Region,
+    pub content: Content,
     /// Pieces mapped into this process for the guest, with their offsets in the BAR.
     areas: Vec<(u64, MappedArea)>,
     /// The pieces that are in the guest's address space now.
     visible: Vec<DeviceMemory>,
     /// What it is called: "0000:01:00.0 BAR 0".
     name: Arc<str>,
+}
+
+/// Where what the guest reads there comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Content {
+    /// The device.
+    Device(Region),
+    /// A ROM in the place of the device's own.
+    Image(RomImage),
 }
 
 /// Finds the BARs and ROM of a device and maps what the guest may reach directly: all but the pages in
@@ -35,10 +45,14 @@ pub(crate) fn find(
     device: &Arc<VfioDevice>,
     config: &Snapshot,
     trapped: &[(usize, Range<u64>)],
+    rom: Rom,
 ) -> Result<Vec<Bar>, AssignError> {
     let mut bars = Vec::new();
     let mut index = 0;
     while index <= pci::ROM {
+        if index == pci::ROM && !matches!(rom, Rom::Own) {
+            break;
+        }
         let number = index;
         let register = config.u32(register::BAR0 + 4 * number as u16);
         index += 1;
@@ -61,7 +75,19 @@ pub(crate) fn find(
         }
         let name =
             if number == pci::ROM { format!("{address} ROM") } else { format!("{address} BAR {number}") };
-        bars.push(Bar { spec, region, areas, visible: Vec::new(), name: name.into() });
+        bars.push(Bar {
+            spec,
+            content: Content::Device(region),
+            areas,
+            visible: Vec::new(),
+            name: name.into(),
+        });
+    }
+    if let Rom::Image(image) = rom {
+        let spec =
+            BarSpec::new(pci::ROM, BarKind::Rom, image.size()).expect("an image is no larger than a ROM");
+        let name = format!("{address} ROM").into();
+        bars.push(Bar { spec, content: Content::Image(image), areas: Vec::new(), visible: Vec::new(), name });
     }
     Ok(bars)
 }

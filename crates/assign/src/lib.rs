@@ -22,8 +22,10 @@ pub mod fuzz;
 mod interrupts;
 mod registers;
 mod reset;
+mod rom;
 
 pub use alarms::{Alarms, Event, Report};
 pub use assigned::Assigned;
 pub use claim::{Claim, DomainPlan, RamPlan, check};
 pub use error::AssignError;
+pub use rom::{Rom, RomError, RomImage};

@@ -37,7 +37,7 @@ pub use model::{
     Assign, Backing, Boot, BootFirmware, Bounce, Buffers, Chain, Console, Disk, DiskModel, DiskSource,
     Distinct, Dma, DmaBackEnd, Draft, FileDisk, FirmwareChoice, FirmwareImage, Format, FwCfgContent,
     FwCfgFile, HostDomain, HugePages, Identified, Linux, ModelName, OnError, OnFault, OnRequest, OnTpmError,
-    Once, P2p, Poll, Tpm, TpmSource, Vm, Wire, Writes,
+    Once, P2p, Poll, Rom, Tpm, TpmSource, Vm, Wire, Writes,
 };
 pub use values::address::PciAddress;
 pub use values::count::{BootIndex, Cpus, LogicalBlock, Namespace, NodeId, Queues};

@@ -83,14 +83,17 @@ fn tpm(tpm: Option<&Tpm>) -> String {
 
 /// An assigned device: its address alone where the rest is as it is without a word.
 fn assign(assign: &Assign) -> String {
-    let Assign { address, domain, on_fault, on_request, boot_index } = assign;
+    let Assign { address, domain, on_fault, on_request, boot_index, rom } = assign;
     if *assign == Assign::new(*address) {
         return quoted(address);
     }
     let on_fault = on_fault.map(|answer| format!(", on-fault = {}", quoted(answer))).unwrap_or_default();
     let boot_index = boot_index.map(|index| format!(", bootindex = {index}")).unwrap_or_default();
-    let [address, domain, on_request] = [quoted(address), quoted(domain), quoted(on_request)];
-    format!("{{ address = {address}, domain = {domain}{on_fault}, on-request = {on_request}{boot_index} }}")
+    let [address, domain, on_request, rom] =
+        [quoted(address), quoted(domain), quoted(on_request), quoted(rom)];
+    format!(
+        "{{ address = {address}, domain = {domain}{on_fault}, on-request = {on_request}{boot_index}, rom = {rom} }}"
+    )
 }
 
 impl Disk {

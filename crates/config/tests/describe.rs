@@ -95,7 +95,7 @@ fn a_kernel_is_enough() {
 fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
     let file = "name = \"a\"\ncpus = 2\nnested = true\nmemory = 512\nhugepages = \"2M\"\nnode = 1\nwire = true\np2p = \"required\"\n\
                 dma = \"type1\"\nhost-domain = \"exclusive\"\ni-know = true\non-fault = \"stop\"\ntpm = { on-error = \"stop\" }\nfirmware = \"auto\"\nfirmware-vars = \"v\"\nsecure-boot = true\nboot = \"once:cd\"\nboot-menu = true\nfw-cfg = [{ name = \"opt/a\", string = \"x\" }]\nkernel = \"k\"\ninitrd = \"i\"\ncmdline = \"c\"\n\
-                console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\", domain = \"b\", on-fault = \"pause\", on-request = \"stop\", bootindex = 7 }]\n\
+                console = \"file:o\"\nassign = [\"01:00.0\", { address = \"02:00.0\", domain = \"b\", on-fault = \"pause\", on-request = \"stop\", bootindex = 7, rom = false }]\n\
                 [[disk]]\npath = \"d\"\nmodel = \"virtio-blk\"\nreadonly = true\nqueues = 3\nserial = \"s\"\n\
                 [[disk]]\nnvme = \"03:00.0\"\nnamespace = 2\npoll = false\non-error = \"pause\"\n\
                 [[disk]]\npath = \"c\"\nmodel = \"ahci-cd\"\nbootindex = 3\n";
@@ -115,7 +115,7 @@ fn a_file_and_flags_that_say_the_same_give_the_same_vm() {
         (Key::Cmdline, "c"),
         (Key::Console, "file:o"),
         (Key::Assign, "0000:01:00.0"),
-        (Key::Assign, "address=02:00.0,domain=b,on-fault=pause,on-request=stop,bootindex=7"),
+        (Key::Assign, "address=02:00.0,domain=b,on-fault=pause,on-request=stop,bootindex=7,rom=off"),
         (Key::Disk, "d,model=virtio-blk,readonly=on,queues=3,serial=s"),
         (Key::Disk, "nvme=03:00.0,namespace=2,poll=off,on-error=pause"),
         (Key::Disk, "c,model=ahci-cd,bootindex=3"),
@@ -270,6 +270,9 @@ fn the_boot_order_is_said_by_disks_and_devices_each_place_once_and_only_with_fir
     );
     assert!(flag_findings(Key::Disk, "d,bootindex=65536").contains("65536 is no place in the boot order"));
     assert!(flag_findings(Key::Boot, "cd").contains("once:cd"));
+    assert!(
+        flag_findings(Key::Assign, "01:00.0,rom=bios").contains("\"bios\" is no choice of an expansion ROM")
+    );
 }
 
 #[test]
@@ -322,11 +325,9 @@ fn an_error_in_a_flag_names_the_flag_as_written() {
     );
     assert!(flag_findings(Key::Cpus, "0").starts_with("--cpus 0: a VM cannot have 0 vCPUs."));
     assert!(flag_findings(Key::Assign, "1").starts_with("--assign 1: \"1\" is not a PCI address."));
-    assert!(
-        flag_findings(Key::Assign, "01:00.0,rom=off").contains(
-            "unknown key `rom`. The keys here are: address, domain, on-fault, on-request, bootindex."
-        )
-    );
+    assert!(flag_findings(Key::Assign, "01:00.0,vendor=off").contains(
+        "unknown key `vendor`. The keys here are: address, domain, on-fault, on-request, bootindex, rom."
+    ));
     assert!(flag_findings(Key::Console, "pty").starts_with("--console pty: \"pty\" is not a console."));
     assert!(flag_findings(Key::Name, "-x").starts_with("--name -x: \"-x\" is not a VM name."));
 }

@@ -8,7 +8,7 @@ use config::{
     Assign, Backing, Boot, BootFirmware, Bounce, Buffers, Chain, Console, Cpus, Disk, DiskModel, DiskSize,
     DiskSource, Distinct, Dma, DmaBackEnd, DomainName, File, FileDisk, FirmwareImage, Format, FwCfgContent,
     FwCfgFile, HostDomain, HostPath, HugePages, Key, Linux, MemorySize, OnError, OnFault, OnRequest,
-    OnTpmError, Once, P2p, PciAddress, Poll, Tpm, TpmSource, Vm, Wire, Writes,
+    OnTpmError, Once, P2p, PciAddress, Poll, Rom, Tpm, TpmSource, Vm, Wire, Writes,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -126,11 +126,13 @@ fn shown() -> impl Strategy<Value = Disk> {
 
 fn assign() -> impl Strategy<Value = Assign> {
     let domain = prop_oneof![Just(DomainName::default()), parsed("[A-Za-z0-9._-]{1,32}")];
-    (address(), domain, option::of(word(OnFault::NAMES)), word(OnRequest::NAMES)).prop_map(
-        |(address, domain, on_fault, on_request)| Assign {
+    let rom = prop_oneof![Just(Rom::Own), Just(Rom::Off), parsed("/[a-z,=]{1,9}").prop_map(Rom::File)];
+    (address(), domain, option::of(word(OnFault::NAMES)), word(OnRequest::NAMES), rom).prop_map(
+        |(address, domain, on_fault, on_request, rom)| Assign {
             domain,
             on_fault,
             on_request,
+            rom,
             ..Assign::new(address)
         },
     )

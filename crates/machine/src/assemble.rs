@@ -55,7 +55,7 @@ pub fn assemble(
     report: Reporter,
     steps: &Steps,
 ) -> Result<Vm, StartError> {
-    let Checked { hypervisor, boots, layout, cpus, disks, host, plans, tpm } = checked;
+    let Checked { hypervisor, boots, layout, cpus, disks, host, plans, mut roms, tpm } = checked;
     // First, so that it is dropped last and reports what failed when everything else was dropped.
     let (sender, inbox) = events(report);
 
@@ -102,7 +102,7 @@ pub fn assemble(
     let assigned = match &mut claimed {
         Some(claimed) => {
             claimed.introduce(&vm)?;
-            claimed.put_on(&bus, &services, &sender)?
+            claimed.put_on(&bus, &services, &mut roms, &sender)?
         }
         None => Vec::new(),
     };

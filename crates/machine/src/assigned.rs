@@ -1,9 +1,10 @@
 //! The assigned devices of a VM: taken from the host, registered with KVM, put on the bus, given back.
 
+use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use assign::{AssignError, Assigned, Claim, DomainPlan};
+use assign::{AssignError, Assigned, Claim, DomainPlan, Rom};
 use config::HostDomain;
 use disk::nvme::{NvmeController, NvmeOptions};
 use dma::{Chosen, DmaChoice, Domain, DomainError, Kind, KvmFile};
@@ -75,12 +76,13 @@ impl Claimed {
         Ok(())
     }
 
-    /// Puts every device on the bus, at the first addresses that are free, and tries whether they reach each other's
+    /// Puts every device on the bus, with its own expansion ROM unless `roms` has another, at the first addresses that are free, and tries whether they reach each other's
     /// memory, if they shall.
     pub fn put_on(
         &self,
         bus: &Bus,
         services: &Arc<dyn Services>,
+        roms: &mut HashMap<PciAddress, Rom>,
         events: &Events,
     ) -> Result<Vec<Arc<Assigned>>, StartError> {
         let mut all = Vec::new();
@@ -94,7 +96,8 @@ impl Claimed {
                 other => events.trouble(other.to_string()),
             });
             let (windows, services) = (bus.windows(), services.clone());
-            let assigned = Assigned::new(&self.claim, address, at, windows, services, report)?;
+            let rom = roms.remove(&address).unwrap_or_default();
+            let assigned = Assigned::new(&self.claim, address, at, windows, services, rom, report)?;
             bus.add(at, assigned.clone())?;
             bus.place_bars(at)?;
             all.push(assigned);

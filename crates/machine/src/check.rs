@@ -1,8 +1,8 @@
 //! Every fact that prevents a start, found before anything on the host is changed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use assign::{DomainPlan, RamPlan};
+use assign::{DomainPlan, RamPlan, Rom};
 use boot::{Initrd, KernelImage, platform};
 use config::MemorySize;
 use host::{Host, PciAddress, PciDevice};
@@ -29,6 +29,7 @@ pub struct Checked {
     pub(crate) disks: Vec<CheckedDisk>,
     pub(crate) host: Host,
     pub(crate) plans: Vec<DomainPlan>,
+    pub(crate) roms: HashMap<PciAddress, Rom>,
     pub(crate) tpm: Option<CheckedTpm>,
 }
 
@@ -111,6 +112,8 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
 
     let (plans, wrong) = plan::domains(draft);
     findings.add(wrong);
+    let (roms, wrong) = plan::roms(draft);
+    findings.add(wrong);
     let devices: Vec<PciAddress> = plans.iter().flat_map(|plan| plan.devices.clone()).collect();
     let iommu = host.iommu_address_width().map_or(52, |bits| bits.clamp(32, 52) as u8);
     let address_bits = hypervisor.as_ref().map_or(52, Hypervisor::address_bits).min(iommu);
@@ -145,7 +148,7 @@ pub fn check(draft: &config::Draft) -> Result<Checked, Vec<StartError>> {
     };
     match (hypervisor, boots, layout, cpus) {
         (Some(hypervisor), Some(boots), Some(layout), Some(cpus)) if findings.0.is_empty() => {
-            Ok(Checked { hypervisor, boots, layout, cpus, disks, host, plans, tpm })
+            Ok(Checked { hypervisor, boots, layout, cpus, disks, host, plans, roms, tpm })
         }
         _ => Err(findings.each_once()),
     }

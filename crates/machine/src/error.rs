@@ -2,7 +2,7 @@
 
 use std::io;
 
-use assign::AssignError;
+use assign::{AssignError, RomError};
 use boot::{InitrdError, KernelError, LoadError};
 use config::Syntax;
 use devices::VirtioBlkError;
@@ -110,6 +110,9 @@ pub enum StartError {
     /// An assigned device.
     #[error(transparent)]
     Assign(#[from] AssignError),
+    /// What is to be an expansion ROM.
+    #[error(transparent)]
+    Rom(#[from] RomError),
     /// PCI.
     #[error(transparent)]
     Pci(#[from] PciError),

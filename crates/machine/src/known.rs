@@ -55,6 +55,7 @@ fn start(error: &StartError) -> Known {
         StartError::DiskModel(_) | StartError::AtaText(_) => Before("disks::check makes the model"),
         StartError::NvmeModel(error) => nvme_model(error),
         StartError::Ahci(error) => ahci(error),
+        StartError::Rom(_) => Before("plan::roms"),
         StartError::Assign(error) => assign(error),
         StartError::Pci(error) => pci(error),
         StartError::Address(_) => Before("plan::domains"),

@@ -1,8 +1,11 @@
 //! What a description asks of DMA domains, in the terms of the crates that make them.
 
-use assign::DomainPlan;
+use std::collections::HashMap;
+
+use assign::{DomainPlan, Rom, RomImage};
 use config::{Assign, DiskSource, DmaBackEnd, DomainName, P2p};
 use dma::{DmaChoice, Kind, P2pWish};
+use host::PciAddress;
 
 use crate::error::{StartError, host_address};
 
@@ -33,6 +36,24 @@ pub fn domains(draft: &config::Draft) -> (Vec<DomainPlan>, Vec<StartError>) {
         }
     }
     (plans, errors)
+}
+
+/// The expansion ROMs of assigned devices that are not to show their own.
+pub fn roms(draft: &config::Draft) -> (HashMap<PciAddress, Rom>, Vec<StartError>) {
+    let (mut roms, mut errors) = (HashMap::new(), Vec::new());
+    for Assign { address, rom, .. } in &draft.assigned {
+        // An address that is none is found with the domains.
+        let Ok(address) = host_address(*address) else { continue };
+        match rom {
+            config::Rom::Own => {}
+            config::Rom::Off => drop(roms.insert(address, Rom::Hidden)),
+            config::Rom::File(path) => match RomImage::open(path.as_path()) {
+                Ok(image) => drop(roms.insert(address, Rom::Image(image))),
+                Err(error) => errors.push(error.into()),
+            },
+        }
+    }
+    (roms, errors)
 }
 
 /// What makes the domains.

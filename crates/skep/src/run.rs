@@ -104,7 +104,8 @@ struct Flags {
     #[arg(long, value_name = "SPEC", verbatim_doc_comment)]
     disk: Vec<String>,
     /// A PCI device of the host for the guest alone, as lspci -D prints it:
-    /// 0000:01:00.0[,domain=NAME][,on-fault=report|pause|reset|stop][,on-request=report|stop][,bootindex=N].
+    /// 0000:01:00.0[,domain=NAME][,on-fault=report|pause|reset|stop][,on-request=report|stop][,bootindex=N]
+    /// [,rom=on|off|FILE] (which option ROM firmware finds at it).
     /// Devices of the same domain [default: guest] share their view of memory. on-request is what happens when this host
     /// asks for the device back; it gets it only when the VM ends [default: report]. May be given several times
     #[arg(long, value_name = "ADDRESS")]

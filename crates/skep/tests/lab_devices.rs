@@ -63,3 +63,29 @@ fn an_igb_network_card_is_found_by_its_driver() {
     seen.ended_with(&[0]);
     seen.expect("guest: network igb lease of 10.0.2.15");
 }
+
+#[test]
+fn an_assigned_device_shows_no_option_rom_or_that_of_a_file_where_it_is_told_to() {
+    let seen = Scenario::new().disk("nvme:16M").run(
+        r#"
+        # 512 bytes: signature, where the PCI data structure is, and that it is the only image and 512 bytes long.
+        truncate -s 512 /tmp/rom
+        put() { printf "$2" | dd of=/tmp/rom bs=1 seek=$1 conv=notrunc 2> /dev/null; }
+        put 0 '\125\252\001'
+        put 24 '\034\000'
+        put 28 PCIR
+        put 44 '\001\000'
+        put 49 '\200'
+        put 60 'a file of the host'
+        device='rom=$(dirname $(grep -l 0x010802 /sys/bus/pci/devices/*/class))/rom'
+        guest "$device; [ -e \$rom ] && say a ROM || say no ROM" --assign $(of_class 0x010802),rom=off
+        guest "$device; echo 1 > \$rom; say ROM \$(dd if=\$rom bs=1 skip=60 count=18 2> /dev/null)" \
+            --assign $(of_class 0x010802),rom=/tmp/rom
+        try skep run --kernel /lab/guest/vmlinux --assign $(of_class 0x010802),rom=/lab/guest/vmlinux
+        "#,
+    );
+    seen.ended_with(&[0, 0, 2]);
+    seen.expect("guest: no ROM");
+    seen.expect("guest: ROM a file of the host");
+    assert!(seen.lines().any(|line| line.contains("/lab/guest/vmlinux is no expansion ROM")), "{seen}");
+}

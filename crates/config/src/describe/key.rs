@@ -186,6 +186,6 @@ pub(super) const SEVERAL: &[&str] = &["chain"];
 /// The keys of a file in a firmware's configuration.
 pub(super) const FW_CFG: &[&str] = &["name", "string", "file"];
 /// The keys of an assigned device.
-pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault", "on-request", "bootindex"];
+pub(super) const ASSIGN: &[&str] = &["address", "domain", "on-fault", "on-request", "bootindex", "rom"];
 /// The keys of a TPM.
 pub(super) const TPM: &[&str] = &["passthrough", "on-error"];

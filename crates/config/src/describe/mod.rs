@@ -322,7 +322,15 @@ fn assign(table: &Table, findings: &mut Vec<Finding>) -> Option<Assign> {
     let on_fault = keys.get("on-fault").value();
     let on_request = keys.get("on-request").value().unwrap_or_default();
     let boot_index = keys.get("bootindex").value();
-    Some(Assign { address: address?, domain: domain.unwrap_or_default(), on_fault, on_request, boot_index })
+    let rom = keys.get("rom").value().unwrap_or_default();
+    Some(Assign {
+        address: address?,
+        domain: domain.unwrap_or_default(),
+        on_fault,
+        on_request,
+        boot_index,
+        rom,
+    })
 }
 
 /// The items as a list without repetition; each repeated one is a finding. It is not in the list, and neither is what is

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use crate::model::{
     Bounce, Buffers, Chain, Console, DmaBackEnd, FirmwareChoice, Format, HostDomain, HugePages, ModelName,
-    OnError, OnFault, OnRequest, OnTpmError, Once, P2p, Poll, Wire,
+    OnError, OnFault, OnRequest, OnTpmError, Once, P2p, Poll, Rom, Wire,
 };
 use crate::source::Value;
 use crate::values::Invalid;
@@ -98,6 +98,7 @@ macro_rules! read_switch {
 read_switch! {
     Wire: "text in quotes: auto, on or off",
     P2p: "text in quotes: off, on or required",
+    Rom: "text in quotes: on, off or a path",
     Poll: "text in quotes: off, adaptive or on",
 }
 

@@ -13,7 +13,7 @@ mod tpm;
 mod vm;
 mod words;
 
-pub use assign::Assign;
+pub use assign::{Assign, Rom};
 pub use boot::{
     Boot, Firmware as BootFirmware, FirmwareChoice, FirmwareImage, FwCfgContent, FwCfgFile, Linux, Once,
 };

@@ -200,6 +200,14 @@ pub enum Invalid {
         /// What was given.
         text: String,
     },
+    /// Not an expansion ROM.
+    #[error(
+        "{text:?} is no choice of an expansion ROM. Write on (the device's own), off, or the path of a file."
+    )]
+    Rom {
+        /// What was given.
+        text: String,
+    },
     /// Not a place in the boot order.
     #[error("{number} is no place in the boot order. Write 0 to 65535; lower ones come first.")]
     BootIndex {
