@@ -84,7 +84,7 @@ fn an_assigned_device_shows_no_option_rom_or_that_of_a_file_where_it_is_told_to(
         try skep run --kernel /lab/guest/vmlinux --assign $(of_class 0x010802),rom=/lab/guest/vmlinux
         "#,
     );
-    seen.ended_with(&[0, 0, 2]);
+    seen.ended_with(&[0, 0, 1]);
     seen.expect("guest: no ROM");
     seen.expect("guest: ROM a file of the host");
     assert!(seen.lines().any(|line| line.contains("/lab/guest/vmlinux is no expansion ROM")), "{seen}");

@@ -134,7 +134,7 @@ END
         uefi --disk /dev/vda
         "#,
         );
-    seen.ended_with(&[0, 2]);
+    seen.ended_with(&[0, 1]);
     seen.expect("guest: started by signed");
     seen.expect("guest: secure boot");
     assert_eq!(seen.count("guest: started by unsigned"), 0);
