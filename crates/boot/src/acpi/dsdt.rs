@@ -10,7 +10,7 @@ use acpi_tables::{Aml, AmlSink};
 use memory::GpaRange;
 
 use super::table;
-use crate::platform::{Cpus, HostBridge, NativeControl, Platform, SLEEP_TYPE_SOFT_OFF, gsi, mmio, port};
+use crate::platform::{Cpus, NativeControl, Platform, SLEEP_TYPE_SOFT_OFF, gsi, mmio, port};
 
 /// Revision 2: integers have 64 bits.
 const REVISION: u8 = 2;
@@ -23,7 +23,7 @@ pub(super) fn dsdt(platform: &Platform) -> Sdt {
         vec![
             &Processors(platform.cpus),
             &Bridge(platform),
-            &Board(&platform.pci),
+            &Board(platform),
             &InterruptControllers,
             &Timer,
             &Com1,
@@ -182,11 +182,11 @@ impl Aml for Osc {
 
 /// What the board itself occupies, so that the guest gives it to nobody: PCI configuration space, without
 /// which entry Linux would not use it, and the fixed ports.
-struct Board<'a>(&'a HostBridge);
+struct Board<'a>(&'a Platform);
 
 impl Aml for Board<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let ecam = self.0.ecam.range();
+        let ecam = self.0.pci.ecam.range();
         let (low, high);
         let ecam: &dyn Aml = if ecam.end().0 <= 1 << 32 {
             low = Memory32Fixed::new(true, ecam.start().0 as u32, ecam.len() as u32);
@@ -197,7 +197,12 @@ impl Aml for Board<'_> {
         };
         let ports = IO::new(port::PM_BASE, port::PM_BASE, 1, port::PM_LEN);
         let control = [port::SYSTEM_CONTROL_A, port::SYSTEM_CONTROL_B].map(|port| IO::new(port, port, 1, 1));
-        let resources = ResourceTemplate::new(vec![ecam, &ports, &control[0], &control[1]]);
+        let mut resources = vec![ecam, &control[0], &control[1]];
+        // With a south bridge they are its own, and Linux warns where another device claims them, too.
+        if !self.0.firmware {
+            resources.push(&ports);
+        }
+        let resources = ResourceTemplate::new(resources);
         Device::new(
             "MBRD".into(),
             vec![&name("_HID", &EISAName::new("PNP0C02")), &name("_UID", &0u8), &name("_CRS", &resources)],
