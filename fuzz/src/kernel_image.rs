@@ -25,6 +25,7 @@ fn platform() -> Platform {
             native: NativeControl::default(),
         },
         i8042: false,
+        firmware: true,
         vga: false,
         tpm: true,
         uuid: [0x5a; 16],
