@@ -99,6 +99,8 @@ END
         dies() {{
             truncate -s 0 /tmp/disk
             truncate -s 1M /tmp/disk
+            # What the guest before said is not to be taken for what this one says.
+            rm -f /tmp/console
             start "$(cat /tmp/guest)" --name $1 --tpm on-error=$2 --disk path=/tmp/disk > /tmp/console &
             wait_for 120 grep -q 'guest: ready' /tmp/console
             kill -9 $(pidof swtpm)
