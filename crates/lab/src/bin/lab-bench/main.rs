@@ -120,7 +120,7 @@ impl Plan {
                 "--rounds" => plan.rounds = value.parse().ok()?,
                 "--seconds" => plan.seconds = value.parse().ok()?,
                 "--only" => {
-                    plan.kinds = vec![Kind::all().chain([Kind::Firmware]).find(|kind| kind.name() == value)?]
+                    plan.kinds = vec![Kind::all().chain([Kind::Firmware]).find(|kind| kind.name() == value)?];
                 }
                 _ => return None,
             }
