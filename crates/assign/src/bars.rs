@@ -49,10 +49,8 @@ pub(crate) fn find(
 ) -> Result<Vec<Bar>, AssignError> {
     let mut bars = Vec::new();
     let mut index = 0;
-    while index <= pci::ROM {
-        if index == pci::ROM && !matches!(rom, Rom::Own) {
-            break;
-        }
+    let end = if matches!(rom, Rom::Own) { pci::ROM + 1 } else { pci::ROM };
+    while index < end {
         let number = index;
         let register = config.u32(register::BAR0 + 4 * number as u16);
         index += 1;

@@ -57,9 +57,7 @@ fn hint(enough: Option<u64>) -> String {
 impl Initrd {
     /// The whole of it, as a part of its file, for firmware that reads it.
     pub fn part(&self) -> std::io::Result<crate::firmware::Part> {
-        let len = self.source.len();
-        let len = u32::try_from(len).map_err(|_| std::io::Error::from(std::io::ErrorKind::FileTooLarge))?;
-        Ok(crate::firmware::Part { file: self.source.to_file()?, offset: 0, len })
+        self.source.part(0, self.source.len())
     }
 
     /// Opens an initrd.

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use memory::{Gpa, Ram};
 
+use crate::firmware::Part;
+
 /// An image's bytes and the name by which errors speak of it.
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -95,11 +97,17 @@ impl Source {
     }
 
     /// A file with these bytes; one in memory if they are no file's.
-    pub(crate) fn to_file(&self) -> io::Result<File> {
+    fn to_file(&self) -> io::Result<File> {
         match &self.bytes {
             Bytes::File(file) => file.try_clone(),
             Bytes::Memory(_) => Err(io::ErrorKind::Unsupported.into()),
         }
+    }
+
+    /// The bytes from `start` to `end`, as a part of the file, for firmware that reads it. It has less than 4 GiB.
+    pub(crate) fn part(&self, start: u64, end: u64) -> io::Result<Part> {
+        let len = u32::try_from(end - start).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        Ok(Part { file: self.to_file()?, offset: start, len })
     }
 
     /// The path.

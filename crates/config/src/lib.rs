@@ -45,5 +45,5 @@ pub use values::name::{ControllerName, DomainName, VmName};
 pub use values::nbd::NbdAddress;
 pub use values::path::{HostPath, SocketPath};
 pub use values::size::{ByteSize, DiskSize, MemorySize};
-pub use values::text::{Cmdline, Firmware, FwCfgName, FwCfgText, Product, Serial};
+pub use values::text::{Cmdline, Firmware, FwCfgName, Product, Serial};
 pub use values::{Invalid, Repeated};

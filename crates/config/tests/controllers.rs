@@ -1,12 +1,9 @@
 //! Disks that share a controller.
 
-use config::{File, Key, Vm};
+mod reading;
 
-fn describe(file: Option<&str>, flags: &[(Key, &str)]) -> Result<Vm, String> {
-    let flags: Vec<(Key, String)> = flags.iter().map(|(key, value)| (*key, value.to_string())).collect();
-    let file = file.map(|text| File { name: "vm.toml", bytes: text.as_bytes() });
-    config::describe(file, &flags).map_err(|findings| findings.to_string())
-}
+use config::Key;
+use reading::describe;
 
 #[test]
 fn disks_share_a_controller_by_its_name_and_say_what_they_are() {

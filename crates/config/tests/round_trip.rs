@@ -176,7 +176,7 @@ fn vm() -> impl Strategy<Value = Vm> {
     ];
     let once = option::of(Just(Once::Cd));
     let content =
-        prop_oneof![parsed("(?s).{0,20}").prop_map(FwCfgContent::Text), path().prop_map(FwCfgContent::File)];
+        prop_oneof!["(?s).{0,20}".prop_map(FwCfgContent::Text), path().prop_map(FwCfgContent::File)];
     let files = (parsed("opt/[!-~]{1,51}"), content).prop_map(|(name, content)| FwCfgFile { name, content });
     let files = prop::collection::vec(files, 0..3)
         .prop_filter_map("repeated", |files| Distinct::try_from(files).ok());

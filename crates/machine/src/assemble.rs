@@ -41,7 +41,7 @@ use crate::services::KvmServices;
 use crate::slots::Slots;
 use crate::steps::Steps;
 use crate::tpm::Tell;
-use crate::uefi::{BootKind, Bootable};
+use crate::uefi;
 use crate::vm::{BootPlan, KernelPlan, Vm};
 
 // What the guest is told, and what is there.
@@ -55,7 +55,7 @@ pub fn assemble(
     report: Reporter,
     steps: &Steps,
 ) -> Result<Vm, StartError> {
-    let Checked { hypervisor, boots, layout, cpus, disks, host, plans, mut roms, tpm } = checked;
+    let Checked { hypervisor, boots, layout, cpus, disks, host, plans, roms, tpm } = checked;
     // First, so that it is dropped last and reports what failed when everything else was dropped.
     let (sender, inbox) = events(report);
 
@@ -102,7 +102,7 @@ pub fn assemble(
     let assigned = match &mut claimed {
         Some(claimed) => {
             claimed.introduce(&vm)?;
-            claimed.put_on(&bus, &services, &mut roms, &sender)?
+            claimed.put_on(&bus, &services, &roms, &sender)?
         }
         None => Vec::new(),
     };
@@ -115,11 +115,8 @@ pub fn assemble(
     let registered = buffers::register(&disks, &map, stays, inbox.reporter())?;
     let place = Place { bus: &bus, ram: &ram, services: &services, events: &sender };
     let (disks, mut bootable) = Disks::put_on(disks, place, registered)?;
-    bootable.extend(assigned.iter().zip(&config.assigned).map(|(device, described)| Bootable {
-        at: device.at(),
-        kind: BootKind::Assigned,
-        index: described.boot_index,
-    }));
+    let places = assigned.iter().map(|device| (device.name(), device.at())).collect();
+    bootable.extend(uefi::assigned(&config.assigned, &places));
 
     steps.begin("console")?;
     let console = Console::new(output).map_err(system("start the console's thread"))?;

@@ -76,13 +76,13 @@ impl Claimed {
         Ok(())
     }
 
-    /// Puts every device on the bus, with its own expansion ROM unless `roms` has another, at the first addresses that are free, and tries whether they reach each other's
-    /// memory, if they shall.
+    /// Puts every device on the bus, at the first addresses that are free, with its own expansion ROM unless `roms` has another
+    /// one, and tries whether they reach each other's memory, if they shall.
     pub fn put_on(
         &self,
         bus: &Bus,
         services: &Arc<dyn Services>,
-        roms: &mut HashMap<PciAddress, Rom>,
+        roms: &HashMap<PciAddress, Rom>,
         events: &Events,
     ) -> Result<Vec<Arc<Assigned>>, StartError> {
         let mut all = Vec::new();
@@ -96,7 +96,7 @@ impl Claimed {
                 other => events.trouble(other.to_string()),
             });
             let (windows, services) = (bus.windows(), services.clone());
-            let rom = roms.remove(&address).unwrap_or_default();
+            let rom = roms.get(&address).cloned().unwrap_or_default();
             let assigned = Assigned::new(&self.claim, address, at, windows, services, rom, report)?;
             bus.add(at, assigned.clone())?;
             bus.place_bars(at)?;

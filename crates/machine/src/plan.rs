@@ -1,4 +1,4 @@
-//! What a description asks of DMA domains, in the terms of the crates that make them.
+//! What a description asks of DMA domains and of assigned devices, in the terms of the crates that make them.
 
 use std::collections::HashMap;
 

@@ -3,7 +3,7 @@
 mod scenario;
 
 use scenario::Scenario;
-use scenario::firmware::{CODE, EACH_START, GRUB, KEYS, LOADER, SHIM, VARS, put};
+use scenario::firmware::{CODE, EACH_START, GRUB, KEYS, LOADER, SHIM, UEFI, VARS, put};
 use scenario::warnings::{WARNINGS, unknown_warnings};
 
 #[test]
@@ -17,12 +17,9 @@ fn what_disks_of_all_models_have_for_uefi_boots_and_again_after_a_reset_and_so_d
         .share(folder.path())
         .disk("ahci:100M")
         .run(
-            &r#"
-        uefi() {
-            skep run --name uefi --memory 512M --firmware /share/OVMF_CODE_4M.fd --firmware-vars /tmp/vars "$@" < /dev/null &&
-                ended=0 || ended=$?
-            say "skep ended with $ended"
-        }
+            &(UEFI.to_owned()
+                + &r#"
+        vm() { uefi --firmware-vars /tmp/vars "$@"; }
         # script FILE: an initial RAM disk whose guest runs standard input.
         script() {
             # The firmware ends no line.
@@ -56,17 +53,17 @@ fn what_disks_of_all_models_have_for_uefi_boots_and_again_after_a_reset_and_so_d
 END
         umount /mnt
         truncate -s 1M /tmp/mark
-        uefi --cpus 2 --disk /dev/sda --disk path=/tmp/mark
+        vm --cpus 2 --disk /dev/sda --disk path=/tmp/mark
         cmp -s /tmp/vars /share/OVMF_VARS_4M.fd || say variables written
-        for model in ahci nvme; do uefi --disk path=/dev/sda,model=$model; done
+        for model in ahci nvme; do vm --disk path=/dev/sda,model=$model; done
         script /tmp/initrd << 'END'
             [ -d /sys/firmware/efi ] && say "named $(cut -d ' ' -f 1 /proc/cmdline)"
             modprobe qemu_fw_cfg
             say "file $(cat /sys/firmware/qemu_fw_cfg/by_name/opt/org.example/config/raw)"
 END
-        uefi --fw-cfg opt/org.example/config,string=of-the-host --kernel /lab/guest/vmlinuz --initrd /tmp/initrd --cmdline "by=name $GUEST"
+        vm --fw-cfg opt/org.example/config,string=of-the-host --kernel /lab/guest/vmlinuz --initrd /tmp/initrd --cmdline "by=name $GUEST"
         "#
-            .replace("WARNINGS", WARNINGS),
+            .replace("WARNINGS", WARNINGS)),
         );
     seen.ended_with(&[0, 0, 0, 0]);
     for line in [
@@ -98,7 +95,8 @@ fn with_secure_boot_firmware_starts_what_is_signed_and_nothing_else() {
         .disk("virtio:100M")
         .disk("virtio:100M")
         .run(
-            r#"
+            &(UEFI.to_owned()
+                + r#"
         modprobe vfat
         cat > /tmp/script << 'END'
             echo
@@ -124,15 +122,11 @@ END
         cp /share/grub.efi /mnt/EFI/BOOT/grubx64.efi
         printf 'linux /linux by=signed %s\ninitrd /initrd\nboot\n' "$GUEST" > /mnt/EFI/debian/grub.cfg
         umount /mnt
-        uefi() {
-            skep run --name uefi --memory 512M --firmware /share/OVMF_CODE_4M.fd --firmware-vars /tmp/vars --secure-boot "$@" \
-                < /dev/null 2>&1 && ended=0 || ended=$?
-            say "skep ended with $ended"
-        }
-        uefi --disk /dev/vda --disk /dev/vdb
+        vm() { uefi --firmware-vars /tmp/vars --secure-boot "$@" 2>&1; }
+        vm --disk /dev/vda --disk /dev/vdb
         cp /share/OVMF_VARS_4M.fd /tmp/vars
-        uefi --disk /dev/vda
-        "#,
+        vm --disk /dev/vda
+        "#),
         );
     seen.ended_with(&[0, 1]);
     seen.expect("guest: started by signed");

@@ -50,10 +50,10 @@ pub struct Found {
 pub enum FindError {
     /// At all.
     #[error(
-    "this host has no UEFI firmware for guests: nothing in {} or in the usual places fits. Install it (Debian: apt-get \
-     install ovmf; Fedora: dnf install edk2-ovmf; Arch: pacman -S edk2-ovmf), name its file (--firmware PATH), or boot a kernel \
-     without it (--kernel PATH).",
-    DESCRIPTORS.join(", ")
+        "this host has no UEFI firmware for guests: nothing in {} or in the usual places fits. Install it (Debian: apt-get \
+         install ovmf; Fedora: dnf install edk2-ovmf; Arch: pacman -S edk2-ovmf), name its file (--firmware PATH), or boot a \
+         kernel without it (--kernel PATH).",
+        DESCRIPTORS.join(", ")
     )]
     None,
     /// That can do Secure Boot here.

@@ -54,19 +54,18 @@ pub struct Part {
 impl Part {
     /// All of a file for the guest.
     pub fn of_file(path: &Path) -> Result<Part, FirmwareError> {
-        let source = Source::open("file for the guest", path)?;
-        let len = u32::try_from(source.len()).map_err(|_| FirmwareError::Wrong {
-            path: path.to_path_buf(),
-            what: "file for the guest",
-            why: "it has 4 GiB or more",
-            hint: "The firmware's configuration takes smaller ones; give a disk instead.",
-        })?;
-        let file = source.to_file().map_err(|cause| SourceError::Open {
-            what: "file for the guest",
-            path: path.to_path_buf(),
-            cause,
-        })?;
-        Ok(Part { file, offset: 0, len })
+        const WHAT: &str = "file for the guest";
+        let source = Source::open(WHAT, path)?;
+        let path = path.to_path_buf();
+        source.part(0, source.len()).map_err(|cause| match cause.kind() {
+            io::ErrorKind::FileTooLarge => FirmwareError::Wrong {
+                path,
+                what: WHAT,
+                why: "it has 4 GiB or more",
+                hint: "The firmware's configuration takes smaller ones; give a disk instead.",
+            },
+            _ => SourceError::Open { what: WHAT, path, cause }.into(),
+        })
     }
 }
 
@@ -119,12 +118,7 @@ impl EfiKernel {
 
     /// Its setup part, which is empty unless it is a bzImage, and the rest of it.
     pub fn parts(&self) -> io::Result<[Part; 2]> {
-        let part = |offset: u64, end: u64| -> io::Result<Part> {
-            let len =
-                u32::try_from(end - offset).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-            Ok(Part { file: self.source.to_file()?, offset, len })
-        };
-        Ok([part(0, self.setup)?, part(self.setup, self.source.len())?])
+        Ok([self.source.part(0, self.setup)?, self.source.part(self.setup, self.source.len())?])
     }
 }
 

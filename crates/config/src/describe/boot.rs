@@ -10,7 +10,7 @@ use crate::model::{
 use crate::source::Table;
 use crate::values::count::BootIndex;
 use crate::values::path::HostPath;
-use crate::values::text::{Cmdline, FwCfgText};
+use crate::values::text::Cmdline;
 
 /// The keys that say what a VM boots.
 #[derive(Default)]
@@ -145,7 +145,7 @@ pub(super) fn file(table: &Table, findings: &mut Vec<Finding>) -> Option<FwCfgFi
     let mut keys = Keys::of(table, FW_CFG, findings);
     let hint = keys.place().choose("Write name=opt/NAME.", "Write name = \"opt/NAME\".");
     let name = keys.required("name", "this fw-cfg file", hint);
-    let text: Given<FwCfgText> = keys.get("string");
+    let text: Given<String> = keys.get("string");
     let file: Given<HostPath> = keys.get("file");
     let place = file.place().unwrap_or_else(|| keys.place());
     match (text.is_given(), file.is_given()) {

@@ -14,7 +14,7 @@ use crate::values::name::{ControllerName, DomainName, VmName};
 use crate::values::nbd::NbdAddress;
 use crate::values::path::HostPath;
 use crate::values::size::{ByteSize, DiskSize, MemorySize};
-use crate::values::text::{Cmdline, Firmware, FwCfgName, FwCfgText, Product, Serial};
+use crate::values::text::{Cmdline, Firmware, FwCfgName, Product, Serial};
 
 /// What a single value can mean.
 pub(super) trait Read: Sized {
@@ -43,7 +43,6 @@ read_text! {
     HostPath: "a path in quotes",
     Cmdline: "text in quotes",
     FwCfgName: "text in quotes",
-    FwCfgText: "text in quotes",
     Console: "text in quotes: stdio, file:PATH or socket:PATH",
     PciAddress: "a PCI address in quotes, \"0000:01:00.0\"",
     FirmwareChoice: "text in quotes: auto, none or PATH[,vars=PATH]",
@@ -65,6 +64,18 @@ read_text! {
     Product: "text in quotes",
     Firmware: "text in quotes",
     ControllerName: "text in quotes",
+}
+
+/// Any text.
+impl Read for String {
+    const EXPECTED: &'static str = "text in quotes";
+
+    fn read(value: &Value) -> Option<Result<String, Invalid>> {
+        match value {
+            Value::Word(text) | Value::Text(text) => Some(Ok(text.clone())),
+            _ => None,
+        }
+    }
 }
 
 impl Read for OnRequest {

@@ -7,7 +7,7 @@ use super::distinct::{Distinct, Identified};
 use super::words::words;
 use crate::values::Invalid;
 use crate::values::path::HostPath;
-use crate::values::text::{Cmdline, FwCfgName, FwCfgText};
+use crate::values::text::{Cmdline, FwCfgName};
 
 /// What a VM boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub struct FwCfgFile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FwCfgContent {
     /// These.
-    Text(FwCfgText),
+    Text(String),
     /// Those of a file of this host.
     File(HostPath),
 }

@@ -179,31 +179,6 @@ impl fmt::Display for FwCfgName {
     }
 }
 
-/// Text for the guest, in its firmware's configuration; any.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct FwCfgText(String);
-
-impl FwCfgText {
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for FwCfgText {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<FwCfgText, Invalid> {
-        Ok(FwCfgText(text.into()))
-    }
-}
-
-impl fmt::Display for FwCfgText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// Whether identify data of disks can show the text, of which there is 1 to `max` bytes.
 fn is_shown(text: &str, max: usize) -> bool {
     (1..=max).contains(&text.len()) && text.bytes().all(|b| (b' '..=b'~').contains(&b))

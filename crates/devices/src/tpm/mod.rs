@@ -99,14 +99,7 @@ impl Tpm {
     /// Switches it off and on. Returns whether it works then.
     pub fn reset(&self) -> Result<(), TpmFailed> {
         let shared = &self.shared;
-        let mut desk = shared.settled(shared.desk(), TO_FINISH, Turn::at_rest);
-        let force = desk.turn == Turn::Work;
-        desk.turn = Turn::PowerOn;
-        shared.changed.notify_all();
-        drop(desk);
-        if force {
-            shared.back_end.abort();
-        }
+        shared.turn_to(Turn::PowerOn);
         let mut desk = shared.settled(shared.desk(), TO_OBEY, Turn::at_rest);
         if desk.turn == Turn::Rest && desk.crb == Crb::new(shared.range.start().0) {
             return Ok(());
@@ -119,14 +112,7 @@ impl Tpm {
 impl Drop for Tpm {
     fn drop(&mut self) {
         let shared = &self.shared;
-        let mut desk = shared.settled(shared.desk(), TO_FINISH, Turn::at_rest);
-        let force = desk.turn == Turn::Work;
-        desk.turn = Turn::Quit;
-        shared.changed.notify_all();
-        drop(desk);
-        if force {
-            shared.back_end.abort();
-        }
+        shared.turn_to(Turn::Quit);
         let gone = shared.settled(shared.desk(), TO_OBEY, |turn| *turn == Turn::Gone).turn == Turn::Gone;
         // A thread that the kernel does not let go of is left behind.
         if let Some(thread) = self.thread.take().filter(|_| gone) {
@@ -144,6 +130,18 @@ impl Turn {
 impl Shared {
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().expect("no code panics with this lock held")
+    }
+
+    /// Has the thread do this next. A command under way has some time to end, and then is ended by force.
+    fn turn_to(&self, next: Turn) {
+        let mut desk = self.settled(self.desk(), TO_FINISH, Turn::at_rest);
+        let force = desk.turn == Turn::Work;
+        desk.turn = next;
+        self.changed.notify_all();
+        drop(desk);
+        if force {
+            self.back_end.abort();
+        }
     }
 
     /// Waits until the thread's turn is so, but no longer than this.

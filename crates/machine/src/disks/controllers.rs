@@ -4,7 +4,7 @@
 //! its namespaces or ports. SATA disks that name none share controllers, in the order of the description, as many as a
 //! controller has ports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use config::{BootIndex, ControllerName, DiskModel};
@@ -76,6 +76,9 @@ pub(super) struct Described {
 }
 
 impl Described {
+    /// Of a port that is free: what is plugged in there comes behind all that is described.
+    const LAST: Described = Described { nth: usize::MAX, boot_index: None };
+
     fn bootable(self, at: Address, kind: BootKind) -> (usize, Bootable) {
         (self.nth, Bootable { at, kind, index: self.boot_index })
     }
@@ -176,8 +179,8 @@ pub(super) struct Put {
     pub seats: Vec<(Arc<Disk>, Seat)>,
     /// The SATA controllers.
     pub sata: Vec<SataController>,
-    /// What can be booted, by its place in the description.
-    pub bootable: BTreeMap<usize, Bootable>,
+    /// What can be booted, with its place in the description.
+    pub bootable: Vec<(usize, Bootable)>,
 }
 
 impl Put {
@@ -206,7 +209,7 @@ impl Controller {
                 let function = VirtioPci::new(device, at, ram, services, windows, report);
                 add(bus, at, Arc::new(function.map_err(PciError::from)?))?;
                 let listeners = vec![Listener::new(&disk, move || notice.send())?];
-                let bootable = [described.bootable(at, BootKind::VirtioBlk)].into();
+                let bootable = vec![described.bootable(at, BootKind::VirtioBlk)];
                 Ok(Put { listeners, bootable, ..Put::default() })
             }
             Controller::Nvme { options, disks, .. } => {
@@ -224,7 +227,8 @@ impl Controller {
                 let listeners = listeners.collect::<Result<_, _>>()?;
                 Ok(Put { listeners, bootable, ..Put::default() })
             }
-            Controller::Ahci { name, ports } => {
+            Controller::Ahci { name, mut ports } => {
+                ports.resize_with(with_spare(ports.len()), || (AhciPort::Empty, Described::LAST));
                 let bootable = (0u8..).zip(&ports).map(|(number, (port, described))| {
                     let kind = match port {
                         AhciPort::Cd(_) => BootKind::SataDrive(number),
@@ -233,7 +237,7 @@ impl Controller {
                     described.bootable(at, kind)
                 });
                 let bootable = bootable.collect();
-                let mut ports: Vec<AhciPort> = ports.into_iter().map(|(port, _)| port).collect();
+                let ports: Vec<AhciPort> = ports.into_iter().map(|(port, _)| port).collect();
                 let people = ports.iter().filter_map(|port| match port {
                     AhciPort::Disk(AhciDisk { disk, .. }) => Some(tell_people(disk, place.events.clone())),
                     AhciPort::Cd(_) | AhciPort::Empty => None,
@@ -245,7 +249,6 @@ impl Controller {
                     AhciPort::Empty => None,
                 });
                 let there: Vec<(Arc<Disk>, u8)> = there.collect();
-                ports.resize_with(with_spare(ports.len()), || AhciPort::Empty);
                 let ahci = Arc::new(Ahci::new(ports, at, ram, services, windows, report)?);
                 add(bus, at, ahci.clone())?;
                 let seats = there.into_iter().map(|(disk, port)| (disk, Seat::new(&ahci, port))).collect();

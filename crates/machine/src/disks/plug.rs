@@ -69,6 +69,12 @@ pub enum PlugError {
         .0.join(" and ")
     )]
     Full(Vec<String>),
+    /// It has a place in the boot order.
+    #[error(
+        "what the firmware boots is settled when the VM starts, and disks that are plugged in come last. Remove \
+         bootindex, or describe the disk at the start"
+    )]
+    BootIndex,
     /// RAM was not registered when the VM started.
     #[error(
         "disk {0}: the VM's RAM is not registered with io_uring, and it is registered only at the start, for a disk with \
@@ -159,6 +165,9 @@ impl DisksOutside {
         }
         if let DiskSource::Nvme { .. } = description.source {
             return Err(PlugError::Driven);
+        }
+        if description.boot_index.is_some() {
+            return Err(PlugError::BootIndex);
         }
         // Nothing is claimed in vain where no port is free.
         shelf.contents().free_seat(description.controller.as_ref())?;

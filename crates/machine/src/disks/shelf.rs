@@ -55,7 +55,7 @@ enum Slot {
 
 impl Disks {
     /// Makes controllers of disks and puts them on the bus, at the first addresses that are free. Each disk and drive can be
-    /// booted; they are in the order of `disks`.
+    /// booted; they are in the order of `disks`, and behind them the ports where others may be plugged in.
     pub fn put_on(
         mut disks: Vec<OpenDisk>,
         place: Place<'_>,
@@ -69,14 +69,15 @@ impl Disks {
         for controller in controllers(disks) {
             put.add(controller.put_on(place)?);
         }
-        let Put { listeners, seats, sata, bootable } = put;
+        let Put { listeners, seats, sata, mut bootable } = put;
+        bootable.sort_by_key(|(nth, _)| *nth);
         let mut sizes = Sizes::default();
         let watched: Vec<Arc<Disk>> = planned.iter().map(|planned| planned.disk.clone()).collect();
         sizes.add(&watched, listeners)?;
         let slots = planned.into_iter().map(|planned| planned.slot(&seats, place.events)).collect();
         let contents = Mutex::new(Contents { sizes, slots, sata: Some(sata), registered });
         let disks = Disks(Arc::new(Shelf { contents, events: place.events.clone() }));
-        Ok((disks, bootable.into_values().collect()))
+        Ok((disks, bootable.into_iter().map(|(_, bootable)| bootable).collect()))
     }
 
     /// Those that there are now: disks, and discs that are in drives.

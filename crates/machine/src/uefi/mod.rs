@@ -11,7 +11,7 @@ use std::time::Duration;
 use boot::firmware::{self, Code, EfiKernel, EfiKernelError, FindError, FirmwareError, Keys, Part, Template};
 use boot::platform::Platform;
 use boot::{Initrd, InitrdError, LoadError};
-use config::{BootFirmware, FirmwareImage, FwCfgContent, FwCfgFile, FwCfgName, FwCfgText, Once, VmName};
+use config::{BootFirmware, FirmwareImage, FwCfgContent, FwCfgFile, FwCfgName, Once, VmName};
 use devices::fw_cfg::{Content, Items, NameError, key};
 use devices::{Flash, FwCfg, Store};
 use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Ram, RegisterPages};
@@ -19,7 +19,7 @@ use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Ram, RegisterPages}
 use crate::events::Events;
 use crate::kept;
 
-pub use order::{BootKind, Bootable};
+pub use order::{BootKind, Bootable, assigned};
 pub use variables::{Variables, VariablesError};
 
 /// Where flash memory ends.
@@ -96,7 +96,7 @@ struct GuestFile(FwCfgName, GuestContent);
 
 #[derive(Debug)]
 enum GuestContent {
-    Text(FwCfgText),
+    Text(String),
     File(Part),
 }
 
@@ -111,7 +111,7 @@ impl GuestFile {
 
     fn give(&self, items: &mut Items) -> Result<(), UefiError> {
         let content = match &self.1 {
-            GuestContent::Text(text) => Content::from(text.as_str().as_bytes().to_vec()),
+            GuestContent::Text(text) => Content::from(text.clone().into_bytes()),
             GuestContent::File(Part { file, offset, len }) => {
                 let failed = |cause| UefiError::Part { what: "fw-cfg file", cause };
                 Content::File { file: file.try_clone().map_err(failed)?, offset: *offset, len: *len }
@@ -124,51 +124,21 @@ impl GuestFile {
 impl Firmware {
     /// Finds and checks the files of a firmware, for a VM of this name.
     pub fn check(described: &BootFirmware, name: &VmName) -> Result<Firmware, Vec<UefiError>> {
-        let files = described.files.iter().map(GuestFile::open);
-        let (files, wrong): (Vec<_>, Vec<_>) = files.partition(Result::is_ok);
-        let mut wrong: Vec<UefiError> = wrong.into_iter().filter_map(Result::err).collect();
-        match Firmware::check_own(described, name) {
-            Ok(firmware) if wrong.is_empty() => {
-                Ok(Firmware { files: files.into_iter().flatten().collect(), ..firmware })
-            }
-            Ok(_) => Err(wrong),
-            Err(error) => {
-                wrong.insert(0, error);
-                Err(wrong)
+        let (mut files, mut wrong) = (Vec::new(), Vec::new());
+        let own = own(described, name).map_err(|error| wrong.push(error));
+        for file in &described.files {
+            match GuestFile::open(file) {
+                Ok(file) => files.push(file),
+                Err(error) => wrong.push(error),
             }
         }
-    }
-
-    /// Its own files.
-    fn check_own(firmware: &BootFirmware, name: &VmName) -> Result<Firmware, UefiError> {
-        let keys = if firmware.secure_boot { Keys::Enrolled } else { Keys::None };
-        let (code, template) = match &firmware.image {
-            FirmwareImage::Installed => {
-                let found = firmware::find(keys)?;
-                (found.code, found.vars)
+        match own {
+            Ok((code, variables, secure_boot)) if wrong.is_empty() => {
+                let BootFirmware { menu, once, .. } = *described;
+                Ok(Firmware { code, variables, secure_boot, menu, once, files })
             }
-            FirmwareImage::Files { code, variables: Some(variables) } => {
-                (code.as_path().to_path_buf(), variables.as_path().to_path_buf())
-            }
-            FirmwareImage::Files { code, variables: None } => {
-                let code = code.as_path().to_path_buf();
-                let beside = beside(&code, keys).ok_or_else(|| UefiError::NoTemplate(code.clone()))?;
-                (code, beside)
-            }
-        };
-        let (code, template) = (Code::open(&code)?, Template::open(&template)?);
-        firmware::together(&code, &template)?;
-        let path = firmware
-            .variables
-            .as_ref()
-            .map_or_else(|| kept::folder(name).join("firmware-vars.fd"), |path| path.as_path().to_path_buf());
-        let BootFirmware { menu, once, .. } = *firmware;
-        let variables = Variables::check(&path, template)?;
-        let secure_boot = variables.secure_boot()?;
-        if firmware.secure_boot && !secure_boot {
-            return Err(UefiError::NoKeys(variables.origin().to_path_buf()));
+            _ => Err(wrong),
         }
-        Ok(Firmware { code, variables, secure_boot, menu, once, files: Vec::new() })
     }
 
     /// What to tell people about it.
@@ -224,8 +194,38 @@ impl Firmware {
     }
 }
 
-/// The variables beside a code: `…VARS…` for `…CODE…`, `vars` for `code`.
-/// Those with keys have ".ms" (Microsoft) in their names.
+/// A firmware's own files, and whether it will start only what is signed.
+fn own(firmware: &BootFirmware, name: &VmName) -> Result<(Code, Variables, bool), UefiError> {
+    let keys = if firmware.secure_boot { Keys::Enrolled } else { Keys::None };
+    let (code, template) = match &firmware.image {
+        FirmwareImage::Installed => {
+            let found = firmware::find(keys)?;
+            (found.code, found.vars)
+        }
+        FirmwareImage::Files { code, variables: Some(variables) } => {
+            (code.as_path().to_path_buf(), variables.as_path().to_path_buf())
+        }
+        FirmwareImage::Files { code, variables: None } => {
+            let code = code.as_path().to_path_buf();
+            let beside = beside(&code, keys).ok_or_else(|| UefiError::NoTemplate(code.clone()))?;
+            (code, beside)
+        }
+    };
+    let (code, template) = (Code::open(&code)?, Template::open(&template)?);
+    firmware::together(&code, &template)?;
+    let path = firmware
+        .variables
+        .as_ref()
+        .map_or_else(|| kept::folder(name).join("firmware-vars.fd"), |path| path.as_path().to_path_buf());
+    let variables = Variables::check(&path, template)?;
+    let secure_boot = variables.secure_boot()?;
+    if firmware.secure_boot && !secure_boot {
+        return Err(UefiError::NoKeys(variables.origin().to_path_buf()));
+    }
+    Ok((code, variables, secure_boot))
+}
+
+/// The variables beside a code: `…VARS…` for `…CODE…`, `vars` for `code`. Those with keys have ".ms" (Microsoft) in their names.
 fn beside(code: &Path, keys: Keys) -> Option<PathBuf> {
     let name = code.file_name()?.to_str()?;
     let with_keys = |name: String| match (keys, name.rsplit_once('.')) {

@@ -4,7 +4,9 @@
 //! (OvmfPkg/Library/QemuBootOrderLib). It sorts the entries that it has by them, and deletes those of disks and devices that
 //! are not in the file. So all are.
 
-use config::{BootIndex, Once};
+use std::collections::HashMap;
+
+use config::{Assign, BootIndex, Once};
 use pci::Address;
 
 /// Something that may have an operating system.
@@ -31,6 +33,16 @@ pub enum BootKind {
     SataDrive(u8),
     /// What the guest's own device has.
     Assigned,
+}
+
+/// What assigned devices have, in the order in which they are described; `places` has each by its address on the host. Whoever
+/// made them may have put them on the bus in another order.
+pub fn assigned(described: &[Assign], places: &HashMap<&str, Address>) -> Vec<Bootable> {
+    let bootable = |device: &Assign| {
+        let at = *places.get(device.address.to_string().as_str())?;
+        Some(Bootable { at, kind: BootKind::Assigned, index: device.boot_index })
+    };
+    described.iter().filter_map(bootable).collect()
 }
 
 impl Bootable {
@@ -75,9 +87,15 @@ fn file(ordered: &[&Bootable]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    fn at(device: u8, function: u8) -> Address {
+        Address::new(0, device, function).unwrap()
+    }
+
+    fn index(number: i64) -> Option<BootIndex> {
+        Some(BootIndex::try_from(number).unwrap())
+    }
+
     fn all() -> Vec<Bootable> {
-        let at = |device, function| Address::new(0, device, function).unwrap();
-        let index = |number: i64| BootIndex::try_from(number).ok();
         vec![
             Bootable { at: at(2, 1), kind: BootKind::VirtioBlk, index: None },
             Bootable { at: at(3, 0), kind: BootKind::SataDisk(0), index: index(7) },
@@ -99,6 +117,20 @@ mod tests {
              /pci@i0cf8/pci8086,2922@3,0/drive@a/disk@0\0"
         );
         assert_eq!(first, again);
+    }
+
+    #[test]
+    fn a_place_in_the_order_is_that_of_the_device_that_it_was_said_of_wherever_the_bus_has_it() {
+        let device = |address: &str, number| Assign {
+            boot_index: index(number),
+            ..Assign::new(address.parse().unwrap())
+        };
+        let described = [device("01:00.0", 1), device("02:00.0", 2), device("03:00.0", 3)];
+        // The first and the third are in one domain, and so beside each other.
+        let places = [("0000:01:00.0", at(2, 0)), ("0000:03:00.0", at(3, 0)), ("0000:02:00.0", at(4, 0))];
+        let found = assigned(&described, &places.into());
+        let found: Vec<_> = found.iter().map(|one| (one.at, one.index)).collect();
+        assert_eq!(found, [(at(2, 0), index(1)), (at(4, 0), index(2)), (at(3, 0), index(3))]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::Sample;
-use crate::guest::Guest;
+use crate::guest::{Guest, Line};
 use crate::vmm::{Hardware, Vmm};
 
 /// Boots a guest that does nothing but say that it is there.
@@ -12,11 +12,7 @@ pub fn measure(vmm: Vmm) -> io::Result<Vec<Sample>> {
     let mut guest = Guest::start(vmm.command(&Hardware::default(), "lab.init-only"))?;
     let line = guest.wait_for("lab: init", Duration::from_secs(120))?;
     guest.end(Duration::from_secs(60))?;
-    Ok(vec![
-        Sample::new("boot, ms", line.after.as_secs_f64() * 1e3),
-        Sample::new("boot, exits", line.exits as f64),
-        Sample::new("boot, exits but the clock's", line.exits.saturating_sub(line.by_the_clock) as f64),
-    ])
+    Ok(samples("boot", &line))
 }
 
 /// The first words of a kernel that firmware has started.
@@ -28,9 +24,14 @@ pub fn measure_firmware(vmm: Vmm) -> io::Result<Vec<Sample>> {
     let line = guest.wait_for(KERNEL, Duration::from_secs(300))?;
     guest.wait_for("lab: init", Duration::from_secs(120))?;
     guest.end(Duration::from_secs(60))?;
-    Ok(vec![
-        Sample::new("firmware, ms", line.after.as_secs_f64() * 1e3),
-        Sample::new("firmware, exits", line.exits as f64),
-        Sample::new("firmware, exits but the clock's", line.exits.saturating_sub(line.by_the_clock) as f64),
-    ])
+    Ok(samples("firmware", &line))
+}
+
+fn samples(kind: &str, line: &Line) -> Vec<Sample> {
+    let sample = |what: &str, value| Sample::new(format!("{kind}, {what}"), value);
+    vec![
+        sample("ms", line.after.as_secs_f64() * 1e3),
+        sample("exits", line.exits as f64),
+        sample("exits but the clock's", line.exits.saturating_sub(line.by_the_clock) as f64),
+    ]
 }

@@ -12,10 +12,13 @@ use super::*;
 use crate::buffers::Registered;
 use crate::disks::{Disks, OpenDisk, Place, settled};
 use crate::events::{Inbox, events};
+use crate::uefi::{BootKind, Bootable};
+use config::BootIndex;
 
 /// Disks over files of a folder of their own.
 struct Machine {
     disks: Disks,
+    bootable: Vec<Bootable>,
     inbox: Inbox,
     bus: Bus,
     folder: Folder,
@@ -71,8 +74,8 @@ impl Machine {
         });
         let open: Vec<OpenDisk> = open.collect();
         let place = Place { bus: &bus, ram: &ram, services: &services, events: &sender };
-        let (disks, _) = Disks::put_on(open, place, Registered::default()).unwrap();
-        Machine { disks, inbox, bus, folder }
+        let (disks, bootable) = Disks::put_on(open, place, Registered::default()).unwrap();
+        Machine { disks, bootable, inbox, bus, folder }
     }
 
     fn plug(&self, text: &str) -> Result<Plugged, PlugError> {
@@ -161,6 +164,7 @@ fn what_cannot_be_plugged_or_unplugged_is_said_with_the_reason_and_a_way_out() {
         ("b,controller=t", "no SATA controller called t. It has s (ahci 00:"),
         ("b,buffers=registered", "buffers=registered. Remove that setting"),
         ("b,format=qcow2", "qcow2"),
+        ("b,bootindex=1", "Remove bootindex"),
     ] {
         let why = machine.refusal(text);
         assert!(why.contains(said), "{text}: {why}");
@@ -185,6 +189,20 @@ fn what_cannot_be_plugged_or_unplugged_is_said_with_the_reason_and_a_way_out() {
     let none = Machine::new("none", &["v,model=virtio-blk"]);
     assert!(none.refusal("b").contains("the VM has no SATA controller"));
     assert!(none.refusal("b,controller=s").contains("It has none at all"));
+}
+
+#[test]
+fn firmware_is_told_of_all_disks_as_they_are_described_and_then_of_ports_where_others_may_come() {
+    let machine =
+        Machine::new("told", &["a", "v,model=virtio-blk", "s,controller=s", "c,model=ahci-cd,bootindex=3"]);
+    let kinds: Vec<BootKind> = machine.bootable.iter().map(|one| one.kind).collect();
+    let described =
+        [BootKind::SataDisk(0), BootKind::VirtioBlk, BootKind::SataDisk(0), BootKind::SataDrive(1)];
+    assert_eq!(kinds[..4], described);
+    let free = |ports: std::ops::Range<u8>| ports.map(BootKind::SataDisk);
+    assert_eq!(kinds[4..], free(2..6).chain(free(1..6)).collect::<Vec<_>>());
+    assert_eq!(machine.bootable[3].index.map(BootIndex::get), Some(3));
+    assert_ne!(machine.bootable[0].at, machine.bootable[2].at);
 }
 
 #[test]
