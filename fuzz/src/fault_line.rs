@@ -1,6 +1,6 @@
 //! Lines of the kernel's log about DMA faults: any bytes are allowed, and what is kept of them is bounded.
 
-use dma::fault::{Line, Report, parse_line};
+use faults::{Line, Report, parse_line};
 
 /// Runs one input: a line.
 pub fn run(input: &[u8]) {

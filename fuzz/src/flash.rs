@@ -27,6 +27,10 @@ impl Store for Kept {
     fn sync(&mut self) -> io::Result<()> {
         Ok(())
     }
+
+    fn unfinished(&self, _: &[u8]) -> Vec<(u64, Vec<u8>)> {
+        Vec::new()
+    }
 }
 
 fn flash(store: Option<Kept>, shown: &Arc<AtomicBool>) -> Flash {
@@ -47,6 +51,7 @@ pub fn run(input: &[u8]) {
     let (shown, code_shown) = (Arc::default(), Arc::default());
     let variables = flash(Some(kept.clone()), &shown);
     let code = flash(None, &code_shown);
+    let (mut since, mut failed) = (0, false);
     while let Some(step) = steps.next_step() {
         let len = usize::from(steps.pick(&[1u8, 2, 4, 8]));
         let offset = usize::from(steps.u16()) % (LEN - len + 1);
@@ -58,7 +63,10 @@ pub fn run(input: &[u8]) {
                 code.write(offset as u64, &data);
             }
             200..210 => variables.reset(),
-            210..220 => kept.1.store(step % 2 == 0, Ordering::Relaxed),
+            210..220 => {
+                failed |= step % 2 == 0;
+                kept.1.store(step % 2 == 0, Ordering::Relaxed);
+            }
             _ => {
                 let mut data = vec![0; len];
                 code.read(offset as u64, &mut data);
@@ -67,10 +75,20 @@ pub fn run(input: &[u8]) {
             }
         }
         assert!(code_shown.load(Ordering::Relaxed), "the code is always memory");
-        if shown.load(Ordering::Relaxed) {
-            let mut data = vec![0; LEN];
-            variables.read(0, &mut data);
-            assert_eq!(data, *kept.0.lock().expect("not poisoned"), "what is shown is what is stored");
+        // Comparing takes longer than all the rest.
+        since = (since + 1) % 32;
+        if since == 0 && !failed && shown.load(Ordering::Relaxed) {
+            compare(&variables, &kept);
         }
     }
+    // What could not be stored is, once it can be.
+    kept.1.store(false, Ordering::Relaxed);
+    variables.reset();
+    compare(&variables, &kept);
+}
+
+fn compare(variables: &Flash, kept: &Kept) {
+    let mut data = vec![0; LEN];
+    variables.read(0, &mut data);
+    assert_eq!(data, *kept.0.lock().expect("not poisoned"), "what is shown is what is stored");
 }

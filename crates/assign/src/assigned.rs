@@ -2,12 +2,13 @@
 
 use std::io::ErrorKind;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use dma::vfio::{Interrupt, VfioDevice, VfioError};
 use dma::{Domain, DomainError};
 use host::PciAddress;
 use memory::Gpa;
+use parking_lot::{Mutex, MutexGuard};
 use pci::{
     Address, BarSpec, Decoded, DecodedAt, DeviceNumber, Function, MSIX_ENTRY_SIZE, Msi, Msix, PciError, Pin,
     Services, Windows, register,
@@ -190,7 +191,7 @@ impl Assigned {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn error(&self, error: &impl ToString) -> PciError {

@@ -46,7 +46,7 @@ pub enum SourceError {
         cause: io::Error,
     },
     /// It is a directory, a pipe, a device …
-    #[error("the {what} {} is not a regular file. Give the path of the image itself.", .path.display())]
+    #[error("the {what} {} is not a regular file. Give the path of the file itself.", .path.display())]
     NotAFile {
         /// Its part in the boot.
         what: &'static str,

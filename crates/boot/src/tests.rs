@@ -1,6 +1,8 @@
 //! Whole loads, of images made here.
 
+use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
 
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
@@ -13,6 +15,20 @@ const KERNEL: u64 = 0x100_0000;
 
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
+}
+
+/// These bytes, packed by a program.
+pub(crate) fn packed_by(command: &[&str], bytes: &[u8]) -> Vec<u8> {
+    let mut program = Command::new(command[0]);
+    program.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = program.spawn().unwrap_or_else(|error| panic!("{}: {error}", command[0]));
+    let mut input = child.stdin.take().unwrap();
+    let bytes = bytes.to_vec();
+    let writer = std::thread::spawn(move || input.write_all(&bytes));
+    let out = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(out.status.success());
+    out.stdout
 }
 
 /// A PVH kernel: a note, a segment of 64 bytes at 16 MiB with 0x100 bytes of zeroes behind it, and one of 16

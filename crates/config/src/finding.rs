@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::describe::SWITCHES;
+use crate::keys::{Kind, Row};
 use crate::model::ModelName;
 use crate::nearest::nearest;
 use crate::values::Invalid;
@@ -63,7 +63,7 @@ pub struct Finding {
 }
 
 /// Where a part of a description is written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Place {
     /// In the file.
     File {
@@ -77,11 +77,12 @@ pub enum Place {
     /// In a flag; this is the flag with its value.
     Flag(Arc<str>),
     /// Nowhere: it is missing.
+    #[default]
     Nowhere,
 }
 
 /// How a description is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Syntax {
     /// In flags: `--disk path=/dev/sda,readonly=on`.
     #[default]
@@ -178,7 +179,7 @@ pub enum Problem {
         /// The item.
         item: String,
         /// The keys that exist here.
-        valid: &'static [&'static str],
+        valid: &'static [Row],
     },
     /// There is no such key.
     #[error("unknown key `{key}`. {}", match nearest {
@@ -191,7 +192,7 @@ pub enum Problem {
         /// The valid key that looks most like it, if one does.
         nearest: Option<&'static str>,
         /// The keys that exist here.
-        valid: &'static [&'static str],
+        valid: &'static [Row],
     },
     /// A value of another type than its key has.
     #[error("`{key}` is {found}; it must be {expected}.")]
@@ -199,7 +200,7 @@ pub enum Problem {
         /// The key.
         key: &'static str,
         /// What its value must be.
-        expected: &'static str,
+        expected: String,
         /// What it is.
         found: String,
     },
@@ -342,11 +343,11 @@ pub enum Problem {
 }
 
 /// What to write in the place of an item without a value: the key that it is, or looks like, with one.
-fn without_value(item: &str, valid: &'static [&'static str]) -> String {
-    let key = valid.iter().copied().find(|key| *key == item);
-    match key.or_else(|| nearest(item, valid)) {
-        Some(key) if SWITCHES.contains(&key) => format!("Write {key}=on or {key}=off."),
-        Some(key) => format!("Write {key}=VALUE."),
+fn without_value(item: &str, valid: &'static [Row]) -> String {
+    let key = names(valid).find(|name| *name == item).or_else(|| nearest(item, names(valid)));
+    match valid.iter().find(|row| Some(row.name) == key) {
+        Some(Row { name, kind: Kind::Switch, .. }) => format!("Write {name}=on or {name}=off."),
+        Some(Row { name, .. }) => format!("Write {name}=VALUE."),
         None => format!(
             "Write KEY=VALUE, and a comma within a value twice (,,); the keys here are: {}.",
             keys(valid)
@@ -354,6 +355,10 @@ fn without_value(item: &str, valid: &'static [&'static str]) -> String {
     }
 }
 
-fn keys(valid: &[&str]) -> String {
-    valid.join(", ")
+fn keys(valid: &'static [Row]) -> String {
+    names(valid).collect::<Vec<&str>>().join(", ")
+}
+
+fn names(valid: &'static [Row]) -> impl Iterator<Item = &'static str> {
+    valid.iter().map(|row| row.name)
 }

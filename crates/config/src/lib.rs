@@ -6,6 +6,9 @@
 //! - **a file** in TOML: see `docs/vm.toml` for every key with its meaning;
 //! - **flags**: each key of the file is a flag of the same name ([`Key`]), with the same values.
 //!
+//! The keys are one table of static data ([`Row`]). A new key is one row of it, and its use: a field of the model, which is read
+//! in `describe` and printed in `print`. Tests fail for a row that is not read, not printed or not in the documents.
+//!
 //! Where both speak, a flag wins for what a VM has once (`--memory`, `--kernel` …), and is added behind the
 //! file's entries for what it has several of (`--disk`, `--assign`, `--fw-cfg`).
 //!
@@ -25,20 +28,23 @@
 
 mod describe;
 mod finding;
+mod keys;
 mod model;
 mod nearest;
 mod print;
 mod source;
 mod values;
 
-pub use describe::{Description, File, Key, describe, describe_disk};
+pub use describe::{Description, File, describe, describe_disk};
 pub use finding::{Finding, Findings, Place, Problem, Syntax};
+pub use keys::{Example, Key, Kind, Of, Row};
 pub use model::{
     Assign, Backing, Boot, BootFirmware, Bounce, Buffers, Chain, Console, Disk, DiskModel, DiskSource,
     Distinct, Dma, DmaBackEnd, Draft, FileDisk, FirmwareChoice, FirmwareImage, Format, FwCfgContent,
     FwCfgFile, HostDomain, HugePages, Identified, Linux, ModelName, OnError, OnFault, OnRequest, OnTpmError,
     Once, P2p, Poll, Rom, Tpm, TpmSource, Vm, Wire, Writes,
 };
+pub use nearest::is_near;
 pub use values::address::PciAddress;
 pub use values::count::{BootIndex, Cpus, LogicalBlock, Namespace, NodeId, Queues};
 pub use values::name::{ControllerName, DomainName, VmName};

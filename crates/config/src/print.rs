@@ -1,7 +1,8 @@
 //! From a VM back to the TOML that describes it.
 
-use std::fmt::{Display, Write};
+use std::fmt::Write;
 
+use crate::keys::{AssignKey, DiskKey, FwCfgKey, Key, Keyed, Kind, TpmKey};
 use crate::model::{
     Assign, Boot, BootFirmware, Disk, DiskModel, DiskSource, FileDisk, FwCfgContent, FwCfgFile, HostDomain,
     OnTpmError, Tpm, TpmSource, Vm, Writes,
@@ -10,74 +11,103 @@ use crate::model::{
 impl Vm {
     /// The file that describes this VM, with every default written out. Read again, it gives an equal VM.
     pub fn to_toml(&self) -> String {
-        let mut lines = Lines(String::new());
-        lines.text("name", &self.name);
-        lines.bare("cpus", self.cpus);
-        lines.bare("nested", self.nested);
-        lines.text("memory", self.memory);
-        if let Some(pages) = self.backing.hugepages {
-            lines.text("hugepages", pages);
-        }
-        if let Some(node) = self.backing.node {
-            lines.bare("node", node);
-        }
-        lines.text("wire", self.backing.wire);
-        if let Boot::Firmware { firmware, .. } = &self.boot {
-            let BootFirmware { image, variables, secure_boot, menu, once, files: _ } = firmware;
-            lines.text("firmware", image);
-            if let Some(variables) = variables {
-                lines.text("firmware-vars", variables);
+        let mut text = String::new();
+        for key in Key::ALL {
+            if let Some(value) = of_vm(self, *key) {
+                writeln!(text, "{} = {value}", key.name()).expect("a String takes all text");
             }
-            lines.bare("secure-boot", secure_boot);
-            if let Some(once) = once {
-                lines.text("boot", once);
-            }
-            lines.bare("boot-menu", menu);
         }
-        if let Some(linux) = self.boot.kernel() {
-            lines.text("kernel", &linux.kernel);
-            if let Some(initrd) = &linux.initrd {
-                lines.text("initrd", initrd);
-            }
-            lines.text("cmdline", &linux.cmdline);
-        }
-        lines.text("console", &self.console);
-        lines.text("dma", self.dma.back_end);
-        lines.text("host-domain", self.dma.host_domain);
-        if self.dma.host_domain == HostDomain::Exclusive {
-            lines.bare("i-know", true);
-        }
-        lines.text("on-fault", self.dma.on_fault);
-        lines.text("p2p", self.dma.p2p);
-        lines.bare("tpm", tpm(self.tpm.as_ref()));
-        let assigned: Vec<String> = self.assigned.iter().map(assign).collect();
-        lines.bare("assign", format_args!("[{}]", assigned.join(", ")));
-        if let Boot::Firmware { firmware, .. } = &self.boot {
-            for FwCfgFile { name, content } in &firmware.files {
-                lines.0.push_str("\n[[fw-cfg]]\n");
-                lines.text("name", name);
-                match content {
-                    FwCfgContent::Text(text) => lines.text("string", text),
-                    FwCfgContent::File(path) => lines.text("file", path),
-                }
-            }
+        let firmware = of_firmware(&self.boot).into_iter();
+        for file in firmware.flat_map(|firmware| &firmware.files) {
+            text += &section(Key::FwCfg, |key| of_fw_cfg(file, key));
         }
         for disk in &self.disks {
-            lines.0.push_str("\n[[disk]]\n");
-            lines.disk(disk);
+            text += &section(Key::Disk, |key| of_disk(disk, key));
         }
-        lines.0
+        text
+    }
+}
+
+impl Disk {
+    /// The value of `--disk` that describes this disk. Read again, it gives an equal one.
+    pub fn to_flag(&self) -> String {
+        let items = DiskKey::ALL.iter().flat_map(|key| {
+            of_disk(self, *key).into_iter().map(|said| format!("{}={}", key.name(), said.replace(',', ",,")))
+        });
+        items.collect::<Vec<String>>().join(",")
+    }
+}
+
+/// What a table says for a key: nothing, a text as in a flag, or several of them.
+type Said = Vec<String>;
+
+fn said(value: impl ToString) -> Said {
+    said_if(Some(value))
+}
+
+fn said_if(value: Option<impl ToString>) -> Said {
+    value.into_iter().map(|value| value.to_string()).collect()
+}
+
+fn switch(on: bool) -> Said {
+    said(if on { "on" } else { "off" })
+}
+
+/// The value of a VM's key in TOML, unless it is one of those that are written as tables behind all others.
+fn of_vm(vm: &Vm, key: Key) -> Option<String> {
+    let firmware = of_firmware(&vm.boot);
+    let linux = vm.boot.kernel();
+    let said = match key {
+        Key::Name => said(&vm.name),
+        Key::Cpus => said(vm.cpus),
+        Key::Nested => switch(vm.nested),
+        Key::Memory => said(vm.memory),
+        Key::Hugepages => said_if(vm.backing.hugepages),
+        Key::Node => said_if(vm.backing.node),
+        Key::Wire => said(vm.backing.wire),
+        Key::Firmware => said_if(firmware.map(|firmware| &firmware.image)),
+        Key::FirmwareVars => said_if(firmware.and_then(|firmware| firmware.variables.as_ref())),
+        Key::SecureBoot => firmware.map(|firmware| switch(firmware.secure_boot)).unwrap_or_default(),
+        Key::Boot => said_if(firmware.and_then(|firmware| firmware.once)),
+        Key::BootMenu => firmware.map(|firmware| switch(firmware.menu)).unwrap_or_default(),
+        Key::Kernel => said_if(linux.map(|linux| &linux.kernel)),
+        Key::Initrd => said_if(linux.and_then(|linux| linux.initrd.as_ref())),
+        Key::Cmdline => said_if(linux.map(|linux| &linux.cmdline)),
+        Key::Console => said(&vm.console),
+        Key::Dma => said(vm.dma.back_end),
+        Key::HostDomain => said(vm.dma.host_domain),
+        Key::IKnow => said_if((vm.dma.host_domain == HostDomain::Exclusive).then_some("on")),
+        Key::OnFault => said(vm.dma.on_fault),
+        Key::P2p => said(vm.dma.p2p),
+        Key::Tpm => return Some(tpm(vm.tpm.as_ref())),
+        Key::Assign => {
+            let assigned: Vec<String> = vm.assigned.iter().map(assign).collect();
+            return Some(format!("[{}]", assigned.join(", ")));
+        }
+        Key::FwCfg | Key::Disk => return None,
+    };
+    in_toml(Keyed::row(key).kind, &said)
+}
+
+fn of_firmware(boot: &Boot) -> Option<&BootFirmware> {
+    match boot {
+        Boot::Firmware { firmware, .. } => Some(firmware),
+        Boot::Kernel(_) => None,
     }
 }
 
 /// A TPM: that it is there alone where the rest is as it is without a word.
 fn tpm(tpm: Option<&Tpm>) -> String {
-    let Some(Tpm { source, on_error }) = tpm else { return "false".into() };
-    let answer = format!("on-error = {}", quoted(on_error));
-    match source {
-        TpmSource::Emulated if *on_error == OnTpmError::default() => "true".into(),
-        TpmSource::Emulated => format!("{{ {answer} }}"),
-        TpmSource::Passthrough(path) => format!("{{ passthrough = {}, {answer} }}", quoted(path)),
+    match tpm {
+        None => "false".into(),
+        Some(Tpm { source: TpmSource::Emulated, on_error }) if *on_error == OnTpmError::default() => {
+            "true".into()
+        }
+        Some(Tpm { source, on_error }) => inline(|key| match (key, source) {
+            (TpmKey::Passthrough, TpmSource::Passthrough(path)) => said(path),
+            (TpmKey::Passthrough, TpmSource::Emulated) => Vec::new(),
+            (TpmKey::OnError, _) => said(on_error),
+        }),
     }
 }
 
@@ -85,125 +115,113 @@ fn tpm(tpm: Option<&Tpm>) -> String {
 fn assign(assign: &Assign) -> String {
     let Assign { address, domain, on_fault, on_request, boot_index, rom } = assign;
     if *assign == Assign::new(*address) {
-        return quoted(address);
+        return quoted(&address.to_string());
     }
-    let on_fault = on_fault.map(|answer| format!(", on-fault = {}", quoted(answer))).unwrap_or_default();
-    let boot_index = boot_index.map(|index| format!(", bootindex = {index}")).unwrap_or_default();
-    let [address, domain, on_request, rom] =
-        [quoted(address), quoted(domain), quoted(on_request), quoted(rom)];
-    format!(
-        "{{ address = {address}, domain = {domain}{on_fault}, on-request = {on_request}{boot_index}, rom = {rom} }}"
-    )
+    inline(|key| match key {
+        AssignKey::Address => said(address),
+        AssignKey::Domain => said(domain),
+        AssignKey::OnFault => said_if(*on_fault),
+        AssignKey::OnRequest => said(on_request),
+        AssignKey::BootIndex => said_if(*boot_index),
+        AssignKey::Rom => said(rom),
+    })
 }
 
-impl Disk {
-    /// The value of `--disk` that describes this disk. Read again, it gives an equal one.
-    pub fn to_flag(&self) -> String {
-        let items = words(self).into_iter().map(|(key, word)| match word {
-            Word::Text(text) => item(key, &text),
-            Word::Texts(texts) => texts.iter().map(|text| item(key, text)).collect::<Vec<String>>().join(","),
-            Word::Number(number) => format!("{key}={number}"),
-            Word::Switch(on) => format!("{key}={}", if on { "on" } else { "off" }),
-        });
-        items.collect::<Vec<String>>().join(",")
+fn of_fw_cfg(file: &FwCfgFile, key: FwCfgKey) -> Said {
+    match (key, &file.content) {
+        (FwCfgKey::Name, _) => said(&file.name),
+        (FwCfgKey::String, FwCfgContent::Text(text)) => said(text),
+        (FwCfgKey::File, FwCfgContent::File(path)) => said(path),
+        (FwCfgKey::String | FwCfgKey::File, _) => Vec::new(),
     }
 }
 
-/// An item of a flag's list.
-fn item(key: &str, text: &str) -> String {
-    format!("{key}={}", text.replace(',', ",,"))
-}
-
-/// A value of a disk.
-enum Word {
-    Text(String),
-    /// Not empty.
-    Texts(Vec<String>),
-    Number(String),
-    Switch(bool),
-}
-
-fn text(value: impl Display) -> Word {
-    Word::Text(value.to_string())
-}
-
-fn number(value: impl Display) -> Word {
-    Word::Number(value.to_string())
-}
-
-/// What is said of a disk, with its keys.
-fn words(disk: &Disk) -> Vec<(&'static str, Word)> {
-    let mut words = match &disk.source {
-        DiskSource::File(file) => words_of_file(file),
-        DiskSource::Nvme { address, namespace, poll } => {
-            vec![("nvme", text(address)), ("namespace", number(namespace)), ("poll", text(poll))]
-        }
-        DiskSource::Nbd(address) => vec![("nbd", text(address))],
-        DiskSource::Ram(size) => vec![("ram", text(size))],
-    };
-    words.push(("model", text(disk.model.name())));
-    words.extend(disk.controller.as_ref().map(|name| ("controller", text(name))));
-    words.extend(disk.model.queues().map(|queues| ("queues", number(queues))));
-    if let DiskModel::VirtioBlk { packed, write_cache, .. } = disk.model {
-        words.push(("packed", Word::Switch(packed)));
-        words.push(("write-cache", Word::Switch(write_cache)));
+fn of_disk(disk: &Disk, key: DiskKey) -> Said {
+    let nothing = Vec::new;
+    match key {
+        DiskKey::Model => said(disk.model.name()),
+        DiskKey::Controller => said_if(disk.controller.as_ref()),
+        DiskKey::Queues => said_if(disk.model.queues()),
+        DiskKey::Packed => match disk.model {
+            DiskModel::VirtioBlk { packed, .. } => switch(packed),
+            _ => nothing(),
+        },
+        DiskKey::WriteCache => match disk.model {
+            DiskModel::VirtioBlk { write_cache, .. } => switch(write_cache),
+            _ => nothing(),
+        },
+        DiskKey::Readonly => match disk.writes {
+            Writes::ThrownAway => nothing(),
+            Writes::Kept | Writes::Refused => switch(disk.writes == Writes::Refused),
+        },
+        DiskKey::Snapshot => said_if((disk.writes == Writes::ThrownAway).then_some("on")),
+        DiskKey::Serial => said_if(disk.serial.as_ref()),
+        DiskKey::Product => said_if(disk.product.as_ref()),
+        DiskKey::Firmware => said_if(disk.firmware.as_ref()),
+        DiskKey::OnError => said_if(disk.on_error),
+        DiskKey::BootIndex => said_if(disk.boot_index),
+        of_source => match (&disk.source, of_source) {
+            (DiskSource::File(file), key) => of_file(file, key),
+            (DiskSource::Nvme { address, .. }, DiskKey::Nvme) => said(address),
+            (DiskSource::Nvme { namespace, .. }, DiskKey::Namespace) => said(namespace),
+            (DiskSource::Nvme { poll, .. }, DiskKey::Poll) => said(poll),
+            (DiskSource::Nbd(address), DiskKey::Nbd) => said(address),
+            (DiskSource::Ram(size), DiskKey::Ram) => said(size),
+            _ => nothing(),
+        },
     }
-    words.push(match disk.writes {
-        Writes::Kept => ("readonly", Word::Switch(false)),
-        Writes::Refused => ("readonly", Word::Switch(true)),
-        Writes::ThrownAway => ("snapshot", Word::Switch(true)),
-    });
-    words.extend(disk.serial.as_ref().map(|serial| ("serial", text(serial))));
-    words.extend(disk.product.as_ref().map(|product| ("product", text(product))));
-    words.extend(disk.firmware.as_ref().map(|firmware| ("firmware", text(firmware))));
-    words.extend(disk.on_error.map(|on_error| ("on-error", text(on_error))));
-    words.extend(disk.boot_index.map(|index| ("bootindex", number(index))));
-    words
 }
 
-fn words_of_file(file: &FileDisk) -> Vec<(&'static str, Word)> {
+fn of_file(file: &FileDisk, key: DiskKey) -> Said {
     let FileDisk { path, format, chain, logical, preallocate, bounce, buffers, poll, force } = file;
-    let mut words = vec![("path", text(path))];
-    words.extend(format.map(|format| ("format", text(format))));
-    if !chain.is_empty() {
-        words.push(("chain", Word::Texts(chain.iter().map(ToString::to_string).collect())));
+    match key {
+        DiskKey::Path => said(path),
+        DiskKey::Format => said_if(*format),
+        DiskKey::Chain => chain.iter().map(ToString::to_string).collect(),
+        DiskKey::Logical => said_if(*logical),
+        DiskKey::Preallocate => said_if(preallocate.then_some("on")),
+        DiskKey::Bounce => said(bounce),
+        DiskKey::Buffers => said_if(*buffers),
+        DiskKey::Poll => said_if(*poll),
+        DiskKey::Force => switch(*force),
+        _ => Vec::new(),
     }
-    words.extend(logical.map(|logical| ("logical", number(logical))));
-    words.extend(preallocate.then_some(("preallocate", Word::Switch(true))));
-    words.push(("bounce", text(bounce)));
-    words.extend(buffers.map(|buffers| ("buffers", text(buffers))));
-    words.extend(poll.map(|poll| ("poll", text(poll))));
-    words.push(("force", Word::Switch(*force)));
-    words
 }
 
-struct Lines(String);
+/// A table behind all others: `[[disk]]` and what it says, each on a line.
+fn section<K: Keyed>(key: Key, said: impl Fn(K) -> Said) -> String {
+    let lines: Vec<String> = settings(said).map(|setting| setting + "\n").collect();
+    format!("\n[[{}]]\n{}", key.name(), lines.concat())
+}
 
-impl Lines {
-    fn text(&mut self, key: &str, value: impl Display) {
-        self.bare(key, quoted(value));
-    }
+/// A table within a line.
+fn inline<K: Keyed>(said: impl Fn(K) -> Said) -> String {
+    format!("{{ {} }}", settings(said).collect::<Vec<String>>().join(", "))
+}
 
-    fn disk(&mut self, disk: &Disk) {
-        for (key, word) in words(disk) {
-            match word {
-                Word::Text(text) => self.text(key, text),
-                Word::Texts(texts) => {
-                    let texts: Vec<String> = texts.iter().map(quoted).collect();
-                    self.bare(key, format_args!("[{}]", texts.join(", ")));
-                }
-                Word::Number(number) => self.bare(key, number),
-                Word::Switch(on) => self.bare(key, on),
-            }
+/// What is said for each key of a table.
+fn settings<K: Keyed>(said: impl Fn(K) -> Said) -> impl Iterator<Item = String> {
+    K::ALL.iter().filter_map(move |key| {
+        let value = in_toml(key.row().kind, &said(*key))?;
+        Some(format!("{} = {value}", key.name()))
+    })
+}
+
+/// A value in TOML, if something is said.
+fn in_toml(kind: Kind, said: &[String]) -> Option<String> {
+    let first = said.first()?;
+    Some(match kind {
+        Kind::Switch => (first == "on").to_string(),
+        Kind::Number(_) => first.clone(),
+        Kind::Texts(_) => {
+            let texts: Vec<String> = said.iter().map(|text| quoted(text)).collect();
+            format!("[{}]", texts.join(", "))
         }
-    }
-
-    fn bare(&mut self, key: &str, value: impl Display) {
-        writeln!(self.0, "{key} = {value}").expect("a String takes all text");
-    }
+        _ => quoted(first),
+    })
 }
 
 /// A TOML string, escaped where needed.
-fn quoted(value: impl Display) -> String {
-    toml::Value::String(value.to_string()).to_string()
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.into()).to_string()
 }

@@ -30,6 +30,10 @@ fn without_firmware_a_kernel_is_needed_and_what_is_for_nothing_is_said() {
         findings("initrd = \"i\"\n"),
         ["vm.toml:1:10: `initrd` is for nothing without `kernel`. Give that as well, or remove this."]
     );
+    assert_eq!(
+        findings("cmdline = \"quiet\"\n"),
+        ["vm.toml:1:11: `cmdline` is for nothing without `kernel`. Give that as well, or remove this."]
+    );
     let found = findings("kernel = \"k\"\nfirmware-vars = \"v\"\n");
     assert!(found[0].contains("`firmware-vars` is for nothing without `firmware`"), "{found:?}");
     assert!(findings("firmware = \"bios\"\n")[0].contains("\"bios\" is not a firmware. Write auto"));
@@ -59,6 +63,57 @@ fn the_boot_order_is_said_by_disks_and_devices_each_place_once_and_only_with_fir
     assert!(
         flag_findings(Key::Assign, "01:00.0,rom=bios").contains("\"bios\" is no choice of an expansion ROM")
     );
+}
+
+#[test]
+fn a_word_where_a_path_may_be_is_none_and_says_which_words_there_are_and_how_a_file_of_that_name_is_written()
+{
+    let drive = "d,format=qcow2,chain=";
+    for (key, text, said) in [
+        (
+            Key::Firmware,
+            "OVMF",
+            "\"OVMF\" is not a firmware. Did you mean ovmf? Write auto, ovmf, none or a path; a file here is ./OVMF.",
+        ),
+        (
+            Key::Firmware,
+            "bios,vars=/v.fd",
+            "\"bios\" is not a firmware. Write auto, ovmf, none or a path; a file here is ./bios.",
+        ),
+        (
+            Key::Assign,
+            "01:00.0,rom=vbios",
+            "\"vbios\" is no choice of an expansion ROM. Write on, off or a path; a file here is ./vbios.",
+        ),
+        (
+            Key::Assign,
+            "01:00.0,rom=Off",
+            "\"Off\" is no choice of an expansion ROM. Did you mean off? Write on, off or a path; a file here is ./Off.",
+        ),
+        (
+            Key::Disk,
+            &format!("{drive}folow"),
+            "\"folow\" is no choice for chain. Did you mean follow? Write follow or a path; a file here is ./folow.",
+        ),
+        (
+            Key::Console,
+            "stdoi",
+            "\"stdoi\" is not a console. Did you mean stdio? Write stdio, file:PATH or socket:PATH.",
+        ),
+    ] {
+        assert_eq!(flag_findings(key, text), format!("--{} {text}: {said}", key.name()));
+    }
+    // A name with a dot is a file's: no word has one.
+    for (key, text) in [
+        (Key::Firmware, "./OVMF"),
+        (Key::Firmware, "OVMF.fd"),
+        (Key::Assign, "01:00.0,rom=./vbios"),
+        (Key::Assign, "01:00.0,rom=vbios.rom"),
+        (Key::Disk, &format!("{drive}./base")),
+        (Key::Disk, &format!("{drive}base.img")),
+    ] {
+        config::describe(None, &[(Key::Kernel, "k".into()), (key, text.into())]).unwrap();
+    }
 }
 
 #[test]

@@ -38,7 +38,10 @@ fn file() -> impl Strategy<Value = FileDisk> {
     let format = option::of(word(Format::NAMES));
     let buffers = option::of(word(Buffers::NAMES));
     let poll = option::of(word(Poll::NAMES));
-    let chain = prop::collection::vec(prop_oneof![Just(Chain::Follow), path().prop_map(Chain::File)], 0..3);
+    let chain = prop::collection::vec(
+        prop_oneof![Just(Chain::Follow), parsed("\\./(?s).{1,20}").prop_map(Chain::File)],
+        0..3,
+    );
     let of_image = (format, chain);
     (path(), of_image, any::<bool>(), any::<bool>(), word(Bounce::NAMES), buffers, poll, any::<bool>())
         .prop_map(|(path, (format, chain), small, preallocate, bounce, buffers, poll, force)| {

@@ -7,18 +7,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use config::VmName;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use crate::api::{
-    Dma, Done, Drive, Eject, Events, Failed, Info, Insert, Memory, Plug, Plugged, Stats, Unplug, Unplugged,
-};
+use crate::api::Failed;
+use crate::endpoint::{Answer, Ask};
 use crate::folder::Folder;
-use crate::http;
+use crate::http::{self, Method};
 use crate::unix;
 
 /// How long an answer may take, beyond what it was asked to wait.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of an answer at most.
 const MAX_ANSWER: usize = 64 << 20;
 
@@ -119,113 +117,25 @@ impl Client {
         }
     }
 
-    /// The VM and its process.
-    pub fn info(&mut self) -> Result<Info, ClientError> {
-        self.get("/v1")
-    }
-
-    /// Its DMA domains.
-    pub fn dma(&mut self) -> Result<Dma, ClientError> {
-        self.get("/v1/dma")
-    }
-
-    /// Its memory map.
-    pub fn memory(&mut self) -> Result<Memory, ClientError> {
-        self.get("/v1/memory")
-    }
-
-    /// Its memory map, and the files of the segments in the same order.
-    pub fn memory_fds(&mut self) -> Result<(Memory, Vec<OwnedFd>), ClientError> {
-        let mut fds = Vec::new();
-        let memory: Memory = self.ask("GET /v1/memory/fds", b"", PATIENCE, &mut fds)?;
-        if memory.segments.len() == fds.len() {
-            return Ok((memory, fds));
-        }
-        let why = format!("{} segments came with {} files", memory.segments.len(), fds.len());
-        Err(self.strange(why))
-    }
-
-    /// Events after this number; if there are none, the first that come within `wait` (seconds count).
-    pub fn events(&mut self, after: u64, wait: Duration) -> Result<Events, ClientError> {
-        let seconds = wait.as_secs();
-        let what = format!("GET /v1/events?after={after}&wait={seconds}");
-        self.ask(&what, b"", wait + PATIENCE, &mut Vec::new())
-    }
-
-    /// What went through its disks.
-    pub fn stats(&mut self) -> Result<Stats, ClientError> {
-        self.get("/v1/stats")
-    }
-
-    /// Pauses it: its vCPUs stop.
-    pub fn pause(&mut self) -> Result<Done, ClientError> {
-        self.post("/v1/pause")
-    }
-
-    /// Makes its vCPUs run again.
-    pub fn resume(&mut self) -> Result<Done, ClientError> {
-        self.post("/v1/resume")
-    }
-
-    /// Puts a disc into one of its CD drives.
-    pub fn insert(&mut self, insert: &Insert) -> Result<Drive, ClientError> {
-        self.post_with("/v1/insert", insert)
-    }
-
-    /// Takes out what is in one of its CD drives.
-    pub fn eject(&mut self, eject: &Eject) -> Result<Drive, ClientError> {
-        self.post_with("/v1/eject", eject)
-    }
-
-    /// Plugs a disk into one of its SATA controllers.
-    pub fn plug(&mut self, plug: &Plug) -> Result<Plugged, ClientError> {
-        self.post_with("/v1/plug", plug)
-    }
-
-    /// Unplugs one of its SATA disks.
-    pub fn unplug(&mut self, unplug: &Unplug) -> Result<Unplugged, ClientError> {
-        self.post_with("/v1/unplug", unplug)
-    }
-
-    /// Presses its power button.
-    pub fn press_power_button(&mut self) -> Result<Done, ClientError> {
-        self.post("/v1/power")
-    }
-
-    /// Ends it now.
-    pub fn stop(&mut self) -> Result<Done, ClientError> {
-        self.post("/v1/stop")
-    }
-
-    fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
-        self.ask(&format!("GET {path}"), b"", PATIENCE, &mut Vec::new())
-    }
-
-    fn post<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
-        self.ask(&format!("POST {path}"), b"", PATIENCE, &mut Vec::new())
-    }
-
-    fn post_with<T: DeserializeOwned>(
-        &mut self,
-        path: &str,
-        body: &impl Serialize,
-    ) -> Result<T, ClientError> {
-        let body = serde_json::to_vec(body).expect("types of the API are JSON by construction");
-        self.ask(&format!("POST {path}"), &body, PATIENCE, &mut Vec::new())
-    }
-
     /// Asks, and reads the whole answer.
-    fn ask<T: DeserializeOwned>(
+    pub(crate) fn ask<A: Answer>(
         &mut self,
-        what: &str,
-        body: &[u8],
-        patience: Duration,
-        fds: &mut Vec<OwnedFd>,
-    ) -> Result<T, ClientError> {
-        let (status, body) = self.exchange(what, body, patience, fds)?;
+        method: Method,
+        path: &str,
+        request: &impl Ask,
+    ) -> Result<A, ClientError> {
+        let said = serde_json::to_value(request).expect("types of the API are JSON by construction");
+        let (line, body) = match method {
+            Method::Get => (format!("GET {path}{}", query(&said)), String::new()),
+            Method::Post | Method::Other => (format!("POST {path}"), said.to_string()),
+        };
+        let mut files = Vec::new();
+        let patience = ANSWER_LIMIT + request.wait();
+        let (status, body) = self.exchange(&line, body.as_bytes(), patience, &mut files)?;
         let strange = |why: serde_json::Error| self.strange(why.to_string());
         if (200..300).contains(&status) {
-            return serde_json::from_slice(&body).map_err(strange);
+            let body = serde_json::from_slice(&body).map_err(strange)?;
+            return A::from_parts(body, files).map_err(|why| self.strange(why));
         }
         let Failed { error } = serde_json::from_slice(&body).map_err(strange)?;
         Err(ClientError::Refused { name: self.name.clone(), status, why: error })
@@ -282,4 +192,11 @@ impl Client {
         let hint = "Is its process stopped, or very busy?";
         ClientError::Socket { name: self.name.clone(), path: self.path.clone(), cause, hint }
     }
+}
+
+/// The query that says this: `?after=7&wait=30`.
+pub(crate) fn query(said: &Value) -> String {
+    let keys = said.as_object().into_iter().flatten();
+    let pairs: Vec<String> = keys.map(|(key, value)| format!("{key}={value}")).collect();
+    if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
 }

@@ -5,10 +5,11 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use crate::api::Source;
 use crate::http::{self, MAX_BODY, MAX_HEAD, Parsed, Request};
-use crate::routes::{self, Reply};
+use crate::reply::Reply;
+use crate::routes;
 use crate::server::Gate;
-use crate::source::Source;
 use crate::unix;
 
 /// How long a connection and its peer may take.
@@ -47,7 +48,7 @@ pub(crate) fn serve(stream: &UnixStream, source: &dyn Source, gate: &Gate, patie
     let mut waiting = Vec::new();
     // An error in reading or writing ends the connection. It cannot be reported to the client.
     while let Ok(Some(request)) = next_request(stream, &mut waiting, patience) {
-        let answer = || routes::answer(source, &request, || unix::is_gone(stream));
+        let answer = || routes::answer(source, &request, &|| unix::is_gone(stream));
         let reply = if routes::outlives_the_vm(&request) {
             answer()
         } else {

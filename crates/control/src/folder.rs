@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use config::VmName;
-use host::{OwnError, OwnFolder, own_user};
+use own::{OwnError, OwnFolder, own_user};
 
 use crate::own_socket::{OwnSocket, SocketError};
 

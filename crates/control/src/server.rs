@@ -3,14 +3,16 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::api::Source;
 use crate::connection::{self, Patience};
 use crate::folder::Claim;
 use crate::own_socket::Callers;
-use crate::source::Source;
 
 /// Connections at a time at most.
 pub const MAX_CONNECTIONS: usize = 16;
@@ -19,7 +21,7 @@ const LAST_QUESTIONS: Duration = Duration::from_millis(200);
 /// How long answers that are under way may take when the VM ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long answers that need the VM may take when it is to be taken apart.
-const PATIENCE: Duration = Duration::from_secs(5);
+const VM_ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// The control socket of a running VM, served by threads of its own.
 ///
@@ -80,12 +82,12 @@ impl Gate {
     fn shut(&self, patience: Duration) -> usize {
         let mut traffic = self.traffic();
         traffic.shut = true;
-        let waited = self.passed.wait_timeout_while(traffic, patience, |traffic| traffic.passing > 0);
-        waited.unwrap_or_else(PoisonError::into_inner).0.passing
+        self.passed.wait_while_for(&mut traffic, |traffic| traffic.passing > 0, patience);
+        traffic.passing
     }
 
     fn traffic(&self) -> MutexGuard<'_, Traffic> {
-        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+        self.traffic.lock()
     }
 }
 
@@ -93,7 +95,7 @@ impl Gate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the VM has not answered {requests} of the requests to its control socket in {} s, and ends without answering them. Perhaps a file or device that a request names does not answer: see the host's log.",
-    PATIENCE.as_secs()
+    VM_ANSWER_LIMIT.as_secs()
 )]
 pub struct Unanswered {
     /// How many.
@@ -123,7 +125,7 @@ impl Server {
     /// There are answers that take longer than some seconds: whatever they hold of the VM they hold still. The VM's end
     /// is not to wait for them.
     pub fn retire(&self) -> Result<(), Unanswered> {
-        self.retire_within(PATIENCE)
+        self.retire_within(VM_ANSWER_LIMIT)
     }
 
     fn retire_within(&self, patience: Duration) -> Result<(), Unanswered> {

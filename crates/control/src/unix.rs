@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use host::own_user;
+use own::own_user;
 
 /// File descriptors that the kernel carries in one message at most (SCM_MAX_FD).
 pub const MAX_FDS: usize = 253;

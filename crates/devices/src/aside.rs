@@ -2,7 +2,7 @@
 //!
 //! When the gate closes, the disk gets some time to end what is under way, which is then told to the driver as ever. What
 //! takes longer is given up, as far as the disk can do that, and asked for again when the gate opens. A disk that does
-//! neither is waited for no longer than [`Gate::PATIENCE`]: then people are told which memory it may still write, and what
+//! neither is waited for no longer than [`Gate::CLOSE_LIMIT`]: then people are told which memory it may still write, and what
 //! it brings later is kept until the gate opens.
 
 use std::fmt;
@@ -130,7 +130,7 @@ fn end_what_is_under_way<T: Obedient>(thread: &mut T, pass: &Pass) -> Result<Opt
         if left == 0 || pass.is_valid() {
             return Ok(Some(under_way));
         }
-        if begin.elapsed() >= Gate::PATIENCE {
+        if begin.elapsed() >= Gate::CLOSE_LIMIT {
             thread.report(&Unended { reads: thread.reads(), under_way: left });
             return Ok(Some(under_way));
         }
@@ -176,7 +176,7 @@ impl fmt::Display for Unended {
             f,
             "the guest has switched bus mastering off, and the disk has not ended {} of its requests in {} s.",
             self.under_way,
-            Gate::PATIENCE.as_secs()
+            Gate::CLOSE_LIMIT.as_secs()
         )?;
         if !self.reads.is_empty() {
             let named: Vec<String> = self.reads.iter().take(NAMED).map(ToString::to_string).collect();

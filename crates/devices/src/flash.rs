@@ -2,11 +2,15 @@
 //! commands of Intel's flash (28F640J3 data sheet, table 7, "Command Set"), byte by byte, as far as firmware uses them.
 //!
 //! While the guest reads what is stored ("read array"), it does so as memory, without leaving the guest. All else is trapped.
+//!
+//! Firmware erases a block and then writes it anew, byte by byte. Between the two even the header of its variables can be gone,
+//! and then it has lost them all. So a block that was erased goes to where it lasts as a whole, at the end of the step.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use memory::{GpaRange, RegisterPages};
+use parking_lot::{Mutex, MutexGuard};
 
 /// What is erased at once, in bytes, as OVMF expects it.
 const BLOCK: u64 = 4096;
@@ -36,6 +40,9 @@ pub trait Store: Send {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Returns when all that was written lasts.
     fn sync(&mut self) -> io::Result<()>;
+    /// What is to be written, where and in this order, before what uses the flash starts with these contents: what it was interrupted
+    /// in, and would finish too late for itself.
+    fn unfinished(&self, contents: &[u8]) -> Vec<(u64, Vec<u8>)>;
 }
 
 /// Lets the guest read the flash as memory, or not.
@@ -56,8 +63,12 @@ struct State {
     registers: Registers,
     /// `None`: what the guest writes is ignored.
     store: Option<Box<dyn Store>>,
-    /// Something was written since the last sync.
-    unsynced: bool,
+    /// Blocks by their numbers of which the store has what they held before, in the order in which they were changed.
+    unwritten: Vec<u64>,
+    /// Blocks that were written since the last sync.
+    unsynced: Vec<u64>,
+    /// Blocks that the last sync failed for: the host may have lost what was written of them.
+    lost: Vec<u64>,
 }
 
 /// What the guest has commanded.
@@ -97,7 +108,13 @@ impl Flash {
         let flash = Flash {
             range,
             pages,
-            state: Mutex::new(State { registers, store, unsynced: false }),
+            state: Mutex::new(State {
+                registers,
+                store,
+                unwritten: Vec::new(),
+                unsynced: Vec::new(),
+                lost: Vec::new(),
+            }),
             show,
             report,
         };
@@ -131,7 +148,9 @@ impl Flash {
         }
         let before = state.registers.mode;
         match before {
-            Mode::Program => self.program(&mut state, offset, data),
+            Mode::Program => {
+                self.program(&mut state, offset, data);
+            }
             Mode::Erase if data.first() == Some(&command::CONFIRM) => self.erase(&mut state, offset),
             // Anything else is no confirmation, and a wrong sequence fails both (table 7, note).
             Mode::Erase => state.registers.fail(PROGRAM_FAILED | ERASE_FAILED),
@@ -148,51 +167,117 @@ impl Flash {
         }
     }
 
-    /// Returns to power-on. What is stored stays.
+    /// Returns to power-on. What is stored stays, and what was interrupted is finished.
     pub fn reset(&self) {
         let mut state = self.state();
         self.sync(&mut state);
+        self.finish(&mut state);
         let before = std::mem::take(&mut state.registers);
         if before.mode != Mode::Array {
             self.shown(true);
         }
     }
 
-    fn program(&self, state: &mut State, offset: u64, data: &[u8]) {
-        let done = self.change(state, offset, data);
+    /// Does what was interrupted, as far as it can: no step without those before it.
+    fn finish(&self, state: &mut State) {
+        let Some(store) = &state.store else { return };
+        let contents: Vec<u8> = (0..self.range.len()).map(|at| self.pages.byte(at as usize)).collect();
+        for (at, bytes) in store.unfinished(&contents) {
+            if !self.program(state, at, &bytes) || !self.sync(state) {
+                break;
+            }
+        }
+    }
+
+    /// Writes bytes; at once, unless something before them waits for the end of the step. Returns whether that can be.
+    ///
+    /// Bits can go from 0 to 1 as well, as in QEMU's model, for which the firmware was made. It does not ask for the status, so what
+    /// cannot be stored now is read all the same, and stored at the end of a step once it can be.
+    fn program(&self, state: &mut State, offset: u64, bytes: &[u8]) -> bool {
+        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= self.range.len());
+        let done = end.is_some_and(|end| {
+            let waits = !state.unwritten.is_empty();
+            let written = if waits { Ok(()) } else { self.write_now(state, offset, bytes) };
+            let noted = if waits || written.is_err() { &mut state.unwritten } else { &mut state.unsynced };
+            (offset / BLOCK..end.div_ceil(BLOCK)).for_each(|block| note(noted, block));
+            self.pages.store_bytes(offset as usize, bytes);
+            written.inspect_err(|error| self.not_written(error)).is_ok()
+        });
         state.registers.finish(done, PROGRAM_FAILED);
+        done
+    }
+
+    fn write_now(&self, state: &mut State, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_lost(state)?;
+        state.write(offset, bytes)
     }
 
     fn erase(&self, state: &mut State, offset: u64) {
-        let done = self.change(state, offset - offset % BLOCK, &[0xff; BLOCK as usize]);
-        state.registers.finish(done, ERASE_FAILED);
+        let block = offset / BLOCK;
+        let fits = (block + 1) * BLOCK <= self.range.len();
+        if fits {
+            // With what the block held before.
+            if state.unwritten.is_empty()
+                && let Err(error) = self.write_lost(state)
+            {
+                self.not_written(&error);
+            }
+            note(&mut state.unwritten, block);
+            self.pages.store_bytes((block * BLOCK) as usize, &[0xff; BLOCK as usize]);
+        }
+        state.registers.finish(fits, ERASE_FAILED);
     }
 
-    /// Stores bytes, and then lets the guest read them. Whether both was done.
-    ///
-    /// Bits can go from 0 to 1 as well, as in QEMU's model, for which the firmware was made.
-    fn change(&self, state: &mut State, offset: u64, bytes: &[u8]) -> bool {
-        let fits = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= self.range.len());
-        let Some(store) = state.store.as_mut().filter(|_| fits) else { return false };
-        if let Err(error) = store.write(offset, bytes) {
-            (self.report)(format!("the firmware's variables cannot be written: {error}"));
-            return false;
-        }
-        state.unsynced = true;
-        self.pages.store_bytes(offset as usize, bytes);
-        true
+    fn not_written(&self, error: &io::Error) {
+        (self.report)(format!("the firmware's variables cannot be written: {error}"));
     }
 
     /// The firmware ends each of its steps by reading the array again, and relies on that a step lasts before the next.
-    fn sync(&self, state: &mut State) {
-        if !std::mem::take(&mut state.unsynced) {
-            return;
-        }
-        let synced = state.store.as_mut().map_or(Ok(()), |store| store.sync());
-        if let Err(error) = synced {
+    fn sync(&self, state: &mut State) -> bool {
+        let synced = self.try_sync(state);
+        if let Err(error) = &synced {
             state.registers.status |= PROGRAM_FAILED;
             (self.report)(format!("the firmware's variables may be lost when this host fails: {error}"));
         }
+        synced.is_ok()
+    }
+
+    /// What fails is done again by the next step, before its own writes: whole blocks, for the host says only once that it lost some.
+    fn try_sync(&self, state: &mut State) -> io::Result<()> {
+        self.write_lost(state)?;
+        while let Some(block) = state.unwritten.first().copied() {
+            self.write_block(state, block)?;
+            note(&mut state.unsynced, block);
+            state.unwritten.remove(0);
+        }
+        if state.unsynced.is_empty() {
+            return Ok(());
+        }
+        let blocks = std::mem::take(&mut state.unsynced);
+        let synced = state.sync();
+        if synced.is_err() {
+            state.lost = blocks;
+        }
+        synced
+    }
+
+    /// Makes what is lost last, so that nothing that comes later lasts before it.
+    fn write_lost(&self, state: &mut State) -> io::Result<()> {
+        if state.lost.is_empty() {
+            return Ok(());
+        }
+        for block in state.lost.clone() {
+            self.write_block(state, block)?;
+        }
+        state.sync()?;
+        state.lost.clear();
+        Ok(())
+    }
+
+    fn write_block(&self, state: &mut State, block: u64) -> io::Result<()> {
+        let at = block * BLOCK;
+        let bytes: Vec<u8> = (at..at + BLOCK).map(|at| self.pages.byte(at as usize)).collect();
+        state.write(at, &bytes)
     }
 
     fn shown(&self, shown: bool) {
@@ -208,7 +293,23 @@ impl Flash {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no code panics with this lock held")
+        self.state.lock()
+    }
+}
+
+impl State {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.store.as_mut().map_or(Ok(()), |store| store.write(offset, bytes))
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.store.as_mut().map_or(Ok(()), |store| store.sync())
+    }
+}
+
+fn note(blocks: &mut Vec<u64>, block: u64) {
+    if !blocks.contains(&block) {
+        blocks.push(block);
     }
 }
 
@@ -251,21 +352,28 @@ mod tests {
 
     use super::*;
 
+    /// The bytes, the number of syncs, and whether writes and syncs fail.
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>, Arc<AtomicUsize>, Arc<AtomicBool>);
+    struct Kept(Arc<Mutex<Vec<u8>>>, Arc<AtomicUsize>, Arc<AtomicBool>, Arc<AtomicBool>);
 
     impl Store for Kept {
         fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
             if self.2.load(Ordering::SeqCst) {
                 return Err(io::Error::from_raw_os_error(libc::ENOSPC));
             }
-            self.0.lock().unwrap()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+            self.0.lock()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
             Ok(())
         }
 
         fn sync(&mut self) -> io::Result<()> {
             self.1.fetch_add(1, Ordering::SeqCst);
-            Ok(())
+            if self.3.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+        }
+
+        /// An exclamation mark at the beginning asks for the copy of a byte, and then goes.
+        fn unfinished(&self, contents: &[u8]) -> Vec<(u64, Vec<u8>)> {
+            let copy = || vec![(1, contents[5000..5001].to_vec()), (0, vec![0])];
+            (contents[0] == b'!').then(copy).unwrap_or_default()
         }
     }
 
@@ -280,7 +388,7 @@ mod tests {
         let pages = Arc::new(RegisterPages::new(8192).unwrap());
         pages.store_bytes(0, b"stored");
         let kept = Kept::default();
-        *kept.0.lock().unwrap() = vec![0; 8192];
+        *kept.0.lock() = vec![0; 8192];
         let (shown, reports) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Vec<String>>>::default());
         let (show, report) = (shown.clone(), reports.clone());
         let flash = Flash::new(
@@ -291,7 +399,7 @@ mod tests {
                 show.store(on, Ordering::SeqCst);
                 Ok(())
             }),
-            Box::new(move |what| report.lock().unwrap().push(what)),
+            Box::new(move |what| report.lock().push(what)),
         );
         Bench { flash, kept, shown, reports }
     }
@@ -341,7 +449,7 @@ mod tests {
         bench.write(&[(0, 0xff)]);
         assert_eq!((bench.kept.1.load(Ordering::SeqCst), bench.shown()), (1, true));
         assert_eq!([7, 8].map(|at| bench.byte(at)), *b"ab");
-        assert_eq!(bench.kept.0.lock().unwrap()[7..9], *b"ab");
+        assert_eq!(bench.kept.0.lock()[7..9], *b"ab");
         bench.write(&[(0, 0xff), (0, 0x50)]);
         assert_eq!(bench.kept.1.load(Ordering::SeqCst), 1, "nothing new to sync");
     }
@@ -358,14 +466,67 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_stored_is_an_error_in_the_status_and_is_not_to_be_read() {
+    fn what_cannot_be_stored_is_an_error_in_the_status_and_is_stored_once_it_can_be() {
         let bench = flash(true);
         bench.kept.2.store(true, Ordering::SeqCst);
         bench.write(&[(0, 0x10), (0, b'x')]);
         assert_eq!(bench.byte(0), READY | PROGRAM_FAILED);
         bench.write(&[(0, 0xff)]);
-        assert_eq!(bench.byte(0), b's');
-        assert!(bench.reports.lock().unwrap()[0].contains("No space left"), "{:?}", bench.reports);
+        assert_eq!(
+            (bench.byte(0), bench.kept.0.lock()[0]),
+            (b'x', 0),
+            "the firmware does not ask for the status"
+        );
+        assert!(bench.reports.lock()[0].contains("No space left"), "{:?}", bench.reports);
+        bench.kept.2.store(false, Ordering::SeqCst);
+        bench.write(&[(0, 0x50)]);
+        assert_eq!(bench.kept.0.lock()[0], b'x');
+    }
+
+    #[test]
+    fn a_block_that_is_erased_and_written_anew_is_stored_as_a_whole_at_the_end_of_the_step() {
+        let bench = flash(true);
+        *bench.kept.0.lock() = vec![7; 8192];
+        bench.write(&[(0, 0x20), (0, 0xd0), (0, 0x10), (0, b'n'), (5000, 0x40), (5000, b'x')]);
+        assert_eq!(*bench.kept.0.lock(), vec![7; 8192], "nothing of it yet, nor what came after it");
+        bench.write(&[(0, 0xff)]);
+        let kept = bench.kept.0.lock();
+        assert_eq!((kept[0], kept[1], kept[4095], kept[5000]), (b'n', 0xff, 0xff, b'x'));
+    }
+
+    #[test]
+    fn what_could_not_be_synced_is_written_again_by_the_next_step_before_anything_else() {
+        let bench = flash(true);
+        bench.write(&[(7, 0x10), (7, b'a')]);
+        bench.kept.3.store(true, Ordering::SeqCst);
+        bench.write(&[(0, 0xff)]);
+        assert!(bench.reports.lock()[0].contains("may be lost"), "{:?}", bench.reports);
+        // What the host lost.
+        bench.kept.0.lock()[7] = 0;
+        bench.kept.3.store(false, Ordering::SeqCst);
+        bench.write(&[(0, 0x50)]);
+        assert_eq!(bench.kept.0.lock()[7], b'a');
+        assert_eq!(bench.kept.1.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn nothing_is_written_while_what_came_before_it_does_not_last_and_nothing_is_dropped() {
+        let bench = flash(true);
+        bench.write(&[(7, 0x10), (7, b'a')]);
+        bench.kept.3.store(true, Ordering::SeqCst);
+        bench.write(&[(0, 0xff), (5000, 0x10), (5000, b'b'), (5001, 0x10), (5001, b'c')]);
+        assert_eq!(bench.kept.0.lock()[5000..5002], [0, 0]);
+        let syncs = bench.kept.1.load(Ordering::SeqCst);
+        assert_eq!(syncs, 2, "it is tried once in a step, not for each byte");
+        bench.write(&[(0, 0xff)]);
+        assert_eq!([5000, 5001].map(|at| bench.byte(at)), *b"bc", "the firmware reads what it wrote");
+        bench.kept.0.lock()[7] = 0;
+        bench.kept.3.store(false, Ordering::SeqCst);
+        let syncs = bench.kept.1.load(Ordering::SeqCst);
+        bench.write(&[(0, 0x50)]);
+        let kept = bench.kept.0.lock().clone();
+        assert_eq!((kept[7], &kept[5000..5002]), (b'a', &b"bc"[..]));
+        assert_eq!(bench.kept.1.load(Ordering::SeqCst), syncs + 2, "the older one lasts first");
     }
 
     #[test]
@@ -378,6 +539,32 @@ mod tests {
         assert_eq!(bench.kept.1.load(Ordering::SeqCst), 1);
     }
 
+    #[test]
+    fn what_was_interrupted_is_finished_at_a_reset_step_by_step() {
+        let bench = flash(true);
+        bench.write(&[(5000, 0x10), (5000, b'c'), (0, 0x10), (0, b'!')]);
+        bench.flash.reset();
+        assert_eq!((bench.byte(0), bench.byte(1), bench.shown()), (0, b'c', true));
+        assert_eq!(bench.kept.0.lock()[..2], [0, b'c']);
+        assert_eq!(bench.kept.1.load(Ordering::SeqCst), 3, "each lasts before the next");
+        bench.flash.reset();
+        assert_eq!(bench.kept.1.load(Ordering::SeqCst), 3);
+    }
+
+    #[test]
+    fn what_was_interrupted_is_not_called_finished_where_its_copy_cannot_be_stored() {
+        let bench = flash(true);
+        bench.write(&[(5000, 0x10), (5000, b'c'), (0, 0x10), (0, b'!'), (0, 0xff)]);
+        for fails in [&bench.kept.2, &bench.kept.3] {
+            fails.store(true, Ordering::SeqCst);
+            bench.flash.reset();
+            fails.store(false, Ordering::SeqCst);
+            assert_eq!(bench.kept.0.lock()[0], b'!', "the mark that it is to be done");
+        }
+        bench.flash.reset();
+        assert_eq!(bench.kept.0.lock()[..2], [0, b'c']);
+    }
+
     proptest! {
         #[test]
         fn what_the_guest_reads_as_memory_is_what_is_stored_whatever_it_writes(
@@ -385,7 +572,7 @@ mod tests {
                 (0u64..8192, prop::sample::select(vec![0x10u8, 0x40, 0x20, 0xd0, 0x50, 0x70, 0x90, 0xff, 0x12]), 1usize..9), 0..64)
         ) {
             let bench = flash(true);
-            bench.kept.0.lock().unwrap()[..6].copy_from_slice(b"stored");
+            bench.kept.0.lock()[..6].copy_from_slice(b"stored");
             for (offset, byte, len) in writes {
                 let len = len.min((8192 - offset) as usize);
                 bench.flash.write(offset, &vec![byte; len]);
@@ -395,7 +582,7 @@ mod tests {
             bench.flash.reset();
             let read: Vec<u8> = (0..8192).map(|at| bench.byte(at)).collect();
             prop_assert!(bench.shown());
-            prop_assert_eq!(&read, &*bench.kept.0.lock().unwrap());
+            prop_assert_eq!(&read, &*bench.kept.0.lock());
         }
     }
 }

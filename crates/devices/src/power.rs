@@ -1,10 +1,10 @@
 //! Power: the ACPI fixed registers (PM1 event and control, PM timer) and the reset register
 //! (ACPI 6.5, 4.8.3 and 4.8.4).
 
-use std::sync::Mutex;
 use std::time::Instant;
 
 use crate::ports::PortDevice;
+use parking_lot::Mutex;
 
 /// PM1 status and enable: the power button.
 const POWER_BUTTON: u16 = 1 << 8;
@@ -100,8 +100,8 @@ impl Power {
         (self.sci)(registers.status & registers.enable != 0);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Registers> {
-        self.registers.lock().expect("no code panics with this lock held")
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Registers> {
+        self.registers.lock()
     }
 }
 
@@ -256,7 +256,7 @@ mod tests {
         let sci = Arc::new(AtomicBool::new(false));
         let level = sci.clone();
         let log = asked.clone();
-        let ask = Box::new(move |request| log.lock().unwrap().push(request));
+        let ask = Box::new(move |request| log.lock().push(request));
         let sci_line = Box::new(move |asserted| level.store(asserted, Ordering::SeqCst));
         let heard = Arc::new(AtomicU32::new(0));
         let count = heard.clone();
@@ -322,22 +322,22 @@ mod tests {
         let (power, _, asked) = power();
         power.write(4, &(SLEEP_ENABLE | 3 << 10).to_le_bytes());
         power.write(4, &(S5 << 10).to_le_bytes());
-        assert!(asked.lock().unwrap().is_empty());
+        assert!(asked.lock().is_empty());
         power.write(4, &(SLEEP_ENABLE | S5 << 10).to_le_bytes());
-        assert_eq!(*asked.lock().unwrap(), [PowerRequest::Off]);
+        assert_eq!(*asked.lock(), [PowerRequest::Off]);
     }
 
     #[test]
     fn system_control_port_a_lets_address_line_20_through_and_resets() {
         let asked = Asked::default();
         let log = asked.clone();
-        let port = ResetPort::port_92(Box::new(move |request| log.lock().unwrap().push(request)));
+        let port = ResetPort::port_92(Box::new(move |request| log.lock().push(request)));
         let mut read = [0];
         port.read(0, &mut read);
         port.write(0, &[read[0] & !2]);
-        assert_eq!((read, asked.lock().unwrap().len()), ([2], 0));
+        assert_eq!((read, asked.lock().len()), ([2], 0));
         port.write(0, &[read[0] | 1]);
-        assert_eq!(*asked.lock().unwrap(), [PowerRequest::Reset]);
+        assert_eq!(*asked.lock(), [PowerRequest::Reset]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The serial port, a 16550 (register model by vm-superio).
 
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard};
 
+use parking_lot::{Mutex, MutexGuard};
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
 use vmm_sys_util::eventfd::EventFd;
@@ -37,7 +37,7 @@ impl SerialPort {
     }
 
     fn port(&self) -> MutexGuard<'_, Serial<Interrupt, NoEvents, Output>> {
-        self.0.lock().expect("no code panics with this lock held")
+        self.0.lock()
     }
 }
 
@@ -77,7 +77,7 @@ mod tests {
 
     impl Write for Sink {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend(bytes);
+            self.0.lock().extend(bytes);
             Ok(bytes.len())
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -92,7 +92,7 @@ mod tests {
         for byte in b"hi" {
             port.write(0, &[*byte]);
         }
-        assert_eq!(*sink.0.lock().unwrap(), b"hi");
+        assert_eq!(*sink.0.lock(), b"hi");
         assert_eq!(port.receive(&[1, 2, 3]), 3);
         let mut byte = [0];
         port.read(0, &mut byte);

@@ -1,35 +1,17 @@
 //! A disk: opened once, claimed, described.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::backend::Backend;
-use crate::capacity::{Capacity, Size};
-use crate::counters::{Counters, QueueCounters};
-use crate::failure::{ErrorPolicy, Failures, FlushAgain, Guard, Owner, TellFailure, Waiting};
-use crate::geometry::{Geometry, Sectors};
-use crate::kernel::OpenError;
+use crate::contract::{Backend, Capacity, Counters, Geometry, QueueCounters, QueueError, Sectors, Size};
+use crate::failure::{ErrorPolicy, FailureLayer, Failures, FlushAgain, Owner, TellFailure, Waiting};
 use crate::opening;
-use crate::options::DiskOptions;
+use crate::options::{DiskOptions, OpenError};
 use crate::queue::PreparedQueue;
 use crate::registered::BufferTable;
-
-/// Why a queue could not be made.
-#[derive(Debug, thiserror::Error)]
-#[error("disk {disk}: cannot make a queue for {depth} requests: {cause}. {hint}")]
-pub struct QueueError {
-    /// The disk's name.
-    pub disk: Arc<str>,
-    /// Requests asked for.
-    pub depth: u16,
-    /// The kernel's answer.
-    #[source]
-    pub cause: io::Error,
-    /// What a person can do.
-    pub hint: &'static str,
-}
 
 /// A disk of the host that belongs to this process until it is dropped.
 pub struct Disk {
@@ -67,14 +49,14 @@ impl Tally {
     /// What went through all its queues since it was opened.
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
-        let all = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.queues.lock();
         all.iter().for_each(|queue| queue.add_to(&mut sum));
         sum
     }
 
     /// Whether a queue of the disk still counts: one that was prepared and has not been dropped.
     pub fn in_use(&self) -> bool {
-        let all = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.queues.lock();
         all.iter().any(|counters| Arc::strong_count(counters) > 1)
     }
 
@@ -86,7 +68,7 @@ impl Tally {
     /// Counters that no queue uses any more go on counting for the next one, so that a guest that resets its
     /// queues for ever does not make the list grow.
     fn unused(&self) -> Arc<QueueCounters> {
-        let mut all = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.queues.lock();
         if let Some(unused) = all.iter().find(|counters| Arc::strong_count(counters) == 1) {
             return unused.clone();
         }
@@ -165,10 +147,10 @@ impl Disk {
         let counters = self.tally.unused();
         let mut engine = self.backend.engine(depth, counters.clone())?;
         if self.failures.have_an_owner() {
-            let (disk, desk) = (self.tally.name.clone(), self.failures.clone());
+            let (disk, failures) = (self.tally.name.clone(), self.failures.clone());
             let flush =
                 if self.backend.flush_can_be_repeated() { FlushAgain::Honest } else { FlushAgain::Deceptive };
-            engine = Box::new(Guard::new(engine, disk, desk, counters.clone(), flush));
+            engine = Box::new(FailureLayer::new(engine, disk, failures, counters.clone(), flush));
         }
         Ok(PreparedQueue {
             disk: self.tally.name.clone(),

@@ -26,59 +26,57 @@
 //! - *Flush is honest.* A flush completes when everything that had completed before it is on stable storage. Where
 //!   that cannot be known any more, as after a server was gone, the next flush fails.
 //!
-//! # The back ends
+//! # The family
+//!
+//! From the ground up; imports only point down, and no two folders import each other.
 //!
 //! | what | where | how |
 //! | --- | --- | --- |
-//! | block devices, raw files, memory | `kernel` | io_uring on guest memory itself; threads where that is forbidden |
-//! | small sectors on a disk of large ones | `emulation` | whole blocks as above, the rest by threads with a copy |
-//! | qcow2, flat vmdk, throw-away changes | `image` | known places by io_uring, the rest by threads that ask the format |
-//! | servers by NBD | `nbd` | a socket that guest memory is sent to and filled from |
+//! | guest RAM that the kernel has pinned once for all queues ([`BufferTable`]) | `registered` | a mirror of the memory map |
+//! | the contract | `contract` | what a disk is, a request, an error, an event; what a back end is ([`Backend`], [`Engine`]) |
+//! | a queue, as its user sees it | `queue` | checks, polls, sleeps |
+//! | what becomes of failed requests | `failure` | a layer between the queues and any back end |
+//! | work for threads beside the ring | `threads` | a pool for each disk |
 //! | NVMe controllers | [`nvme`] | skep's own driver |
-//!
-//! `failure` lies between the queues and any of these. `registered` is guest RAM that the kernel has pinned once for all
-//! queues, where that is wanted ([`BufferTable`]). `threads` is what those share that need threads beside the ring: a crew
-//! for each disk, and the engine that gives a
-//! request to the ring or to the crew.
+//! | servers by NBD | `nbd` | a socket that guest memory is sent to and filled from |
+//! | what is asked for, and why it cannot be had | `options` | [`DiskOptions`], [`OpenError`] |
+//! | block devices, raw files, memory | `kernel` | io_uring on guest memory itself |
+//! | disks of which threads do a part, or all where io_uring is forbidden | `pooled` | each request to the ring or to the pool; small sectors on a disk of large ones, with a copy |
+//! | qcow2, flat vmdk, throw-away changes | `image` | known places by io_uring, the rest by threads that ask the format |
+//! | the back end for what is asked for | `opening` | |
+//! | a disk | `disk`, `sizes` | back end, failure layer and counters together |
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-mod backend;
-mod capacity;
-mod counters;
-mod crewed;
+mod contract;
 mod disk;
-mod emulation;
 mod failure;
-mod geometry;
-mod hints;
 mod image;
 mod kernel;
 mod nbd;
 pub mod nvme;
 mod opening;
 mod options;
+mod pooled;
 mod queue;
 mod registered;
-mod request;
 mod signature;
 mod sizes;
-mod spin;
 mod threads;
+mod uring;
 
-pub use backend::{Backend, Engine, Patience};
-pub use capacity::Size;
-pub use counters::{Bounced, Counters, QueueCounters};
-pub use disk::{Disk, QueueError, Reading, Tally};
+pub use contract::{
+    Access, AfterDiscard, Backend, Bounced, Counters, Discard, DiskError, Durability, Engine, Event,
+    Geometry, Operation, Patience, Poll, QueueCounters, QueueError, Request, SectorRange, Sectors, Size,
+    Unmap, WriteCache, WriteZeroes,
+};
+pub use disk::{Disk, Reading, Tally};
 pub use failure::{Answer, ErrorPolicy, Failure, Failures, OnError, TellFailure, Waiting};
-pub use geometry::{Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes};
-pub use hints::Written;
-pub use image::Role;
-pub use kernel::{Bounce, OpenError};
 pub use nbd::{BadNbdUrl, NbdError, NbdServer, NbdUrl};
-pub use options::{Allocation, Allowed, Changes, Claim, DiskOptions, Format, Source, UnknownFormat};
-pub use queue::{DiskQueue, Event, PreparedQueue, Refused, WaitError};
+pub use options::{
+    Allocation, Allowed, Bounce, Changes, Claim, DiskOptions, Format, OpenError, Role, Source, UnknownFormat,
+    Written,
+};
+pub use queue::{DiskQueue, PreparedQueue, Refused, WaitError};
 pub use registered::{BufferTable, BufferTableError};
-pub use request::{DiskError, Durability, Operation, Request, Unmap};
 pub use sizes::SizeWatch;
-pub use spin::Poll;

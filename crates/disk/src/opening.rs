@@ -3,15 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::backend::Backend;
-use crate::crewed::CrewedDisk;
-use crate::emulation::Emulation;
-use crate::geometry::{Access, Sectors};
-use crate::image;
-use crate::kernel::{self, DiscardsByThreads, FileOptions, KernelDisk, OpenError, Opened, ring_is_refused};
+use crate::contract::{Backend, Sectors};
+use crate::kernel::{self, DiscardsByThreads, FileOptions, KernelDisk, Opened};
 use crate::nbd::NbdDisk;
-use crate::options::{Allocation, Changes, DiskOptions, Format, Source};
-use crate::signature;
+use crate::options::{Allocation, Changes, DiskOptions, Format, OpenError, Source};
+use crate::pooled::{Emulation, PooledDisk};
+use crate::uring::{hint_after, ring_is_refused};
+use crate::{image, signature};
 
 /// A back end, and what a person should know about it.
 pub(crate) struct Found {
@@ -30,7 +28,7 @@ pub(crate) fn open(options: &DiskOptions) -> Result<Found, OpenError> {
         Source::Nbd(url) => {
             plain(options)?;
             let disk = NbdDisk::open(url, options.access)?;
-            let remarks = unseen(Path::new(&url.to_string()), disk.bytes(), disk.geometry().logical_block);
+            let remarks = disk.geometry().unseen(Path::new(&url.to_string()), disk.bytes());
             Ok(Found { backend: Box::new(disk), remarks: remarks.into_iter().collect() })
         }
     }
@@ -55,12 +53,13 @@ fn open_path(path: &Path, options: &DiskOptions) -> Result<Found, OpenError> {
     };
     if format != Format::Raw || options.changes == Changes::ThrownAway {
         if options.logical_block.is_some() {
-            return Err(unfit(options, "other blocks than its own (`logical`) as an image or snapshot"));
+            return Err(options.unfit("other blocks than its own (`logical`) as an image or snapshot"));
         }
         if options.allocation == Allocation::AtOnce {
-            return Err(unfit(options, "room for an image's whole disk at once (`preallocate`)"));
+            return Err(options.unfit("room for an image's whole disk at once (`preallocate`)"));
         }
-        return image::open(path, format, options);
+        let (disk, remarks) = image::open(path, format, options)?;
+        return Ok(Found { backend: Box::new(disk), remarks });
     }
     let mut opened = kernel::open(&FileOptions::new(path, options))?;
     if opened.geometry.capacity.0 == 0 {
@@ -68,8 +67,8 @@ fn open_path(path: &Path, options: &DiskOptions) -> Result<Found, OpenError> {
         let bytes = std::fs::metadata(&path).map_or(0, |facts| facts.len());
         return Err(OpenError::Empty { path, bytes, block });
     }
-    let bytes = opened.handle.bytes().map_err(|cause| failed(options, cause))?;
-    opened.remarks.extend(unseen(path, bytes, opened.geometry.logical_block));
+    let bytes = opened.handle.bytes().map_err(|cause| options.failed(cause))?;
+    opened.remarks.extend(opened.geometry.unseen(path, bytes));
     match options.logical_block {
         Some(block) if block != opened.geometry.logical_block => emulated(block, opened, options),
         _ => as_it_is(opened, options),
@@ -80,23 +79,23 @@ fn open_path(path: &Path, options: &DiskOptions) -> Result<Found, OpenError> {
 fn as_it_is(opened: Opened, options: &DiskOptions) -> Result<Found, OpenError> {
     let Opened { handle, geometry, mut remarks } = opened;
     let name: Arc<str> = options.source.to_string().into();
-    let failed = |cause| failed(options, cause);
+    let failed = |cause| options.failed(cause);
     let (file, block) = (handle.clone(), geometry.logical_block);
     let size = move || file.capacity(block);
     let backend: Box<dyn Backend> = match ring_is_refused() {
         None => match DiscardsByThreads::where_needed(&handle, &geometry).map_err(failed)? {
             None => Box::new(KernelDisk::new(name, handle, geometry, options.poll)),
             Some(work) => {
-                let disk = CrewedDisk::with_ring(name, geometry, vec![handle], Arc::new(work));
+                let disk = PooledDisk::with_ring(name, geometry, vec![handle], Arc::new(work));
                 Box::new(disk.map_err(failed)?.sized_by(size).polling(options.poll))
             }
         },
         Some(cause) => {
             remarks.push(format!(
                 "disk {name}: io_uring cannot be used ({cause}); threads do its work. {}",
-                kernel::hint_after(&cause)
+                hint_after(&cause)
             ));
-            let disk = CrewedDisk::without_ring(name, geometry, handle);
+            let disk = PooledDisk::without_ring(name, geometry, handle);
             Box::new(disk.map_err(failed)?.sized_by(size))
         }
     };
@@ -108,20 +107,20 @@ fn emulated(block: u32, opened: Opened, options: &DiskOptions) -> Result<Found, 
     let real = geometry.logical_block;
     if block != Sectors::SIZE as u32 || block > real {
         let what = format!("blocks of {block} bytes (`logical`), as its own have {real}");
-        return Err(unfit(options, &what));
+        return Err(options.unfit(&what));
     }
     let (work, geometry) = Emulation::over(handle.clone(), geometry, block);
     let name = options.source.to_string().into();
-    let disk = CrewedDisk::with_ring(name, geometry, vec![handle.clone()], Arc::new(work));
-    let disk = disk.map_err(|cause| failed(options, cause))?.sized_by(move || handle.capacity(real));
+    let disk = PooledDisk::with_ring(name, geometry, vec![handle.clone()], Arc::new(work));
+    let disk = disk.map_err(|cause| options.failed(cause))?.sized_by(move || handle.capacity(real));
     Ok(Found { backend: Box::new(disk), remarks })
 }
 
 fn in_memory(size: Sectors, options: &DiskOptions) -> Result<Found, OpenError> {
     if size.0 == 0 {
-        return Err(unfit(options, "a disk in memory without a size"));
+        return Err(options.unfit("a disk in memory without a size"));
     }
-    let (handle, mut geometry) = kernel::in_memory(size).map_err(|cause| failed(options, cause))?;
+    let (handle, mut geometry) = kernel::in_memory(size).map_err(|cause| options.failed(cause))?;
     geometry.access = options.access;
     as_it_is(Opened { handle, geometry, remarks: Vec::new() }, options)
 }
@@ -135,31 +134,7 @@ fn plain(options: &DiskOptions) -> Result<(), OpenError> {
         DiskOptions { logical_block: Some(_), .. } => "other blocks than its own (`logical`)",
         _ => return Ok(()),
     };
-    Err(unfit(options, asked))
-}
-
-pub(crate) fn unfit(options: &DiskOptions, asked: &str) -> OpenError {
-    OpenError::Options {
-        disk: options.source.to_string(),
-        what: format!("it cannot have {asked}"),
-        hint: "Leave it out.",
-    }
-}
-
-pub(crate) fn failed(options: &DiskOptions, cause: std::io::Error) -> OpenError {
-    OpenError::Failed { path: options.source.to_string().into(), cause }
-}
-
-/// What a person should know of a disk whose size is no multiple of its blocks.
-pub(crate) fn unseen(disk: &Path, bytes: u64, block: u32) -> Option<String> {
-    let rest = bytes % u64::from(block);
-    (rest != 0).then(|| {
-        format!(
-            "disk {}: it has {bytes} bytes, which is no multiple of its block of {block}; the guest does not see the last \
-             {rest} bytes",
-            disk.display()
-        )
-    })
+    Err(options.unfit(asked))
 }
 
 /// A file that looks like an image of some format is not taken for a raw one: what the guest writes would destroy
@@ -167,9 +142,4 @@ pub(crate) fn unseen(disk: &Path, bytes: u64, block: u32) -> Option<String> {
 fn refuse_to_guess(path: &Path) -> Result<(), OpenError> {
     let Some(known) = signature::of(path) else { return Ok(()) };
     Err(OpenError::Unsaid { path: path.to_owned(), looks: known.name, hint: known.hint })
-}
-
-/// Access for what only lies below the guest's changes.
-pub(crate) fn below(options: &FileOptions) -> FileOptions {
-    FileOptions { access: Access::ReadOnly, allocation: Allocation::AsWritten, ..options.clone() }
 }

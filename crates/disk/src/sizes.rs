@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::disk::Disk;
@@ -14,7 +15,7 @@ use crate::disk::Disk;
 /// do not arrive (containers).
 const EVERY: Duration = Duration::from_secs(2);
 /// How long a disk that is being asked may take to answer when the watch ends.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LAST_LOOK_LIMIT: Duration = Duration::from_secs(2);
 /// How often to look whether it has.
 const LOOK: Duration = Duration::from_millis(1);
 /// Group of the kernel's own notices (`linux/netlink.h`, kobject_uevent(9)).
@@ -51,7 +52,7 @@ impl Drop for SizeWatch {
         // A counter that is full is readable already.
         self.stop.write(1).unwrap_or_default();
         let Some(thread) = self.thread.take() else { return };
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + LAST_LOOK_LIMIT;
         while !thread.is_finished() && Instant::now() < until {
             std::thread::sleep(LOOK);
         }
@@ -80,7 +81,7 @@ impl Watched {
     }
 
     fn there(&self) -> MutexGuard<'_, Vec<Weak<Disk>>> {
-        let mut disks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut disks = self.0.lock();
         disks.retain(|disk| disk.strong_count() > 0);
         disks
     }
@@ -139,7 +140,7 @@ fn notices() -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::geometry::Sectors;
+    use crate::contract::Sectors;
     use crate::options::DiskOptions;
 
     #[test]

@@ -12,6 +12,8 @@ use memory::{Buffers, Gpa, GpaRange, MemoryMap, Mirror, Ram};
 use proptest::prelude::*;
 
 const SIZE: u64 = 8 << 20;
+/// The admin command that aborts another (NVM Express, opcodes for admin commands).
+const ABORT: u8 = 0x08;
 
 /// A host with one controller, and a VM's memory.
 struct Host {
@@ -175,6 +177,44 @@ fn a_silent_command_is_aborted_and_asked_for_again() {
 }
 
 #[test]
+fn an_abortion_that_is_not_answered_keeps_no_other_request_waiting() {
+    let host = Host::new();
+    let (io_timeout, admin_timeout) = (Duration::from_secs(2), Duration::from_secs(120));
+    let options = NvmeOptions { io_timeout, admin_timeout, ..host.options() };
+    let controller = NvmeController::over(host.model.function(), &host.domain, options).unwrap();
+    let disk = Disk::new("nvme", Box::new(controller.namespace(1).unwrap().polled(Poll::Off)));
+    let mut queue = disk.prepare_queue(4).unwrap().start().unwrap();
+    host.model.inject([Fault::Silence]);
+    host.model.set_defects(Defects { ignores: Some(ABORT), ..Defects::default() });
+    let begin = Instant::now();
+    host.submit(&mut queue, 0, write(0), 0, 4096);
+    while !host.troubles().iter().any(|trouble| matches!(trouble, TroubleKind::TimedOut { .. })) {
+        queue.poll(&mut Vec::new()).unwrap();
+    }
+    host.submit(&mut queue, 1, write(8), 0, 4096);
+    assert_eq!(results(&mut queue, 1), [(1, Ok(()))]);
+    assert_eq!(results(&mut queue, 1), [(0, Ok(()))]);
+    assert!(begin.elapsed() < admin_timeout, "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_controller_that_aborts_and_does_not_say_so_is_reset_before_the_command_is_sent_again() {
+    let host = Host::new();
+    let options = NvmeOptions { admin_timeout: Duration::from_millis(500), ..host.options() };
+    let controller = NvmeController::over(host.model.function(), &host.domain, options).unwrap();
+    let disk = Disk::new("nvme", Box::new(controller.namespace(1).unwrap()));
+    let mut queue = disk.prepare_queue(4).unwrap().start().unwrap();
+    host.model.inject([Fault::Silence]);
+    host.model.set_defects(Defects { conceals: Some(ABORT), ..Defects::default() });
+    assert_eq!(host.run(&mut queue, write(8)), Ok(()));
+    assert_eq!((host.model.seen().aborts, host.model.seen().enabled), (1, 2));
+    let reset =
+        |trouble: &TroubleKind| matches!(trouble, TroubleKind::Reset { why } if why.contains("abortion"));
+    assert!(host.troubles().iter().any(reset), "{:?}", host.troubles());
+    assert_eq!(host.run(&mut queue, write(16)), Ok(()));
+}
+
+#[test]
 fn what_cannot_be_aborted_is_asked_for_again_after_a_reset_with_all_else() {
     let host = Host::new();
     let (_disk, mut queue) = host.queue();
@@ -236,6 +276,18 @@ fn a_removed_controller_fails_everything_and_says_so_once() {
     let troubles = host.troubles();
     assert_eq!(troubles.iter().filter(|trouble| matches!(trouble, TroubleKind::Lost { .. })).count(), 1);
     assert!(disk.prepare_queue(4).is_err());
+}
+
+#[test]
+fn a_controller_that_was_given_up_is_told_of_nothing_any_more() {
+    let host = Host::new();
+    let (_disk, mut queue) = host.queue();
+    host.model.inject([Fault::Deafness]);
+    host.model.set_defects(Defects { never_ready: true, ..Defects::default() });
+    assert_eq!(host.run(&mut queue, write(0)), Err(DiskError::Gone));
+    let before = host.model.seen().doorbells;
+    assert_eq!(host.run(&mut queue, write(8)), Err(DiskError::Gone));
+    assert_eq!(host.model.seen().doorbells, before);
 }
 
 #[test]

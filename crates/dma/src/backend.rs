@@ -18,7 +18,6 @@ pub enum BackEnd {
     /// An IOAS of iommufd.
     Iommufd,
     /// A model of an IOMMU, for tests.
-    #[cfg(any(test, feature = "fake"))]
     Fake,
 }
 
@@ -28,7 +27,6 @@ impl BackEnd {
         match self {
             BackEnd::Type1 => Locked { process: ram.saturating_mul(domains), user: 0 },
             BackEnd::Iommufd => Locked { process: 0, user: if domains > 0 { ram } else { 0 } },
-            #[cfg(any(test, feature = "fake"))]
             BackEnd::Fake => Locked::default(),
         }
     }
@@ -39,7 +37,6 @@ impl fmt::Display for BackEnd {
         f.write_str(match self {
             BackEnd::Type1 => "type1",
             BackEnd::Iommufd => "iommufd",
-            #[cfg(any(test, feature = "fake"))]
             BackEnd::Fake => "fake",
         })
     }

@@ -7,9 +7,10 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 
 use memory::{Change, Contents, Difference, GpaRange, Mirror, MirrorError, Ram, Segment};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::backend::{BackEnd, Backend, Source};
 use crate::error::{DomainError, Failed};
@@ -22,6 +23,7 @@ use crate::own::{self, OwnMemory};
 use crate::p2p::{P2p, P2pWish};
 use crate::type1::Type1;
 use crate::vfio::{Cdev, Group, VfioDevice, VfioError};
+pub use remarks::Remark;
 use remarks::Remarks;
 
 /// What a domain is for.
@@ -252,7 +254,7 @@ impl Domain {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no code panics with this lock held")
+        self.state.lock()
     }
 }
 

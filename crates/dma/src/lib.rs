@@ -16,7 +16,6 @@ mod domain;
 mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
-pub mod fault;
 mod iommufd;
 mod iova;
 mod ledger;
@@ -33,7 +32,7 @@ pub mod vfio;
 
 pub use backend::BackEnd;
 pub use choice::{Chosen, Circumstances, DmaChoice, Reason};
-pub use domain::{Calls, Domain, Kind};
+pub use domain::{Calls, Domain, Kind, Remark};
 pub use error::{DomainError, Failed};
 pub use iommufd::Iommufd;
 pub use iova::{Iova, IovaRange};

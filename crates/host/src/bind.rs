@@ -15,7 +15,7 @@ use crate::{Host, PciAddress, PciDevice, attribute, link_name};
 pub(crate) const VFIO: &str = "vfio-pci";
 
 /// How long a driver may take to show up at a device after a probe.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A device that is with vfio-pci for us. Dropped, or given back explicitly, it returns to the driver it had;
 /// one that was with vfio-pci before stays there.
@@ -233,7 +233,7 @@ impl Host {
     /// from its last driver, without an error, though sysfs shows none any more (Linux, drivers/base:
     /// `bus_rescan_devices_helper` looks at `dev->driver`, which outlives the link): such a device is probed again.
     fn await_driver(&self, address: PciAddress, wanted: &str) -> Result<(), BindError> {
-        let end = Instant::now() + if cfg!(test) { Duration::from_millis(100) } else { PATIENCE };
+        let end = Instant::now() + if cfg!(test) { Duration::from_millis(100) } else { PROBE_LIMIT };
         // A driver that refuses the device is asked a few times only.
         let mut pause = Duration::from_millis(20);
         let mut probe = Instant::now() + pause;

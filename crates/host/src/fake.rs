@@ -4,8 +4,9 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use crate::kernel::Kernel;
@@ -151,30 +152,30 @@ impl FakeHost {
     }
 
     pub fn writes(&self) -> usize {
-        self.plan.lock().unwrap().writes
+        self.plan.lock().writes
     }
 
     /// The write with this number, counted from 0, fails.
     pub fn fail_at(&self, call: usize) {
-        self.plan.lock().unwrap().fail_at = Some(call);
+        self.plan.lock().fail_at = Some(call);
     }
 
     pub fn refuse(&self, driver: &str) {
-        self.plan.lock().unwrap().refuse.push(driver.to_owned());
+        self.plan.lock().refuse.push(driver.to_owned());
     }
 
     /// The next probes find the kernel still busy with the device.
     pub fn pass_over(&self, probes: usize) {
-        self.plan.lock().unwrap().passes_over = probes;
+        self.plan.lock().passes_over = probes;
     }
 
     pub fn no_modules(&self) {
-        self.plan.lock().unwrap().no_modules = true;
+        self.plan.lock().no_modules = true;
     }
 
     /// Somebody has these block devices open exclusively.
     pub fn open_exclusively(&self, blocks: &[&str]) {
-        self.plan.lock().unwrap().exclusive = blocks.iter().map(|&name| name.to_owned()).collect();
+        self.plan.lock().exclusive = blocks.iter().map(|&name| name.to_owned()).collect();
     }
 
     /// A process has a file open.
@@ -191,7 +192,7 @@ impl FakeHost {
 
     /// No write is answered any more.
     pub fn time_out(&self) {
-        self.plan.lock().unwrap().times_out = true;
+        self.plan.lock().times_out = true;
     }
 
     /// The process number is now another process's.
@@ -219,7 +220,7 @@ struct FakeKernel {
 
 impl Kernel for FakeKernel {
     fn write(&self, path: &Path, text: &str) -> io::Result<()> {
-        let mut plan = self.plan.lock().unwrap();
+        let mut plan = self.plan.lock();
         plan.writes += 1;
         if plan.times_out {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer"));
@@ -249,14 +250,14 @@ impl Kernel for FakeKernel {
     }
 
     fn load(&self, module: &str) -> io::Result<()> {
-        if self.plan.lock().unwrap().no_modules {
+        if self.plan.lock().no_modules {
             return Err(io::Error::other("module not found"));
         }
         fs::create_dir_all(self.root.join("sys/bus/pci/drivers").join(module))
     }
 
     fn can_load(&self, _: &str) -> io::Result<()> {
-        match self.plan.lock().unwrap().no_modules {
+        match self.plan.lock().no_modules {
             true => Err(io::Error::other("module not found")),
             false => Ok(()),
         }
@@ -264,7 +265,7 @@ impl Kernel for FakeKernel {
 
     fn open_exclusively(&self, path: &Path) -> io::Result<()> {
         let name = path.strip_prefix(self.root.join("dev")).unwrap().to_str().unwrap();
-        match self.plan.lock().unwrap().exclusive.iter().any(|other| other == name) {
+        match self.plan.lock().exclusive.iter().any(|other| other == name) {
             true => Err(io::Error::from_raw_os_error(libc::EBUSY)),
             false => Err(io::Error::from_raw_os_error(libc::ENOENT)),
         }

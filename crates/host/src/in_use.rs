@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::openers::THIS_PROCESS;
+use own::THIS_PROCESS;
+
 use crate::{Host, PciDevice, attribute, link_name, names};
 
 /// One reason why a device or disk may not be taken from the host.

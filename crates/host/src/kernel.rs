@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// How long the kernel may take over one write. A driver may finish much work before it releases the device (a disk
 /// controller flushes all its disks), and vfio-pci waits for the process that has the device open.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WRITE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the kernel does for us.
 pub(crate) trait Kernel: Send + Sync {
@@ -39,8 +39,8 @@ impl Kernel for RealKernel {
             // After a time-out nobody waits for the result.
             drop(done.send(written));
         })?;
-        answer.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-            let seconds = PATIENCE.as_secs();
+        answer.recv_timeout(WRITE_LIMIT).unwrap_or_else(|_| {
+            let seconds = WRITE_LIMIT.as_secs();
             Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!("the kernel has not answered for {seconds} s"),

@@ -18,7 +18,6 @@ mod in_use;
 mod iommu;
 mod kernel;
 mod openers;
-mod own;
 mod pci;
 mod reach;
 mod record;
@@ -28,7 +27,7 @@ mod taking;
 #[cfg(test)]
 mod fake;
 
-pub use access::may_write;
+pub use access::{may_make, may_write};
 pub use address::{BadAddress, PciAddress};
 pub use bind::{BindError, Bound};
 pub use cgroup::OverLimit;
@@ -36,8 +35,7 @@ pub use disks::{Content, Controller, HostDisk, Partition, VfioController, serial
 pub use group::{IommuGroup, Member, NotViable};
 pub use in_use::Reason;
 pub use iommu::{Iommu, IommuKind, ReservedRegion};
-pub use openers::Openers;
-pub use own::{OwnError, OwnFolder, own_user};
+pub use own::{Openers, OwnError, OwnFolder, own_user};
 pub use pci::{HostError, PciDevice};
 pub use reach::{Reach, Unreachable, Why};
 pub use record::Leftover;

@@ -1,58 +1,22 @@
-//! Which processes have a file or device open, as /proc shows.
+//! Which processes have a file or device of this host open.
 
-use std::fs::{self, Metadata};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::fs::Metadata;
 
-use crate::{Host, attribute, names};
+use own::Openers;
 
-/// The words for this process among a file's openers.
-pub(crate) const THIS_PROCESS: &str = "this process itself (is it given twice?)";
-
-/// What of a file's openers is asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Openers {
-    /// Everybody who has it open.
-    All,
-    /// Those who hold a lock on it.
-    WithLock,
-}
+use crate::Host;
 
 impl Host {
-    /// "process 4711 (qemu-system-x86)" for each process that has a file or block device open, as far as this one may
-    /// see; empty when none is found. The kernel's own users (mounts, pools) are no processes.
+    /// The processes that have a file or block device open: [`Openers::of`].
     pub fn openers(&self, file: &Metadata, which: Openers) -> Vec<String> {
-        let proc = self.path("/proc");
-        let pids = names(&proc).into_iter().filter_map(|name| name.parse::<u32>().ok());
-        let mut found: Vec<u32> =
-            pids.filter(|pid| has_open(&proc.join(pid.to_string()), file, which)).collect();
-        found.sort_unstable();
-        let named = |pid: u32| {
-            if pid == std::process::id() {
-                return THIS_PROCESS.to_owned();
-            }
-            let name = attribute(&proc.join(pid.to_string()).join("comm")).unwrap_or_default();
-            format!("process {pid} ({name})")
-        };
-        found.into_iter().map(named).collect()
+        which.of(file, &self.path("/proc"))
     }
-}
-
-fn has_open(process: &Path, wanted: &Metadata, which: Openers) -> bool {
-    let descriptors = process.join("fd");
-    names(&descriptors).into_iter().any(|descriptor| {
-        let Ok(facts) = fs::metadata(descriptors.join(&descriptor)) else { return false };
-        let same = match wanted.file_type().is_block_device() {
-            true => facts.file_type().is_block_device() && facts.rdev() == wanted.rdev(),
-            false => (facts.dev(), facts.ino()) == (wanted.dev(), wanted.ino()),
-        };
-        let info = || fs::read_to_string(process.join("fdinfo").join(&descriptor));
-        same && (which == Openers::All || info().is_ok_and(|info| info.contains("\nlock:")))
-    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::fake::FakeHost;
 

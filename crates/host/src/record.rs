@@ -5,9 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use own::{OwnError, OwnFolder};
 use serde::{Deserialize, Serialize};
 
-use crate::own::{OwnError, OwnFolder};
 use crate::{BindError, Host, PciAddress, attribute, names};
 
 /// Where records lie. Gone after a boot, and so are the bindings.
@@ -15,7 +15,7 @@ const DIR: &str = "/run/skep";
 
 /// How long others may bind or give back the same device. One of their steps may take as long as skep waits for
 /// the kernel, which is 60 s. A process that needs longer was stopped.
-const LOCK_PATIENCE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(90) };
+const LOCK_LIMIT: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(90) };
 
 /// What a device was before it was bound, and who bound it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,9 +74,9 @@ impl Host {
     pub(crate) fn hold(&self, address: PciAddress) -> Result<File, BindError> {
         let lock = || {
             OwnFolder::make_private(&self.path(DIR))?.lock(
-                self,
+                &self.path("/proc"),
                 &format!("vfio-{address}.lock"),
-                LOCK_PATIENCE,
+                LOCK_LIMIT,
             )
         };
         lock().map_err(|cause| match cause {
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(fake.writes(), 0);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                std::thread::sleep(LOCK_PATIENCE / 6);
+                std::thread::sleep(LOCK_LIMIT / 6);
                 other.unlock().unwrap();
             });
             host.bind_to_vfio(&device).unwrap().give_back().unwrap();

@@ -13,7 +13,7 @@ const COMPILER: &str = "cc";
 const FLAGS: [&str; 4] = ["-shared", "-fPIC", "-O2", "-Wall"];
 
 /// How long the compiler may take for one small file.
-const PATIENCE: Duration = Duration::from_secs(120);
+const COMPILE_LIMIT: Duration = Duration::from_secs(120);
 
 /// One of them.
 pub struct Library {
@@ -49,7 +49,7 @@ impl Library {
         let unfinished = folder.join(self.name).with_extension("so.new");
         let mut command = Command::new(&compiler);
         command.args(FLAGS).arg("-o").arg(&unfinished).arg(&source);
-        let said = process::run(&mut command, PATIENCE).map_err(LabError::path("start", &compiler))?;
+        let said = process::run(&mut command, COMPILE_LIMIT).map_err(LabError::path("start", &compiler))?;
         if !said.success() {
             let why = std::io::Error::other(said.reason());
             return Err(LabError::system("compile", source.display(), why));

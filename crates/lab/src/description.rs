@@ -5,6 +5,23 @@ use crate::Terminal;
 use crate::count::Count;
 use crate::spec::{Bus, Device, Disk, Iommu, Kernel, Size};
 
+/// How long a run may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Limit {
+    /// By the clock.
+    Clock(Duration),
+    /// Without the time in which the emulator waits for a CPU of this machine, which does other things.
+    OwnTime(Duration),
+}
+
+impl Limit {
+    pub(crate) fn time(self) -> Duration {
+        match self {
+            Limit::Clock(time) | Limit::OwnTime(time) => time,
+        }
+    }
+}
+
 /// An emulated host before it is switched on: what it has, and how long it may take.
 #[derive(Debug, Clone)]
 pub struct Lab {
@@ -17,7 +34,7 @@ pub struct Lab {
     pub(crate) share: Option<PathBuf>,
     pub(crate) host_root: bool,
     pub(crate) hugepages: u32,
-    pub(crate) timeout: Option<Duration>,
+    pub(crate) timeout: Option<Limit>,
     pub(crate) silence: Option<Duration>,
     pub(crate) append: String,
     pub(crate) verbose: bool,
@@ -113,7 +130,14 @@ impl Builder {
     /// How long boot and command may take together. Without it the command takes as long as it needs, while the host
     /// is alive.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.0.timeout = Some(timeout);
+        self.0.timeout = Some(Limit::Clock(timeout));
+        self
+    }
+
+    /// The same, but the time in which the emulator waits for a CPU of this machine does not count, so that a busy machine
+    /// gives it as much as a quiet one.
+    pub fn own_time(mut self, time: Duration) -> Self {
+        self.0.timeout = Some(Limit::OwnTime(time));
         self
     }
 

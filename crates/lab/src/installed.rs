@@ -26,7 +26,7 @@ const RECIPE: [(&str, &str); 4] = [
 const PROGRAMS: [&str; 5] = ["mmdebstrap", "mke2fs", "mkfs.vfat", "mcopy", "sgdisk"];
 
 /// How long it may take; most of it is the download.
-const PATIENCE: Duration = Duration::from_secs(3600);
+const INSTALL_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Where the partitions of a disk begin, as `make.sh` lays them out.
 pub const ESP_AT: u64 = 1 << 20;
@@ -165,7 +165,7 @@ fn make(suite: &str, all: &Path, folder: &Path) -> Result<(), LabError> {
             .current_dir(&unfinished)
             .env("LC_ALL", "C")
             .env("PATH", format!("{path}:/usr/sbin:/sbin")),
-        PATIENCE,
+        INSTALL_LIMIT,
     )
     .map_err(|e| LabError::system("start", "sh", e))?;
     if !said.success() {

@@ -18,7 +18,8 @@ mod nudge;
 pub(crate) use boot::BIG_LOCK;
 pub(crate) use emulator::known;
 
-use boot::{Boot, Deadline, Failed};
+use boot::{Boot, Failed};
+use emulator::Deadline;
 use lines::Lines;
 
 /// Which output of the command.
@@ -117,7 +118,7 @@ impl Lab {
         let qemu = find_qemu()?;
         models::check(self, &qemu)?;
         let system = System::prepare(&self.kernel, &places)?;
-        let deadline = self.timeout.map(|given| Deadline { at: start + given, given });
+        let deadline = self.timeout.map(|limit| Deadline { at: start + limit.time(), limit });
         let mut boots = 0;
         loop {
             boots += 1;

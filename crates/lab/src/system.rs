@@ -46,8 +46,12 @@ const GUEST_MODULES: &str = "\
 const FOLDERS: [&str; 13] =
     ["dev", "proc", "sys", "tmp", "run", "root", "mnt", "var", "share", "tree", "host", "lab/guest", "sbin"];
 
-/// OVMF, where Debian has it and skep looks for it.
-const FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
+/// OVMF, where Debian has it and skep looks for it: its code, and variables without and with keys for Secure Boot.
+const FIRMWARE: [&str; 3] = [
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/OVMF/OVMF_VARS_4M.fd",
+    "/usr/share/OVMF/OVMF_VARS_4M.ms.fd",
+];
 
 const BUSYBOX: &str = "busybox";
 

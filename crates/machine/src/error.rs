@@ -13,8 +13,8 @@ use host::{OverLimit, PciAddress};
 use memory::{ChangeError, Difference, RamError};
 use pci::PciError;
 
+use crate::board::layout::LayoutError;
 use crate::kvm::KvmError;
-use crate::layout::LayoutError;
 use crate::tpm::TpmError;
 use crate::uefi::UefiError;
 
@@ -164,7 +164,7 @@ pub enum StartError {
     #[error("the start was cut short, as asked")]
     Cancelled,
     /// A test wanted the start to fail here.
-    #[error("this start fails before the step \"{0}\", as {variable} asks", variable = crate::steps::VARIABLE)]
+    #[error("this start fails before the step \"{0}\", as {variable} asks", variable = crate::start::steps::VARIABLE)]
     Injected(&'static str),
 }
 

@@ -1,48 +1,36 @@
 //! The life of a VM.
 
 use std::fmt;
-use std::io::Write;
-use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use assign::Assigned;
-use boot::{Contents, CpuState, Initrd, KernelImage, LinuxBoot, LoadError, platform::Platform};
-use config::{Draft, OnFault, OnRequest, OnTpmError};
+use boot::Contents;
+use config::{OnFault, OnRequest, OnTpmError};
 use devices::{Power, PowerRequest, SerialPort};
 use disk::nvme::NvmeController;
 use disk::{Answer, Failure, Failures, Reading, Tally};
-use dma::Domain;
-use dma::fault::{self, Watch};
-use host::Host;
+use faults::{Fault, Watch};
 use kvm_ioctls::VmFd;
-use memory::{MemoryMap, Ram};
+use memory::MemoryMap;
 
-use crate::alarms::AlarmWatch;
-use crate::assemble::assemble;
 use crate::assigned::Claimed;
+use crate::assigned::alarms::AlarmWatch;
+use crate::assigned::on_fault::{self, Policies};
 use crate::board::Board;
-use crate::check::{Checked, check};
-use crate::chips::Chips;
-use crate::console::Console;
-use crate::cpus::{Cpus, End};
-use crate::disks::{
-    Disks, DisksOutside, DriveError, DriveReading, PlugError, Plugged, TrayLock, UnplugError, Unplugged,
-    drives,
-};
-use crate::driven;
-use crate::ending::wait_for;
+use crate::board::console::Console;
+use crate::boot_plan::BootPlan;
+use crate::control::Control;
+use crate::cpu::threads::{Cpus, End};
+use crate::disks::{Disks, failures, host_nvme};
 use crate::error::StartError;
-use crate::events::{Event, Events, Inbox};
-use crate::failures;
-use crate::faults::{self, Policies};
-use crate::leftovers;
-use crate::lost::LossWatch;
-use crate::notice::{Life, Reporter};
-use crate::phase::{Phase, Phases};
-use crate::steps::Steps;
+use crate::events::lost_ram::LossWatch;
+use crate::events::notice::Life;
+use crate::events::phase::{Phase, Phases};
+use crate::events::slow_step::wait_for;
+use crate::events::{Event, Inbox};
+use crate::kvm::irqchip::IrqChips;
 
 /// How a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,121 +65,6 @@ pub struct Ended {
     pub disks: Vec<Reading>,
 }
 
-/// The way to a running VM from outside.
-///
-/// It keeps no part of the VM: after the VM has ended, it returns nothing.
-#[derive(Clone)]
-pub struct Control {
-    events: Events,
-    serial: Arc<SerialPort>,
-    power: Weak<Power>,
-    phases: Arc<Phases>,
-    domains: Vec<Weak<Domain>>,
-    map: Weak<MemoryMap>,
-    disks: DisksOutside,
-}
-
-/// How long a VM may take to pause or resume before the call returns an error that says so.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-impl Control {
-    /// Presses the power button: the guest shuts down when it listens.
-    pub fn press_power_button(&self) {
-        self.events.send(Event::PressPowerButton);
-    }
-
-    /// Whether the guest has enabled the power button's ACPI event. What in the guest acts on it may start later.
-    pub fn guest_listens_to_button(&self) -> bool {
-        self.power.upgrade().is_some_and(|power| power.guest_listens())
-    }
-
-    /// Pauses the guest; the VM's owner gets `why`. Returns what the VM does then.
-    pub fn pause(&self, why: impl Into<String>) -> Phase {
-        self.phases.after(|| self.events.send(Event::Pause(why.into())), Phase::Paused, PATIENCE)
-    }
-
-    /// Makes the guest run again, after the held requests of disks have been tried again; if they fail again, it
-    /// stays paused. Returns what the VM does then.
-    pub fn resume(&self) -> Phase {
-        self.phases.after(|| self.events.send(Event::Resume), Phase::Running, PATIENCE)
-    }
-
-    /// What the VM does now.
-    pub fn phase(&self) -> Phase {
-        self.phases.now()
-    }
-
-    /// Why it is paused, if it is.
-    pub fn why_paused(&self) -> Option<String> {
-        self.phases.why()
-    }
-
-    /// Its DMA domains. While a caller keeps one, the VM's devices cannot be given back.
-    pub fn domains(&self) -> Vec<Arc<Domain>> {
-        self.domains.iter().filter_map(Weak::upgrade).collect()
-    }
-
-    /// Its memory map, as long as it has one.
-    pub fn memory(&self) -> Option<Arc<MemoryMap>> {
-        self.map.upgrade()
-    }
-
-    /// Its disks, with what went through them so far and what waits.
-    pub fn disks(&self) -> Vec<Reading> {
-        self.disks.read()
-    }
-
-    /// Its CD drives, with what is in them.
-    pub fn drives(&self) -> Vec<DriveReading> {
-        self.disks.drives()
-    }
-
-    /// Puts a file or device of this host into the CD drive that is called so, or has a disc called so in it, in the
-    /// place of what is there. Returns when that is closed, or after some seconds.
-    pub fn insert_disc(&self, drive: &str, path: &Path, tray: TrayLock) -> Result<DriveReading, DriveError> {
-        // First, to fail early if the VM has ended. Not held while the file is opened, which may take any time: the VM can
-        // end during that.
-        drop(self.disks.drive(drive)?);
-        let disc = drives::open(path)?;
-        self.disks.drive(drive)?.insert(disc, tray)
-    }
-
-    /// Takes out what is in a CD drive, in the same way. Nothing, if it is empty.
-    pub fn eject_disc(&self, drive: &str, tray: TrayLock) -> Result<DriveReading, DriveError> {
-        self.disks.drive(drive)?.eject(tray)
-    }
-
-    /// Plugs a SATA disk in, on the first free port of the controller that its description names, or of the first
-    /// controller that has one; the guest is notified.
-    pub fn plug_disk(&self, disk: &config::Disk) -> Result<Plugged, PlugError> {
-        self.disks.plug(disk)
-    }
-
-    /// Takes the SATA disk of this name away, whether or not the guest uses it. Returns when it is closed, or after some
-    /// seconds.
-    pub fn unplug_disk(&self, name: &str) -> Result<Unplugged, UnplugError> {
-        self.disks.unplug(name)
-    }
-
-    /// Ends the VM now, whatever the guest does.
-    pub fn stop(&self) {
-        self.events.send(Event::Stop);
-    }
-
-    /// Types on the serial console and waits while the guest reads slowly, but at most `patience` without any
-    /// progress; returns how much the guest took.
-    pub fn type_on_console(&self, bytes: &[u8], patience: Duration) -> usize {
-        let (mut done, mut progress) = (0, Instant::now());
-        while done < bytes.len() && progress.elapsed() < patience {
-            match self.serial.receive(&bytes[done..]) {
-                0 => std::thread::sleep(Duration::from_millis(5)),
-                taken => (done, progress) = (done + taken, Instant::now()),
-            }
-        }
-        done
-    }
-}
-
 /// A VM, built and ready to run. Dropping it gives its devices back; [`Vm::give_up`] also says what failed.
 ///
 /// Fields are in the order in which they are dropped: users of something before the thing that they use.
@@ -210,7 +83,7 @@ pub struct Vm {
     pub(crate) map: Arc<MemoryMap>,
     pub(crate) claimed: Option<Claimed>,
     pub(crate) boot: BootPlan,
-    pub(crate) chips: Chips,
+    pub(crate) chips: IrqChips,
     pub(crate) power: Arc<Power>,
     pub(crate) serial: Arc<SerialPort>,
     pub(crate) vm: Arc<VmFd>,
@@ -238,75 +111,7 @@ impl Stopped {
     }
 }
 
-/// What is loaded at every start.
-pub(crate) struct BootPlan {
-    /// `None` where the guest has firmware, which finds everything in its flash memory.
-    pub(crate) kernel: Option<KernelPlan>,
-    pub(crate) ram: Arc<Ram>,
-}
-
-/// A kernel, and what it is started with.
-pub(crate) struct KernelPlan {
-    pub(crate) kernel: KernelImage,
-    pub(crate) initrd: Option<Initrd>,
-    pub(crate) command_line: String,
-    pub(crate) platform: Platform,
-}
-
-impl BootPlan {
-    /// Loads kernel and initrd; the state in which the boot CPU enters, if that is not power-on.
-    pub(crate) fn load(&self, contents: Contents) -> Result<Option<CpuState>, LoadError> {
-        let Some(plan) = &self.kernel else { return Ok(None) };
-        let linux = LinuxBoot {
-            kernel: &plan.kernel,
-            initrd: plan.initrd.as_ref(),
-            command_line: &plan.command_line,
-        };
-        boot::load(&linux, &plan.platform, &self.ram, contents).map(Some)
-    }
-}
-
 impl Vm {
-    /// Gives back what killed VMs left, and then compares a description with this host, without another change: everything
-    /// that prevents a start, or what the start needs.
-    pub fn check(config: &config::Vm, report: &Reporter) -> Result<Checked, Vec<StartError>> {
-        leftovers::give_back(&Host::here(), report);
-        check(&Draft::from(config))
-    }
-
-    /// Makes a VM from its description and what was found when that was checked, or says what failed and leaves the host
-    /// as it was. The console's output goes to `output`.
-    ///
-    /// `cancelled` is looked at between the steps: once it is set, the start ends there.
-    pub fn build(
-        config: &config::Vm,
-        checked: Checked,
-        output: Box<dyn Write + Send>,
-        report: Reporter,
-        cancelled: Arc<AtomicBool>,
-    ) -> Result<Vm, Vec<StartError>> {
-        let steps = Steps::new(cancelled);
-        let vm = assemble(config, checked, output, report, &steps).map_err(|error| vec![error])?;
-        match vm.ready(&steps) {
-            Ok(()) => Ok(vm),
-            Err(why) => Err(why.into_iter().chain(vm.give_up().err()).collect()),
-        }
-    }
-
-    /// Whether it may run: no device can have been bus master yet, so this is the last time at which a domain that is
-    /// not the memory map harms nobody.
-    fn ready(&self, steps: &Steps) -> Result<(), Vec<StartError>> {
-        steps.begin("run").map_err(|why| vec![why])?;
-        let mirrors = self.map.audit().into_iter();
-        let differ: Vec<_> = mirrors.filter_map(|(_, equal)| equal.err()).map(StartError::from).collect();
-        if differ.is_empty() { Ok(()) } else { Err(differ) }
-    }
-
-    /// Everything on this host that prevents a VM of which only a draft exists, found without a change.
-    pub fn findings(draft: &Draft) -> Vec<StartError> {
-        check(draft).err().unwrap_or_default()
-    }
-
     /// The way to the VM while it runs.
     pub fn control(&self) -> Control {
         let domains = self.claimed.as_ref().map_or(&[][..], |claimed| claimed.domains());
@@ -317,6 +122,7 @@ impl Vm {
             phases: self.phases.clone(),
             domains: domains.iter().map(Arc::downgrade).collect(),
             map: Arc::downgrade(&self.map),
+            faults: self.faults.as_ref().map(Watch::tally).unwrap_or_default(),
             disks: self.disks.outside(),
         }
     }
@@ -476,9 +282,9 @@ impl Vm {
     }
 
     /// Reports a fault, and does what the description says.
-    fn answer(&mut self, fault: &fault::Event) -> Result<(), Outcome> {
+    fn answer(&mut self, fault: &Fault) -> Result<(), Outcome> {
         let (answer, text) = (self.policies.answer(fault, Instant::now()), fault.to_string());
-        let device = faults::device_of(&self.assigned, fault).cloned();
+        let device = on_fault::device_of(&self.assigned, fault).cloned();
         self.inbox.fault(fault.clone());
         match (answer, device) {
             (OnFault::Report, _) => {}
@@ -490,7 +296,7 @@ impl Vm {
                 let errors = self.board.bus.reset_function(device.at());
                 self.policies.took_effect(fault, Instant::now());
                 let errors = errors.iter().map(ToString::to_string);
-                for what in errors.chain(faults::also_reset(device.name(), device.reset_with())) {
+                for what in errors.chain(on_fault::also_reset(device.name(), device.reset_with())) {
                     self.inbox.tell(&what);
                 }
             }
@@ -520,6 +326,7 @@ impl Vm {
             return Err(Outcome::Failed(all.join("\n")));
         }
         self.board.reset();
+        wait_for("its TPM to be reset", self.inbox.reporter(), || self.board.reset_tpm());
         self.chips.restore(&self.vm).map_err(|error| Outcome::Failed(error.to_string()))?;
         let entry = self.boot.load(Contents::Used).map_err(|error| Outcome::Failed(error.to_string()))?;
         self.cpus.reset(entry);
@@ -562,16 +369,19 @@ impl Vm {
             let stopped = wait_for(&what, inbox.reporter(), || device.shut_down());
             troubles.extend(stopped.err().map(|error| error.to_string()));
         }
+        let bus = board.bus.clone();
+        // Of the devices at fixed places only the TPM can take long to go.
+        wait_for("its TPM", inbox.reporter(), || drop(board));
         // The last holders of functions, and so of queues and of device files, go here.
         wait_for("its disks", inbox.reporter(), || {
             // A thread that has stopped over lost RAM keeps the board, and is not to keep the devices with it.
-            board.bus.clear();
-            drop((assigned, board, disks, now));
+            bus.clear();
+            drop((assigned, bus, disks, now));
         });
         // With no queue left but those that hang; nothing of theirs may stay open when they are given back.
         for controller in controllers {
             let what = format!("NVMe controller {} to shut down", controller.name());
-            let shut_down = wait_for(&what, inbox.reporter(), || driven::shut_down(&controller));
+            let shut_down = wait_for(&what, inbox.reporter(), || host_nvme::shut_down(&controller));
             troubles.extend(shut_down.err().map(|error| error.to_string()));
         }
         if let Some(claimed) = claimed {

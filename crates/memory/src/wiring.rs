@@ -5,7 +5,6 @@
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -14,6 +13,7 @@ use crate::address::GpaRange;
 use crate::placement::Pages;
 use crate::ram::Ram;
 use crate::segment::{RamError, Segment};
+use parking_lot::Mutex;
 
 /// How much one thread makes present at a time, if a page is not larger.
 const PIECE: u64 = 64 << 20;
@@ -89,7 +89,7 @@ fn populate(segments: &[&Segment], progress: &mut dyn FnMut(u64)) -> Result<(), 
                 Ok(()) => drop(done.fetch_add(piece.len, Ordering::Relaxed)),
                 Err(error) => {
                     next.store(pieces.len(), Ordering::Relaxed);
-                    failed.lock().expect("no code panics with this lock held").get_or_insert(error);
+                    failed.lock().get_or_insert(error);
                 }
             }
         }
@@ -116,7 +116,7 @@ fn populate(segments: &[&Segment], progress: &mut dyn FnMut(u64)) -> Result<(), 
             progress(done.load(Ordering::Relaxed));
         }
     });
-    match failed.into_inner().expect("no code panics with this lock held") {
+    match failed.into_inner() {
         Some(error) => Err(error),
         None => {
             progress(done.into_inner());

@@ -1,9 +1,10 @@
 //! The bus: finds functions, and keeps the map of what their BARs decode.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 
 use memory::{Gpa, GpaRange};
+use parking_lot::{Mutex, RwLock};
 
 use crate::address::Address;
 use crate::bar::{BarSpec, Decoded, DecodedAt, Windows};
@@ -84,7 +85,7 @@ impl Bus {
     pub fn clear(&self) {
         // They go when no lock is held: what they do then is theirs.
         let slots = std::mem::take(&mut *self.slots());
-        let claims = std::mem::take(&mut *self.claims.write().expect("no code panics with this lock held"));
+        let claims = std::mem::take(&mut *self.claims.write());
         drop((claims, slots));
     }
 
@@ -121,7 +122,7 @@ impl Bus {
         if usize::from(offset) + data.len() > 4096 {
             return Ok(());
         }
-        let _others_wait = writing.lock().expect("no code panics with this lock held");
+        let _others_wait = writing.lock();
         let mut errors = Vec::from_iter(function.write_config(offset, data).err());
         let mut slots = self.slots();
         if let Some(slot) = slots.get_mut(&address)
@@ -186,8 +187,8 @@ impl Bus {
         errors
     }
 
-    fn slots(&self) -> std::sync::MutexGuard<'_, BTreeMap<Address, Slot>> {
-        self.slots.lock().expect("no code panics with this lock held")
+    fn slots(&self) -> parking_lot::MutexGuard<'_, BTreeMap<Address, Slot>> {
+        self.slots.lock()
     }
 
     fn find(
@@ -196,7 +197,7 @@ impl Bus {
         at: u64,
         len: usize,
     ) -> Option<(Claim, u64)> {
-        let claims = self.claims.read().expect("no code panics with this lock held");
+        let claims = self.claims.read();
         let (start, claim) = which(&claims).range(..=at).next_back()?;
         let offset = at - start;
         (offset.checked_add(len as u64)? <= claim.len).then(|| (claim.clone(), offset))
@@ -228,7 +229,7 @@ impl Bus {
     fn release(&self, slot: &mut Slot, bar: usize) -> Result<(), PciError> {
         let Some(at) = slot.claimed[bar].take() else { return Ok(()) };
         {
-            let mut claims = self.claims.write().expect("no code panics with this lock held");
+            let mut claims = self.claims.write();
             match at {
                 DecodedAt::Memory(range) => claims.memory.remove(&range.start().0),
                 DecodedAt::Ports(first, _) => claims.ports.remove(&u64::from(first)),
@@ -238,7 +239,7 @@ impl Bus {
     }
 
     fn claim(&self, slot: &mut Slot, bar: usize, at: DecodedAt) -> bool {
-        let mut claims = self.claims.write().expect("no code panics with this lock held");
+        let mut claims = self.claims.write();
         let (map, start, len) = match at {
             DecodedAt::Memory(range) => (&mut claims.memory, range.start().0, range.len()),
             DecodedAt::Ports(first, count) => (&mut claims.ports, u64::from(first), u64::from(count)),

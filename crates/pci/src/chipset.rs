@@ -1,13 +1,12 @@
 //! The board's own functions, which have no BARs: the host bridge and what firmware and operating systems know of a PC with
 //! Intel's 440FX by. 82441FX and 82371SB/82371AB data sheets; the identities are those of QEMU's machine `pc`.
 
-use std::sync::Mutex;
-
 use crate::bar::{Decoded, DecodedAt, Windows};
 use crate::config_space::{ConfigSpace, Identity};
 use crate::error::PciError;
 use crate::function::{DeviceNumber, Function};
 use crate::register;
+use parking_lot::Mutex;
 
 /// The device number of the ISA bridge and of power management, where firmware looks for them.
 pub const SOUTH_BRIDGE: u8 = 1;
@@ -64,8 +63,8 @@ impl Chipset {
         Chipset { name, number, command: 0, space: Mutex::new(ConfigSpace::new(identity, &[], windows)) }
     }
 
-    fn space(&self) -> std::sync::MutexGuard<'_, ConfigSpace> {
-        self.space.lock().expect("no code panics with this lock held")
+    fn space(&self) -> parking_lot::MutexGuard<'_, ConfigSpace> {
+        self.space.lock()
     }
 }
 

@@ -2,10 +2,11 @@
 //! have it too.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 
 use memory::{DeviceMemory, Gpa};
+use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::address::{Address, Pin};
@@ -42,32 +43,32 @@ impl FakeLine {
 impl FakeServices {
     /// The messages of all vectors made, in the order they were made.
     pub fn messages(&self) -> Vec<Option<MsiMessage>> {
-        self.vectors.lock().unwrap().iter().map(|vector| *vector.message.lock().unwrap()).collect()
+        self.vectors.lock().iter().map(|vector| *vector.message.lock()).collect()
     }
 
     /// How often vector `index` (in the order they were made) was raised since last asked.
     pub fn raised(&self, index: usize) -> u64 {
-        self.vectors.lock().unwrap()[index].eventfd.read().unwrap_or(0)
+        self.vectors.lock()[index].eventfd.read().unwrap_or(0)
     }
 
     /// From now on vector `index` (in the order they were made) takes no message, or does again.
     pub fn break_vector(&self, index: usize, broken: bool) {
-        self.vectors.lock().unwrap()[index].broken.store(broken, Ordering::SeqCst);
+        self.vectors.lock()[index].broken.store(broken, Ordering::SeqCst);
     }
 
     /// Doorbells that are there now: address and width.
     pub fn doorbells(&self) -> Vec<(Gpa, u32)> {
-        self.doorbells.lock().unwrap().clone()
+        self.doorbells.lock().clone()
     }
 
     /// Memory that is there now: address and bytes.
     pub fn memory(&self) -> Vec<DeviceMemory> {
-        self.memory.lock().unwrap().clone()
+        self.memory.lock().clone()
     }
 
     /// The lines handed out, in order.
     pub fn lines(&self) -> Vec<Arc<FakeLine>> {
-        self.lines.lock().unwrap().clone()
+        self.lines.lock().clone()
     }
 }
 
@@ -81,7 +82,7 @@ impl Vector for FakeVector {
             let cause = io::Error::other("broken on purpose");
             return Err(ServiceError { device: self.device, what: "set a message".into(), cause });
         }
-        *self.message.lock().unwrap() = message;
+        *self.message.lock() = message;
         Ok(())
     }
 
@@ -105,13 +106,13 @@ impl Services for FakeServices {
         let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
         let message = Mutex::default();
         let vector = Arc::new(FakeVector { device, eventfd, message, broken: AtomicBool::new(false) });
-        self.vectors.lock().unwrap().push(vector.clone());
+        self.vectors.lock().push(vector.clone());
         Ok(vector)
     }
 
     fn line(&self, _: Address, _: Pin) -> Arc<dyn Line> {
         let line = Arc::new(FakeLine::default());
-        self.lines.lock().unwrap().push(line.clone());
+        self.lines.lock().push(line.clone());
         line
     }
 
@@ -125,22 +126,22 @@ impl Services for FakeServices {
     }
 
     fn add_doorbell(&self, _: Address, at: Gpa, width: u32, _: &EventFd) -> Result<(), ServiceError> {
-        self.doorbells.lock().unwrap().push((at, width));
+        self.doorbells.lock().push((at, width));
         Ok(())
     }
 
     fn remove_doorbell(&self, _: Address, at: Gpa, width: u32, _: &EventFd) -> Result<(), ServiceError> {
-        self.doorbells.lock().unwrap().retain(|doorbell| *doorbell != (at, width));
+        self.doorbells.lock().retain(|doorbell| *doorbell != (at, width));
         Ok(())
     }
 
     fn add_memory(&self, _: Address, memory: &DeviceMemory) -> Result<(), ServiceError> {
-        self.memory.lock().unwrap().push(memory.clone());
+        self.memory.lock().push(memory.clone());
         Ok(())
     }
 
     fn remove_memory(&self, _: Address, memory: &DeviceMemory) -> Result<(), ServiceError> {
-        self.memory.lock().unwrap().retain(|other| other != memory);
+        self.memory.lock().retain(|other| other != memory);
         Ok(())
     }
 }

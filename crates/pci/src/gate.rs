@@ -8,10 +8,11 @@
 //! A thread that works pays one atomic load for each batch of requests ([`Pass::is_valid`]).
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Threads work.
@@ -21,7 +22,7 @@ const CLOSING: u8 = 1;
 /// Nobody touches guest memory.
 const SHUT: u8 = 2;
 
-/// How much longer than [`Gate::PATIENCE`] a vCPU waits: threads keep that time themselves, unless they hang in the host's
+/// How much longer than [`Gate::CLOSE_LIMIT`] a vCPU waits: threads keep that time themselves, unless they hang in the host's
 /// kernel.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -70,7 +71,7 @@ impl Threads {
 impl Gate {
     /// How long a thread waits for a disk to end what is under way when the gate closes. A vCPU waits for it, so it is
     /// shorter than the time after which guests report a vCPU that hangs (20 s in Linux).
-    pub const PATIENCE: Duration = Duration::from_secs(10);
+    pub const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
     /// A gate that is shut, as after power-on.
     pub fn shut() -> Gate {
@@ -91,7 +92,7 @@ impl Gate {
     /// what such a thread does later still finds the gate shut.
     #[must_use]
     pub fn close(&self) -> usize {
-        self.close_within(Gate::PATIENCE + MARGIN)
+        self.close_within(Gate::CLOSE_LIMIT + MARGIN)
     }
 
     /// Shuts the gate without waiting, for a reset, which waits for the threads in its own way.
@@ -102,13 +103,12 @@ impl Gate {
     }
 
     fn close_within(&self, patience: Duration) -> usize {
-        let threads = self.lock();
+        let mut threads = self.lock();
         if self.phase() == OPEN {
             self.set(CLOSING);
             threads.wake();
         }
-        let waited = self.0.stepped_out.wait_timeout_while(threads, patience, |threads| threads.inside() > 0);
-        let (threads, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        self.0.stepped_out.wait_while_for(&mut threads, |threads| threads.inside() > 0, patience);
         self.set(SHUT);
         threads.inside()
     }
@@ -142,7 +142,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, Threads> {
-        self.0.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.threads.lock()
     }
 }
 

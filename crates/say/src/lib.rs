@@ -12,7 +12,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 /// How long an output that takes nothing (a terminal after Ctrl-S, a pipe that is full) is waited for.
-const PATIENCE: Duration = Duration::from_millis(200);
+const OUTPUT_LIMIT: Duration = Duration::from_millis(200);
 
 /// Bytes that a pipe takes whole once it takes any at all (PIPE_BUF, pipe(7)).
 const PIECE: usize = 4096;
@@ -22,7 +22,7 @@ const PIECE: usize = 4096;
 pub fn error(what: impl Display) {
     let text: String = what.to_string().lines().map(|line| format!("skep: {line}\n")).collect();
     // If standard error is gone, there is no place left to report it.
-    drop(write(&mut io::stderr(), text.as_bytes(), PATIENCE));
+    drop(write(&mut io::stderr(), text.as_bytes(), OUTPUT_LIMIT));
 }
 
 /// Writes as long as the output takes something within the time given.
@@ -54,7 +54,7 @@ mod tests {
     fn a_closed_pipe_ends_neither_the_process_nor_the_sentence() {
         let (reader, mut writer) = io::pipe().unwrap();
         drop(reader);
-        let failed = write(&mut writer, b"lost", PATIENCE).unwrap_err();
+        let failed = write(&mut writer, b"lost", OUTPUT_LIMIT).unwrap_err();
         assert_eq!(failed.kind(), io::ErrorKind::BrokenPipe);
     }
 
@@ -62,9 +62,9 @@ mod tests {
     fn a_pipe_that_nobody_reads_is_not_waited_for() {
         let (mut reader, mut writer) = io::pipe().unwrap();
         let begin = Instant::now();
-        let failed = write(&mut writer, &[b'x'; 1 << 20], PATIENCE).unwrap_err();
+        let failed = write(&mut writer, &[b'x'; 1 << 20], OUTPUT_LIMIT).unwrap_err();
         assert_eq!(failed.kind(), io::ErrorKind::TimedOut);
-        assert!(begin.elapsed() < 20 * PATIENCE, "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < 20 * OUTPUT_LIMIT, "{:?}", begin.elapsed());
         let mut some = [0; 10];
         reader.read_exact(&mut some).unwrap();
         assert_eq!(&some, b"xxxxxxxxxx");

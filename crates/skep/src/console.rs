@@ -4,10 +4,11 @@ mod file;
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use config::Console;
 use control::{Callers, OwnSocket, SocketError};
+use parking_lot::Mutex;
 
 pub use file::{ConsoleFile, folder};
 use file::{ConsoleFileError, Sink};
@@ -117,8 +118,8 @@ impl Socket {
 struct Peer(Arc<Mutex<Option<UnixStream>>>);
 
 impl Peer {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<UnixStream>> {
-        self.0.lock().expect("no code panics with this lock held")
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Option<UnixStream>> {
+        self.0.lock()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use config::{Chain, DiskSource, FileDisk, ModelName};
-use control::api::{Plug, Unplug};
+use control::api::{NewDisk, Plug, Unplug};
 
 use crate::ask::{self, Failure, Whom};
 use crate::report;
@@ -44,7 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut client = arguments.whom.connect()?;
     match &arguments.deed {
         Deed::Plug { disk } => {
-            client.plug(&Plug { disk: absolute(disk)?.to_flag() })?;
+            client.plug(&Plug { disk: NewDisk::from(&absolute(disk)?) })?;
         }
         Deed::Unplug { disk } => {
             let unplugged = client.unplug(&Unplug { disk: disk.clone() })?;

@@ -1,18 +1,17 @@
 //! `skep events`: what happened to a VM.
 
 use std::io::Write;
-use std::time::Duration;
 
 use clap::Args;
 use control::Client;
-use control::api::Event;
+use control::api::{After, Event};
 use serde_json::json;
 
 use crate::ask::{self, Failure, Whom};
 use crate::table::plain;
 
-/// How long one question waits for news.
-const WAIT: Duration = Duration::from_secs(30);
+/// Seconds that one question waits for news.
+const WAIT: u64 = 30;
 
 #[derive(Args)]
 #[command(after_help = ask::HELP)]
@@ -38,8 +37,8 @@ pub fn run(arguments: &Arguments, output: &mut impl Write) -> Result<(), Failure
 fn tell(client: &mut Client, arguments: &Arguments, output: &mut impl Write) -> Result<(), Failure> {
     let mut after = arguments.after;
     loop {
-        let wait = if arguments.follow { WAIT } else { Duration::ZERO };
-        let events = match client.events(after, wait) {
+        let wait = if arguments.follow { WAIT } else { 0 };
+        let events = match client.events(&After { after, wait }) {
             // That is what was waited for.
             Err(error) if arguments.follow && error.is_gone() => return Ok(()),
             events => events?,
@@ -79,6 +78,7 @@ mod tests {
     use control::fake::FakeVm;
     use control::{Folder, KEPT, Server, Source};
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     /// What was printed so far, for others to see.
     #[derive(Clone, Default)]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use ::host::{BindError, Host, Leftover, PciAddress};
 use clap::{Args, Subcommand};
-use dma::fault::Leftover as Tracing;
+use faults::Leftover as Tracing;
 use serde_json::{Value, json};
 
 use crate::{rehearse, report};

@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_vm_that_stands_still_is_listed_with_the_reason() {
-        let info = FakeVm::new("web").info();
+        let info = FakeVm::new("web").info().unwrap();
         let info = Info { state: State::Paused, reason: Some("disk a: no space".to_owned()), ..info };
         assert!(
             table(&[Listed { info, drives: Vec::new() }]).ends_with("\nweb is paused: disk a: no space.\n")

@@ -7,11 +7,12 @@
 use std::io::stdout;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use exit::Exit;
 
 mod ask;
 mod cd;
+mod completions;
 mod console;
 mod disk;
 mod disks;
@@ -23,6 +24,7 @@ mod footprint;
 mod host;
 mod lab;
 mod list;
+mod meant;
 mod memory;
 mod outputs;
 mod rehearse;
@@ -38,6 +40,7 @@ mod stop;
 mod summary;
 mod table;
 mod terminal;
+mod view;
 
 /// Virtual machines with assigned PCI devices and physical disks, side by side.
 #[derive(Parser)]
@@ -80,12 +83,34 @@ enum Command {
     Host(host::Arguments),
     /// Try things in an emulated host, away from the real machine
     Lab(Box<lab::Arguments>),
+    /// Print what lets a shell complete commands and flags
+    Completions(completions::Arguments),
+}
+
+/// The command line, with `run` as this makes it.
+fn with_run(run: fn(clap::Command) -> clap::Command) -> clap::Command {
+    Arguments::command().mut_subcommands(|command| match command.get_name() {
+        "run" => command.defer(run),
+        _ => command,
+    })
+}
+
+/// The arguments. The texts about the flags of `run` are made only where they are needed: for help and errors.
+fn parse() -> Result<Arguments, clap::Error> {
+    Arguments::try_parse().or_else(|_| {
+        let matches = with_run(run::explained).try_get_matches()?;
+        Arguments::from_arg_matches(&matches)
+    })
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match parse() {
         Ok(arguments) => arguments,
-        Err(error) => {
+        Err(mut error) => {
+            meant::only_near(&mut error);
+            if std::env::args_os().nth(1).is_some_and(|command| command == "run") {
+                meant::of_others(&mut error);
+            }
             report::usage(&error);
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.status()));
         }
@@ -105,5 +130,8 @@ fn main() -> ExitCode {
         Command::Stop(arguments) => ask::finish(state::stop(&arguments)),
         Command::Host(arguments) => host::run(&arguments),
         Command::Lab(arguments) => lab::run(*arguments),
+        Command::Completions(arguments) => {
+            ask::finish(completions::run(&arguments, with_run(run::completed), &mut stdout()))
+        }
     }
 }

@@ -8,9 +8,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
+use control::Journal;
 use control::api::EventKind;
-use control::{Journal, view};
 use machine::{Answer, Life, Notice, Press};
+
+use crate::view;
 
 /// Says an error. Each line of it is a line of its own, so several findings are several lines.
 pub fn error(error: impl Display) {
@@ -136,7 +138,7 @@ impl Troubles {
             let text = notice.to_string();
             match notice {
                 Notice::Life(_) => journal.record(EventKind::Life, &text),
-                Notice::Fault(event) => journal.record_fault(&text, view::fault(event)),
+                Notice::Fault(fault) => journal.record_fault(&text, view::fault(fault)),
                 Notice::Disk(failure) => journal.record_disk(&text, view::disk_error(failure)),
                 Notice::Trouble(_) => journal.record(EventKind::Trouble, &text),
                 Notice::Provoked(_) => journal.record_provoked(&text),
@@ -173,6 +175,7 @@ fn is_for_the_journal_alone(life: &Life) -> bool {
         | Life::Ending(_)
         | Life::Ended(_) => true,
         Life::Preparing(_)
+        | Life::Kept(_)
         | Life::Paused(_)
         | Life::Resumed
         | Life::DisksChanged(_)

@@ -4,12 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use config::{DiskSource, ModelName};
-use control::api::{Drive, Eject, Info, Insert, Plug, Plugged, State, Unplug, Unplugged, VERSION};
+use config::DiskSource;
+use control::api::{
+    Dma, Done, Drive, Eject, Info, Insert, Memory, MemoryFiles, Plug, Plugged, State, Stats, Unplug,
+    Unplugged, VERSION,
+};
 use control::{Journal, Refused, Source, rfc3339};
-use dma::Domain;
-use machine::{Control, DriveError, DriveReading, Letting, Phase, Reading, TrayLock};
+use machine::{Control, DriveError, DriveReading, Letting, Phase, TrayLock};
 use memory::MemoryMap;
+
+use crate::view;
 
 /// A VM that runs in this process.
 pub struct Running {
@@ -28,6 +32,10 @@ impl Running {
     fn state(&self) -> State {
         state(self.control.phase())
     }
+
+    fn map(&self) -> Result<Arc<MemoryMap>, Refused> {
+        self.control.memory().ok_or_else(|| Refused("the VM is ending and has no memory now".to_owned()))
+    }
 }
 
 fn state(phase: Phase) -> State {
@@ -39,9 +47,9 @@ fn state(phase: Phase) -> State {
     }
 }
 
-fn reached(wanted: Phase, phase: Phase, what: &str) -> Result<State, Refused> {
+fn reached(wanted: Phase, phase: Phase, what: &str) -> Result<Done, Refused> {
     if phase == wanted || phase == Phase::Ending {
-        return Ok(state(phase));
+        return Ok(Done { state: state(phase) });
     }
     Err(Refused(format!("the VM will {what} when its current work is done, and has not yet. Ask again")))
 }
@@ -67,8 +75,8 @@ fn absolute(path: &Path) -> Result<(), Refused> {
 }
 
 impl Source for Running {
-    fn info(&self) -> Info {
-        Info {
+    fn info(&self) -> Result<Info, Refused> {
+        Ok(Info {
             api: VERSION,
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -77,27 +85,29 @@ impl Source for Running {
             pid: std::process::id(),
             since: rfc3339(self.since),
             listens_to_button: self.control.guest_listens_to_button(),
-        }
+        })
     }
 
-    fn domains(&self) -> Vec<Arc<Domain>> {
-        self.control.domains()
+    fn dma(&self) -> Result<Dma, Refused> {
+        let (map, domains, faults) = (self.map()?, self.control.domains(), self.control.faults());
+        Ok(map.look(|contents, _| view::dma(&domains, contents, &faults)))
     }
 
-    fn memory(&self) -> Option<Arc<MemoryMap>> {
-        self.control.memory()
+    fn memory(&self) -> Result<Memory, Refused> {
+        Ok(view::memory(&*self.map()?))
+    }
+
+    fn memory_fds(&self) -> Result<MemoryFiles, Refused> {
+        view::memory_files(&*self.map()?)
     }
 
     fn journal(&self) -> Arc<Journal> {
         self.journal.clone()
     }
 
-    fn disks(&self) -> Vec<Reading> {
-        self.control.disks()
-    }
-
-    fn drives(&self) -> Vec<Drive> {
-        self.control.drives().into_iter().map(drive).collect()
+    fn stats(&self) -> Result<Stats, Refused> {
+        let drives = self.control.drives().into_iter().map(drive).collect();
+        Ok(Stats { disks: view::disks(&self.control.disks()), drives })
     }
 
     fn insert(&self, Insert { drive, disc, force }: &Insert) -> Result<Drive, Refused> {
@@ -111,8 +121,7 @@ impl Source for Running {
     }
 
     fn plug(&self, Plug { disk }: &Plug) -> Result<Plugged, Refused> {
-        let disk = config::describe_disk("the disk", disk, ModelName::Ahci);
-        let disk = disk.map_err(|findings| Refused(findings.to_string()))?;
+        let disk = disk.describe().map_err(|findings| Refused(findings.to_string()))?;
         if let DiskSource::File(file) = &disk.source {
             absolute(file.path.as_path())?;
         }
@@ -125,11 +134,11 @@ impl Source for Running {
         Ok(Unplugged { disk: unplugged.name, leaving: unplugged.state == Letting::Open })
     }
 
-    fn pause(&self) -> Result<State, Refused> {
+    fn pause(&self) -> Result<Done, Refused> {
         reached(Phase::Paused, self.control.pause("as asked on the control socket"), "pause")
     }
 
-    fn resume(&self) -> Result<State, Refused> {
+    fn resume(&self) -> Result<Done, Refused> {
         let phase = self.control.resume();
         match self.control.why_paused() {
             Some(why) if phase == Phase::Paused => Err(Refused(format!("the VM is still paused: {why}"))),
@@ -137,13 +146,13 @@ impl Source for Running {
         }
     }
 
-    fn press_power_button(&self) -> Result<State, Refused> {
+    fn press_power_button(&self) -> Result<Done, Refused> {
         self.control.press_power_button();
-        Ok(self.state())
+        Ok(Done { state: self.state() })
     }
 
-    fn stop(&self) -> Result<State, Refused> {
+    fn stop(&self) -> Result<Done, Refused> {
         self.control.stop();
-        Ok(self.state())
+        Ok(Done { state: self.state() })
     }
 }

@@ -1,20 +1,20 @@
 //! Starting a VM, and staying with it until its end.
 
 use std::io::{self, IsTerminal};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use config::{Console, Draft};
 use control::{Claim, Folder, FolderError, Journal, OwnSocket, Server};
 use machine::{Control, Outcome, Vm};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::console::{self, ConsoleError, Input};
 use crate::escape::{self, Escape};
 use crate::exit::Exit;
 use crate::footprint;
-use crate::outputs;
+use crate::outputs::{self, Beside, OpenFiles, Written};
 use crate::report::{self, Troubles};
 use crate::report_file::{ReportError, ReportFile};
 use crate::serve::Running;
@@ -29,24 +29,26 @@ const TYPING: Duration = Duration::from_millis(200);
 /// What comes from a pipe or socket waits as long as it takes.
 const FOR_EVER: Duration = Duration::MAX;
 
-/// Starts the VM and stays until its end. How it ended also goes to the file `report`.
-pub fn start(description: &config::Vm, report: Option<&Path>) -> Exit {
+/// Starts the VM and stays until its end. How it ended also goes to the file of the report.
+pub fn start(description: &config::Vm, beside: Beside<'_>) -> Exit {
     raise_file_limit();
     let signals = match Signals::take_over() {
         Ok(signals) => signals,
         Err(cause) => return cannot_start(format_args!("cannot take over signals: {cause}.")),
     };
-    let mut outside = Outside::look(&Draft::from(description), report);
+    let mut outside = Outside::look(&Draft::from(description), beside);
     // Its file goes at the very end, however that comes.
     let _socket = outside.take_socket();
     run(description, signals, outside)
 }
 
 /// Says everything on this host that stands in the way of a VM, beside what is wrong with its description.
-pub fn say_findings(draft: &Draft, report: Option<&Path>) {
+pub fn say_findings(draft: &Draft, beside: Beside<'_>) {
     raise_file_limit();
-    Outside::look(draft, report).say_findings();
-    Vm::findings(draft).into_iter().for_each(report::error);
+    let mut outside = Outside::look(draft, beside);
+    let findings = outside.while_looking(|looked| Vm::findings(draft, looked));
+    outside.say_findings();
+    findings.into_iter().for_each(report::error);
 }
 
 /// What a VM has in this host beside devices and disks, or why it cannot have it.
@@ -54,18 +56,33 @@ struct Outside {
     console: Result<Option<console::Opened>, ConsoleError>,
     summary: Result<Option<ReportFile>, ReportError>,
     name: Result<Option<Claim>, FolderError>,
+    written: Vec<Written>,
     overwritten: Vec<String>,
 }
 
 impl Outside {
     /// Looks at all of it. Sockets are made, which go when the start fails; files stay as they are.
-    fn look(draft: &Draft, report: Option<&Path>) -> Outside {
+    fn look(draft: &Draft, beside: Beside<'_>) -> Outside {
+        let written = outputs::written(draft, beside);
         Outside {
             console: draft.console.as_ref().map(console::open).transpose(),
-            summary: report.map(ReportFile::look).transpose(),
+            summary: beside.report.map(ReportFile::look).transpose(),
             name: draft.name.as_ref().map_or(Ok(None), claim),
-            overwritten: outputs::overwritten(draft, report),
+            overwritten: outputs::overwritten(draft, beside, &written),
+            written,
         }
+    }
+
+    /// Has the rest looked at, and adds what the run would overwrite of it: which files an image consists of is known while they are
+    /// open.
+    fn while_looking<T>(&mut self, look: impl FnOnce(&mut dyn FnMut()) -> T) -> T {
+        let Outside { written, overwritten, .. } = self;
+        let before = (!written.is_empty()).then(OpenFiles::now);
+        look(&mut || {
+            if let (Some(before), true) = (&before, overwritten.is_empty()) {
+                *overwritten = OpenFiles::now().overwritten(before, written);
+            }
+        })
     }
 
     fn take_socket(&mut self) -> Option<OwnSocket> {
@@ -73,7 +90,7 @@ impl Outside {
     }
 
     fn say_findings(self) {
-        let Outside { console, summary, name, overwritten } = self;
+        let Outside { console, summary, name, overwritten, .. } = self;
         console.err().into_iter().for_each(report::error);
         summary.err().into_iter().for_each(report::error);
         overwritten.into_iter().for_each(report::error);
@@ -81,7 +98,7 @@ impl Outside {
     }
 }
 
-fn run(description: &config::Vm, signals: Signals, outside: Outside) -> Exit {
+fn run(description: &config::Vm, signals: Signals, mut outside: Outside) -> Exit {
     let troubles = match Troubles::new() {
         Ok(troubles) => troubles,
         Err(cause) => return cannot_start(format_args!("cannot start a thread: {cause}.")),
@@ -96,9 +113,10 @@ fn run(description: &config::Vm, signals: Signals, outside: Outside) -> Exit {
     let journal = Arc::new(Journal::new());
     let reporter = troubles.reporter(journal.clone());
     // All that stands in the way is said at once, whatever it is.
-    let (console, summary, name, checked) = match (outside, Vm::check(description, &reporter)) {
+    let checked = outside.while_looking(|looked| Vm::check(description, &reporter, looked));
+    let (console, summary, name, checked) = match (outside, checked) {
         (
-            Outside { console: Ok(Some(console)), summary: Ok(summary), name: Ok(name), overwritten },
+            Outside { console: Ok(Some(console)), summary: Ok(summary), name: Ok(name), overwritten, .. },
             Ok(checked),
         ) if overwritten.is_empty() => (console, summary, name, checked),
         (outside, checked) => {
@@ -279,7 +297,7 @@ impl End {
     }
 
     fn wishes(&self) -> MutexGuard<'_, Wishes> {
-        self.wishes.lock().expect("no code panics with this lock held")
+        self.wishes.lock()
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use control::Client;
-use control::api::State;
+use control::api::{After, State};
 
 use crate::ask::{self, Failure, Whom};
 use crate::report;
@@ -102,7 +102,7 @@ fn wait_for_end(client: &mut Client, mut presses: Option<Presses>) -> Result<(),
     let mut after = 0;
     loop {
         let wait = presses.as_ref().map_or(WAIT, |presses| presses.next_look(Instant::now()));
-        match client.events(after, wait) {
+        match client.events(&After { after, wait: wait.as_secs() }) {
             Ok(events) if events.ended => return Ok(()),
             Ok(events) => after = events.next_after,
             Err(error) if error.is_gone() => return Ok(()),
@@ -198,7 +198,7 @@ mod tests {
             ended.join().unwrap().unwrap();
         });
         assert!(begun.elapsed() >= Duration::from_millis(100));
-        assert_eq!(vm.info().state, State::Ending);
+        assert_eq!(vm.info().unwrap().state, State::Ending);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! How a VM ended, for programs.
 
-use control::view;
 use machine::{Ended, Outcome};
 use serde_json::json;
+
+use crate::view;
 
 /// A VM's end as JSON: `outcome`, `reason` where there is one, and `disks` with their counters, all in bytes or
 /// requests.

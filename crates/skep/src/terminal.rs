@@ -137,7 +137,7 @@ fn in_background() -> bool {
     foreground > 0 && foreground != ours
 }
 
-/// Signals whose default action ends the process, beside those that [`Signals`] takes over.
+/// Signals whose default action ends the process, beside those that [`Signals`](crate::signals::Signals) takes over.
 const FATAL: [libc::c_int; 12] = [
     libc::SIGSEGV,
     libc::SIGBUS,

@@ -5,8 +5,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use control::fake::FakeVm;
-use control::{Folder, Server, Source};
-use memory::Gpa;
+use control::{Folder, Server};
 use serde_json::Value;
 
 /// A VM called web that runs in a folder of its own.
@@ -91,7 +90,7 @@ fn pictures_are_written_in_the_language_of_their_names() {
 #[test]
 fn ram_is_read_and_dumped_from_outside() {
     let world = world();
-    world.vm.memory().unwrap().ram().write(Gpa(0x20_0010), b"In the guest's RAM").unwrap();
+    world.vm.write_ram(0x20_0010, b"In the guest's RAM");
     let text = world.ask("memory web read 0x200010 18");
     assert!(
         text.starts_with("00200010: 496e 2074 6865 2067 7565 7374 2773 2052  In the guest's R\n"),

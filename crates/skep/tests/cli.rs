@@ -160,13 +160,24 @@ fn the_help_says_exit_statuses_and_keys() {
     }
 }
 
+/// With `BLESS=1` in the environment it is kept as it is; look at the difference before committing it.
+#[test]
+fn the_help_of_run_is_as_it_was() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/run-help.txt");
+    let text = stdout(&skep(&["run", "--help"]));
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(path, &text).unwrap();
+    }
+    assert!(fs::read_to_string(path).unwrap() == text, "the help is other than it was. It is now:\n{text}");
+}
+
 #[test]
 fn the_help_of_each_command_begins_as_the_list_of_commands_says() {
     let list = stdout(&skep(&["--help"]));
     let commands = list.lines().skip_while(|line| *line != "Commands:").skip(1);
     let commands: Vec<_> =
         commands.map_while(|line| line.trim().split_once(' ')).filter(|(name, _)| *name != "help").collect();
-    assert_eq!(commands.len(), 14, "{list}");
+    assert_eq!(commands.len(), 15, "{list}");
     for (name, what) in commands {
         let help = stdout(&skep(&[name, "--help"]));
         assert_eq!(help.lines().next(), Some(what.trim()), "{name}");
@@ -185,4 +196,23 @@ fn without_a_command_the_help_is_a_usage_error() {
 fn errors_have_no_colours_away_from_a_terminal() {
     let output = skep(&["run", "--name", ".."]);
     assert!(!output.stderr.contains(&0x1b), "{output:?}");
+}
+
+#[test]
+fn a_report_overwrites_no_file_that_only_an_image_names_whatever_else_is_wrong() {
+    let place = tempfile::tempdir().unwrap();
+    let image = |words: &[&str]| {
+        let made = Command::new("qemu-img").args(["create", "-q"]).args(words).current_dir(&place).status();
+        assert!(made.unwrap().success());
+    };
+    image(&["-f", "raw", "base.raw", "1M"]);
+    image(&["-f", "qcow2", "-b", "base.raw", "-F", "raw", "top.qcow2"]);
+    let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let disk = format!("{},format=qcow2,chain=follow", at("top.qcow2"));
+    let (kernel, report) = (at("none"), at("base.raw"));
+    let output = skep(&["run", "--kernel", &kernel, "--disk", &disk, "--report", &report]);
+    let text = stderr(&output);
+    assert!(text.contains("base.raw is a file that a disk or another part of this VM consists of"), "{text}");
+    assert!(text.contains("cannot open the kernel"), "{text}");
+    assert_eq!(fs::metadata(report).unwrap().len(), 1 << 20);
 }

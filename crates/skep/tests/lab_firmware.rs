@@ -2,6 +2,10 @@
 
 mod scenario;
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
 use scenario::Scenario;
 use scenario::firmware::{CODE, EACH_START, GRUB, KEYS, LOADER, SHIM, UEFI, VARS, put};
 use scenario::warnings::{WARNINGS, unknown_warnings};
@@ -60,8 +64,14 @@ END
             [ -d /sys/firmware/efi ] && say "named $(cut -d ' ' -f 1 /proc/cmdline)"
             modprobe qemu_fw_cfg
             say "file $(cat /sys/firmware/qemu_fw_cfg/by_name/opt/org.example/config/raw)"
+            # Those that the kernel loaded itself are in a folder of their own.
+            tar -c -C /sys/firmware/acpi/tables . > /dev/vda
 END
-        vm --fw-cfg opt/org.example/config,string=of-the-host --kernel /lab/guest/vmlinuz --initrd /tmp/initrd --cmdline "by=name $GUEST"
+        truncate -s 1M /tmp/tables
+        vm --fw-cfg opt/org.example/config,string=of-the-host --kernel /lab/guest/vmlinuz --initrd /tmp/initrd \
+            --cmdline "by=name $GUEST" --disk path=/tmp/tables
+        cp /tmp/tables /share
+        sync
         "#
             .replace("WARNINGS", WARNINGS)),
         );
@@ -81,6 +91,38 @@ END
     }
     let unknown = unknown_warnings(&seen.after("guest: warning "));
     assert!(unknown.is_empty(), "{unknown:#?}");
+    let tables = acpi_tables(&folder.path().join("tables"));
+    for name in ["APIC", "DSDT", "FACP", "MCFG"] {
+        assert!(tables.iter().any(|table| table.ends_with(name)), "{name} is not among {tables:?}");
+    }
+    tables.iter().for_each(|table| is_clean(table));
+}
+
+/// The ACPI tables of a guest, out of an archive of those that its kernel has.
+fn acpi_tables(archive: &Path) -> Vec<PathBuf> {
+    let folder = archive.with_extension("d");
+    fs::create_dir(&folder).unwrap();
+    ran(Command::new("tar").arg("-x").arg("-f").arg(archive).arg("-C").arg(&folder));
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect()
+}
+
+/// What a program said, which must have gone well.
+fn ran(command: &mut Command) -> String {
+    let run = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = String::from_utf8_lossy(&[run.stdout, run.stderr].concat()).into_owned();
+    assert!(run.status.success(), "{command:?}: {said}");
+    said
+}
+
+/// Takes a table apart and puts it together again, without a complaint.
+fn is_clean(table: &Path) {
+    let source = table.with_extension("dsl");
+    let said = ran(Command::new("iasl").arg("-p").arg(&source).arg("-d").arg(table));
+    for word in ["Error", "Warning", "Invalid", "ncorrect", "Could not"] {
+        assert!(!said.contains(word), "{said}");
+    }
+    let said = ran(Command::new("iasl").arg(&source));
+    assert!(said.contains("0 Errors, 0 Warnings"), "{said}");
 }
 
 #[test]

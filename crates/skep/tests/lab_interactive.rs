@@ -38,7 +38,8 @@ fn a_shell_in_the_emulated_host_has_the_terminal_its_keys_and_its_size_and_gives
     session.press("while [ \"$(stty size)\" != '50 132' ]; do sleep 0.1; done; echo new''size\r");
     session.expect("newsize");
     // Ctrl-C is the shell's, not the lab's: the loop ends, and the shell goes on.
-    session.press("echo be''gun; sleep 600\r");
+    // A shell of its own, which has the keys from its first word on, and ends by Ctrl-C whatever it has started.
+    session.press("sh -c \"echo be''gun; sleep 600\"\r");
     session.expect("begun");
     session.press("\x03");
     session.press("echo the shell goes o''n\r");

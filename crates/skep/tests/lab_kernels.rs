@@ -27,7 +27,7 @@ type Case = (&'static str, &'static str, &'static str, Fate);
 
 const LINUX: Fate = Lives("console=ttyS0 earlyprintk=ttyS0", "Linux version ");
 const MEMTEST: Fate = Lives("console=ttyS0,115200", "Memtest86");
-const NO_FIRMWARE: Fate = Refused("(it needs UEFI firmware, which skep does not have), not a kernel");
+const NO_FIRMWARE: Fate = Refused("(it needs UEFI firmware: add --firmware auto), not a kernel");
 const NO_PVH: Fate = Refused("has no PVH entry (no Xen note 18). Use ");
 const UNKNOWN: Fate = Refused("is a file of an unknown kind (it begins with ");
 
@@ -76,7 +76,7 @@ const CASES: [Case; 19] = [
         Refused("is a CD image (give it as a CD drive's disc, and as the kernel the one that is in it)"),
     ),
     ("systemd-boot", "systemd-boot-efi", "./usr/lib/systemd/boot/efi/systemd-bootx64.efi", NO_FIRMWARE),
-    ("ovmf", "ovmf", "./usr/share/OVMF/OVMF_CODE.fd", Refused("is UEFI firmware, which skep does not run")),
+    ("ovmf", "ovmf", "./usr/share/OVMF/OVMF_CODE.fd", Refused("is UEFI firmware (give it with --firmware)")),
     ("seabios", "seabios", "./usr/share/seabios/bios.bin", UNKNOWN),
     ("u-boot-arm64", "u-boot-qemu", "./usr/lib/u-boot/qemu_arm64/u-boot.bin", UNKNOWN),
     ("module", CLOUD, "./lib/modules/*/drivers/block/loop.ko", Refused("Give the linked vmlinux")),

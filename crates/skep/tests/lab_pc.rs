@@ -50,24 +50,30 @@ fn memory_types_and_cpus_are_as_firmware_leaves_them_and_so_they_are_after_a_reb
 }
 
 fn the_clock_interrupts_at_the_next_second_and_hwclock_need_not_wait() {
+    // Linux sets the clock's alarm to the next second. Where the second has begun before that is done, it answers without an interrupt, or
+    // the interrupt is a day away: so hwclock may try again, from the beginning of a second on, where its last try ended.
     let seen = Scenario::new().programs().run(
         "MEMORY=512M
          guest '
              sleep 2
-             began=$(cut -d . -f 1 /proc/uptime)
-             /bin/hwclock -r -v -f /dev/rtc0 --utc | sed \"s/^/guest: hwclock /\"
-             say hwclock took $(($(cut -d . -f 1 /proc/uptime) - began)) s
-             say interrupts $(grep rtc0 /proc/interrupts | tr -s \" \" | cut -d \" \" -f 3)
+             for try in 1 2 3 4; do
+                 began=$(cut -d . -f 1 /proc/uptime)
+                 /bin/hwclock -r -v -f /dev/rtc0 --utc | sed \"s/^/guest: hwclock /\"
+                 took=$(($(cut -d . -f 1 /proc/uptime) - began))
+                 interrupts=$(grep rtc0 /proc/interrupts | tr -s \" \" | cut -d \" \" -f 3)
+                 say try $try took $took s, interrupts $interrupts
+                 [ $took -lt 8 ] && [ $interrupts -ge 1 ] && { say hwclock had its interrupt; break; }
+             done
              say the times differ by $(($(cat /sys/class/rtc/rtc0/since_epoch) - $(date +%s))) s
          '",
     );
     seen.ended_with(&[0]);
     assert!(seen.after("guest: hwclock ").iter().any(|line| line.contains("got clock tick")), "{seen}");
-    let number = |start| seen.after(start)[0].split(' ').next().unwrap().parse::<i64>().unwrap();
-    // Without interrupts it gives up after ten.
-    assert!(number("guest: hwclock took ") < 8, "{seen}");
-    assert!(number("guest: interrupts ") >= 1, "{seen}");
-    assert!(number("guest: the times differ by ").abs() <= 2, "{seen}");
+    // Without interrupts it gives up after ten seconds.
+    seen.expect("guest: hwclock had its interrupt");
+    let differ =
+        seen.after("guest: the times differ by ")[0].split(' ').next().unwrap().parse::<i64>().unwrap();
+    assert!(differ.abs() <= 2, "{seen}");
 }
 
 /// The usual one, the cloud's and the real-time one.

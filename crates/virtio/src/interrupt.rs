@@ -1,10 +1,11 @@
 //! How a device reaches its driver: interrupts for queues, and for changes of configuration.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::pci::{Gate, Line, Vector};
+use parking_lot::Mutex;
 
 use crate::reports::{Report, Reports};
 
@@ -66,12 +67,12 @@ impl Shared {
     }
 
     pub(crate) fn set_routes(&self, config: Route, queues: Vec<Route>) {
-        *lock(&self.routes) = Routes { config, queues };
+        *self.routes.lock() = Routes { config, queues };
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
     fn queue_route(&self, index: u16) -> (u32, Route) {
-        let routes = lock(&self.routes);
+        let routes = self.routes.lock();
         let route = routes.queues.get(usize::from(index)).cloned().unwrap_or_default();
         (self.epoch.load(Ordering::Acquire), route)
     }
@@ -82,7 +83,7 @@ impl Shared {
             // The only failure is a counter at its limit: then the interrupt is pending already.
             Route::Vector(vector) => drop(vector.eventfd().write(1)),
             Route::Line => {
-                let mut pin = lock(&self.pin);
+                let mut pin = self.pin.lock();
                 pin.isr |= reason;
                 self.line.set(!pin.disabled);
             }
@@ -91,19 +92,19 @@ impl Shared {
 
     /// Reads the ISR status, which takes the interrupt back (4.1.4.5).
     pub(crate) fn take_isr(&self) -> u8 {
-        let mut pin = lock(&self.pin);
+        let mut pin = self.pin.lock();
         self.line.set(false);
         std::mem::take(&mut pin.isr)
     }
 
     /// Whether the pin is asserted, or would be if it were not disabled.
     pub(crate) fn pin_wanted(&self) -> bool {
-        lock(&self.pin).isr != 0
+        self.pin.lock().isr != 0
     }
 
     /// The driver enables or disables the pin in the command register.
     pub(crate) fn disable_pin(&self, disabled: bool) {
-        let mut pin = lock(&self.pin);
+        let mut pin = self.pin.lock();
         pin.disabled = disabled;
         self.line.set(pin.isr != 0 && !disabled);
     }
@@ -113,9 +114,9 @@ impl Shared {
     }
 
     fn config_changed(&self) {
-        let route = lock(&self.routes).config.clone();
+        let route = self.routes.lock().config.clone();
         if let Route::Vector(_) = route {
-            lock(&self.pin).isr |= ISR_CONFIG;
+            self.pin.lock().isr |= ISR_CONFIG;
         }
         self.send(&route, ISR_CONFIG);
     }
@@ -164,10 +165,6 @@ impl Shared {
 
 fn waits(why: &dyn fmt::Display) -> String {
     format!("{why}. The device waits for its driver to reset it.")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tells the driver about used buffers of one queue. It belongs to the queue's thread, which pays for a lock

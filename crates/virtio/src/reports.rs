@@ -2,9 +2,10 @@
 //! must not push out what this host fails at.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 /// Sentences told in one [`PERIOD`], of each kind.
 const TOLD: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(10);
@@ -94,7 +95,7 @@ struct Period {
 impl Budget {
     /// Takes one sentence, and gives how many were not told before it; `None` when there is none to take now.
     fn spend(&self) -> Option<u64> {
-        let mut period = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut period = self.0.lock();
         if period.since.is_none_or(|since| since.elapsed() >= PERIOD) {
             (period.since, period.told) = (Some(Instant::now()), 0);
         }
@@ -107,7 +108,7 @@ impl Budget {
     }
 
     fn untold(&mut self) -> u64 {
-        self.0.get_mut().unwrap_or_else(PoisonError::into_inner).untold
+        self.0.get_mut().untold
     }
 }
 
@@ -118,16 +119,16 @@ mod tests {
     fn recorded() -> (Reports, Arc<Mutex<Vec<Message>>>) {
         let messages: Arc<Mutex<Vec<Message>>> = Arc::default();
         let sink = messages.clone();
-        (Reports::new("nvme d".into(), Arc::new(move |message| sink.lock().unwrap().push(message))), messages)
+        (Reports::new("nvme d".into(), Arc::new(move |message| sink.lock().push(message))), messages)
     }
 
     #[test]
     fn a_driver_that_does_wrong_for_ever_fills_no_log_and_the_rest_is_counted() {
         let (reports, messages) = recorded();
         (0..1000).for_each(|n| reports.driver(&format_args!("wrong {n}")));
-        assert_eq!(messages.lock().unwrap().len(), 10);
+        assert_eq!(messages.lock().len(), 10);
         drop(reports);
-        let messages = messages.lock().unwrap();
+        let messages = messages.lock();
         assert_eq!(messages[0].to_string(), "nvme d: wrong 0");
         assert_eq!(messages[10], Message::Driver("nvme d: 990 more sentences were not told".to_owned()));
     }
@@ -137,7 +138,7 @@ mod tests {
         let (reports, messages) = recorded();
         (0..1000).for_each(|n| reports.driver(&format_args!("wrong {n}")));
         reports.host(&"the flush failed");
-        let last = messages.lock().unwrap().last().cloned();
+        let last = messages.lock().last().cloned();
         assert_eq!(last, Some(Message::Host("nvme d: the flush failed".to_owned())));
     }
 }

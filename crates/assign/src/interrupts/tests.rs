@@ -2,8 +2,8 @@ use super::*;
 use pci::MsiMessage;
 use pci::fake::FakeServices;
 use std::io;
-use std::sync::Mutex;
 
+use parking_lot::Mutex;
 /// Remembers calls as "msix 0 +--" (an eventfd, none, none), and fails those asked for.
 #[derive(Default)]
 pub(crate) struct Fake {
@@ -13,26 +13,26 @@ pub(crate) struct Fake {
 
 impl Fake {
     fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.calls.lock().unwrap())
+        std::mem::take(&mut self.calls.lock())
     }
 }
 
 impl Wires for Fake {
     fn set(&self, kind: Interrupt, start: u32, fds: &[Option<&EventFd>]) -> Result<(), VfioError> {
-        if self.most.lock().unwrap().is_some_and(|most| start as usize + fds.len() > most) {
+        if self.most.lock().is_some_and(|most| start as usize + fds.len() > most) {
             let cause = io::Error::from_raw_os_error(28);
             return Err(VfioError { object: "dev".into(), what: "set".into(), cause, hint: "" });
         }
         let fds: String = fds.iter().map(|fd| if fd.is_some() { '+' } else { '-' }).collect();
-        self.calls.lock().unwrap().push(format!("{kind:?} {start} {fds}"));
+        self.calls.lock().push(format!("{kind:?} {start} {fds}"));
         Ok(())
     }
     fn disable(&self, kind: Interrupt) -> Result<(), VfioError> {
-        self.calls.lock().unwrap().push(format!("{kind:?} off"));
+        self.calls.lock().push(format!("{kind:?} off"));
         Ok(())
     }
     fn unmask_on(&self, _: &EventFd) -> Result<(), VfioError> {
-        self.calls.lock().unwrap().push("unmask".into());
+        self.calls.lock().push("unmask".into());
         Ok(())
     }
 }
@@ -112,7 +112,7 @@ fn a_kernel_that_cannot_add_vectors_is_asked_for_all_at_once() {
 #[test]
 fn on_a_host_short_of_vectors_such_a_kernel_is_asked_again_as_they_come_into_use() {
     let (wires, _, mut interrupts) = interrupts(true, 64);
-    *wires.most.lock().unwrap() = Some(4);
+    *wires.most.lock() = Some(4);
     interrupts.msix_control(ENABLE, &NO_MSI).unwrap();
     assert_eq!(wires.take(), ["Msix 0 -"]);
     open(&mut interrupts, 2);

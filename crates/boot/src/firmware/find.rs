@@ -1,7 +1,7 @@
 //! Which firmware this host has: by the descriptors that its packages leave (QEMU, docs/interop/firmware.json), or in the
 //! places that distributions use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -84,6 +84,34 @@ fn find_below(root: &Path, keys: Keys) -> Result<Found, FindError> {
     described.chain(usual).find(there).ok_or(none)
 }
 
+/// All files on this host that variables of new VMs are copied from, be it for skep's VMs or for others.
+pub fn templates() -> Vec<PathBuf> {
+    templates_below(Path::new("/"))
+}
+
+fn templates_below(root: &Path) -> Vec<PathBuf> {
+    let within = |path: &str| root.join(path.trim_start_matches('/'));
+    let described = descriptors(&within).into_iter().filter_map(|path| match descriptor(&path)?.mapping {
+        Mapping::Flash { nvram_template, .. } => Some(within(&nvram_template.filename)),
+        Mapping::Other => None,
+    });
+    let usual = PLACES.iter().chain(&PLACES_WITH_KEYS).map(|(_, vars)| within(vars));
+    let named: Vec<PathBuf> = described.chain(usual).filter(|path| path.is_file()).collect();
+    // Packages have more of them than descriptors name.
+    let packages = root.join("usr");
+    let folders: BTreeSet<&Path> = named
+        .iter()
+        .filter_map(|path| path.parent())
+        .filter(|folder| folder.starts_with(&packages))
+        .collect();
+    let entries = folders.into_iter().flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+    let beside = entries.map(|entry| entry.path()).filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        name.contains("vars") && path.is_file()
+    });
+    beside.chain(named.iter().cloned()).collect()
+}
+
 /// All descriptors, in the order of their names, which is that of preference.
 fn descriptors(within: &impl Fn(&str) -> PathBuf) -> Vec<PathBuf> {
     let mut by_name = BTreeMap::new();
@@ -98,14 +126,19 @@ fn descriptors(within: &impl Fn(&str) -> PathBuf) -> Vec<PathBuf> {
     by_name.into_values().collect()
 }
 
-/// The files of a descriptor that fits. One that cannot be read, or is empty (which hides another), describes nothing.
-fn described(path: &Path, keys: Keys) -> Option<(String, String)> {
+/// One that cannot be read, or is empty (which hides another), describes nothing.
+fn descriptor(path: &Path) -> Option<Descriptor> {
     let mut text = String::new();
     if !path.is_file() {
         return None;
     }
     fs::File::open(path).ok()?.take(DESCRIPTOR_MAX).read_to_string(&mut text).ok()?;
-    let descriptor: Descriptor = serde_json::from_str(&text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+/// The files of a descriptor that fits.
+fn described(path: &Path, keys: Keys) -> Option<(String, String)> {
+    let descriptor = descriptor(path)?;
     let Mapping::Flash { executable, nvram_template } = &descriptor.mapping else { return None };
     let raw = |file: &File| file.format.as_deref().unwrap_or("raw") == "raw";
     let fits = descriptor.interface_types.iter().any(|kind| kind == "uefi")
@@ -232,6 +265,12 @@ mod tests {
         files.extend(vars.iter().map(|path| (&**path, "")));
         assert_eq!(Root::with(&files).find(), pair("/fw/good"));
         assert_eq!(Root::with(&files).find_with(Keys::Enrolled), pair("/fw/keys"));
+        let root = Root::with(&files);
+        let templates = templates_below(root.0.path());
+        for code in ["/fw/smm", "/fw/keys", "/fw/q35", "/fw/good", "/fw/late"] {
+            assert!(templates.contains(&root.0.path().join(format!("{}.vars", &code[1..]))), "{templates:?}");
+        }
+        assert_eq!(templates.len(), 5, "/fw/own has no descriptor, and /fw/gone is not there");
         files.push(("/etc/qemu/firmware/50-good.json", &own));
         assert_eq!(Root::with(&files).find(), pair("/fw/own"));
         files.pop();
@@ -242,6 +281,13 @@ mod tests {
     #[test]
     fn without_descriptors_the_usual_places_are_looked_at() {
         let debian = [("/usr/share/OVMF/OVMF_CODE_4M.fd", ""), ("/usr/share/OVMF/OVMF_VARS_4M.fd", "")];
+        let mut more = debian.to_vec();
+        more.push(("/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd", ""));
+        let root = Root::with(&more);
+        let templates = templates_below(root.0.path());
+        for (path, is_one) in [(more[0].0, false), (more[1].0, true), (more[2].0, true)] {
+            assert_eq!(templates.contains(&root.0.path().join(&path[1..])), is_one, "{path}");
+        }
         let found = Root::with(&debian).find().unwrap();
         assert_eq!((&*found.0, &*found.1), (debian[0].0, debian[1].0));
         let error = |keys| find_below(Root::with(&[]).0.path(), keys).unwrap_err().to_string();

@@ -2,14 +2,17 @@
 //! that is known is OVMF (EDK II, OvmfPkg).
 
 mod find;
+mod ftw;
 mod image;
 mod kernel;
+mod modules;
 mod tables;
 mod variables;
 mod volume;
 
-pub use find::{FindError, Found, Keys, find};
-pub use image::{Blocks, Code, FirmwareError, Template, together};
+pub use find::{FindError, Found, Keys, find, templates};
+pub use ftw::unfinished;
+pub use image::{Blocks, Code, FirmwareError, VariableStore, together};
 pub use kernel::{EfiKernel, EfiKernelError, Part};
 pub use tables::{ConfigFile, files};
-pub use variables::{Damaged, Variable, secure_boot, variables};
+pub use variables::{Damaged, SecureBoot, Variable, secure_boot, variables};

@@ -39,6 +39,23 @@ pub(super) enum Volume {
     Other,
 }
 
+/// How long the volume at the beginning of these bytes says that it is.
+pub(super) fn volume_len(bytes: &[u8]) -> Option<u64> {
+    let (header, _) = Header::ref_from_prefix(bytes).ok()?;
+    (header.signature == SIGNATURE).then(|| header.len.get())
+}
+
+/// Whether OVMF keeps the volume of variables that these bytes begin with. It formats anew what has another revision, length or
+/// length of blocks than its own (OvmfPkg/QemuFlashFvbServicesRuntimeDxe, ValidateFvHeader and InitializeVariableFvHeader).
+pub(super) fn is_kept(bytes: &[u8]) -> bool {
+    let Ok((header, blocks)) = Header::ref_from_prefix(bytes) else { return false };
+    // The first entry of the block map: how many blocks, and how long each is.
+    let block_len = blocks.get(4..8).and_then(|len| len.first_chunk()).map(|len| u32::from_le_bytes(*len));
+    header.revision == 2 && header.len.get() == bytes.len() as u64 && block_len == Some(BLOCK as u32)
+}
+
+/// Flash memory of firmware has blocks so long.
+pub(super) const BLOCK: usize = 4096;
 /// How many bytes from a file's beginning on [`volume`] looks at.
 pub(super) const HEAD: usize = 4096;
 
@@ -80,6 +97,10 @@ pub(super) mod tests {
         head[32..40].copy_from_slice(&len.to_le_bytes());
         head[40..44].copy_from_slice(&SIGNATURE);
         head[48..50].copy_from_slice(&72u16.to_le_bytes());
+        // Revision 2, and blocks of 4 KiB.
+        head[55] = 2;
+        head[56..60].copy_from_slice(&(len as u32 / 4096).to_le_bytes());
+        head[60..64].copy_from_slice(&4096u32.to_le_bytes());
         let sum = head[..72]
             .chunks(2)
             .fold(0u16, |sum, word| sum.wrapping_add(u16::from_le_bytes([word[0], word[1]])));

@@ -211,7 +211,7 @@ fn head(source: &Source, len: usize) -> Result<Vec<u8>, SourceError> {
 }
 
 /// Whether what begins with these bytes is to be a kernel.
-fn is_kernel(start: &[u8]) -> bool {
+pub(crate) fn is_kernel(start: &[u8]) -> bool {
     start.starts_with(elf::MAGIC) || BzImage::is_one(start)
 }
 

@@ -20,7 +20,7 @@ const KNOWN: &[(usize, &[u8], &str)] = &[
     (0, b"!<arch>\n", "an archive, as Debian's packages are (unpack it first: dpkg-deb -x)"),
     (0, b"\xed\xab\xee\xdb", "an RPM package (unpack it first: rpm2archive)"),
     (0, b"#!", "a script"),
-    (0x28, b"_FVH", "UEFI firmware, which skep does not run"),
+    (0x28, b"_FVH", "UEFI firmware (give it with --firmware)"),
     (0x38, b"ARM\x64", "a kernel for 64-bit Arm"),
     (0x24, b"\x18\x28\x6f\x01", "a kernel for 32-bit Arm"),
     (0x38, b"RSC\x05", "a kernel for RISC-V"),
@@ -85,7 +85,7 @@ fn application(start: &[u8]) -> Option<String> {
     }
     // Subsystem: 10 is an application, 11 and 12 are drivers.
     Some(match header.u16(at + 24 + 68)? {
-        10..=12 => format!("a UEFI application for {cpu} (it needs UEFI firmware, which skep does not have)"),
+        10..=12 => format!("a UEFI application for {cpu} (it needs UEFI firmware: add --firmware auto)"),
         _ => format!("a Windows program for {cpu}"),
     })
 }

@@ -139,29 +139,13 @@ impl<R: BufRead> Read for ZstdFrames<R> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::process::{Command, Stdio};
     use std::sync::LazyLock;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::KernelImage;
-    use crate::tests::{tiny_bzimage, tiny_elf};
-
-    /// By the program of that name.
-    fn packed_by(command: &[&str], bytes: &[u8]) -> Vec<u8> {
-        let mut program = Command::new(command[0]);
-        program.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = program.spawn().unwrap_or_else(|error| panic!("{}: {error}", command[0]));
-        let mut input = child.stdin.take().unwrap();
-        let bytes = bytes.to_vec();
-        let writer = std::thread::spawn(move || input.write_all(&bytes));
-        let out = child.wait_with_output().unwrap();
-        writer.join().unwrap().unwrap();
-        assert!(out.status.success());
-        out.stdout
-    }
+    use crate::tests::{packed_by, tiny_bzimage, tiny_elf};
 
     const PROGRAMS: [&[&str]; 4] =
         [&["gzip", "-c"], &["xz", "-c"], &["xz", "-c", "--x86", "--lzma2=dict=32MiB"], &["zstd", "-c", "-q"]];

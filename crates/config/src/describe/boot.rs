@@ -1,8 +1,8 @@
 //! What a VM boots, and in which order.
 
-use super::key::FW_CFG;
 use super::table::{Given, Keys};
 use crate::finding::{Finding, Place, Problem};
+use crate::keys::{FwCfgKey, Key};
 use crate::model::{
     Assign, BootFirmware, Disk, DiskModel, Distinct, FirmwareChoice, FirmwareImage, FwCfgContent, FwCfgFile,
     Once,
@@ -13,7 +13,6 @@ use crate::values::path::HostPath;
 use crate::values::text::Cmdline;
 
 /// The keys that say what a VM boots.
-#[derive(Default)]
 pub(super) struct BootKeys {
     firmware: Given<FirmwareChoice>,
     variables: Given<HostPath>,
@@ -33,29 +32,16 @@ pub(super) struct LinuxDraft {
 }
 
 impl BootKeys {
-    pub(super) fn read(keys: &mut Keys<'_>) -> BootKeys {
+    pub(super) fn read(keys: &mut Keys<'_, Key>) -> BootKeys {
         BootKeys {
-            firmware: keys.get("firmware"),
-            variables: keys.get("firmware-vars"),
-            secure_boot: keys.get("secure-boot"),
-            once: keys.get("boot"),
-            menu: keys.get("boot-menu"),
-            kernel: keys.get("kernel"),
-            initrd: keys.get("initrd"),
-            cmdline: keys.get("cmdline"),
-        }
-    }
-
-    pub(super) fn or(self, other: BootKeys) -> BootKeys {
-        BootKeys {
-            firmware: self.firmware.or(other.firmware),
-            variables: self.variables.or(other.variables),
-            secure_boot: self.secure_boot.or(other.secure_boot),
-            once: self.once.or(other.once),
-            menu: self.menu.or(other.menu),
-            kernel: self.kernel.or(other.kernel),
-            initrd: self.initrd.or(other.initrd),
-            cmdline: self.cmdline.or(other.cmdline),
+            firmware: keys.get(Key::Firmware),
+            variables: keys.get(Key::FirmwareVars),
+            secure_boot: keys.get(Key::SecureBoot),
+            once: keys.get(Key::Boot),
+            menu: keys.get(Key::BootMenu),
+            kernel: keys.get(Key::Kernel),
+            initrd: keys.get(Key::Initrd),
+            cmdline: keys.get(Key::Cmdline),
         }
     }
 
@@ -71,13 +57,18 @@ impl BootKeys {
         // Without the firmware these would be for nothing, and without the kernel that.
         let mut of_firmware = Needs { other: "firmware", there: !none, findings };
         let variables = of_firmware.get(self.variables, "firmware-vars");
-        let secure_boot = of_firmware.get(self.secure_boot, "secure-boot").unwrap_or_default();
+        let secure_boot = of_firmware.switch(self.secure_boot, "secure-boot");
         let once = of_firmware.get(self.once, "boot");
-        let menu = of_firmware.get(self.menu, "boot-menu").unwrap_or_default();
+        let menu = of_firmware.switch(self.menu, "boot-menu");
         let there = self.kernel.is_given() || !whole;
-        let initrd = Needs { other: "kernel", there, findings }.get(self.initrd, "initrd");
+        let mut of_kernel = Needs { other: "kernel", there, findings };
+        let initrd = of_kernel.get(self.initrd, "initrd");
+        let cmdline = match self.cmdline {
+            given @ Given::Yes(..) => of_kernel.get(given, "cmdline"),
+            other => other.or_default(),
+        };
         let firmware = image.map(|image| BootFirmware { image, variables, secure_boot, menu, once, files });
-        let linux = LinuxDraft { kernel: self.kernel.value(), initrd, cmdline: self.cmdline.or_default() };
+        let linux = LinuxDraft { kernel: self.kernel.value(), initrd, cmdline };
         (firmware, linux)
     }
 
@@ -142,11 +133,11 @@ pub(super) fn files(boot: &BootKeys, files: &[(Place, FwCfgFile)], whole: bool, 
 pub(super) fn file(table: &Table, findings: &mut Vec<Finding>) -> Option<FwCfgFile> {
     const NO_CONTENT: &str = "Say what is in it: string=TEXT, or file=PATH.";
     const NO_CONTENT_IN_FILE: &str = "Say what is in it: string = \"TEXT\", or file = \"PATH\".";
-    let mut keys = Keys::of(table, FW_CFG, findings);
+    let mut keys = Keys::of(table, findings);
     let hint = keys.place().choose("Write name=opt/NAME.", "Write name = \"opt/NAME\".");
-    let name = keys.required("name", "this fw-cfg file", hint);
-    let text: Given<String> = keys.get("string");
-    let file: Given<HostPath> = keys.get("file");
+    let name = keys.required(FwCfgKey::Name, "this fw-cfg file", hint);
+    let text: Given<String> = keys.get(FwCfgKey::String);
+    let file: Given<HostPath> = keys.get(FwCfgKey::File);
     let place = file.place().unwrap_or_else(|| keys.place());
     match (text.is_given(), file.is_given()) {
         (true, true) => keys.found(&place, Problem::NotTogether { one: "string", other: "file" }),
@@ -196,6 +187,14 @@ struct Needs<'a> {
 }
 
 impl Needs<'_> {
+    /// A switch, which needs nothing while it is off.
+    fn switch(&mut self, given: Given<bool>, key: &'static str) -> bool {
+        match given {
+            Given::Yes(_, false) => false,
+            on => self.get(on, key).unwrap_or_default(),
+        }
+    }
+
     fn get<T>(&mut self, given: Given<T>, key: &'static str) -> Option<T> {
         let Given::Yes(place, value) = given else { return None };
         if !self.there {

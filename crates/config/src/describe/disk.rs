@@ -1,19 +1,16 @@
 //! What the keys of a disk mean together.
 
-use super::key::DISK;
 use super::table::{Given, Keys};
-use crate::finding::{Finding, Place, Problem};
+use crate::finding::{Finding, Problem};
+use crate::keys::{DiskKey, Keyed, Of};
 use crate::model::{
-    Bounce, Buffers, Chain, Disk, DiskModel, DiskSource, FileDisk, Format, ModelName, OnError, Poll, Writes,
+    Bounce, Buffers, Disk, DiskModel, DiskSource, FileDisk, Format, ModelName, OnError, Poll, Writes,
 };
 use crate::source::Table;
 use crate::values::address::PciAddress;
-use crate::values::count::{LogicalBlock, Namespace, Queues};
-use crate::values::name::ControllerName;
 use crate::values::nbd::NbdAddress;
 use crate::values::path::HostPath;
 use crate::values::size::DiskSize;
-use crate::values::text::{Firmware, Product};
 
 const NO_SOURCE_IN_FILE: &str = "Say what holds its data, as in path = \"/dev/sda\" (or nvme = \"0000:03:00.0\", a \
                                  controller that skep drives itself; nbd = \"nbd://HOST/EXPORT\", a disk on a server; \
@@ -23,15 +20,17 @@ const NO_SOURCE: &str = "Say what holds its data, as in path=/dev/sda (or nvme=0
 
 /// The disk that a table describes.
 pub(super) fn disk(table: &Table, findings: &mut Vec<Finding>) -> Option<Disk> {
-    let mut keys = Keys::of(table, DISK, findings);
-    let source = source(&mut keys);
+    let mut keys = Keys::of(table, findings);
+    let (source_key, source) = source(&mut keys);
     let model = model(&mut keys);
-    let shown = Shown::read(&mut keys, model);
+    misplaced(&mut keys, source_key, model.map(DiskModel::name));
+    let controller = keys.get(DiskKey::Controller).value();
     let writes = writes(&mut keys, model);
-    let serial = keys.get("serial").value();
-    let on_error = keys.get("on-error").value();
-    let boot_index = keys.get("bootindex").value();
-    let Shown { controller, product, firmware } = shown;
+    let serial = keys.get(DiskKey::Serial).value();
+    let product = keys.get(DiskKey::Product).value();
+    let firmware = keys.get(DiskKey::Firmware).value();
+    let on_error = keys.get(DiskKey::OnError).value();
+    let boot_index = keys.get(DiskKey::BootIndex).value();
     let (source, model) = (source?, model?);
     let syntax = keys.place().syntax();
     let disk =
@@ -40,170 +39,84 @@ pub(super) fn disk(table: &Table, findings: &mut Vec<Finding>) -> Option<Disk> {
     Some(disk)
 }
 
-/// What holds the data: one of four, each with keys of its own.
-fn source(keys: &mut Keys<'_>) -> Option<DiskSource> {
-    let path: Given<HostPath> = keys.get("path");
-    let nvme: Given<PciAddress> = keys.get("nvme");
-    let nbd: Given<NbdAddress> = keys.get("nbd");
-    let ram: Given<DiskSize> = keys.get("ram");
-    let file = FileKeys::read(keys);
-    let namespace: Given<Namespace> = keys.get("namespace");
-    let poll: Given<Poll> = keys.get("poll");
-    let given = [
-        ("path", path.is_given()),
-        ("nvme", nvme.is_given()),
-        ("nbd", nbd.is_given()),
-        ("ram", ram.is_given()),
-    ];
-    let given: Vec<&'static str> = given.iter().filter(|(_, given)| *given).map(|(key, _)| *key).collect();
-    let [source] = given[..] else {
+/// What holds the data, and the key that says so: one of four.
+fn source(keys: &mut Keys<'_, DiskKey>) -> (Option<DiskKey>, Option<DiskSource>) {
+    let given = DiskKey::ALL.iter().filter(|key| key.row().of == Of::Either);
+    let given: Vec<DiskKey> = given.copied().filter(|key| keys.place_of(*key).is_some()).collect();
+    let path: Given<HostPath> = keys.get(DiskKey::Path);
+    let nvme: Given<PciAddress> = keys.get(DiskKey::Nvme);
+    let nbd: Given<NbdAddress> = keys.get(DiskKey::Nbd);
+    let ram: Given<DiskSize> = keys.get(DiskKey::Ram);
+    let namespace = keys.get(DiskKey::Namespace).value().unwrap_or_default();
+    let poll = keys.get(DiskKey::Poll).value();
+    let [key] = given[..] else {
         let problem = match given[..] {
-            [one, other, ..] => Problem::NotTogether { one, other },
+            [one, other, ..] => Problem::NotTogether { one: one.name(), other: other.name() },
             _ => Problem::Missing {
                 within: "this disk",
-                key: "path",
+                key: DiskKey::Path.name(),
                 hint: keys.place().choose(NO_SOURCE, NO_SOURCE_IN_FILE),
             },
         };
         let place = [nvme.place(), nbd.place(), ram.place()].into_iter().flatten().next();
         keys.found(&place.unwrap_or_else(|| keys.place()), problem);
-        return None;
+        file(keys, None, poll);
+        return (None, None);
     };
-    if source != "nvme" {
-        keys.only_with("nvme", [("namespace", namespace.place())]);
-    }
-    if source != "path" {
-        keys.only_with("path", file.places());
-    }
-    if !matches!(source, "path" | "nvme") {
-        keys.only_with("path", [("poll", poll.place())]);
-    }
-    match source {
-        "path" => Some(DiskSource::File(file.of(path.value()?, poll.value()))),
-        "nvme" => Some(DiskSource::Nvme {
-            address: nvme.value()?,
-            namespace: namespace.value().unwrap_or_default(),
-            poll: poll.value().unwrap_or_default(),
-        }),
-        "nbd" => nbd.value().map(DiskSource::Nbd),
-        _ => ram.value().map(DiskSource::Ram),
-    }
+    let file = file(keys, path.value(), poll).map(DiskSource::File);
+    let nvme =
+        nvme.value().map(|address| DiskSource::Nvme { address, namespace, poll: poll.unwrap_or_default() });
+    (Some(key), file.or(nvme).or(nbd.value().map(DiskSource::Nbd)).or(ram.value().map(DiskSource::Ram)))
 }
 
-/// The keys of files and devices.
-struct FileKeys {
-    format: Given<Format>,
-    chain: Given<Vec<Chain>>,
-    logical: Given<LogicalBlock>,
-    preallocate: Given<bool>,
-    bounce: Given<Bounce>,
-    buffers: Given<Buffers>,
-    force: Given<bool>,
+/// A file or a device of the host, if it has a path. All of its keys are read in any case.
+fn file(keys: &mut Keys<'_, DiskKey>, path: Option<HostPath>, poll: Option<Poll>) -> Option<FileDisk> {
+    let format = keys.get(DiskKey::Format).value();
+    let chain = keys.all(DiskKey::Chain).value().unwrap_or_default();
+    let logical = keys.get(DiskKey::Logical).value();
+    let preallocate = keys.get(DiskKey::Preallocate).value().unwrap_or_default();
+    let bounce = keys.get(DiskKey::Bounce).value().unwrap_or_default();
+    let buffers = keys.get(DiskKey::Buffers).value();
+    let force = keys.get(DiskKey::Force).value().unwrap_or_default();
+    Some(FileDisk { path: path?, format, chain, logical, preallocate, bounce, buffers, poll, force })
 }
 
-impl FileKeys {
-    fn read(keys: &mut Keys<'_>) -> FileKeys {
-        FileKeys {
-            format: keys.get("format"),
-            chain: keys.all("chain"),
-            logical: keys.get("logical"),
-            preallocate: keys.get("preallocate"),
-            bounce: keys.get("bounce"),
-            buffers: keys.get("buffers"),
-            force: keys.get("force"),
-        }
-    }
-
-    fn places(&self) -> [(&'static str, Option<Place>); 7] {
-        [
-            ("format", self.format.place()),
-            ("chain", self.chain.place()),
-            ("logical", self.logical.place()),
-            ("preallocate", self.preallocate.place()),
-            ("bounce", self.bounce.place()),
-            ("buffers", self.buffers.place()),
-            ("force", self.force.place()),
-        ]
-    }
-
-    fn of(self, path: HostPath, poll: Option<Poll>) -> FileDisk {
-        FileDisk {
-            path,
-            format: self.format.value(),
-            chain: self.chain.value().unwrap_or_default(),
-            logical: self.logical.value(),
-            preallocate: self.preallocate.value().unwrap_or_default(),
-            bounce: self.bounce.value().unwrap_or_default(),
-            buffers: self.buffers.value(),
-            poll,
-            force: self.force.value().unwrap_or_default(),
-        }
-    }
+/// What the guest sees.
+fn model(keys: &mut Keys<'_, DiskKey>) -> Option<DiskModel> {
+    let name: Given<ModelName> = keys.get(DiskKey::Model);
+    let queues = keys.get(DiskKey::Queues).value();
+    let packed = keys.get(DiskKey::Packed).value().unwrap_or(false);
+    let write_cache = keys.get(DiskKey::WriteCache).value().unwrap_or(true);
+    Some(match name.or_default()? {
+        ModelName::VirtioBlk => DiskModel::VirtioBlk { queues, packed, write_cache },
+        ModelName::Nvme => DiskModel::Nvme { queues },
+        ModelName::Ahci => DiskModel::Ahci,
+        ModelName::AhciCd => DiskModel::AhciCd,
+    })
 }
 
-/// What the guest sees; only some models have queues or a cache to choose.
-fn model(keys: &mut Keys<'_>) -> Option<DiskModel> {
-    let name: Given<ModelName> = keys.get("model");
-    let queues: Given<Queues> = keys.get("queues");
-    let packed: Given<bool> = keys.get("packed");
-    let write_cache: Given<bool> = keys.get("write-cache");
-    let of_virtio = [("packed", packed.place()), ("write-cache", write_cache.place())];
-    let of_both = [("queues", queues.place())];
-    let name = match name {
-        Given::Wrong => return None,
-        name => name.value().unwrap_or_default(),
-    };
-    let (model, with) = match name {
-        ModelName::VirtioBlk => {
-            let (packed, write_cache) =
-                (packed.value().unwrap_or(false), write_cache.value().unwrap_or(true));
-            return Some(DiskModel::VirtioBlk { queues: queues.value(), packed, write_cache });
-        }
-        ModelName::Nvme => (DiskModel::Nvme { queues: queues.value() }, "model=nvme"),
-        ModelName::Ahci => (DiskModel::Ahci, "model=ahci"),
-        ModelName::AhciCd => (DiskModel::AhciCd, "model=ahci-cd"),
-    };
-    let of_both = of_both.into_iter().filter(|_| name != ModelName::Nvme);
-    for (key, place) in of_both.chain(of_virtio) {
-        if let Some(place) = place {
-            keys.not_with(&place, key, with);
-        }
-    }
-    Some(model)
-}
-
-/// What the guest sees of models other than virtio-blk, which has none of it.
-struct Shown {
-    controller: Option<ControllerName>,
-    product: Option<Product>,
-    firmware: Option<Firmware>,
-}
-
-impl Shown {
-    fn read(keys: &mut Keys<'_>, model: Option<DiskModel>) -> Shown {
-        let controller: Given<ControllerName> = keys.get("controller");
-        let product: Given<Product> = keys.get("product");
-        let firmware: Given<Firmware> = keys.get("firmware");
-        if let Some(DiskModel::VirtioBlk { .. }) = model {
-            let given = [
-                ("controller", controller.place()),
-                ("product", product.place()),
-                ("firmware", firmware.place()),
-            ];
-            for (key, place) in given {
-                if let Some(place) = place {
-                    keys.not_with(&place, key, "model=virtio-blk");
-                }
+/// Keys that mean nothing with what holds the data, or with what the guest sees, where these are known.
+fn misplaced(keys: &mut Keys<'_, DiskKey>, source: Option<DiskKey>, model: Option<ModelName>) {
+    for key in DiskKey::ALL {
+        let Some(place) = keys.place_of(*key) else { continue };
+        match (key.row().of, source, model) {
+            // Whatever the data is in, it can be kept.
+            _ if *key == DiskKey::Snapshot => {}
+            (Of::Source(all @ [with, ..]), Some(source), _) if !all.contains(&source) => {
+                keys.found(&place, Problem::OnlyWith { key: key.name(), with: with.name() });
             }
+            (Of::Model(all), _, Some(model)) if !all.contains(&model) => {
+                keys.not_with(&place, key.name(), &format!("model={model}"));
+            }
+            _ => {}
         }
-        Shown { controller: controller.value(), product: product.value(), firmware: firmware.value() }
     }
 }
 
 /// What becomes of the guest's writes; to a disc in a CD drive there are none.
-fn writes(keys: &mut Keys<'_>, model: Option<DiskModel>) -> Writes {
-    let readonly: Given<bool> = keys.get("readonly");
-    let snapshot: Given<bool> = keys.get("snapshot");
+fn writes(keys: &mut Keys<'_, DiskKey>, model: Option<DiskModel>) -> Writes {
+    let readonly: Given<bool> = keys.get(DiskKey::Readonly);
+    let snapshot: Given<bool> = keys.get(DiskKey::Snapshot);
     let (readonly_at, snapshot_at) = (readonly.place(), snapshot.place());
     let (readonly, snapshot) = (readonly.value(), snapshot.value().unwrap_or_default());
     if model == Some(DiskModel::AhciCd) {
@@ -231,26 +144,26 @@ fn writes(keys: &mut Keys<'_>, model: Option<DiskModel>) -> Writes {
 }
 
 /// What is right by itself and wrong together.
-fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
+fn contradictions(disk: &Disk, keys: &mut Keys<'_, DiskKey>) {
     if disk.on_error == Some(OnError::Ignore) && disk.writes == Writes::Refused {
         let with = if disk.model == DiskModel::AhciCd { "model=ahci-cd" } else { "readonly=on" };
-        keys.contradicts("on-error=ignore", with);
+        keys.contradicts(DiskKey::OnError, "on-error=ignore", with);
     }
     let DiskSource::File(file) = &disk.source else {
         if disk.writes == Writes::ThrownAway {
-            keys.found(&keys.at("snapshot"), Problem::OnlyWith { key: "snapshot", with: "path" });
+            keys.found(&keys.at(DiskKey::Snapshot), Problem::OnlyWith { key: "snapshot", with: "path" });
         }
         return;
     };
     if file.format == Some(Format::Vmdk) && disk.writes == Writes::Kept {
-        let place = keys.at("format");
+        let place = keys.at(DiskKey::Format);
         let [readonly, snapshot] = ["readonly=on", "snapshot=on"].map(|setting| place.written(setting));
         keys.found(&place, Problem::VmdkIsOnlyRead { readonly, snapshot });
     }
     match file.format {
         _ if file.chain.is_empty() => {}
-        None => keys.found(&keys.at("chain"), Problem::OnlyWith { key: "chain", with: "format" }),
-        Some(Format::Raw) => keys.contradicts("chain", "format=raw"),
+        None => keys.found(&keys.at(DiskKey::Chain), Problem::OnlyWith { key: "chain", with: "format" }),
+        Some(Format::Raw) => keys.contradicts(DiskKey::Chain, "chain", "format=raw"),
         Some(Format::Qcow2 | Format::Vmdk) => {}
     }
     let of_raw = match (file.format, disk.writes) {
@@ -260,18 +173,18 @@ fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
         _ => None,
     };
     if let Some(with) = of_raw.filter(|_| file.logical.is_some()) {
-        keys.contradicts("logical", with);
+        keys.contradicts(DiskKey::Logical, "logical", with);
     }
     let looks = match file.poll {
         None | Some(Poll::Off) => None,
         Some(Poll::Adaptive) => Some("poll=adaptive"),
         Some(Poll::On) => Some("poll=on"),
     };
-    if let (Some(key), Some(with)) = (looks, of_raw.or(file.logical.map(|_| "logical"))) {
-        keys.contradicts(key, with);
+    if let (Some(said), Some(with)) = (looks, of_raw.or(file.logical.map(|_| "logical"))) {
+        keys.contradicts(DiskKey::Poll, said, with);
     }
     if file.bounce == Bounce::Always && file.buffers == Some(Buffers::Registered) {
-        keys.contradicts("buffers=registered", "bounce=always");
+        keys.contradicts(DiskKey::Buffers, "buffers=registered", "bounce=always");
     }
     let of_writable = match disk.writes {
         Writes::Refused if disk.model == DiskModel::AhciCd => Some("model=ahci-cd"),
@@ -279,6 +192,6 @@ fn contradictions(disk: &Disk, keys: &mut Keys<'_>) {
         Writes::Kept | Writes::ThrownAway => of_raw,
     };
     if let Some(with) = of_writable.or(of_raw).filter(|_| file.preallocate) {
-        keys.contradicts("preallocate", with);
+        keys.contradicts(DiskKey::Preallocate, "preallocate", with);
     }
 }

@@ -4,7 +4,6 @@
 mod boot;
 mod controllers;
 mod disk;
-mod key;
 mod read;
 mod table;
 mod tpm;
@@ -12,21 +11,16 @@ mod tpm;
 use std::collections::{HashMap, HashSet};
 
 use crate::finding::{Finding, Findings, Place, Problem};
+use crate::keys::{AssignKey, DiskKey, Key, Keyed, Kind};
 use crate::model::{
-    Assign, Backing, Console, Disk, DiskSource, Distinct, Dma, DmaBackEnd, Draft, FwCfgFile, HostDomain,
-    HugePages, Identified, ModelName, OnFault, P2p, Tpm, Vm, Wire,
+    Assign, Backing, Disk, DiskSource, Distinct, Dma, Draft, HostDomain, HugePages, Identified, ModelName, Vm,
 };
 use crate::source::{self, Entry, Node, Table, Value};
 use crate::values::Invalid;
-use crate::values::count::{Cpus, NodeId};
-use crate::values::name::VmName;
 use crate::values::size::{ByteSize, MemorySize};
 
-use boot::BootKeys;
+use boot::{BootKeys, LinuxDraft};
 use disk::disk;
-pub use key::Key;
-pub(crate) use key::SWITCHES;
-use key::{ASSIGN, DISK, FW_CFG, VM};
 use table::{Given, Keys};
 
 /// A file that describes a VM.
@@ -79,205 +73,110 @@ pub fn describe(file: Option<File<'_>>, flags: &[(Key, String)]) -> Result<Vm, F
 }
 
 fn read_all(file: Option<File<'_>>, flags: &[(Key, String)]) -> Description {
-    let mut findings = Vec::new();
-    let mut parts = Parts::default();
-    let mut whole = true;
-    if let Some(file) = file {
-        let parsed = source::toml::parse(file.name, file.bytes);
-        let mut meant = Vec::new();
-        parts = Parts::read(&parsed.table, &mut meant);
-        let broken = parsed.broken_lines;
-        whole = broken.is_empty();
-        meant.retain(|finding| whole || !may_follow_from(finding, &broken));
-        findings = parsed.errors;
-        findings.append(&mut meant);
-    }
-    let flags = as_table(flags, &mut findings);
-    parts = parts.overlaid(Parts::read(&flags, &mut findings));
-    let draft = parts.assemble(whole, &mut findings);
-    findings.sort_by_key(|finding| finding.place.in_order());
-    Description { draft, wrong: findings }
+    let parsed = file.map(|file| source::toml::parse(file.name, file.bytes)).unwrap_or_default();
+    let (mut table, mut wrong, broken) = (parsed.table, parsed.errors, parsed.broken_lines);
+    let mut meant = Vec::new();
+    table.entries.extend(flags.iter().map(|(key, text)| entry(*key, text, &mut meant)));
+    let draft = draft(&table, broken.is_empty(), &mut meant);
+    meant.retain(|finding| broken.is_empty() || !may_follow_from(finding, &broken));
+    wrong.append(&mut meant);
+    wrong.sort_by_key(|finding| finding.place.in_order());
+    Description { draft, wrong }
 }
 
 /// The disk that `value` describes, as that of `--disk` does, or everything that is wrong with it. Where it says nothing
 /// of a model, the guest is to see `model`. `flag` is what messages call the place where it was written.
 pub fn describe_disk(flag: &str, value: &str, model: ModelName) -> Result<Disk, Findings> {
     let mut findings = Vec::new();
-    let mut table = source::flags::table(flag, value, "path", DISK, &mut findings);
-    if !table.entries.iter().any(|entry| entry.key == "model") {
+    let mut table = source::flags::table(flag, value, DiskKey::ROWS, &mut findings);
+    let key = DiskKey::Model.name();
+    if !table.entries.iter().any(|entry| entry.key == key) {
         let place = table.place.clone();
         let node = Node { place: place.clone(), value: Value::Word(model.to_string()) };
-        table.entries.push(Entry { key: "model".into(), place, node });
+        table.entries.push(Entry { key: key.into(), place, node });
     }
     let disk = disk(&table, &mut findings);
     Findings::none_or(findings, disk)
 }
 
-/// Whether a finding may be there only because some lines are not TOML.
+/// Whether a finding about the file may be there only because some of its lines are not TOML.
 fn may_follow_from(finding: &Finding, broken: &HashSet<usize>) -> bool {
-    let there = matches!(finding.place, Place::File { line, .. } if broken.contains(&line));
-    there || matches!(finding.problem, Problem::Missing { .. })
+    let Place::File { line, .. } = finding.place else { return false };
+    broken.contains(&line) || matches!(finding.problem, Problem::Missing { .. })
 }
 
-/// Flags as the table that a file would give.
-fn as_table(flags: &[(Key, String)], findings: &mut Vec<Finding>) -> Table {
-    let mut table = Table { place: Place::Nowhere, entries: Vec::new() };
-    for key in Key::ALL {
-        let given = flags.iter().filter(|(given, _)| *given == key).map(|(_, value)| value.as_str());
-        let mut add = |node: Node| {
-            table.entries.push(Entry { key: key.name().into(), place: node.place.clone(), node });
-        };
-        match key {
-            Key::Assign | Key::Disk | Key::FwCfg => {
-                let (implied, valid) = match key {
-                    Key::Disk => ("path", DISK),
-                    Key::Assign => ("address", ASSIGN),
-                    _ => ("name", FW_CFG),
-                };
-                let items = given.map(|text| source::flags::list(key.flag(), text, implied, valid, findings));
-                add(Node { place: Place::Nowhere, value: Value::List(items.collect()) });
-            }
-            Key::Tpm => given.for_each(|text| add(tpm::flag(key.flag(), text, findings))),
-            _ => given.for_each(|text| add(source::flags::word(key.flag(), text))),
+/// A flag as the entry that a file would have for it.
+fn entry(key: Key, text: &str, findings: &mut Vec<Finding>) -> Entry {
+    let flag = format_args!("--{}", key.name());
+    let node = match key.row().kind {
+        Kind::Tables(_, rows) => {
+            let table = source::flags::table(flag, text, rows, findings);
+            let item = Node { place: table.place.clone(), value: Value::Table(table) };
+            Node { place: item.place.clone(), value: Value::List(vec![item]) }
         }
-    }
-    table
+        Kind::SwitchOrTable(rows) => source::flags::switch_or_table(flag, text, rows, findings),
+        _ => source::flags::word(flag, text),
+    };
+    Entry { key: key.name().into(), place: node.place.clone(), node }
 }
 
-/// What one source says about a VM.
-#[derive(Default)]
-struct Parts {
-    name: Given<VmName>,
-    cpus: Given<Cpus>,
-    nested: Given<bool>,
-    memory: Given<MemorySize>,
-    hugepages: Given<HugePages>,
-    node: Given<NodeId>,
-    wire: Given<Wire>,
-    boot: BootKeys,
-    console: Given<Console>,
-    dma: Given<DmaBackEnd>,
-    host_domain: Given<HostDomain>,
-    i_know: Given<bool>,
-    on_fault: Given<OnFault>,
-    p2p: Given<P2p>,
-    tpm: Given<Option<Tpm>>,
-    assigned: Vec<(Place, Assign)>,
-    disks: Vec<(Place, Disk)>,
-    files: Vec<(Place, FwCfgFile)>,
-    /// Where devices and disks are written of which something is wrong.
-    doubtful: Vec<Place>,
-}
-
-impl Parts {
-    fn read(table: &Table, findings: &mut Vec<Finding>) -> Parts {
-        let mut keys = Keys::of(table, VM, findings);
-        let mut doubtful = Vec::new();
-        Parts {
-            name: keys.get("name"),
-            cpus: keys.get("cpus"),
-            nested: keys.get("nested"),
-            memory: keys.get("memory"),
-            hugepages: keys.get("hugepages"),
-            node: keys.get("node"),
-            wire: keys.get("wire"),
-            boot: BootKeys::read(&mut keys),
-            console: keys.get("console"),
-            dma: keys.get("dma"),
-            host_domain: keys.get("host-domain"),
-            i_know: keys.get("i-know"),
-            on_fault: keys.get("on-fault"),
-            p2p: keys.get("p2p"),
-            tpm: keys.tpm(),
-            assigned: keys.several(
-                "assign",
-                "a list of PCI addresses, [\"0000:01:00.0\"]",
-                "address",
-                assign,
-                &mut doubtful,
-            ),
-            files: keys.several(
-                "fw-cfg",
-                "tables that begin with [[fw-cfg]]",
-                "name",
-                boot::file,
-                &mut doubtful,
-            ),
-            disks: keys.several("disk", "tables that begin with [[disk]]", "path", disk, &mut doubtful),
-            doubtful,
-        }
-    }
-
-    fn overlaid(mut self, over: Parts) -> Parts {
-        self.assigned.extend(over.assigned);
-        self.disks.extend(over.disks);
-        self.files.extend(over.files);
-        self.doubtful.extend(over.doubtful);
-        Parts {
-            name: over.name.or(self.name),
-            cpus: over.cpus.or(self.cpus),
-            nested: over.nested.or(self.nested),
-            memory: over.memory.or(self.memory),
-            hugepages: over.hugepages.or(self.hugepages),
-            node: over.node.or(self.node),
-            wire: over.wire.or(self.wire),
-            boot: over.boot.or(self.boot),
-            console: over.console.or(self.console),
-            dma: over.dma.or(self.dma),
-            host_domain: over.host_domain.or(self.host_domain),
-            i_know: over.i_know.or(self.i_know),
-            on_fault: over.on_fault.or(self.on_fault),
-            p2p: over.p2p.or(self.p2p),
-            tpm: over.tpm.or(self.tpm),
-            ..self
-        }
-    }
-
-    /// What is right of it all. `whole` says whether all of the file could be read.
-    fn assemble(self, whole: bool, findings: &mut Vec<Finding>) -> Draft {
-        // What is wrong with a flag's list was found when it was taken apart.
-        let mut doubtful = self.doubtful;
-        doubtful.extend(findings.iter().map(|finding| finding.place.clone()));
-        boot::order(&self.boot, &self.disks, &self.assigned, whole && doubtful.is_empty(), findings);
-        boot::files(&self.boot, &self.files, whole, findings);
-        let files = distinct(self.files, &doubtful, findings);
-        let (firmware, linux) = self.boot.assemble(files, whole, findings);
-        assigned_and_disk(&self.assigned, &self.disks, findings);
-        controllers::check(&self.disks, findings);
-        let memory = self.memory.or_default();
-        let hugepages = pages(self.hugepages, memory, findings);
-        let host_domain = host_domain(self.host_domain, self.i_know, findings);
-        let assigned = distinct(self.assigned, &doubtful, findings);
-        let disks = distinct(self.disks, &doubtful, findings);
-        Draft {
-            name: self.name.or_default(),
-            cpus: self.cpus.value().unwrap_or_default(),
-            nested: self.nested.value().unwrap_or_default(),
-            memory,
-            backing: Backing {
-                hugepages,
-                node: self.node.value(),
-                wire: self.wire.value().unwrap_or_default(),
-            },
-            firmware,
-            kernel: linux.kernel,
-            initrd: linux.initrd,
-            cmdline: linux.cmdline,
-            disks,
-            assigned,
-            dma: Dma {
-                back_end: self.dma.value().unwrap_or_default(),
-                host_domain,
-                on_fault: self.on_fault.value().unwrap_or_default(),
-                p2p: self.p2p.value().unwrap_or_default(),
-            },
-            tpm: self.tpm.value().flatten(),
-            console: self.console.or_default(),
-        }
+/// What is right of it all. `whole` says whether all of the file could be read.
+fn draft(table: &Table, whole: bool, findings: &mut Vec<Finding>) -> Draft {
+    let mut keys: Keys<'_, Key> = Keys::of(table, findings);
+    let name = keys.get(Key::Name).or_default();
+    let cpus = keys.get(Key::Cpus).value().unwrap_or_default();
+    let nested = keys.get(Key::Nested).value().unwrap_or_default();
+    let memory = keys.get(Key::Memory).or_default();
+    let hugepages = keys.get(Key::Hugepages);
+    let node = keys.get(Key::Node).value();
+    let wire = keys.get(Key::Wire).value().unwrap_or_default();
+    let boot = BootKeys::read(&mut keys);
+    let console = keys.get(Key::Console).or_default();
+    let back_end = keys.get(Key::Dma).value().unwrap_or_default();
+    let host_domain = keys.get(Key::HostDomain);
+    let i_know = keys.get(Key::IKnow);
+    let on_fault = keys.get(Key::OnFault).value().unwrap_or_default();
+    let p2p = keys.get(Key::P2p).value().unwrap_or_default();
+    let tpm = tpm::tpm(&mut keys).value().flatten();
+    // Where devices and disks are written of which something is wrong.
+    let mut doubtful = Vec::new();
+    let expected = "a list of PCI addresses, [\"0000:01:00.0\"]";
+    let assigned = keys.several(Key::Assign, expected, assign, &mut doubtful);
+    let files = keys.several(Key::FwCfg, "tables that begin with [[fw-cfg]]", boot::file, &mut doubtful);
+    let disks = keys.several(Key::Disk, "tables that begin with [[disk]]", disk, &mut doubtful);
+    // What is wrong with a flag's list was found when it was taken apart.
+    doubtful.extend(findings.iter().map(|finding| finding.place.clone()));
+    boot::order(&boot, &disks, &assigned, whole && doubtful.is_empty(), findings);
+    boot::files(&boot, &files, whole, findings);
+    let files = distinct(files, &doubtful, findings);
+    let (firmware, LinuxDraft { kernel, initrd, cmdline }) = boot.assemble(files, whole, findings);
+    assigned_and_disk(&assigned, &disks, findings);
+    controllers::check(&disks, findings);
+    let hugepages = pages(hugepages, memory, findings);
+    let host_domain = host_domain_meant(host_domain, i_know, findings);
+    let assigned = distinct(assigned, &doubtful, findings);
+    let disks = distinct(disks, &doubtful, findings);
+    let backing = Backing { hugepages, node, wire };
+    let dma = Dma { back_end, host_domain, on_fault, p2p };
+    Draft {
+        name,
+        cpus,
+        nested,
+        memory,
+        backing,
+        firmware,
+        kernel,
+        initrd,
+        cmdline,
+        disks,
+        assigned,
+        dma,
+        tpm,
+        console,
     }
 }
 
-/// The huge pages, of which the memory must be a whole number.
+/// The huge pages, if the memory is a whole number of them.
 fn pages(
     given: Given<HugePages>,
     memory: Option<MemorySize>,
@@ -289,12 +188,18 @@ fn pages(
     {
         let [size, page] = [memory.bytes(), pages.bytes()].map(ByteSize::from_bytes);
         findings.push(Finding { place, problem: Invalid::MemoryNotInPages { size, page }.into() });
+        // The host would only say the same.
+        return None;
     }
     Some(pages)
 }
 
 /// The host domain, of which the dangerous kind must be meant.
-fn host_domain(given: Given<HostDomain>, i_know: Given<bool>, findings: &mut Vec<Finding>) -> HostDomain {
+fn host_domain_meant(
+    given: Given<HostDomain>,
+    i_know: Given<bool>,
+    findings: &mut Vec<Finding>,
+) -> HostDomain {
     let Given::Yes(place, host_domain) = given else { return HostDomain::default() };
     if host_domain == HostDomain::Exclusive && i_know.value() != Some(true) {
         let word = place.choose("--i-know", "i-know = true");
@@ -315,14 +220,14 @@ fn assigned_and_disk(assigned: &[(Place, Assign)], disks: &[(Place, Disk)], find
 }
 
 fn assign(table: &Table, findings: &mut Vec<Finding>) -> Option<Assign> {
-    let mut keys = Keys::of(table, ASSIGN, findings);
+    let mut keys = Keys::of(table, findings);
     let hint = keys.place().choose("Write --assign 0000:01:00.0.", "Write address = \"0000:01:00.0\".");
-    let address = keys.required("address", "this assigned device", hint);
-    let domain = keys.get("domain").value();
-    let on_fault = keys.get("on-fault").value();
-    let on_request = keys.get("on-request").value().unwrap_or_default();
-    let boot_index = keys.get("bootindex").value();
-    let rom = keys.get("rom").value().unwrap_or_default();
+    let address = keys.required(AssignKey::Address, "this assigned device", hint);
+    let domain = keys.get(AssignKey::Domain).value();
+    let on_fault = keys.get(AssignKey::OnFault).value();
+    let on_request = keys.get(AssignKey::OnRequest).value().unwrap_or_default();
+    let boot_index = keys.get(AssignKey::BootIndex).value();
+    let rom = keys.get(AssignKey::Rom).value().unwrap_or_default();
     Some(Assign {
         address: address?,
         domain: domain.unwrap_or_default(),

@@ -6,6 +6,7 @@ use crate::model::{
     Bounce, Buffers, Chain, Console, DmaBackEnd, FirmwareChoice, Format, HostDomain, HugePages, ModelName,
     OnError, OnFault, OnRequest, OnTpmError, Once, P2p, Poll, Rom, Wire,
 };
+use crate::nearest::either;
 use crate::source::Value;
 use crate::values::Invalid;
 use crate::values::address::PciAddress;
@@ -19,7 +20,7 @@ use crate::values::text::{Cmdline, Firmware, FwCfgName, Product, Serial};
 /// What a single value can mean.
 pub(super) trait Read: Sized {
     /// Its type, in words.
-    const EXPECTED: &'static str;
+    fn expected() -> String;
 
     /// The value's meaning; `None` if it is of another type.
     fn read(value: &Value) -> Option<Result<Self, Invalid>>;
@@ -29,7 +30,9 @@ pub(super) trait Read: Sized {
 macro_rules! read_text {
     ($($type:ty: $expected:literal,)*) => {
         $(impl Read for $type {
-            const EXPECTED: &'static str = $expected;
+            fn expected() -> String {
+                $expected.into()
+            }
 
             fn read(value: &Value) -> Option<Result<Self, Invalid>> {
                 text(value)
@@ -46,29 +49,63 @@ read_text! {
     Console: "text in quotes: stdio, file:PATH or socket:PATH",
     PciAddress: "a PCI address in quotes, \"0000:01:00.0\"",
     FirmwareChoice: "text in quotes: auto, none or PATH[,vars=PATH]",
-    ModelName: "text in quotes",
-    Once: "text in quotes: once:cd",
-    Format: "text in quotes: raw, qcow2 or vmdk",
     Chain: "text in quotes, or a list of such: follow, or the path of a file",
-    Bounce: "text in quotes: needed or always",
-    Buffers: "text in quotes: registered or plain",
     NbdAddress: "text in quotes, \"nbd://host/export\"",
     DomainName: "text in quotes",
-    DmaBackEnd: "text in quotes: auto, iommufd or type1",
-    HostDomain: "text in quotes: shared or exclusive",
-    OnError: "text in quotes: report, pause or ignore",
-    OnFault: "text in quotes: report, pause, reset or stop",
-    OnTpmError: "text in quotes: report, pause or stop",
-    HugePages: "text in quotes: 2M or 1G",
     Serial: "text in quotes",
     Product: "text in quotes",
     Firmware: "text in quotes",
     ControllerName: "text in quotes",
 }
 
+/// Types that are a few words. `on` and `off`, if they are among them, may also be written as true and false.
+macro_rules! read_words {
+    ($($type:ty,)*) => {
+        $(impl Read for $type {
+            fn expected() -> String {
+                format!("text in quotes: {}", either(<$type>::NAMES))
+            }
+
+            fn read(value: &Value) -> Option<Result<Self, Invalid>> {
+                word(value, <$type>::NAMES)
+            }
+        })*
+    };
+}
+
+read_words! {
+    ModelName,
+    Once,
+    Format,
+    Bounce,
+    Buffers,
+    DmaBackEnd,
+    HostDomain,
+    OnError,
+    OnFault,
+    OnTpmError,
+    HugePages,
+    Wire,
+    P2p,
+    Poll,
+}
+
+/// One of a few words, as text or as a boolean.
+fn word<T: FromStr<Err = Invalid>>(value: &Value, names: &[&str]) -> Option<Result<T, Invalid>> {
+    match value {
+        Value::Boolean(on) => {
+            let name = if *on { "on" } else { "off" };
+            names.contains(&name).then(|| name.parse())
+        }
+        _ => text(value),
+    }
+}
+
 /// Any text.
 impl Read for String {
-    const EXPECTED: &'static str = "text in quotes";
+    fn expected() -> String {
+        "text in quotes".into()
+    }
 
     fn read(value: &Value) -> Option<Result<String, Invalid>> {
         match value {
@@ -79,7 +116,9 @@ impl Read for String {
 }
 
 impl Read for OnRequest {
-    const EXPECTED: &'static str = "text in quotes: report or stop";
+    fn expected() -> String {
+        format!("text in quotes: {}", either(OnRequest::NAMES))
+    }
 
     fn read(value: &Value) -> Option<Result<Self, Invalid>> {
         Some(text(value)?.map_err(|invalid| match invalid {
@@ -89,28 +128,14 @@ impl Read for OnRequest {
     }
 }
 
-/// Types that are words, of which `on` and `off` may also be written as true and false.
-macro_rules! read_switch {
-    ($($type:ty: $expected:literal,)*) => {
-        $(impl Read for $type {
-            const EXPECTED: &'static str = $expected;
+impl Read for Rom {
+    fn expected() -> String {
+        "text in quotes: on, off or a path".into()
+    }
 
-            fn read(value: &Value) -> Option<Result<Self, Invalid>> {
-                match value {
-                    Value::Boolean(true) => Some("on".parse()),
-                    Value::Boolean(false) => Some("off".parse()),
-                    _ => text(value),
-                }
-            }
-        })*
-    };
-}
-
-read_switch! {
-    Wire: "text in quotes: auto, on or off",
-    P2p: "text in quotes: off, on or required",
-    Rom: "text in quotes: on, off or a path",
-    Poll: "text in quotes: off, adaptive or on",
+    fn read(value: &Value) -> Option<Result<Self, Invalid>> {
+        word(value, &["on", "off"])
+    }
 }
 
 fn text<T: FromStr<Err = Invalid>>(value: &Value) -> Option<Result<T, Invalid>> {
@@ -124,7 +149,9 @@ fn text<T: FromStr<Err = Invalid>>(value: &Value) -> Option<Result<T, Invalid>> 
 macro_rules! read_number {
     ($($type:ty,)*) => {
         $(impl Read for $type {
-            const EXPECTED: &'static str = "a whole number";
+            fn expected() -> String {
+                "a whole number".into()
+            }
 
             fn read(value: &Value) -> Option<Result<Self, Invalid>> {
                 integer(value).map(<$type>::try_from)
@@ -154,7 +181,9 @@ fn integer(value: &Value) -> Option<i64> {
 macro_rules! read_size {
     ($($type:ty,)*) => {
         $(impl Read for $type {
-            const EXPECTED: &'static str = "a size in quotes as in \"512M\", or a number of MiB";
+            fn expected() -> String {
+                "a size in quotes as in \"512M\", or a number of MiB".into()
+            }
 
             fn read(value: &Value) -> Option<Result<Self, Invalid>> {
                 match value {
@@ -177,7 +206,9 @@ fn mebibytes(mib: i64) -> Result<ByteSize, Invalid> {
 }
 
 impl Read for bool {
-    const EXPECTED: &'static str = "true or false (in a flag also on or off)";
+    fn expected() -> String {
+        "true or false (in a flag also on or off)".into()
+    }
 
     fn read(value: &Value) -> Option<Result<Self, Invalid>> {
         match value {

@@ -1,16 +1,16 @@
 //! The keys of a table, each looked at once.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+use std::marker::PhantomData;
 
-use super::key::SEVERAL;
 use super::read::Read;
-use super::tpm;
-use crate::finding::{Finding, Place, Problem};
-use crate::model::Tpm;
-use crate::nearest::nearest;
+use crate::finding::{Finding, Place, Problem, Syntax};
+use crate::keys::{Keyed, Kind};
+use crate::nearest::{nearest, of_others};
 use crate::source::{Entry, Node, Table, Value};
 
-/// One value of a source.
+/// What a description says for a key.
 #[derive(Default)]
 pub(super) enum Given<T> {
     #[default]
@@ -21,10 +21,6 @@ pub(super) enum Given<T> {
 }
 
 impl<T> Given<T> {
-    pub(super) fn or(self, other: Given<T>) -> Given<T> {
-        if let Given::No = self { other } else { self }
-    }
-
     /// Where the value is written, if it is there and right.
     pub(super) fn place(&self) -> Option<Place> {
         if let Given::Yes(place, _) = self { Some(place.clone()) } else { None }
@@ -53,78 +49,76 @@ impl<T> Given<T> {
     }
 }
 
-/// The known keys of a table.
-pub(super) struct Keys<'a> {
+/// A table with the keys `K`.
+///
+/// What a file says may be in it together with what flags say. Flags win, and what the file says is judged all the same.
+pub(super) struct Keys<'a, K> {
     table: &'a Table,
-    findings: &'a mut Vec<Finding>,
+    pub(super) findings: &'a mut Vec<Finding>,
+    keys: PhantomData<K>,
 }
 
-impl<'a> Keys<'a> {
-    /// Reports the keys that do not exist and those that are there twice.
-    pub(super) fn of(
-        table: &'a Table,
-        valid: &'static [&'static str],
-        findings: &'a mut Vec<Finding>,
-    ) -> Keys<'a> {
-        let mut first: HashMap<&str, &Place> = HashMap::new();
+impl<'a, K: Keyed> Keys<'a, K> {
+    /// Reports the keys that do not exist and those that a source has twice.
+    pub(super) fn of(table: &'a Table, findings: &'a mut Vec<Finding>) -> Keys<'a, K> {
+        let mut first: HashMap<(&str, Syntax), &Place> = HashMap::new();
         for Entry { key, place, .. } in &table.entries {
-            let problem = if !valid.contains(&key.as_str()) {
-                Problem::UnknownKey { key: key.clone(), nearest: nearest(key, valid), valid }
-            } else if SEVERAL.contains(&key.as_str()) {
-                continue;
-            } else if let Some(first) = first.get(key.as_str()) {
-                Problem::Repeated { what: format!("`{key}`"), first: (*first).clone() }
-            } else {
-                first.insert(key, place);
-                continue;
+            let problem = match K::named(key) {
+                None => {
+                    let names: Vec<&str> = K::ROWS.iter().map(|row| row.name).collect();
+                    let nearest = of_others(key, &names).or_else(|| nearest(key, names.iter().copied()));
+                    Problem::UnknownKey { key: key.clone(), nearest, valid: K::ROWS }
+                }
+                Some(known) if known.row().kind.is_several() => continue,
+                Some(known) => match first.entry((known.name(), place.syntax())) {
+                    Occupied(first) => {
+                        Problem::Repeated { what: format!("`{key}`"), first: (*first.get()).clone() }
+                    }
+                    Vacant(entry) => {
+                        entry.insert(place);
+                        continue;
+                    }
+                },
             };
             findings.push(Finding { place: place.clone(), problem });
         }
-        Keys { table, findings }
-    }
-
-    fn node(&self, key: &str) -> Option<&'a Node> {
-        self.table.entries.iter().find(|entry| entry.key == key).map(|entry| &entry.node)
+        Keys { table, findings, keys: PhantomData }
     }
 
     pub(super) fn found(&mut self, place: &Place, problem: Problem) {
         self.findings.push(Finding { place: place.clone(), problem });
     }
 
-    pub(super) fn get<T: Read>(&mut self, key: &'static str) -> Given<T> {
-        match self.node(key) {
-            Some(node) => self.one(key, node),
-            None => Given::No,
+    pub(super) fn get<T: Read>(&mut self, key: K) -> Given<T> {
+        self.last(key, |node, findings| one(key.name(), node, findings))
+    }
+
+    /// What a flag says for a key, or else what the file says. Both are read.
+    pub(super) fn last<T>(
+        &mut self,
+        key: K,
+        read: impl Fn(&'a Node, &mut Vec<Finding>) -> Given<T>,
+    ) -> Given<T> {
+        let mut last = Given::No;
+        for syntax in [Syntax::File, Syntax::Flag] {
+            // A second one was reported.
+            if let Some(node) = self.nodes(key).find(|node| node.place.syntax() == syntax) {
+                last = read(node, self.findings);
+            }
         }
-    }
-
-    /// The TPM.
-    pub(super) fn tpm(&mut self) -> Given<Option<Tpm>> {
-        tpm::tpm(self.node("tpm"), self.findings)
-    }
-
-    fn one<T: Read>(&mut self, key: &'static str, node: &Node) -> Given<T> {
-        let problem = match T::read(&node.value) {
-            Some(Ok(value)) => return Given::Yes(node.place.clone(), value),
-            Some(Err(invalid)) => invalid.into(),
-            None => Problem::WrongType { key, expected: T::EXPECTED, found: node.value.in_words() },
-        };
-        self.found(&node.place, problem);
-        Given::Wrong
+        last
     }
 
     /// All values of a key that may have several: given several times, or as a list. `No` if there are none.
-    pub(super) fn all<T: Read>(&mut self, key: &'static str) -> Given<Vec<T>> {
-        let table = self.table;
-        let given = table.entries.iter().filter(|entry| entry.key == key);
+    pub(super) fn all<T: Read>(&mut self, key: K) -> Given<Vec<T>> {
         let (mut first, mut values, mut wrong) = (None, Vec::new(), false);
-        for entry in given {
-            let items = match &entry.node.value {
+        for node in self.nodes(key) {
+            let items = match &node.value {
                 Value::List(items) => &items[..],
-                _ => std::slice::from_ref(&entry.node),
+                _ => std::slice::from_ref(node),
             };
             for item in items {
-                match self.one(key, item) {
+                match one(key.name(), item, self.findings) {
                     Given::Yes(place, value) => {
                         first.get_or_insert(place);
                         values.push(value);
@@ -142,68 +136,59 @@ impl<'a> Keys<'a> {
 
     pub(super) fn required<T: Read>(
         &mut self,
-        key: &'static str,
+        key: K,
         within: &'static str,
         hint: &'static str,
     ) -> Option<T> {
         let given = self.get(key);
         if let Given::No = given {
-            self.found(&self.table.place.clone(), Problem::Missing { within, key, hint });
+            self.found(&self.place(), Problem::Missing { within, key: key.name(), hint });
         }
         given.value()
     }
 
-    /// The tables of a list. Lone text in it stands for a table of one key, `implied`. Those of which something is
+    /// The tables of a list. Lone text in it stands for a table with the first of their keys. Those of which something is
     /// wrong, though they could be read, are `doubtful`.
     pub(super) fn several<T>(
         &mut self,
-        key: &'static str,
-        expected: &'static str,
-        implied: &'static str,
+        key: K,
+        expected: &str,
         read: fn(&Table, &mut Vec<Finding>) -> Option<T>,
         doubtful: &mut Vec<Place>,
     ) -> Vec<(Place, T)> {
-        let Some(list) = self.node(key) else { return Vec::new() };
-        let wrong = |node: &Node| Problem::WrongType { key, expected, found: node.value.in_words() };
-        let Value::List(items) = &list.value else {
-            self.found(&list.place, wrong(list));
-            return Vec::new();
+        let wrong = |node: &Node| {
+            let (key, expected, found) = (key.name(), expected.to_owned(), node.value.in_words());
+            Finding { place: node.place.clone(), problem: Problem::WrongType { key, expected, found } }
         };
         let mut found = Vec::new();
-        for item in items {
-            let one;
-            let table = match &item.value {
-                Value::Table(table) => table,
-                Value::Text(_) | Value::Word(_) => {
-                    let entry = Entry { key: implied.into(), place: item.place.clone(), node: item.clone() };
-                    one = Table { place: item.place.clone(), entries: vec![entry] };
-                    &one
-                }
-                _ => {
-                    self.found(&item.place, wrong(item));
-                    continue;
-                }
+        for list in self.nodes(key) {
+            let Value::List(items) = &list.value else {
+                self.findings.push(wrong(list));
+                continue;
             };
-            let before = self.findings.len();
-            found.extend(read(table, self.findings).map(|value| (item.place.clone(), value)));
-            if self.findings.len() > before {
-                doubtful.push(item.place.clone());
+            for item in items {
+                let one;
+                let table = match (&item.value, key.row().kind) {
+                    (Value::Table(table), _) => table,
+                    (Value::Text(_) | Value::Word(_), Kind::Tables(_, [implied, ..])) => {
+                        let (key, place) = (implied.name.into(), item.place.clone());
+                        let entry = Entry { key, place: place.clone(), node: item.clone() };
+                        one = Table { place, entries: vec![entry] };
+                        &one
+                    }
+                    _ => {
+                        self.findings.push(wrong(item));
+                        continue;
+                    }
+                };
+                let before = self.findings.len();
+                found.extend(read(table, self.findings).map(|value| (item.place.clone(), value)));
+                if self.findings.len() > before {
+                    doubtful.push(item.place.clone());
+                }
             }
         }
         found
-    }
-
-    /// These keys, where they are given, mean something only with another one that is not.
-    pub(super) fn only_with<const N: usize>(
-        &mut self,
-        with: &'static str,
-        given: [(&'static str, Option<Place>); N],
-    ) {
-        for (key, place) in given {
-            if let Some(place) = place {
-                self.found(&place, Problem::OnlyWith { key, with });
-            }
-        }
     }
 
     /// This key, written here, means nothing beside another one.
@@ -213,23 +198,38 @@ impl<'a> Keys<'a> {
     }
 
     /// The same for a key of this table, said with its value where that matters.
-    pub(super) fn contradicts(&mut self, said: &str, with: &str) {
-        let key = said.split('=').next().unwrap_or(said);
+    pub(super) fn contradicts(&mut self, key: K, said: &str, with: &str) {
         self.not_with(&self.at(key), said, with);
     }
 
     /// Where a key's value is written, or the table, if it is not there.
-    pub(super) fn at(&self, key: &str) -> Place {
+    pub(super) fn at(&self, key: K) -> Place {
         self.place_of(key).unwrap_or_else(|| self.place())
     }
 
     /// Where a key's value is written.
-    pub(super) fn place_of(&self, key: &str) -> Option<Place> {
-        self.node(key).map(|node| node.place.clone())
+    pub(super) fn place_of(&self, key: K) -> Option<Place> {
+        self.nodes(key).next().map(|node| node.place.clone())
     }
 
     /// Where the table is written.
     pub(super) fn place(&self) -> Place {
         self.table.place.clone()
     }
+
+    /// All that is said for a key.
+    fn nodes(&self, key: K) -> impl Iterator<Item = &'a Node> + use<'a, K> {
+        self.table.entries.iter().filter(move |entry| entry.key == key.name()).map(|entry| &entry.node)
+    }
+}
+
+/// A single value.
+fn one<T: Read>(key: &'static str, node: &Node, findings: &mut Vec<Finding>) -> Given<T> {
+    let problem = match T::read(&node.value) {
+        Some(Ok(value)) => return Given::Yes(node.place.clone(), value),
+        Some(Err(invalid)) => invalid.into(),
+        None => Problem::WrongType { key, expected: T::expected(), found: node.value.in_words() },
+    };
+    findings.push(Finding { place: node.place.clone(), problem });
+    Given::Wrong
 }

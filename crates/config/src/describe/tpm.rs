@@ -1,25 +1,29 @@
 //! A TPM: there or not, or a table that says more.
 
-use super::key::TPM;
 use super::table::{Given, Keys};
 use crate::finding::{Finding, Problem};
+use crate::keys::{Key, TpmKey};
 use crate::model::{Tpm, TpmSource};
-use crate::source::{Node, Table, Value, flags};
+use crate::source::{Node, Table, Value};
+use crate::values::Invalid;
 
-/// A flag's value as a file would have it.
-pub(super) fn flag(flag: &str, text: &str, findings: &mut Vec<Finding>) -> Node {
-    match text {
-        "on" | "off" | "true" | "false" => flags::word(flag, text),
-        _ => flags::list(flag, text, "passthrough", TPM, findings),
-    }
+/// The TPM that a description gives a VM, or that it gives none.
+pub(super) fn tpm(keys: &mut Keys<'_, Key>) -> Given<Option<Tpm>> {
+    keys.last(Key::Tpm, given)
 }
 
-/// The TPM that a source gives a VM, or that it gives none.
-pub(super) fn tpm(node: Option<&Node>, findings: &mut Vec<Finding>) -> Given<Option<Tpm>> {
-    let Some(node) = node else { return Given::No };
+fn given(node: &Node, findings: &mut Vec<Finding>) -> Given<Option<Tpm>> {
     let on = match &node.value {
         Value::Boolean(on) => *on,
-        Value::Word(text) => text == "on" || text == "true",
+        Value::Word(text) => match text.as_str() {
+            "on" | "true" => true,
+            "off" | "false" => false,
+            _ => {
+                let problem = Invalid::Tpm { text: text.clone() }.into();
+                findings.push(Finding { place: node.place.clone(), problem });
+                return Given::Wrong;
+            }
+        },
         Value::Table(table) => {
             return match read(table, findings) {
                 Some(tpm) => Given::Yes(node.place.clone(), Some(tpm)),
@@ -27,8 +31,8 @@ pub(super) fn tpm(node: Option<&Node>, findings: &mut Vec<Finding>) -> Given<Opt
             };
         }
         other => {
-            let expected = "true, false or a table, { passthrough = \"/dev/tpm0\" }";
-            let problem = Problem::WrongType { key: "tpm", expected, found: other.in_words() };
+            let expected = "true, false or a table, { passthrough = \"/dev/tpm0\" }".into();
+            let problem = Problem::WrongType { key: Key::Tpm.name(), expected, found: other.in_words() };
             findings.push(Finding { place: node.place.clone(), problem });
             return Given::Wrong;
         }
@@ -39,9 +43,9 @@ pub(super) fn tpm(node: Option<&Node>, findings: &mut Vec<Finding>) -> Given<Opt
 
 fn read(table: &Table, findings: &mut Vec<Finding>) -> Option<Tpm> {
     let before = findings.len();
-    let mut keys = Keys::of(table, TPM, findings);
-    let path = keys.get("passthrough").value();
-    let on_error = keys.get("on-error").value().unwrap_or_default();
+    let mut keys = Keys::of(table, findings);
+    let path = keys.get(TpmKey::Passthrough).value();
+    let on_error = keys.get(TpmKey::OnError).value().unwrap_or_default();
     let source = path.map_or(TpmSource::Emulated, TpmSource::Passthrough);
     (findings.len() == before).then_some(Tpm { source, on_error })
 }

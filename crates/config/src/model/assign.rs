@@ -47,9 +47,9 @@ impl FromStr for Rom {
         match text {
             "on" => Ok(Rom::Own),
             "off" => Ok(Rom::Off),
-            // A word is rather a mistake than a file in the working directory.
-            path if path.contains(['/', '.']) => Ok(Rom::File(path.parse()?)),
-            _ => Err(Invalid::Rom { text: text.into() }),
+            path => {
+                HostPath::unless_word(path, "no choice of an expansion ROM", &["on", "off"]).map(Rom::File)
+            }
         }
     }
 }

@@ -144,11 +144,17 @@ impl FromStr for FirmwareChoice {
             Some((code, variables)) => (code, Some(variables.parse()?)),
             None => (text, None),
         };
-        // A word is rather a mistake than a file in the working directory.
-        if !code.contains(['/', '.']) {
-            return Err(Invalid::Firmware { text: text.into() });
+        if variables.is_some() && matches!(code, "auto" | "ovmf" | "none") {
+            return Err(Invalid::FirmwareVars { word: code.to_owned() });
         }
-        Ok(FirmwareChoice::Image(FirmwareImage::Files { code: code.parse()?, variables }))
+        // A folder's name may look so, too, but then its path goes on.
+        if let Some((key, value)) = code.rsplit_once(',').and_then(|(_, item)| item.split_once('='))
+            && (value.starts_with('/') || !value.contains('/'))
+        {
+            return Err(Invalid::FirmwareKey { key: key.to_owned() });
+        }
+        let code = HostPath::unless_word(code, "not a firmware", &["auto", "ovmf", "none"])?;
+        Ok(FirmwareChoice::Image(FirmwareImage::Files { code, variables }))
     }
 }
 
@@ -169,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_firmware_reads_as_it_prints() {
-        for text in ["auto", "/fw/CODE.fd", "/fw/CODE.fd,vars=/fw/VARS.fd", "./code"] {
+        for text in ["auto", "/a,rev=2/OVMF.fd", "/fw/CODE.fd", "/fw/CODE.fd,vars=/fw/VARS.fd", "./code"] {
             let FirmwareChoice::Image(image) = text.parse().unwrap() else { panic!("{text}") };
             assert_eq!(image.to_string(), text);
         }
@@ -177,6 +183,12 @@ mod tests {
         assert_eq!("none".parse(), Ok(FirmwareChoice::None));
         for bad in ["", "bios", "/a,vars="] {
             assert!(bad.parse::<FirmwareChoice>().is_err(), "{bad:?}");
+        }
+        let error = "auto,vars=/v".parse::<FirmwareChoice>().unwrap_err().to_string();
+        assert!(error.contains("`vars` goes with a code's path"), "{error}");
+        for bad in ["/a,var=/b", "/a,menu=on,vars=/b"] {
+            let error = bad.parse::<FirmwareChoice>().unwrap_err().to_string();
+            assert!(error.contains("PATH[,vars=PATH]"), "{error}");
         }
     }
 }

@@ -94,7 +94,7 @@ impl FromStr for Chain {
     fn from_str(text: &str) -> Result<Chain, Invalid> {
         match text {
             "follow" => Ok(Chain::Follow),
-            path => path.parse().map(Chain::File),
+            path => HostPath::unless_word(path, "no choice for chain", &["follow"]).map(Chain::File),
         }
     }
 }

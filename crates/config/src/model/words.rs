@@ -17,6 +17,8 @@ macro_rules! words {
         impl $name {
             /// The words for all values, as flags and TOML have them.
             pub const NAMES: &[&str] = &[$($word),+];
+            /// The same for the help: `auto|on|off`.
+            pub(crate) const CHOICE: &str = concat!($("|", $word),+).split_at(1).1;
 
             /// The word for this value.
             pub fn name(self) -> &'static str {

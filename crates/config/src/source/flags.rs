@@ -1,48 +1,75 @@
 //! Flags, and the lists `key=value,key=value` in them.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use super::{Entry, Node, Table, Value};
 use crate::finding::{Finding, Place, Problem};
+use crate::keys::Row;
 
 /// A flag's value as one word.
-pub(crate) fn word(flag: &str, value: &str) -> Node {
+pub(crate) fn word(flag: impl Display, value: &str) -> Node {
     Node { place: place(flag, value), value: Value::Word(value.into()) }
 }
 
-/// A flag's value as a list of `key=value`. The first item may leave out its key, which is then `implied`.
-pub(crate) fn list(
-    flag: &str,
-    value: &str,
-    implied: &str,
-    valid: &'static [&'static str],
-    findings: &mut Vec<Finding>,
-) -> Node {
-    let table = table(flag, value, implied, valid, findings);
-    Node { place: table.place.clone(), value: Value::Table(table) }
-}
-
-/// The same, as the table that it is.
+/// A flag's value as a list of `key=value`. The first item may leave out its key, which is then the first of the valid ones.
 pub(crate) fn table(
-    flag: &str,
+    flag: impl Display,
     value: &str,
-    implied: &str,
-    valid: &'static [&'static str],
+    valid: &'static [Row],
     findings: &mut Vec<Finding>,
 ) -> Table {
+    // Nothing at all lacks what must be there, which is found later.
+    let items = if value.is_empty() { Vec::new() } else { items(value) };
+    entries(place(flag, value), items, valid.first(), valid, findings)
+}
+
+/// A flag's value as such a list, which may have `on` in the place of its first item, or as a word.
+pub(crate) fn switch_or_table(
+    flag: impl Display,
+    value: &str,
+    valid: &'static [Row],
+    findings: &mut Vec<Finding>,
+) -> Node {
     let place = place(flag, value);
+    let mut items = items(value);
+    let first = items.remove(0);
+    let value = match (first.as_str(), items.first()) {
+        ("on" | "true", Some(_)) => Value::Table(entries(place.clone(), items, None, valid, findings)),
+        (word, more) if !word.contains(['=', '/']) && !valid.iter().any(|row| row.name == word) => {
+            if let ("off" | "false", Some(more)) = (word, more) {
+                let problem = Problem::NotWith { key: first.clone(), with: more.clone() };
+                findings.push(Finding { place: place.clone(), problem });
+            }
+            Value::Word(first)
+        }
+        _ => {
+            items.insert(0, first);
+            Value::Table(entries(place.clone(), items, valid.first(), valid, findings))
+        }
+    };
+    Node { place, value }
+}
+
+/// A table of these items, the first of which may leave out the `implied` key.
+fn entries(
+    place: Place,
+    items: Vec<String>,
+    mut implied: Option<&'static Row>,
+    valid: &'static [Row],
+    findings: &mut Vec<Finding>,
+) -> Table {
     let mut entries = Vec::new();
-    for (n, item) in items(value).into_iter().enumerate() {
-        let (key, value) = match item.split_once('=') {
-            Some((key, value)) => (key, value),
-            // Nothing at all lacks what must be there, which is found later.
-            None if value.is_empty() => continue,
-            None if item.is_empty() => {
+    for item in items {
+        let of_first = implied.take().filter(|_| !valid.iter().any(|row| row.name == item));
+        let (key, value) = match (item.split_once('='), of_first) {
+            (Some(both), _) => both,
+            (None, _) if item.is_empty() => {
                 findings.push(Finding { place: place.clone(), problem: Problem::EmptyItem });
                 continue;
             }
-            None if n == 0 && !valid.contains(&item.as_str()) => (implied, item.as_str()),
-            None => {
+            (None, Some(implied)) => (implied.name, item.as_str()),
+            (None, None) => {
                 findings.push(Finding { place: place.clone(), problem: Problem::NoValue { item, valid } });
                 continue;
             }
@@ -56,7 +83,7 @@ pub(crate) fn table(
 /// Characters of a flag's value that a message repeats at most.
 const LONGEST_SHOWN: usize = 200;
 
-fn place(flag: &str, value: &str) -> Place {
+fn place(flag: impl Display, value: &str) -> Place {
     // As a shell has it, so that nothing can be seen.
     let value = if value.is_empty() { "\"\"" } else { value };
     // Whoever wrote more than this needs its beginning to find it.

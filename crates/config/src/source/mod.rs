@@ -43,7 +43,7 @@ impl Value {
 }
 
 /// Keys with values, in the order of the source. The same key may be there several times.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Table {
     pub(crate) place: Place,
     pub(crate) entries: Vec<Entry>,

@@ -9,7 +9,8 @@ use toml::de::{DeTable, DeValue};
 use super::{Entry, Node, Table, Value};
 use crate::finding::{Finding, Place, Problem};
 
-/// What a file says. Where it is not TOML it is read as far as it can be.
+/// What a file says. Where it is not TOML it is read as far as it can be. Without a file, it is nothing.
+#[derive(Default)]
 pub(crate) struct Parsed {
     pub(crate) table: Table,
     pub(crate) errors: Vec<Finding>,

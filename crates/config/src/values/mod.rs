@@ -200,14 +200,6 @@ pub enum Invalid {
         /// What was given.
         text: String,
     },
-    /// Not an expansion ROM.
-    #[error(
-        "{text:?} is no choice of an expansion ROM. Write on (the device's own), off, or the path of a file."
-    )]
-    Rom {
-        /// What was given.
-        text: String,
-    },
     /// Not a place in the boot order.
     #[error("{number} is no place in the boot order. Write 0 to 65535; lower ones come first.")]
     BootIndex {
@@ -263,16 +255,46 @@ pub enum Invalid {
         /// What was written.
         text: String,
     },
-    /// No firmware.
+    /// Neither one of a few words nor a path.
     #[error(
-        "{text:?} is not a firmware. Write auto (what this host has installed), none, or PATH[,vars=PATH]."
+        "{text:?} is {not}. {}Write {} or a path; a file here is ./{}.",
+        meant(text, words), words.join(", "), text.escape_debug()
     )]
-    Firmware {
+    WordOrPath {
+        /// What was written.
+        text: String,
+        /// What it is not.
+        not: &'static str,
+        /// The words there are.
+        words: &'static [&'static str],
+    },
+    /// No word for a TPM, in a flag.
+    #[error(
+        "{text:?} is no word for a TPM. {}Write --tpm on, --tpm off or --tpm passthrough=/dev/tpm0.",
+        meant(text, &["on", "off", "passthrough", "on-error"])
+    )]
+    Tpm {
         /// What was written.
         text: String,
     },
+    /// Variables for a firmware that is not named.
+    #[error(
+        "`vars` goes with a code's path and not with {word}: PATH,vars=PATH. The VM's own variables are `firmware-vars`."
+    )]
+    FirmwareVars {
+        /// What stands in the path's place.
+        word: String,
+    },
+    /// A firmware with a key that it does not have.
+    #[error(
+        "a firmware has no key `{key}`. Write PATH[,vars=PATH]; the VM's own variables are `firmware-vars`."
+    )]
+    FirmwareKey {
+        /// The key.
+        key: String,
+    },
     /// No such console.
-    #[error("{text:?} is not a console. Write stdio, file:PATH or socket:PATH.")]
+    #[error("{text:?} is not a console. {}Write stdio, file:PATH or socket:PATH.", meant(text, &["stdio"]))]
     Console {
         /// What was written.
         text: String,
@@ -284,7 +306,7 @@ pub enum Invalid {
 
 /// The question whether another word was meant, if one looks much like this one.
 fn meant(text: &str, valid: &'static [&'static str]) -> String {
-    nearest(text, valid).map_or(String::new(), |word| format!("Did you mean {word}? "))
+    nearest(text, valid.iter().copied()).map_or(String::new(), |word| format!("Did you mean {word}? "))
 }
 
 /// Two entries of a list are the same thing.

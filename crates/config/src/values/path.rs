@@ -11,6 +11,19 @@ use super::Invalid;
 pub struct HostPath(String);
 
 impl HostPath {
+    /// A path in the place of one of these words; `not` says what another word is not. A path has a slash or a dot there, which
+    /// no word has: anything else is rather a mistake than a file in the working directory.
+    pub(crate) fn unless_word(
+        text: &str,
+        not: &'static str,
+        words: &'static [&'static str],
+    ) -> Result<HostPath, Invalid> {
+        match text.is_empty() || text.contains(['/', '.']) {
+            true => text.parse(),
+            false => Err(Invalid::WordOrPath { text: text.into(), not, words }),
+        }
+    }
+
     /// The path as written.
     pub fn as_str(&self) -> &str {
         &self.0

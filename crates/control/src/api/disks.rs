@@ -2,8 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-/// `GET /v1/stats`: what went through the VM's disks since it began.
+use crate::endpoint::Ask;
+
+/// What went through the VM's disks since it began.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Stats {
     /// Its disks, and the discs that are in its CD drives.
     pub disks: Vec<Disk>,
@@ -14,6 +17,7 @@ pub struct Stats {
 
 /// A CD drive.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Drive {
     /// Its name: `cd0` for the first that the VM's description has, and so on.
     pub name: String,
@@ -24,8 +28,9 @@ pub struct Drive {
     pub leaving: Option<String>,
 }
 
-/// The body of `POST /v1/insert`.
+/// Which disc goes into which drive.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Insert {
     /// The drive: its name, or what is in it.
@@ -37,8 +42,15 @@ pub struct Insert {
     pub force: bool,
 }
 
-/// The body of `POST /v1/eject`.
+impl Ask for Insert {
+    fn example() -> Insert {
+        Insert { drive: "cd0".to_owned(), disc: "/a/path".to_owned(), force: false }
+    }
+}
+
+/// Which drive is to be emptied.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Eject {
     /// The drive: its name, or what is in it.
@@ -48,42 +60,15 @@ pub struct Eject {
     pub force: bool,
 }
 
-/// The body of `POST /v1/plug`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Plug {
-    /// The disk, as `skep run --disk` has it: `path=/dev/sdb,serial=A`. Its path is absolute.
-    pub disk: String,
-}
-
-/// The answer to `POST /v1/plug`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Plugged {
-    /// The disk's name, by which it is unplugged again.
-    pub disk: String,
-    /// Where it is: `ahci 00:03.0, port 1`.
-    pub place: String,
-}
-
-/// The body of `POST /v1/unplug`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Unplug {
-    /// The disk's name, as `GET /v1/stats` has it.
-    pub disk: String,
-}
-
-/// The answer to `POST /v1/unplug`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Unplugged {
-    /// The disk's name.
-    pub disk: String,
-    /// Whether it is still open, because a request of the guest is under way.
-    pub leaving: bool,
+impl Ask for Eject {
+    fn example() -> Eject {
+        Eject { drive: "cd0".to_owned(), force: false }
+    }
 }
 
 /// A disk's counters.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Disk {
     /// The disk.
     pub name: String,
@@ -124,6 +109,7 @@ pub struct Disk {
 
 /// Bytes that were copied, by reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub struct Copied {
     /// The guest's memory was not aligned as the disk needs it.

@@ -6,10 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use config::VmName;
-use memory::Gpa;
 
 use super::*;
-use crate::api::{Eject, EventKind, Insert, Plug, State, Unplug};
+use crate::api::{After, Eject, EventKind, Insert, MemoryFiles, NewDisk, Plug, State, Unplug};
 use crate::client::{Client, ClientError};
 use crate::fake::FakeVm;
 use crate::folder::Folder;
@@ -20,6 +19,10 @@ struct Running {
     vm: Arc<FakeVm>,
     server: Option<Server>,
     _place: tempfile::TempDir,
+}
+
+fn after(after: u64, wait: u64) -> After {
+    After { after, wait }
 }
 
 const HASTY: Patience = Patience {
@@ -72,7 +75,7 @@ fn one_connection_answers_every_question() {
     assert_eq!(client.info().unwrap().state, State::Paused);
     assert_eq!(client.resume().unwrap().state, State::Running);
     client.press_power_button().unwrap();
-    let events = client.events(1, Duration::ZERO).unwrap();
+    let events = client.events(&after(1, 0)).unwrap();
     assert_eq!((events.events.len(), events.next_after, events.lost), (2, 3, 0));
     assert_eq!((events.events[0].number, events.events[0].kind), (2, EventKind::Life));
     assert_eq!(client.stop().unwrap().state, State::Ending);
@@ -107,14 +110,23 @@ fn a_disc_is_changed_by_a_request_with_a_body() {
 fn a_disk_is_plugged_in_and_unplugged_by_requests_with_a_body() {
     let vm = running();
     let mut client = vm.client();
-    let plug = |disk: &str| Plug { disk: disk.to_owned() };
-    let plugged = client.plug(&plug("/dev/sdb,serial=A")).unwrap();
+    let plug = |path: &str| {
+        let (path, serial) = (Some(path.to_owned()), Some("A".to_owned()));
+        Plug { disk: NewDisk { path, serial, ..NewDisk::default() } }
+    };
+    let plugged = client.plug(&plug("/dev/sdb")).unwrap();
     assert_eq!((plugged.disk.as_str(), plugged.place.as_str()), ("/dev/sdb", "ahci 00:03.0, port 1"));
     assert_eq!(client.stats().unwrap().disks[1].name, "/dev/sdb");
     let refused = client.plug(&plug("/dev/sdc")).unwrap_err().to_string();
     assert!(refused.contains(" refused: ") && refused.contains("Unplug a disk first"), "{refused}");
     assert!(!refused.contains("POST") && !refused.contains("409"), "no HTTP for people: {refused}");
-    let refused = client.plug(&plug("/dev/sdc,sreial=A")).unwrap_err().to_string();
+    let post = |path: &str, body: &str| {
+        let length = body.len();
+        let head =
+            format!("POST /v1/{path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        vm.raw(format!("{head}{body}").as_bytes())
+    };
+    let refused = post("plug", r#"{"disk":"/dev/sdc,sreial=A"}"#);
     assert!(refused.contains("Did you mean `serial`?"), "{refused}");
     let unplug = Unplug { disk: plugged.disk };
     assert!(!client.unplug(&unplug).unwrap().leaving);
@@ -125,11 +137,10 @@ fn a_disk_is_plugged_in_and_unplugged_by_requests_with_a_body() {
         ("plug", "{\"disk\":[\"/dev/sdb\"]}"),
         ("unplug", "{\"disk\":\"/dev/sdb\",\"force\":true}"),
         ("unplug", "null"),
+        ("plug", "{\"disk\":{\"path\":\"/dev/sdb\",\"sreial\":\"A\"}}"),
+        ("plug", "{\"disk\":{\"path\":\"/dev/sdb\",\"poll\":\"often\"}}"),
     ] {
-        let length = body.len();
-        let head =
-            format!("POST /v1/{path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
-        let answer = vm.raw(format!("{head}{body}").as_bytes());
+        let answer = post(path, body);
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("Send JSON like"), "{body}: {answer}");
         assert!(answer.contains("disk"), "{answer}");
     }
@@ -141,16 +152,17 @@ fn a_disk_is_plugged_in_and_unplugged_by_requests_with_a_body() {
 #[test]
 fn the_files_of_the_segments_come_over_and_are_the_guests_ram() {
     let vm = running();
-    let ram = vm.vm.memory().unwrap().ram();
-    ram.write_obj(Gpa(0x20_1000), &0x1122_3344u32).unwrap();
-    let (memory, fds) = vm.client().memory_fds().unwrap();
+    vm.vm.write_ram(0x20_1000, &0x1122_3344u32.to_le_bytes());
+    let MemoryFiles { memory, files: fds } = vm.client().memory_fds().unwrap();
     assert_eq!((memory.segments.len(), fds.len()), (2, 2));
     let file = File::from(fds.into_iter().nth(1).unwrap());
     let mut bytes = [0; 4];
     file.read_exact_at(&mut bytes, memory.segments[1].offset.0 + 0x1000).unwrap();
     assert_eq!(u32::from_le_bytes(bytes), 0x1122_3344);
     file.write_all_at(&[7], 0x1000).unwrap();
-    assert_eq!(ram.read_obj::<u8>(Gpa(0x20_1000)).unwrap(), 7);
+    let mut byte = [0];
+    vm.vm.read_ram(0x20_1000, &mut byte);
+    assert_eq!(byte[0], 7);
 }
 
 #[test]
@@ -158,8 +170,8 @@ fn whoever_waits_for_events_gets_the_next_one_and_then_the_end() {
     let mut vm = running();
     let (mut client, journal) = (vm.client(), vm.vm.journal());
     let waiting = std::thread::spawn(move || {
-        let first = client.events(0, Duration::from_secs(30)).unwrap();
-        (first.events[0].text.clone(), client.events(1, Duration::from_secs(30)))
+        let first = client.events(&after(0, 30)).unwrap();
+        (first.events[0].text.clone(), client.events(&after(1, 30)))
     });
     std::thread::sleep(Duration::from_millis(50));
     journal.record(EventKind::Trouble, "A disk is slow.");
@@ -185,8 +197,8 @@ fn while_the_vm_is_taken_apart_its_events_are_told_and_nothing_of_it_is_handed_o
     assert!(client.memory_fds().is_err() && client.pause().is_err());
     assert_eq!(client.info().unwrap().name, "web");
     let waiting = std::thread::spawn(move || {
-        let last = client.events(0, Duration::from_secs(30)).unwrap();
-        (last.events[0].text.clone(), client.events(1, Duration::from_secs(30)).unwrap().ended)
+        let last = client.events(&after(0, 30)).unwrap();
+        (last.events[0].text.clone(), client.events(&after(1, 30)).unwrap().ended)
     });
     journal.record(EventKind::Trouble, "0000:01:00.0 cannot be given back.");
     std::thread::sleep(Duration::from_millis(50));

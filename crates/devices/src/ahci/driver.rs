@@ -2,11 +2,12 @@
 
 mod drive;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use memory::{Gpa, GpaRange, Ram};
+use parking_lot::Mutex;
 use pci::fake::FakeServices;
 use pci::{Address, Bus, DeviceNumber, Windows};
 
@@ -14,7 +15,7 @@ use super::{Ahci, AhciPort};
 pub use drive::{Answer, Drive};
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// Bytes of a command table with room for its scatter list.
 const TABLE: u64 = 0x1000;
 
@@ -51,7 +52,7 @@ impl Guest {
         let reports: Arc<Mutex<Vec<String>>> = Arc::default();
         let sink = reports.clone();
         let report = Arc::new(move |report: virtio::Message| {
-            sink.lock().expect("no panic was survived").push(report.to_string());
+            sink.lock().push(report.to_string());
         });
         let bus = Bus::new(&windows);
         let address = bus.free_address(DeviceNumber::Shared).expect("the bus is empty");
@@ -118,7 +119,7 @@ impl Guest {
 
     /// What was reported to people so far.
     pub fn reports(&self) -> Vec<String> {
-        self.reports.lock().expect("no panic was survived").clone()
+        self.reports.lock().clone()
     }
 }
 
@@ -126,7 +127,7 @@ impl Guest {
 pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
     let start = Instant::now();
     while !happened() {
-        assert!(start.elapsed() < PATIENCE, "{what} does not happen");
+        assert!(start.elapsed() < ANSWER_LIMIT, "{what} does not happen");
         sleep(Duration::from_micros(20));
     }
 }

@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use memory::{Ram, RegisterPages};
+use parking_lot::{Mutex, MutexGuard};
 use pci::{Gate, Line, Vector};
 use virtio::{Report, Reports};
 
@@ -196,6 +197,6 @@ impl Hba {
     }
 
     fn interrupt(&self) -> MutexGuard<'_, Interrupt> {
-        self.interrupt.lock().unwrap_or_else(PoisonError::into_inner)
+        self.interrupt.lock()
     }
 }

@@ -21,11 +21,12 @@ mod port;
 mod registers;
 mod text;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::disk::Disk;
 use memory::{DeviceMemory, Ram};
+use parking_lot::{Mutex, MutexGuard};
 use pci::{
     Address, BarKind, BarSpec, ConfigSpace, Decoded, DecodedAt, Function, Identity, Msi, PciError, Pin,
     Services, Windows, capability, register,
@@ -44,7 +45,7 @@ const ABAR: usize = 5;
 const MSI_AT: u16 = 0x80;
 const PORT_CONTROL: u16 = 0x92;
 /// How long disks may take to end what is under way when the machine is reset.
-const PATIENCE: Duration = Duration::from_secs(30);
+const RESET_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes of the MSI capability behind its header.
 const MSI_BODY: usize = 12;
 /// Intel 82801IR/IO/IH (ICH9R/DO/DH), 6 ports, AHCI mode. It may have more ports here.
@@ -239,7 +240,7 @@ impl Ahci {
     }
 
     fn config(&self) -> MutexGuard<'_, Config> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+        self.config.lock()
     }
 }
 
@@ -247,7 +248,7 @@ impl Drop for Ahci {
     /// All ports are asked to end before the first is waited for, so that disks that hang cost their time once.
     fn drop(&mut self) {
         self.ports.iter().for_each(Port::stop);
-        let until = Instant::now() + port::PATIENCE;
+        let until = Instant::now() + port::REMOVAL_LIMIT;
         self.ports.iter().for_each(|port| port.end(until.saturating_duration_since(Instant::now())));
     }
 }
@@ -321,7 +322,7 @@ impl Function for Ahci {
 
     /// No register changes by being read, so the guest reads them as memory, without an exit.
     fn bar_moved(&self, _: usize, at: Option<DecodedAt>) -> Result<(), PciError> {
-        let mut visible = self.visible.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut visible = self.visible.lock();
         if let Some(memory) = &*visible {
             self.services.remove_memory(self.at, memory)?;
             *visible = None;
@@ -338,7 +339,7 @@ impl Function for Ahci {
     fn reset(&self) -> Result<(), PciError> {
         self.hba.gate().slam();
         self.ports.iter().for_each(Port::reset);
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + RESET_LIMIT;
         let hung = self.ports.iter().position(|port| {
             // All of them have begun to reset before the first is waited for.
             !port.power_on(until.saturating_duration_since(Instant::now()))
@@ -347,7 +348,7 @@ impl Function for Ahci {
             let what = format!(
                 "port {port}: the disk has not ended in {} s what was under way, which could still write into the RAM \
                  of a guest that starts anew. See the host's log for the disk.",
-                PATIENCE.as_secs()
+                RESET_LIMIT.as_secs()
             );
             return Err(PciError::Function { function: self.name().to_owned(), what });
         }

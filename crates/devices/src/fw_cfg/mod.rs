@@ -5,9 +5,10 @@ mod items;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use memory::{Gpa, Ram};
+use parking_lot::{Mutex, MutexGuard};
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -76,7 +77,7 @@ impl FwCfg {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no code panics with this lock held")
+        self.state.lock()
     }
 
     /// Carries out the command at an address. One that cannot be read is answered to nobody, as there is no place for it.

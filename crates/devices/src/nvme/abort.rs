@@ -5,8 +5,8 @@
 //! says which: that the command was aborted, or that it was not.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 /// A wish for a command's early end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Wish {
@@ -39,7 +39,7 @@ impl Wishes {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Wish>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 

@@ -15,7 +15,6 @@ use super::identify;
 use super::io::{IoQueue, Setup};
 use super::registers::MAX_ENTRIES;
 use super::ring::SubmissionQueue;
-use super::shared::lock;
 use super::spec::{Command, PAGE, Status, admin, feature, log_page};
 use crate::durability::flush;
 
@@ -113,7 +112,7 @@ impl Live {
 
     fn create_cq(&mut self, command: &Command) -> Outcome {
         let id = self.queue_id(command.cdw10.get() as u16)?;
-        let mut queues = lock(&self.shared.completion_queues);
+        let mut queues = self.shared.completion_queues.lock();
         if queues.contains_key(&id) {
             return Err(Status::QUEUE_ID);
         }
@@ -127,14 +126,14 @@ impl Live {
             self.shared.report(&why);
             return Err(Status::INTERNAL_ERROR);
         }
-        let around = Live::around(&self.shared).map_err(|_| Status::INTERNAL_ERROR)?;
+        let context = Live::context(&self.shared).map_err(|_| Status::INTERNAL_ERROR)?;
         let queue = CompletionQueue::new(
             id,
             &self.shared.ram,
             at,
             entries,
             wants_interrupts.then_some(vector),
-            around,
+            context,
         )
         .map_err(|_| Status::DATA_TRANSFER_ERROR)?;
         self.shared.doorbells.open_cq(id, entries);
@@ -147,7 +146,7 @@ impl Live {
         if self.queues.values().any(|queue| queue.completions() == id) {
             return Err(Status::QUEUE_DELETION);
         }
-        if lock(&self.shared.completion_queues).remove(&id).is_none() {
+        if self.shared.completion_queues.lock().remove(&id).is_none() {
             return Err(Status::QUEUE_ID);
         }
         self.shared.doorbells.close_cq(id);
@@ -164,7 +163,7 @@ impl Live {
         let completions = (command.cdw11.get() >> 16) as u16;
         let completions = match completions {
             0 => None,
-            id => lock(&self.shared.completion_queues).get(&id).cloned(),
+            id => self.shared.completion_queues.lock().get(&id).cloned(),
         };
         let completions = completions.ok_or(Status::CQ_INVALID)?;
         self.shared.doorbells.open_sq(id, entries);
@@ -204,7 +203,7 @@ impl Live {
     fn delete_sq(&mut self, command: &Command) -> Outcome {
         let id = self.queue_id(command.cdw10.get() as u16)?;
         let queue = self.queues.remove(&id).ok_or(Status::QUEUE_ID)?;
-        if let Err(why) = self.shared.wires.remove(id) {
+        if let Err(why) = self.shared.ioeventfds.remove(id) {
             self.shared.report(&why);
         }
         // While this thread waits it sends no interrupts that were held back. So none is: whoever has not seen the 0
@@ -219,12 +218,12 @@ impl Live {
     }
 
     fn send_all_held(&self) {
-        lock(&self.shared.completion_queues).values().for_each(|queue| queue.send_held());
+        self.shared.completion_queues.lock().values().for_each(|queue| queue.send_held());
     }
 
     /// A doorbell without its wire serves as well, more slowly.
     fn wire(&self, id: u16) {
-        if let Err(why) = self.shared.wires.add(id) {
+        if let Err(why) = self.shared.ioeventfds.add(id) {
             self.shared.report(&why);
         }
     }
@@ -277,17 +276,17 @@ impl Live {
         let page = cdw10 as u8;
         let bytes = match page {
             log_page::SUPPORTED => identify::supported_log_pages(),
-            log_page::ERROR => lock(&shared.log).errors(),
+            log_page::ERROR => shared.log.lock().errors(),
             log_page::HEALTH => {
                 if !matches!(command.nsid.get(), 0 | BROADCAST) {
                     // For the controller only (LPA, bit 0).
                     return Err(Status::INVALID_FIELD);
                 }
                 let counters = shared.namespaces.iter().map(|namespace| namespace.disk.counters());
-                lock(&shared.log).health(counters).as_bytes().to_vec()
+                shared.log.lock().health(counters).as_bytes().to_vec()
             }
             log_page::FIRMWARE => identify::firmware_slots(),
-            log_page::CHANGED_NAMESPACES => lock(&shared.log).take_changed(!retain),
+            log_page::CHANGED_NAMESPACES => shared.log.lock().take_changed(!retain),
             log_page::COMMANDS => identify::commands(),
             _ => return Err(Status::LOG_PAGE),
         };
@@ -363,7 +362,7 @@ impl Live {
                     return Err(Status::INVALID_FIELD);
                 }
                 // The number cannot change once there are queues (5.21.1.7).
-                if !self.queues.is_empty() || lock(&self.shared.completion_queues).len() > 1 {
+                if !self.queues.is_empty() || self.shared.completion_queues.lock().len() > 1 {
                     return Err(Status::SEQUENCE_ERROR);
                 }
                 return Ok(queues(self));

@@ -1,19 +1,20 @@
 //! Completion queues (4.1, 4.6): shared by the threads of all submission queues that report to them.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use memory::{Gpa, OutsideRam, Ram};
+use parking_lot::Mutex;
 use pci::Gate;
 use zerocopy::IntoBytes;
 
-use super::bell::Bell;
 use super::doorbells::{Doorbells, Shadow};
 use super::interrupts::{Interrupts, Route};
 use super::ring::Held;
 use super::spec::{Completion, Status};
+use super::waker::Waker;
 
 /// Bytes of an entry.
 const ENTRY: usize = size_of::<Completion>();
@@ -27,13 +28,25 @@ pub(super) struct Answer {
     pub(super) result: u32,
 }
 
+/// The status field of an answer: only a few failures may pass when the driver tries again.
+pub(super) fn field(status: Status) -> u16 {
+    match status {
+        Status::SUCCESS
+        | Status::INTERNAL_ERROR
+        | Status::ABORT_REQUESTED
+        | Status::SQ_DELETED
+        | Status::CAPACITY_EXCEEDED => status.0,
+        _ => status.do_not_retry().0,
+    }
+}
+
 /// What a completion queue is made of, beside its place.
-pub(super) struct Around {
+pub(super) struct Context {
     pub(super) doorbells: Arc<Doorbells>,
     pub(super) interrupts: Arc<Interrupts>,
     pub(super) gate: Gate,
     /// The controller's thread, which sends interrupts that were held back.
-    pub(super) bell: Bell,
+    pub(super) waker: Waker,
 }
 
 struct State {
@@ -60,7 +73,7 @@ pub(super) struct CompletionQueue {
     /// Its interrupt vector, if it has interrupts.
     vector: Option<u16>,
     memory: Held,
-    around: Around,
+    context: Context,
     /// The tail, for those who want to know whether there is something for the driver.
     published: AtomicU32,
     state: Mutex<State>,
@@ -74,10 +87,10 @@ impl CompletionQueue {
         at: Gpa,
         entries: u32,
         vector: Option<u16>,
-        around: Around,
+        context: Context,
     ) -> Result<CompletionQueue, OutsideRam> {
         let memory = Held::new(ram, at, u64::from(entries) * ENTRY as u64)?;
-        let (epoch, shadow) = around.doorbells.shadow();
+        let (epoch, shadow) = context.doorbells.shadow();
         let state = State {
             tail: 0,
             phase: 1,
@@ -85,13 +98,13 @@ impl CompletionQueue {
             epoch,
             shadow: shadow.filter(|_| id != 0),
             asked: 0,
-            route_epoch: around.interrupts.epoch().wrapping_sub(1),
+            route_epoch: context.interrupts.epoch().wrapping_sub(1),
             route: Route::Nowhere,
             held_back: 0,
             due: None,
         };
         let published = AtomicU32::new(0);
-        Ok(CompletionQueue { id, entries, vector, memory, around, published, state: Mutex::new(state) })
+        Ok(CompletionQueue { id, entries, vector, memory, context, published, state: Mutex::new(state) })
     }
 
     pub(super) fn id(&self) -> u16 {
@@ -99,13 +112,13 @@ impl CompletionQueue {
     }
 
     /// Posts as many answers as there is room for, and sends one interrupt for all of them. What is left waits for
-    /// the driver to take entries; then the bell of submission queue `sq` rings.
+    /// the driver to take entries; then submission queue `sq` is woken.
     pub(super) fn post(&self, answers: &mut VecDeque<Answer>, sq: u16, sq_head: u16) {
         if answers.is_empty() {
             return;
         }
-        let state = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.around.gate.is_shut() {
+        let state = &mut *self.state.lock();
+        if self.context.gate.is_shut() {
             // Threads wake when it opens.
             return;
         }
@@ -136,7 +149,7 @@ impl CompletionQueue {
         if self.has_room(state) {
             return true;
         }
-        self.around.doorbells.wait_for_room(self.id, sq);
+        self.context.doorbells.wait_for_room(self.id, sq);
         if let Some(shadow) = &state.shadow {
             state.asked = state.head;
             shadow.head(self.id).1.store(state.head.to_le(), Ordering::Relaxed);
@@ -148,7 +161,7 @@ impl CompletionQueue {
     }
 
     fn read_head(&self, state: &mut State) {
-        let doorbells = &self.around.doorbells;
+        let doorbells = &self.context.doorbells;
         if state.epoch != doorbells.epoch() {
             let (epoch, shadow) = doorbells.shadow();
             (state.epoch, state.shadow) = (epoch, shadow.filter(|_| self.id != 0));
@@ -175,7 +188,7 @@ impl CompletionQueue {
         let slice = self.memory.slice();
         slice.sub(place, 12).expect("the tail is inside the queue").write(entry.as_bytes());
         let last = slice.atomic_u32(place + 12).expect("entries are aligned");
-        let status = u32::from(answer.status.0 << 1 | state.phase);
+        let status = u32::from(field(answer.status) << 1 | state.phase);
         // Release: the entry is whole before its phase says so.
         last.store((u32::from(answer.cid) | status << 16).to_le(), Ordering::Release);
         state.tail += 1;
@@ -187,7 +200,7 @@ impl CompletionQueue {
     /// While there is room nobody needs to know of heads, except for the interrupt pin, which goes down when the
     /// driver has taken everything.
     fn keep_heads_quiet(&self, state: &mut State) {
-        if state.shadow.is_none() && state.epoch == self.around.doorbells.epoch() {
+        if state.shadow.is_none() && state.epoch == self.context.doorbells.epoch() {
             return;
         }
         let by_pin = matches!(state.route, Route::Line) && self.vector.is_some();
@@ -203,12 +216,12 @@ impl CompletionQueue {
 
     fn interrupt(&self, state: &mut State, posted: u32) {
         let Some(vector) = self.vector else { return };
-        if let Some((threshold, time)) = self.around.interrupts.patience(vector) {
+        if let Some((threshold, time)) = self.context.interrupts.patience(vector) {
             state.held_back += posted;
             if state.held_back < threshold {
                 if state.due.is_none() {
                     state.due = Some(Instant::now() + time);
-                    self.around.bell.ring();
+                    self.context.waker.wake();
                 }
                 return;
             }
@@ -218,7 +231,7 @@ impl CompletionQueue {
 
     fn send(&self, state: &mut State, vector: u16) {
         (state.held_back, state.due) = (0, None);
-        let interrupts = &self.around.interrupts;
+        let interrupts = &self.context.interrupts;
         if state.route_epoch != interrupts.epoch() {
             // A vector that cannot be had was refused when the queue was made, or is lost with a message to people.
             (state.route_epoch, state.route) = interrupts.route(vector).unwrap_or_default();
@@ -235,20 +248,20 @@ impl CompletionQueue {
     fn has_entries(&self, shadow: Option<&Shadow>) -> bool {
         let head = match shadow {
             Some(shadow) => u32::from_le(shadow.head(self.id).0.load(Ordering::SeqCst)),
-            None => self.around.doorbells.head(self.id),
+            None => self.context.doorbells.head(self.id),
         };
         self.published.load(Ordering::SeqCst) != head
     }
 
     /// The driver has moved the head.
     pub(super) fn head_moved(&self) {
-        let shadow = self.around.doorbells.shadow().1.filter(|_| self.id != 0);
-        self.around.interrupts.set_pin(self.id, || self.has_entries(shadow.as_deref()));
+        let shadow = self.context.doorbells.shadow().1.filter(|_| self.id != 0);
+        self.context.interrupts.set_pin(self.id, || self.has_entries(shadow.as_deref()));
     }
 
     /// Sends an interrupt that was held back long enough; returns how long one still may wait.
     pub(super) fn send_due(&self, now: Instant) -> Option<Duration> {
-        let state = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *self.state.lock();
         let (due, vector) = (state.due?, self.vector?);
         if due <= now {
             self.send(state, vector);
@@ -259,7 +272,7 @@ impl CompletionQueue {
 
     /// Sends an interrupt that is held back, if one is.
     pub(super) fn send_held(&self) {
-        let state = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *self.state.lock();
         if let (Some(_), Some(vector)) = (state.due, self.vector) {
             self.send(state, vector);
         }

@@ -8,11 +8,11 @@ use pci::Pass;
 
 use super::abort::Fulfilled;
 use super::admin::Features;
-use super::completion::{Answer, Around, CompletionQueue};
+use super::completion::{Answer, CompletionQueue, Context};
 use super::io::IoQueue;
 use super::registers::{AdminQueues, Order};
 use super::ring::SubmissionQueue;
-use super::shared::{Shared, lock};
+use super::shared::Shared;
 use super::spec::Status;
 use crate::durability::flush;
 
@@ -63,7 +63,7 @@ pub(super) fn run(shared: &Arc<Shared>, pass: &Arc<Pass>) {
                 }
             }
         };
-        shared.bell.sleep(sleep);
+        shared.waker.sleep(sleep);
     }
 }
 
@@ -93,7 +93,7 @@ fn start(shared: &Arc<Shared>, pass: &Arc<Pass>, order: Order, live: &mut Option
 
 /// Back to the state before any driver.
 fn reset(shared: &Shared) {
-    if let Err(why) = shared.wires.clear() {
+    if let Err(why) = shared.ioeventfds.clear() {
         shared.report(&why);
     }
     shared.doorbells.set_shadow(None);
@@ -101,9 +101,9 @@ fn reset(shared: &Shared) {
         shared.doorbells.close_sq(id);
         shared.doorbells.close_cq(id);
     }
-    lock(&shared.completion_queues).clear();
+    shared.completion_queues.lock().clear();
     // No queue is left that could answer.
-    lock(&shared.fulfilled).clear();
+    shared.fulfilled.lock().clear();
     shared.events.reset();
     shared.interrupts.controller_reset();
     shared.write_cache.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -157,10 +157,10 @@ impl Live {
             at.completion,
             at.completion_entries,
             Some(0),
-            Self::around(shared)?,
+            Self::context(shared)?,
         )?;
         let completions = Arc::new(completions);
-        lock(&shared.completion_queues).insert(0, completions.clone());
+        shared.completion_queues.lock().insert(0, completions.clone());
         Ok(Live {
             shared: shared.clone(),
             pass: pass.clone(),
@@ -177,12 +177,12 @@ impl Live {
     }
 
     /// What a completion queue works with.
-    pub(super) fn around(shared: &Shared) -> std::io::Result<Around> {
-        Ok(Around {
+    pub(super) fn context(shared: &Shared) -> std::io::Result<Context> {
+        Ok(Context {
             doorbells: shared.doorbells.clone(),
             interrupts: shared.interrupts.clone(),
             gate: shared.gate.clone(),
-            bell: shared.bell.another()?,
+            waker: shared.waker.another()?,
         })
     }
 
@@ -222,7 +222,7 @@ impl Live {
 
     /// Answers the abort commands that queues are done with: dword 0 says whether the command was not aborted.
     fn answer_aborts(&mut self) {
-        for Fulfilled { abort, aborted } in std::mem::take(&mut *lock(&self.shared.fulfilled)) {
+        for Fulfilled { abort, aborted } in std::mem::take(&mut *self.shared.fulfilled.lock()) {
             self.aborts -= 1;
             let result = u32::from(!aborted);
             self.answers.push_back(Answer { cid: abort, status: Status::SUCCESS, result });
@@ -244,7 +244,7 @@ impl Live {
     /// Sends interrupts that were held back long enough; returns when the next one is due.
     pub(super) fn send_due(&self) -> Option<Duration> {
         let now = Instant::now();
-        let queues = lock(&self.shared.completion_queues);
+        let queues = self.shared.completion_queues.lock();
         queues.values().filter_map(|queue| queue.send_due(now)).min()
     }
 

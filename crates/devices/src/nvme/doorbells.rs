@@ -1,20 +1,21 @@
 //! Doorbells: what drivers write to, in registers or in memory (7.13), and whom it wakes.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use memory::{Gpa, OutsideRam, Ram};
+use parking_lot::Mutex;
 
-use super::bell::Bell;
 use super::events::{Event, Events};
 use super::ring::Held;
 use super::spec::PAGE;
+use super::waker::Waker;
 
 /// The doorbells of one submission and one completion queue with the same number.
 pub(super) struct Pair {
     /// The thread that serves the submission queue.
-    pub(super) bell: Bell,
+    pub(super) waker: Waker,
     /// It sleeps, or is about to, and is to be woken for a command.
     asleep: AtomicBool,
     tail: AtomicU32,
@@ -64,11 +65,11 @@ pub(super) struct Doorbells {
 
 impl Doorbells {
     /// Doorbells for `pairs` queue pairs, the admin queues among them, of which `admin` wakes the thread.
-    pub(super) fn new(pairs: u16, admin: &Bell, events: Arc<Events>) -> io::Result<Doorbells> {
+    pub(super) fn new(pairs: u16, admin: &Waker, events: Arc<Events>) -> io::Result<Doorbells> {
         let pair = |id: u16| {
-            let bell = if id == 0 { admin.another()? } else { Bell::new()? };
+            let waker = if id == 0 { admin.another()? } else { Waker::new()? };
             Ok(Pair {
-                bell,
+                waker,
                 asleep: AtomicBool::new(false),
                 tail: AtomicU32::new(0),
                 sq_entries: AtomicU32::new(0),
@@ -85,8 +86,8 @@ impl Doorbells {
         })
     }
 
-    pub(super) fn bell(&self, id: u16) -> &Bell {
-        &self.pairs[usize::from(id)].bell
+    pub(super) fn waker(&self, id: u16) -> &Waker {
+        &self.pairs[usize::from(id)].waker
     }
 
     /// Number of the pairs.
@@ -95,7 +96,7 @@ impl Doorbells {
     }
 
     pub(super) fn ring_all(&self) {
-        self.pairs.iter().for_each(|pair| pair.bell.ring());
+        self.pairs.iter().for_each(|pair| pair.waker.wake());
     }
 
     /// The driver wrote to doorbell register number `place`. Returns the completion queue whose head moved.
@@ -116,7 +117,7 @@ impl Doorbells {
                 if is_tail {
                     // One that is awake looks before it goes to sleep.
                     if pair.asleep.load(Ordering::SeqCst) {
-                        pair.bell.ring();
+                        pair.waker.wake();
                     }
                 } else {
                     self.wake_waiting(pair);
@@ -134,7 +135,7 @@ impl Doorbells {
                 let id = base + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
                 if let Some(pair) = self.pairs.get(id) {
-                    pair.bell.ring();
+                    pair.waker.wake();
                 }
             }
         }
@@ -203,7 +204,7 @@ impl Doorbells {
 
     /// The shadow doorbells in use now, with the epoch since when.
     pub(super) fn shadow(&self) -> (u32, Option<Arc<Shadow>>) {
-        let shadow = self.shadow.lock().unwrap_or_else(PoisonError::into_inner);
+        let shadow = self.shadow.lock();
         (self.epoch(), shadow.clone())
     }
 
@@ -221,7 +222,7 @@ impl Doorbells {
             }
         }
         let before = {
-            let mut place = self.shadow.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut place = self.shadow.lock();
             let before = std::mem::replace(&mut *place, shadow);
             self.epoch.fetch_add(1, Ordering::Release);
             before

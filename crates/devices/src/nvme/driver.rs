@@ -1,19 +1,20 @@
 //! The guest's side: a small NVMe driver, for tests of the controller and for fuzzing.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ::pci::fake::FakeServices;
 use ::pci::{Address, Bus, DeviceNumber, Windows};
 use memory::{Buffers, Gpa, GpaRange, Ram};
+use parking_lot::Mutex;
 
 use super::spec::{Command, Completion, PAGE, Status, admin, register};
 use super::{Namespace, Nvme, NvmeOptions, data};
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// A machine with a controller in it, and what its driver knows.
 pub struct Guest {
@@ -51,7 +52,7 @@ impl Guest {
         let services = Arc::new(FakeServices::default());
         let reports: Arc<Mutex<Vec<String>>> = Arc::default();
         let sink = reports.clone();
-        let report = Arc::new(move |report: virtio::Message| sink.lock().unwrap().push(report.to_string()));
+        let report = Arc::new(move |report: virtio::Message| sink.lock().push(report.to_string()));
         let bus = Bus::new(&windows);
         let address = bus.free_address(DeviceNumber::Shared).unwrap();
         let nvme = Nvme::new(namespaces, options, address, ram.clone(), services.clone(), &windows, report);
@@ -113,7 +114,7 @@ impl Guest {
     pub fn await_bits(&self, register: u64, mask: u32, value: u32) {
         let start = Instant::now();
         while self.get(register) & mask != value {
-            assert!(start.elapsed() < PATIENCE, "register {register:#x} stays {:#x}", self.get(register));
+            assert!(start.elapsed() < ANSWER_LIMIT, "register {register:#x} stays {:#x}", self.get(register));
             std::thread::sleep(Duration::from_micros(20));
         }
     }
@@ -202,7 +203,7 @@ impl Guest {
             if let Some(completion) = self.take(queue) {
                 return completion;
             }
-            assert!(start.elapsed() < PATIENCE, "no completion in queue {}", queue.id);
+            assert!(start.elapsed() < ANSWER_LIMIT, "no completion in queue {}", queue.id);
             std::thread::yield_now();
         }
     }
@@ -281,7 +282,7 @@ impl Guest {
 
     /// What was reported to people so far.
     pub fn reports(&self) -> Vec<String> {
-        self.reports.lock().unwrap().clone()
+        self.reports.lock().clone()
     }
 }
 

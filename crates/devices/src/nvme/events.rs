@@ -1,9 +1,8 @@
 //! Asynchronous events (5.2): what happened, until the driver has been told and has looked.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use super::bell::Bell;
 use super::spec::log_page;
+use super::waker::Waker;
+use parking_lot::{Mutex, MutexGuard};
 
 /// Something that the driver may want to know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,23 +56,23 @@ struct State {
 pub(super) struct Events {
     state: Mutex<State>,
     /// The controller's thread.
-    bell: Bell,
+    waker: Waker,
 }
 
 impl Events {
-    pub(super) fn new(bell: Bell) -> Events {
-        Events { state: Mutex::default(), bell }
+    pub(super) fn new(waker: Waker) -> Events {
+        Events { state: Mutex::default(), waker }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub(super) fn raise(&self, event: Event) {
         let mut state = self.state();
         if !state.pending.contains(&event) {
             state.pending.push(event);
-            self.bell.ring();
+            self.waker.wake();
         }
     }
 
@@ -90,7 +89,7 @@ impl Events {
     /// The driver has read a log page.
     pub(super) fn read(&self, page: u8) {
         self.state().unread.retain(|unread| *unread != page);
-        self.bell.ring();
+        self.waker.wake();
     }
 
     pub(super) fn reset(&self) {
@@ -104,7 +103,7 @@ mod tests {
 
     #[test]
     fn an_event_is_told_once_until_its_page_has_been_read() {
-        let events = Events::new(Bell::new().unwrap());
+        let events = Events::new(Waker::new().unwrap());
         for _ in 0..3 {
             events.raise(Event::NamespaceChanged);
         }
@@ -117,7 +116,7 @@ mod tests {
 
     #[test]
     fn notices_that_nobody_wants_are_forgotten_and_errors_are_not() {
-        let events = Events::new(Bell::new().unwrap());
+        let events = Events::new(Waker::new().unwrap());
         events.raise(Event::Reliability);
         events.raise(Event::DoorbellValue);
         assert_eq!(events.next(0), Some(Event::DoorbellValue));

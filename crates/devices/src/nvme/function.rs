@@ -2,7 +2,7 @@
 //!
 //! BAR 0 holds registers and doorbells (16 KiB: Windows takes no less), BAR 2 the MSI-X table.
 
-use std::sync::MutexGuard;
+use parking_lot::MutexGuard;
 use std::time::Duration;
 
 use pci::{
@@ -10,7 +10,6 @@ use pci::{
     PciError, Pin, Windows, capability, register,
 };
 
-use super::shared::lock;
 use super::{DEVICE, Nvme, VENDOR, spec};
 
 /// The BAR with registers and doorbells; takes registers 0 and 1.
@@ -19,7 +18,7 @@ const REGISTERS_BAR: usize = 0;
 const MSIX_BAR: usize = 2;
 const REGISTERS_SIZE: u64 = 16 << 10;
 /// How long disks may take to end what is under way when the machine is reset.
-const PATIENCE: Duration = Duration::from_secs(30);
+const RESET_LIMIT: Duration = Duration::from_secs(30);
 /// Mass storage, non-volatile memory, NVM Express.
 const CLASS: u32 = 0x01_0802;
 
@@ -60,7 +59,7 @@ pub(super) fn config_space(at: Address, msix: &Msix, windows: &Windows) -> (Conf
 
 impl Nvme {
     fn config(&self) -> MutexGuard<'_, ConfigSpace> {
-        lock(&self.config)
+        self.config.lock()
     }
 
     /// The driver allows or forbids the device to reach memory. When it is forbidden, this waits until nothing is under way
@@ -90,7 +89,7 @@ impl Nvme {
             spec::register::INTMC => self.shared.interrupts.mask(0, value),
             _ => {
                 if self.shared.registers.write(offset, value) {
-                    self.shared.bell.ring();
+                    self.shared.waker.wake();
                 }
             }
         }
@@ -101,7 +100,7 @@ impl Nvme {
         // Whatever becomes of the disks, nothing more is taken or told.
         self.shared.gate.slam();
         self.shared.registers.reset();
-        self.shared.bell.ring();
+        self.shared.waker.wake();
         if !self.shared.registers.stops_within(patience) {
             let what = format!(
                 "a disk has not ended in {} s what was under way, which could still write into the RAM of a guest that \
@@ -134,7 +133,7 @@ impl Nvme {
         if by_message {
             return;
         }
-        let queue = lock(&self.shared.completion_queues).get(&queue).cloned();
+        let queue = self.shared.completion_queues.lock().get(&queue).cloned();
         if let Some(queue) = queue {
             queue.head_moved();
         }
@@ -218,13 +217,15 @@ impl Function for Nvme {
 
     fn bar_moved(&self, bar: usize, at: Option<DecodedAt>) -> Result<(), PciError> {
         match (bar, at) {
-            (REGISTERS_BAR, None) => self.shared.wires.moved(None),
-            (REGISTERS_BAR, Some(DecodedAt::Memory(range))) => self.shared.wires.moved(Some(range.start())),
+            (REGISTERS_BAR, None) => self.shared.ioeventfds.moved(None),
+            (REGISTERS_BAR, Some(DecodedAt::Memory(range))) => {
+                self.shared.ioeventfds.moved(Some(range.start()))
+            }
             _ => Ok(()),
         }
     }
 
     fn reset(&self) -> Result<(), PciError> {
-        self.reset_within(PATIENCE)
+        self.reset_within(RESET_LIMIT)
     }
 }

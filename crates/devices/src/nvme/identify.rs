@@ -6,10 +6,9 @@ use super::admin::BROADCAST;
 use super::controller::MAX_EVENT_REQUESTS;
 use super::data::MDTS;
 use super::log::ERRORS;
+use super::registers::VERSION;
 use super::shared::Shared;
-use super::spec::{
-    Command, IdentifyController, IdentifyNamespace, PAGE, Status, VERSION, admin, io, log_page,
-};
+use super::spec::{Command, IdentifyController, IdentifyNamespace, PAGE, Status, admin, cns, io, log_page};
 use super::{Identity, VENDOR};
 
 /// Events that the driver can choose (feature 0Bh, OAES): a namespace changed; reliability is degraded.
@@ -17,6 +16,24 @@ pub(super) const EVENTS: u32 = 1 << 8 | 1 << 2;
 
 /// Longest write of zeroes: as many blocks as a command can name, of 512 bytes, as a power of two of pages.
 const WZSL: u8 = 13;
+
+/// Admin commands that are implemented.
+const ADMIN_COMMANDS: [u8; 11] = [
+    admin::DELETE_SQ,
+    admin::CREATE_SQ,
+    admin::GET_LOG_PAGE,
+    admin::DELETE_CQ,
+    admin::CREATE_CQ,
+    admin::IDENTIFY,
+    admin::ABORT,
+    admin::SET_FEATURES,
+    admin::GET_FEATURES,
+    admin::ASYNC_EVENT,
+    admin::DOORBELL_BUFFER,
+];
+/// I/O commands that are implemented.
+const IO_COMMANDS: [u8; 6] =
+    [io::FLUSH, io::WRITE, io::READ, io::COMPARE, io::WRITE_ZEROES, io::DATASET_MANAGEMENT];
 
 /// Whether any disk has a cache that writes may wait in.
 pub(super) fn has_cache(shared: &Shared) -> bool {
@@ -26,7 +43,7 @@ pub(super) fn has_cache(shared: &Shared) -> bool {
 /// The page that an Identify command asks for.
 pub(super) fn page(shared: &Shared, command: &Command) -> Result<Vec<u8>, Status> {
     let (cdw10, nsid) = (command.cdw10.get(), command.nsid.get());
-    let (cns, first_controller, command_set) = (cdw10 as u8, cdw10 >> 16, command.cdw11.get() >> 24);
+    let (which, first_controller, command_set) = (cdw10 as u8, cdw10 >> 16, command.cdw11.get() >> 24);
     // A list of controllers from a number on: there is one, number 0.
     let controllers = padded(if first_controller == 0 { &[1, 0, 0, 0] } else { &[] });
     let page = PAGE as usize;
@@ -36,19 +53,19 @@ pub(super) fn page(shared: &Shared, command: &Command) -> Result<Vec<u8>, Status
         list.resize(page, 0);
         list
     };
-    match cns {
+    match which {
         // A namespace, active or allocated: there is no difference here.
-        0x00 | 0x11 => match shared.namespace(nsid) {
+        cns::NAMESPACE | 0x11 => match shared.namespace(nsid) {
             Some(namespace) => Ok(namespace.identify().as_bytes().to_vec()),
-            None if nsid == BROADCAST && cns == 0 => {
+            None if nsid == BROADCAST && which == cns::NAMESPACE => {
                 // What all namespaces have in common: nothing that matters.
                 Ok(IdentifyNamespace::new_zeroed().as_bytes().to_vec())
             }
             None => Err(Status::INVALID_NAMESPACE),
         },
-        0x01 => Ok(shared.identity.as_bytes().to_vec()),
-        0x02 | 0x10 if nsid >= BROADCAST - 1 => Err(Status::INVALID_NAMESPACE),
-        0x02 | 0x10 => Ok(list(nsid)),
+        cns::CONTROLLER => Ok(shared.identity.as_bytes().to_vec()),
+        cns::ACTIVE_NAMESPACES | 0x10 if nsid >= BROADCAST - 1 => Err(Status::INVALID_NAMESPACE),
+        cns::ACTIVE_NAMESPACES | 0x10 => Ok(list(nsid)),
         0x03 => {
             let namespace = shared.namespace(nsid).ok_or(Status::INVALID_NAMESPACE)?;
             Ok(padded(&namespace.descriptors()))
@@ -96,8 +113,7 @@ pub(super) fn controller(
     page.oaes = (EVENTS & 1 << 8).into();
     // An I/O controller.
     page.cntrltype = 1;
-    // Doorbell buffers.
-    page.oacs = (1 << 8).into();
+    page.oacs = IdentifyController::DOORBELL_BUFFER.into();
     page.acl = 3;
     page.aerl = MAX_EVENT_REQUESTS as u8 - 1;
     // One firmware slot, read-only.
@@ -109,8 +125,8 @@ pub(super) fn controller(
     page.cctemp = 0x0175.into();
     (page.sqes, page.cqes) = (0x66, 0x44);
     page.nn = namespaces.into();
-    // Compare, write zeroes, dataset management.
-    page.oncs = (1 | 1 << 3 | u16::from(deallocates) << 2).into();
+    let deallocate = if deallocates { IdentifyController::DATASET_MANAGEMENT } else { 0 };
+    page.oncs = (IdentifyController::COMPARE | IdentifyController::WRITE_ZEROES | deallocate).into();
     // A flush is for one namespace.
     page.vwc = u8::from(cache) | 2 << 1;
     // SGLs, of any alignment.
@@ -153,8 +169,8 @@ pub(super) fn firmware_slots() -> Vec<u8> {
 /// Log page 05h (5.14.1.5): which commands there are, and which change data.
 pub(super) fn commands() -> Vec<u8> {
     let mut page = vec![0; PAGE as usize];
-    admin::ALL.iter().for_each(|opcode| page[4 * usize::from(*opcode)] = 1);
-    for opcode in io::ALL {
+    ADMIN_COMMANDS.iter().for_each(|opcode| page[4 * usize::from(*opcode)] = 1);
+    for opcode in IO_COMMANDS {
         let changes = matches!(opcode, io::WRITE | io::WRITE_ZEROES | io::DATASET_MANAGEMENT);
         page[1024 + 4 * usize::from(opcode)] = 1 | u8::from(changes) << 1;
     }

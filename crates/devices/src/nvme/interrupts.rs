@@ -1,9 +1,10 @@
 //! How completion queues reach the driver: by message, or by the interrupt pin (7.5).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use pci::{Line, Msix, ServiceError, Vector};
 
 /// Where an interrupt goes.
@@ -41,10 +42,6 @@ pub(super) struct Interrupts {
     prompt: Vec<AtomicBool>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Interrupts {
     pub(super) fn new(msix: Msix, line: Arc<dyn Line>) -> Interrupts {
         let prompt = (0..msix.count()).map(|_| AtomicBool::new(false)).collect();
@@ -60,7 +57,7 @@ impl Interrupts {
 
     /// The table, to be read and written by the guest. Use [`Interrupts::rerouted`] after turning it on or off.
     pub(super) fn msix(&self) -> MutexGuard<'_, Msix> {
-        lock(&self.msix)
+        self.msix.lock()
     }
 
     /// MSI-X was turned on or off, or reset.
@@ -90,7 +87,7 @@ impl Interrupts {
 
     /// A completion queue has entries for the driver, or has not, as far as the pin goes.
     pub(super) fn set_pin(&self, queue: u16, entries: impl FnOnce() -> bool) {
-        let mut pin = lock(&self.pin);
+        let mut pin = self.pin.lock();
         let bit = 1u128 << (queue % 128);
         if entries() {
             pin.pending |= bit;
@@ -110,29 +107,29 @@ impl Interrupts {
 
     /// The interrupt mask as INTMS and INTMC read.
     pub(super) fn masks(&self) -> u32 {
-        lock(&self.pin).masks
+        self.pin.lock().masks
     }
 
     pub(super) fn mask(&self, set: u32, clear: u32) {
-        let mut pin = lock(&self.pin);
+        let mut pin = self.pin.lock();
         pin.masks = (pin.masks | set) & !clear;
         self.level(&pin);
     }
 
     pub(super) fn disable_pin(&self, disabled: bool) {
-        let mut pin = lock(&self.pin);
+        let mut pin = self.pin.lock();
         pin.disabled = disabled;
         self.level(&pin);
     }
 
     /// Whether the pin would be asserted if it were not disabled: the status register shows it.
     pub(super) fn pin_wanted(&self) -> bool {
-        lock(&self.pin).pending != 0
+        self.pin.lock().pending != 0
     }
 
     /// Takes all that a disabled controller may not say any more back.
     pub(super) fn controller_reset(&self) {
-        let mut pin = lock(&self.pin);
+        let mut pin = self.pin.lock();
         (pin.pending, pin.masks) = (0, 0);
         self.level(&pin);
         self.coalescing.store(0, Ordering::Relaxed);

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use disk::{Counters, DiskError, Operation};
 
+use super::completion::field;
 use super::spec::{ErrorEntry, Health, PAGE, Status};
 
 /// Entries of the error log.
@@ -57,7 +58,7 @@ impl Log {
             count: self.count.into(),
             sq_id: failed.sq.into(),
             cid: failed.cid.into(),
-            status: (failed.status.0 << 1).into(),
+            status: (field(failed.status) << 1).into(),
             location: 0xffff.into(),
             lba: failed.lba.into(),
             nsid: failed.nsid.into(),

@@ -2,7 +2,7 @@
 //!
 //! A controller has a thread of its own, `nvme-NAME`, which serves the admin queue and does what the registers order
 //! (`controller`); each I/O submission queue has one too, `nvme-NAME-N`, with a queue of its own to the disk
-//! (`io`). vCPUs only leave a note and ring a bell: none of them ever waits for a disk or for a thread.
+//! (`io`). vCPUs only leave a note and wake a thread: none of them ever waits for a disk or for a thread.
 //!
 //! - *Doorbells.* A driver that uses shadow doorbells (Linux does) keeps tails and heads in memory; while a queue's
 //!   thread is awake it looks there by itself, and asks for a doorbell only before it sleeps. Such a doorbell is an
@@ -16,7 +16,6 @@
 
 mod abort;
 mod admin;
-mod bell;
 mod completion;
 mod controller;
 mod data;
@@ -28,36 +27,38 @@ mod function;
 mod identify;
 mod interrupts;
 mod io;
+mod ioeventfds;
 mod log;
 mod namespace;
 mod registers;
 mod ring;
 mod shared;
-pub mod spec;
 #[cfg(test)]
 mod tests;
-mod wires;
+mod waker;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ::pci::{Address, ConfigSpace, Gate, Msix, Pin, ServiceError, Services, Windows};
 use memory::Ram;
+use parking_lot::Mutex;
 use virtio::{Report, Reports};
 
 use crate::serial_number;
-use bell::Bell;
 use doorbells::Doorbells;
 use events::{Event, Events};
 use interrupts::Interrupts;
+use ioeventfds::IoEventFds;
 use log::Log;
 use namespace::Attached;
 pub use namespace::Namespace;
+pub use nvme_spec as spec;
 use registers::Registers;
-use shared::{Shared, lock};
-use wires::Wires;
+use shared::Shared;
+use waker::Waker;
 
 /// Vendor and device: those that bhyve's controllers show. No driver knows quirks of them.
 const VENDOR: u16 = 0xfb5d;
@@ -67,7 +68,7 @@ const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 const MODEL_LENGTH: usize = 40;
 const FIRMWARE_LENGTH: usize = 8;
 /// How long disks may take to end what is under way when their controller goes.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REMOVAL_LIMIT: Duration = Duration::from_secs(5);
 /// How often to look whether they have.
 const LOOK: Duration = Duration::from_millis(1);
 /// As many I/O queue pairs as EDK II creates without asking.
@@ -246,11 +247,11 @@ impl Nvme {
         msix.set_bus_master(false).expect("no vector is there yet");
         let (config, power_at, msix_at) = function::config_space(at, &msix, windows);
         let interrupts = Arc::new(Interrupts::new(msix, services.line(at, Pin::of(at))));
-        let bell = Bell::new().map_err(failed)?;
-        let events = Arc::new(Events::new(bell.another().map_err(failed)?));
-        let doorbells = Arc::new(Doorbells::new(pairs, &bell, events.clone()).map_err(failed)?);
+        let waker = Waker::new().map_err(failed)?;
+        let events = Arc::new(Events::new(waker.another().map_err(failed)?));
+        let doorbells = Arc::new(Doorbells::new(pairs, &waker, events.clone()).map_err(failed)?);
         let gate = Gate::shut();
-        let pass = Arc::new(gate.pass(bell.eventfd()).map_err(failed)?);
+        let pass = Arc::new(gate.pass(waker.eventfd()).map_err(failed)?);
         let shared = Arc::new(Shared {
             identity: identify::controller(&identity, namespaces.len() as u32, caches, deallocates),
             reports: Reports::new(name.clone(), report),
@@ -258,9 +259,9 @@ impl Nvme {
             ram,
             executors: usize::from(pairs - 1) * namespaces.len(),
             gate,
-            bell,
+            waker,
             registers: Registers::default(),
-            wires: Wires::new(at, services, doorbells.clone()),
+            ioeventfds: IoEventFds::new(at, services, doorbells.clone()),
             doorbells,
             interrupts,
             events,
@@ -280,7 +281,7 @@ impl Nvme {
     /// A disk has got another size: the driver is told to look at the namespace (1 for the first) again.
     pub fn namespace_changed(&self, nsid: u32) {
         if self.shared.namespace(nsid).is_some() {
-            lock(&self.shared.log).changed(nsid);
+            self.shared.log.lock().changed(nsid);
             self.shared.events.raise(Event::NamespaceChanged);
         }
     }
@@ -306,10 +307,10 @@ impl Drop for Nvme {
     /// time are left behind, with their share in RAM and disks.
     fn drop(&mut self) {
         self.shared.registers.quit();
-        self.shared.bell.ring();
+        self.shared.waker.wake();
         let Some(thread) = self.thread.take() else { return };
         // It has all queues end together, and ends when they have.
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + REMOVAL_LIMIT;
         while !thread.is_finished() && Instant::now() < until {
             thread::sleep(LOOK);
         }
@@ -319,7 +320,7 @@ impl Drop for Nvme {
         } else {
             self.shared.host_failed(&format_args!(
                 "a disk has not ended in {} s what is under way. The controller's threads are left behind; see the host's log for the disk.",
-                PATIENCE.as_secs()
+                REMOVAL_LIMIT.as_secs()
             ));
         }
     }

@@ -87,19 +87,23 @@ impl Attached {
         (page.nsze, page.ncap, page.nuse) = (blocks.into(), blocks.into(), blocks.into());
         // 0's based counts of blocks.
         let in_blocks = |bytes: u32| u16::try_from((bytes >> self.shift).max(1) - 1).unwrap_or(0).into();
-        // The fields of preferred sizes hold something.
-        page.nsfeat = 1 << 4;
+        page.nsfeat = IdentifyNamespace::PREFERRED_SIZES;
         page.npwg = in_blocks(geometry.physical_block);
         page.npwa = page.npwg;
         page.nows = in_blocks(geometry.optimal_io.max(geometry.physical_block));
         if let Some(discard) = &geometry.discard {
             page.npdg = in_blocks(discard.granularity);
             page.npda = page.npdg;
-            page.dlfeat = u8::from(discard.after == AfterDiscard::Zeroes);
+            if discard.after == AfterDiscard::Zeroes {
+                page.dlfeat |= IdentifyNamespace::DEALLOCATED_IS_ZEROES;
+            }
         }
-        // Write zeroes may deallocate.
-        page.dlfeat |= u8::from(geometry.write_zeroes.is_some()) << 3;
-        page.nsattr = u8::from(geometry.access == Access::ReadOnly);
+        if geometry.write_zeroes.is_some() {
+            page.dlfeat |= IdentifyNamespace::WRITE_ZEROES_DEALLOCATES;
+        }
+        if geometry.access == Access::ReadOnly {
+            page.nsattr = IdentifyNamespace::WRITE_PROTECTED;
+        }
         let bytes = u128::from(capacity) * 512;
         page.nvmcap = bytes.to_le_bytes();
         page.lbaf[0] = (self.shift << 16).into();

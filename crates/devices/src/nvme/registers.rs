@@ -4,21 +4,24 @@
 //! does what they ask for, and answers in CSTS. A disable is counted, so that a driver which disables and enables
 //! faster than the thread looks has still had its reset.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use memory::Gpa;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::spec::{
-    CC_EN, CC_SHN, CSTS_CFS, CSTS_RDY, CSTS_SHST_BUSY, CSTS_SHST_DONE, PAGE, VERSION, register,
-};
+use super::spec::{Capabilities, Configuration, ControllerStatus, PAGE, register};
 
+/// Version 1.4 (VS).
+pub(super) const VERSION: u32 = 0x0001_0400;
 /// Most entries in a queue (CAP.MQES).
 pub(super) const MAX_ENTRIES: u32 = 1024;
 /// How long a driver is asked to wait for CSTS.RDY, in units of 500 ms (CAP.TO): a minute.
 const TIMEOUT: u64 = 120;
 /// MQES, contiguous queues required, time-out, the NVM command set; doorbells four bytes apart, 4 KiB pages.
-const CAPABILITIES: u64 = (MAX_ENTRIES as u64 - 1) | 1 << 16 | TIMEOUT << 24 | 1 << 37;
+const CAPABILITIES: u64 = (MAX_ENTRIES as u64 - 1)
+    | Capabilities::CONTIGUOUS
+    | TIMEOUT << Capabilities::TIMEOUT_SHIFT
+    | Capabilities::NVM;
 /// CC: what must be 0: command set, page size, arbitration.
 const CC_UNSUPPORTED: u32 = 0x7f << 4 | 7 << 11;
 /// Bits of CC that can be written.
@@ -78,7 +81,7 @@ pub(super) struct Registers {
 
 impl Registers {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Reads registers; `masks` is what INTMS and INTMC read as.
@@ -108,16 +111,19 @@ impl Registers {
         match offset {
             register::CC => {
                 let before = std::mem::replace(&mut state.cc, value & CC_WRITABLE);
-                if before & CC_EN != 0 && value & CC_EN == 0 {
+                if before & Configuration::ENABLED != 0 && value & Configuration::ENABLED == 0 {
                     state.epoch += 1;
                 }
-                if value & CC_SHN != 0 && before & CC_SHN == 0 && state.csts & CSTS_SHST_DONE == 0 {
-                    state.csts |= CSTS_SHST_BUSY;
+                if value & Configuration::SHUTDOWN != 0
+                    && before & Configuration::SHUTDOWN == 0
+                    && state.csts & ControllerStatus::SHUT_DOWN == 0
+                {
+                    state.csts |= ControllerStatus::SHUTTING_DOWN;
                 }
                 return true;
             }
             // Changing the admin queues of an enabled controller is undefined (3.1.8): nothing happens.
-            _ if state.cc & CC_EN != 0 => {}
+            _ if state.cc & Configuration::ENABLED != 0 => {}
             register::AQA => state.aqa = value & 0x0fff_0fff,
             register::ASQ => state.asq = low(state.asq) & !(PAGE - 1),
             _ if offset == register::ASQ + 4 => state.asq = high(state.asq),
@@ -130,15 +136,15 @@ impl Registers {
 
     /// CC.IOSQES and CC.IOCQES as a driver of this controller sets them: 64 and 16 bytes.
     pub(super) fn entry_sizes_fit(&self) -> bool {
-        self.state().cc >> 16 & 0xff == 0x46
+        self.state().cc & Configuration::ENTRY_SIZES == Configuration::ENTRIES_OF_64_AND_16
     }
 
     pub(super) fn order(&self) -> Order {
         let state = self.state();
         Order {
             epoch: state.epoch,
-            enabled: state.cc & CC_EN != 0 && state.csts & CSTS_CFS == 0,
-            shutdown: state.csts & CSTS_SHST_BUSY != 0,
+            enabled: state.cc & Configuration::ENABLED != 0 && state.csts & ControllerStatus::FATAL == 0,
+            shutdown: state.csts & ControllerStatus::SHUTTING_DOWN != 0,
             quit: state.quit,
         }
     }
@@ -168,7 +174,7 @@ impl Registers {
     pub(super) fn ready(&self, epoch: u64) {
         let mut state = self.state();
         if state.epoch == epoch {
-            state.csts |= CSTS_RDY;
+            state.csts |= ControllerStatus::READY;
         }
     }
 
@@ -176,7 +182,7 @@ impl Registers {
     pub(super) fn failed(&self, epoch: u64) {
         let mut state = self.state();
         if state.epoch == epoch {
-            state.csts |= CSTS_CFS;
+            state.csts |= ControllerStatus::FATAL;
         }
     }
 
@@ -184,7 +190,7 @@ impl Registers {
     pub(super) fn shut_down(&self, epoch: u64) {
         let mut state = self.state();
         if state.epoch == epoch {
-            state.csts = state.csts & !CSTS_SHST_BUSY | CSTS_SHST_DONE;
+            state.csts = state.csts & !ControllerStatus::SHUTTING_DOWN | ControllerStatus::SHUT_DOWN;
         }
     }
 
@@ -193,8 +199,8 @@ impl Registers {
         let mut state = self.state();
         if state.epoch == epoch && state.stopped != epoch {
             state.csts = 0;
-            if state.cc & CC_SHN != 0 {
-                state.csts = CSTS_SHST_DONE;
+            if state.cc & Configuration::SHUTDOWN != 0 {
+                state.csts = ControllerStatus::SHUT_DOWN;
             }
         }
         state.stopped = epoch;
@@ -212,8 +218,8 @@ impl Registers {
     #[must_use]
     pub(super) fn stops_within(&self, patience: Duration) -> bool {
         let runs = |state: &mut State| state.stopped != state.epoch;
-        let waited = self.idle.wait_timeout_while(self.state(), patience, runs);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
+        self.idle.wait_while_for(&mut state, runs, patience);
         state.stopped == state.epoch
     }
 
@@ -231,10 +237,10 @@ mod tests {
     #[test]
     fn a_disable_counts_even_when_an_enable_follows_at_once() {
         let registers = Registers::default();
-        registers.write(register::CC, CC_EN);
+        registers.write(register::CC, Configuration::ENABLED);
         let before = registers.order();
         registers.write(register::CC, 0);
-        registers.write(register::CC, CC_EN);
+        registers.write(register::CC, Configuration::ENABLED);
         let after = registers.order();
         assert!(after.enabled);
         assert_eq!(after.epoch, before.epoch + 1);
@@ -250,7 +256,7 @@ mod tests {
         registers.write(register::AQA, 0x001f_001f);
         registers.write(register::ASQ, 0x1000);
         registers.write(register::ACQ + 4, 1);
-        registers.write(register::CC, CC_EN);
+        registers.write(register::CC, Configuration::ENABLED);
         registers.write(register::ASQ, 0x2000);
         let queues = registers.admin_queues().unwrap();
         assert_eq!((queues.submission, queues.completion), (Gpa(0x1000), Gpa(1 << 32)));

@@ -2,25 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use disk::DiskError;
 use memory::Ram;
+use parking_lot::Mutex;
 use pci::Gate;
 use virtio::Reports;
 
 use super::abort::Fulfilled;
-use super::bell::Bell;
 use super::completion::CompletionQueue;
 use super::doorbells::Doorbells;
 use super::events::{Event, Events};
 use super::interrupts::Interrupts;
+use super::ioeventfds::IoEventFds;
 use super::log::{Failed, Log};
 use super::namespace::Attached;
 use super::registers::Registers;
 use super::spec::IdentifyController;
-use super::wires::Wires;
+use super::waker::Waker;
 
 pub(crate) struct Shared {
     /// What people are told.
@@ -33,10 +34,10 @@ pub(crate) struct Shared {
     /// Bus mastering.
     pub(super) gate: Gate,
     /// The controller's thread.
-    pub(super) bell: Bell,
+    pub(super) waker: Waker,
     pub(super) registers: Registers,
     pub(super) doorbells: Arc<Doorbells>,
-    pub(super) wires: Wires,
+    pub(super) ioeventfds: IoEventFds,
     pub(super) interrupts: Arc<Interrupts>,
     pub(super) events: Arc<Events>,
     pub(super) identity: IdentifyController,
@@ -51,10 +52,6 @@ pub(crate) struct Shared {
     pub(super) log: Mutex<Log>,
     /// Bytes that went through scratch memory.
     pub(super) copied: AtomicU64,
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
@@ -74,8 +71,8 @@ impl Shared {
 
     /// A queue's thread has done what an abort command asked for, or could not.
     pub(super) fn fulfilled(&self, abort: u16, aborted: bool) {
-        lock(&self.fulfilled).push(Fulfilled { abort, aborted });
-        self.bell.ring();
+        self.fulfilled.lock().push(Fulfilled { abort, aborted });
+        self.waker.wake();
     }
 
     /// The controller cannot go on: the driver is told, and so are people.
@@ -86,7 +83,7 @@ impl Shared {
 
     /// A command failed at the disk.
     pub(super) fn failed(&self, failed: Failed, error: DiskError) {
-        let degraded = lock(&self.log).failed(failed, error);
+        let degraded = self.log.lock().failed(failed, error);
         if degraded {
             self.events.raise(Event::Reliability);
         }

@@ -5,18 +5,20 @@
 mod crb;
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use memory::{Gpa, GpaRange};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use crb::{BUFFER, Crb, HEADER};
 
 /// So long a command may go on after the machine was reset or switched off.
-const TO_FINISH: Duration = Duration::from_secs(3);
-/// So long what executes commands may take to be switched on again, or to let go.
-const TO_OBEY: Duration = Duration::from_secs(20);
+const FINISH_LIMIT: Duration = Duration::from_secs(3);
+/// So long what executes commands may take to be switched on again, or to let go: longer than swtpm may (30 s), whose
+/// supervisor then says why.
+const OBEY_LIMIT: Duration = Duration::from_secs(35);
 
 /// What executes commands. Whoever makes one is told by it what goes wrong; its TPM only knows that something did.
 pub trait TpmBackEnd: Send + Sync {
@@ -26,7 +28,8 @@ pub trait TpmBackEnd: Send + Sync {
     /// Executes a command and returns its response. This may take long.
     fn execute(&self, command: &[u8]) -> Result<Vec<u8>, TpmFailed>;
 
-    /// Ends an execution under way by force, if it can. Until it is switched on, it executes nothing.
+    /// Ends an execution under way by force, if it can. Until it is switched on, it executes nothing. It waits for nobody who
+    /// waits for the TPM.
     fn abort(&self);
 }
 
@@ -41,6 +44,8 @@ enum Turn {
     Execute(Vec<u8>),
     PowerOn,
     Work,
+    /// Its owner has given up waiting: what it still does counts for nothing.
+    Abandoned,
     Quit,
     Gone,
 }
@@ -100,11 +105,11 @@ impl Tpm {
     pub fn reset(&self) -> Result<(), TpmFailed> {
         let shared = &self.shared;
         shared.turn_to(Turn::PowerOn);
-        let mut desk = shared.settled(shared.desk(), TO_OBEY, Turn::at_rest);
+        let mut desk = shared.settled(shared.desk(), OBEY_LIMIT, Turn::at_rest);
         if desk.turn == Turn::Rest && desk.crb == Crb::new(shared.range.start().0) {
             return Ok(());
         }
-        desk.crb = Crb::broken(shared.range.start().0);
+        shared.give_up(&mut desk);
         Err(TpmFailed)
     }
 }
@@ -113,7 +118,7 @@ impl Drop for Tpm {
     fn drop(&mut self) {
         let shared = &self.shared;
         shared.turn_to(Turn::Quit);
-        let gone = shared.settled(shared.desk(), TO_OBEY, |turn| *turn == Turn::Gone).turn == Turn::Gone;
+        let gone = shared.settled(shared.desk(), OBEY_LIMIT, |turn| *turn == Turn::Gone).turn == Turn::Gone;
         // A thread that the kernel does not let go of is left behind.
         if let Some(thread) = self.thread.take().filter(|_| gone) {
             drop(thread.join());
@@ -129,19 +134,18 @@ impl Turn {
 
 impl Shared {
     fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().expect("no code panics with this lock held")
+        self.desk.lock()
     }
 
     /// Has the thread do this next. A command under way has some time to end, and then is ended by force.
     fn turn_to(&self, next: Turn) {
-        let mut desk = self.settled(self.desk(), TO_FINISH, Turn::at_rest);
-        let force = desk.turn == Turn::Work;
-        desk.turn = next;
-        self.changed.notify_all();
-        drop(desk);
-        if force {
+        let mut desk = self.settled(self.desk(), FINISH_LIMIT, Turn::at_rest);
+        if let Turn::Work | Turn::Abandoned = desk.turn {
+            // With the desk, so that the thread does not begin meanwhile what comes next, which this would end.
             self.back_end.abort();
         }
+        desk.turn = next;
+        self.changed.notify_all();
     }
 
     /// Waits until the thread's turn is so, but no longer than this.
@@ -157,9 +161,17 @@ impl Shared {
             if left.is_zero() {
                 break;
             }
-            desk = self.changed.wait_timeout(desk, left).expect("no code panics with this lock held").0;
+            self.changed.wait_for(&mut desk, left);
         }
         desk
+    }
+
+    /// It is broken from now on. What is still under way must not bring it to life under a guest that runs: nothing was measured into it.
+    fn give_up(&self, desk: &mut Desk) {
+        if desk.turn != Turn::Rest {
+            desk.turn = Turn::Abandoned;
+        }
+        desk.crb = Crb::broken(self.range.start().0);
     }
 
     fn work(&self) {
@@ -179,6 +191,10 @@ impl Shared {
                     let at = self.range.start().0;
                     self.rest(&mut desk, |crb| *crb = on.map_or(Crb::broken(at), |()| Crb::new(at)));
                 }
+                Turn::Abandoned => {
+                    desk.turn = Turn::Rest;
+                    self.changed.notify_all();
+                }
                 Turn::Quit => {
                     desk.turn = Turn::Gone;
                     self.changed.notify_all();
@@ -186,7 +202,7 @@ impl Shared {
                 }
                 other => {
                     desk.turn = other;
-                    desk = self.changed.wait(desk).expect("no code panics with this lock held");
+                    self.changed.wait(&mut desk);
                 }
             }
         }

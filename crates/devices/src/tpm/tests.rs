@@ -13,22 +13,29 @@ struct Model {
     abort: Sender<Result<Vec<u8>, TpmFailed>>,
     powered: Mutex<u32>,
     works: bool,
+    /// Held by a test while a switch-on is to wait.
+    slow: Mutex<()>,
 }
 
 impl TpmBackEnd for Model {
     fn power_on(&self) -> Result<(), TpmFailed> {
-        *self.powered.lock().unwrap() += 1;
+        *self.powered.lock() += 1;
+        drop(self.slow.lock());
         if self.works { Ok(()) } else { Err(TpmFailed) }
     }
 
     fn execute(&self, command: &[u8]) -> Result<Vec<u8>, TpmFailed> {
         assert_eq!(command, COMMAND);
         self.began.send(()).unwrap();
-        self.results.lock().unwrap().recv().unwrap()
+        self.results.lock().recv().unwrap()
     }
 
     fn abort(&self) {
+        let powered = *self.powered.lock();
         self.abort.send(Err(TpmFailed)).unwrap();
+        // The execution ends at once, and this goes on for a while.
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(*self.powered.lock(), powered, "a switch-on waits until what it would lose to is over");
     }
 }
 
@@ -42,7 +49,8 @@ struct Bench {
 fn bench(works: bool) -> Bench {
     let ((began, begins), (results, ends)) = (channel(), channel());
     let abort = results.clone();
-    let model = Arc::new(Model { began, results: Mutex::new(ends), abort, powered: Mutex::default(), works });
+    let (results_end, powered, slow) = (Mutex::new(ends), Mutex::default(), Mutex::default());
+    let model = Arc::new(Model { began, results: results_end, abort, powered, works, slow });
     let tpm = Tpm::new(Gpa(0xfed4_0000), model.clone()).unwrap();
     Bench { tpm, model, began: begins, results }
 }
@@ -92,7 +100,7 @@ fn a_back_end_that_fails_is_a_fatal_error_until_the_machine_is_reset() {
     bench.wait_for_end();
     assert_eq!(bench.register(0x44), 1);
     bench.tpm.reset().unwrap();
-    assert_eq!((bench.register(0x44), *bench.model.powered.lock().unwrap()), (2, 1));
+    assert_eq!((bench.register(0x44), *bench.model.powered.lock()), (2, 1));
 }
 
 #[test]
@@ -112,6 +120,25 @@ fn one_that_cannot_be_switched_on_again_says_so_to_its_driver_and_to_its_owner()
     let bench = bench(false);
     assert_eq!(bench.tpm.reset(), Err(TpmFailed));
     assert_eq!(bench.register(0x44), 3);
+}
+
+#[test]
+fn a_switch_on_that_comes_too_late_does_not_bring_it_to_life_and_the_next_one_does() {
+    let bench = bench(true);
+    let slow = bench.model.slow.lock();
+    bench.tpm.shared.turn_to(Turn::PowerOn);
+    while *bench.model.powered.lock() == 0 {
+        std::thread::yield_now();
+    }
+    bench.tpm.shared.give_up(&mut bench.tpm.shared.desk());
+    drop(slow);
+    let shared = &bench.tpm.shared;
+    let desk = shared.settled(shared.desk(), Duration::from_secs(10), Turn::at_rest);
+    assert_eq!(desk.turn, Turn::Rest);
+    drop(desk);
+    assert_eq!(bench.register(0x44), 3, "broken");
+    bench.tpm.reset().unwrap();
+    assert_eq!(bench.register(0x44), 2);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::serial_number;
 use crate::stock::Stock;
 
 /// How long a vCPU waits for the flush with which the write cache is switched off.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+const CACHE_OFF_LIMIT: Duration = Duration::from_secs(5);
 /// Device type of a block device.
 const BLOCK: u16 = 2;
 /// PCI class: mass storage, SCSI by name, as every hypervisor has it.
@@ -207,7 +207,7 @@ impl VirtioBlk {
         if on || !was_on || self.disk.geometry().write_cache == WriteCache::WriteThrough {
             return;
         }
-        if let Err(why) = self.flusher.flush_within(&self.disk, FLUSH_PATIENCE) {
+        if let Err(why) = self.flusher.flush_within(&self.disk, CACHE_OFF_LIMIT) {
             self.write_back.store(true, Ordering::SeqCst);
             if let Some(transport) = self.size_notice.0.get() {
                 transport.report(&format_args!(

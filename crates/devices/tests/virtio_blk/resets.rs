@@ -218,7 +218,7 @@ fn a_disk_that_does_not_answer_holds_up_its_device_for_seconds_whatever_the_numb
     assert!(took < Duration::from_millis(6500), "{took:?}");
     assert_eq!(ledger.under_way(), 3);
     assert!(ram.upgrade().is_some(), "the disk has the guest's memory still");
-    let reports = reports.lock().unwrap().clone();
+    let reports = reports.lock().clone();
     let wanted = "virtio-blk disk0: queues 0, 1, 2 have not ended in 5 s what is under way";
     assert!(reports.len() == 1 && reports[0].starts_with(wanted), "{reports:?}");
     while ram.upgrade().is_some() {

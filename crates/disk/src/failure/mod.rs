@@ -7,16 +7,16 @@
 //! - [`ErrorPolicy`] says what to do.
 //! - [`Failure`] is what people are told, at a bounded rate.
 //! - [`Failures`] is the place where all queues of a disk and the VM's owner meet.
-//! - `Guard` is the layer: one for each queue, which keeps that queue's held requests.
+//! - `FailureLayer` is the layer: one for each queue, which keeps that queue's held requests.
 
-mod desk;
-mod guard;
+mod failed;
+mod failures;
+mod layer;
 mod policy;
 mod rate;
-mod told;
 
-pub(crate) use desk::Owner;
-pub use desk::{Failures, TellFailure, Waiting};
-pub(crate) use guard::{FlushAgain, Guard};
+pub use failed::Failure;
+pub(crate) use failures::Owner;
+pub use failures::{Failures, TellFailure, Waiting};
+pub(crate) use layer::{FailureLayer, FlushAgain};
 pub use policy::{Answer, ErrorPolicy, OnError};
-pub use told::Failure;

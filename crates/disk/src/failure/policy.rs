@@ -1,6 +1,6 @@
 //! What to do about which failure.
 
-use crate::request::{DiskError, Operation};
+use crate::contract::{DiskError, Operation};
 
 /// What is done when the host fails a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,8 +82,7 @@ impl ErrorPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::geometry::Sectors;
-    use crate::request::Durability;
+    use crate::contract::{Durability, Sectors};
 
     const READ: Operation = Operation::Read { at: Sectors(0) };
     const WRITE: Operation = Operation::Write { at: Sectors(0), durability: Durability::Cached };

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::told::Failure;
+use super::failed::Failure;
 
 /// Until the second message; every further one takes twice as long, ...
 const FIRST: Duration = Duration::from_secs(1);
@@ -67,10 +67,9 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
+    use super::super::policy::Answer;
     use super::*;
-    use crate::failure::Answer;
-    use crate::geometry::Sectors;
-    use crate::request::{DiskError, Operation};
+    use crate::contract::{DiskError, Operation, Sectors};
 
     fn failure(at: u64) -> Failure {
         let operation = Operation::Read { at: Sectors(at) };

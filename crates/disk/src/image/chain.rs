@@ -13,14 +13,14 @@ use imago::{FormatAccess, StorageOpenOptions};
 
 use super::layer::Layer;
 use super::marks::Marks;
-use super::names::{self, Found, Role};
-use super::qcow2_header::{self, BITMAPS, Backing, DATA_IS_RAW, DataFile, Header, Layout, Unfit};
+use super::names::{self, Found};
+use super::qcow2_header::{self, BITMAPS, Backing, DATA_IS_RAW, DataFile, Header, Layout};
 use super::tables::Tables;
+use super::unfit::Unfit;
 use super::{counts, vmdk, whole};
-use crate::geometry::{Access, Sectors};
-use crate::kernel::{self, FileOptions, Handle, OpenError};
-use crate::opening::below;
-use crate::options::{Allowed, Changes, Claim, DiskOptions, Format};
+use crate::contract::{Access, Sectors};
+use crate::kernel::{self, FileOptions, Handle};
+use crate::options::{Allowed, Changes, Claim, DiskOptions, Format, OpenError, Role};
 
 /// Images may stand on images this deep.
 const DEEPEST: usize = 64;
@@ -243,7 +243,7 @@ impl Chain {
                 return Err(wrong(&of.path, what, hint));
             }
         };
-        let options = below(&self.named(of, name, Role::Backing)?);
+        let options = self.named(of, name, Role::Backing)?.below();
         let opened = if raw { self.raw(&options) } else { self.qcow2(&options) };
         opened.map_err(|cause| wanted(&of.path, Role::Backing, cause))
     }
@@ -289,7 +289,7 @@ impl Gate<'_> {
     fn extent(&mut self, path: &Path) -> Result<Layer, OpenError> {
         let Gate { chain, options, .. } = self;
         let extent = chain.named(options, &path.to_string_lossy(), Role::Extent)?;
-        chain.layer(&below(&extent)).map_err(|cause| wanted(&options.path, Role::Extent, cause))
+        chain.layer(&extent.below()).map_err(|cause| wanted(&options.path, Role::Extent, cause))
     }
 }
 

@@ -9,7 +9,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::qcow2_header::{Header, Table, Unfit, unaligned};
+use super::qcow2_header::{Header, Table, unaligned};
+use super::unfit::Unfit;
 use crate::kernel::Handle;
 
 /// Bytes of the longest table of blocks of counts: as much as QEMU takes, for images of far more than 1 PiB.

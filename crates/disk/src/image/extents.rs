@@ -1,8 +1,8 @@
 //! Where an image's data lies, as far as it is known, and who relies on that.
 
 use std::collections::BTreeMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 /// More than this is not remembered; it is learned anew.
 const MOST: usize = 8192;
 
@@ -94,26 +94,25 @@ impl Extents {
 
     /// Becomes a user, once nobody wants to be alone.
     pub(super) fn share(&self) -> Shared<'_> {
-        let state = self.changed.wait_while(self.lock(), |state| state.closed);
-        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        self.changed.wait_while(&mut state, |state| state.closed);
         state.users += 1;
         Shared { extents: self, generation: state.generation }
     }
 
     /// Waits until there is no user; all that was known is forgotten.
     pub(super) fn alone(&self) -> Alone<'_> {
-        let state = self.changed.wait_while(self.lock(), |state| state.closed);
-        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        self.changed.wait_while(&mut state, |state| state.closed);
         state.closed = true;
-        let state = self.changed.wait_while(state, |state| state.users > 0);
-        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        self.changed.wait_while(&mut state, |state| state.users > 0);
         state.known.clear();
         state.generation += 1;
         Alone(self)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

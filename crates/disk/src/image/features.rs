@@ -3,7 +3,7 @@
 //! One table, for everything in which a reader that does not know it would see other data than is there. What is not
 //! in it is refused, too: the format may grow.
 
-use super::qcow2_header::Unfit;
+use super::unfit::Unfit;
 
 /// The mark of an image whose data is in another file.
 pub(super) const DATA_FILE: u64 = 1 << 2;

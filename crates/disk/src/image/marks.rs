@@ -4,13 +4,15 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard};
+
+use parking_lot::MutexGuard;
 
 use super::qcow2_header::{MARKS, unaligned};
 use super::tables::Tables;
+use crate::contract::DiskError;
 use crate::kernel::kind_of;
-use crate::request::DiskError;
 
 /// The marks of an image that will be written to. They stay until the first change, so that an image which is opened
 /// and not changed keeps them: the library does not see them ([`Tables`]), and one write changes them in the file.

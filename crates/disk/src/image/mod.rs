@@ -16,31 +16,30 @@ mod overlay;
 mod power_cuts;
 mod qcow2_header;
 mod tables;
+mod unfit;
 mod vmdk;
 mod whole;
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use imago::{FormatAccess, Mapping};
 use memory::Buffers;
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::counters::Bounced;
-use crate::crewed::CrewedDisk;
-use crate::geometry::{
-    Access, AfterDiscard, Discard, Geometry, SectorRange, Sectors, WriteCache, WriteZeroes,
+use crate::contract::{
+    Access, AfterDiscard, Bounced, Discard, DiskError, Durability, Geometry, Operation, SectorRange, Sectors,
+    Unmap, WriteCache, WriteZeroes,
 };
-use crate::kernel::{Handle, OpenError, PastEnd, Transfer, fill_with_zeroes, kind_of};
-use crate::opening::{Found, failed, unseen};
-use crate::options::{Changes, DiskOptions, Format};
-use crate::request::{DiskError, Durability, Operation, Unmap};
+use crate::kernel::{Handle, PastEnd, Transfer, fill_with_zeroes, kind_of};
+use crate::options::{Changes, DiskOptions, Format, OpenError};
+use crate::pooled::PooledDisk;
 use crate::threads::{Direct, Moved, Work};
 use chain::Chain;
 use extents::{Extent, Extents, Shared};
 use layer::Layer;
 use marks::Marks;
-pub use names::Role;
 pub(crate) use names::has_driver;
 use tables::{Tables, aligned};
 
@@ -49,12 +48,16 @@ const LONGEST_RANGE: u64 = 512 << 20;
 /// Data in another form is brought into its own in portions of this size.
 const PORTION: u64 = 1 << 20;
 
-/// Opens an image, with those it stands on; changes may go to a temporary one on top.
-pub(crate) fn open(path: &Path, format: Format, options: &DiskOptions) -> Result<Found, OpenError> {
+/// Opens an image, with those it stands on, and says what a person should know; changes may go to a temporary one on top.
+pub(crate) fn open(
+    path: &Path,
+    format: Format,
+    options: &DiskOptions,
+) -> Result<(PooledDisk, Vec<String>), OpenError> {
     let (image, geometry, remarks) = prepare(path, format, options)?;
     let (name, files) = (options.source.to_string().into(), image.files.clone());
-    let disk = CrewedDisk::with_ring(name, geometry, files, Arc::new(image));
-    Ok(Found { backend: Box::new(disk.map_err(|cause| failed(options, cause))?), remarks })
+    let disk = PooledDisk::with_ring(name, geometry, files, Arc::new(image));
+    Ok((disk.map_err(|cause| options.failed(cause))?, remarks))
 }
 
 /// An open image, what the guest sees of it, and remarks.
@@ -79,7 +82,7 @@ fn prepare(
     let mut access = access;
     if options.changes == Changes::ThrownAway && options.access == Access::ReadWrite {
         image =
-            overlay::over(image, path, options.bounce, &mut chain).map_err(|cause| failed(options, cause))?;
+            overlay::over(image, path, options.bounce, &mut chain).map_err(|cause| options.failed(cause))?;
         access = Access::ReadWrite;
     }
     let top = chain.top();
@@ -89,7 +92,7 @@ fn prepare(
     }
     let cluster = cluster(&image, &chain);
     let Chain { files, mut remarks, marks, raw_data, tables, .. } = chain;
-    remarks.extend(unseen(path, image.size(), geometry.logical_block));
+    remarks.extend(geometry.unseen(path, image.size()));
     let image = Image {
         files,
         top,
@@ -404,7 +407,7 @@ impl Image {
     }
 
     fn change(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.changing.lock()
     }
 
     /// Brings the tables to the file if nothing may get a new place before that.

@@ -3,49 +3,10 @@
 //! A name in an image is a wish of whoever made the image. It is compared with what the user allows, as text, before
 //! anything on the host is touched by it.
 
-use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-use crate::kernel::{Named, OpenError};
-use crate::options::Allowed;
-
-/// What another file is for an image.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Role {
-    /// What is not in the image is read from there.
-    Backing,
-    /// All of the disk's data is there.
-    Data,
-    /// A part of the disk's data is there.
-    Extent,
-}
-
-/// In the middle of a sentence.
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Role::Backing => "the image that it stands on (its backing file)",
-            Role::Data => "the file that holds its data (its data file)",
-            Role::Extent => "a file that holds a part of its data (an extent)",
-        })
-    }
-}
-
-impl Role {
-    /// How another name gets into an image, in the middle of a sentence.
-    pub(crate) fn rename(self) -> &'static str {
-        match self {
-            Role::Backing => {
-                "write the right name into the image with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`"
-            }
-            Role::Data => {
-                "write the right name into the image with `qemu-img amend -o data_file=FILE --image-opts \
-                 driver=qcow2,file.filename=IMAGE,data-file.driver=file,data-file.filename=FILE`"
-            }
-            Role::Extent => "write the right name into the image, which is a text",
-        }
-    }
-}
+use crate::kernel::Named;
+use crate::options::{Allowed, OpenError, Role};
 
 /// A file to be opened, and at whose word.
 #[derive(PartialEq, Eq, Debug)]

@@ -11,7 +11,8 @@ use imago::{FormatAccess, FormatCreateBuilder, FormatDriverBuilder};
 
 use super::chain::Chain;
 use super::layer::Layer;
-use crate::kernel::{self, Bounce};
+use crate::kernel;
+use crate::options::Bounce;
 
 /// Puts an empty image on top, in a file without a name that is gone when it is closed, also after a crash.
 pub(super) fn over(

@@ -10,10 +10,9 @@ use std::sync::Arc;
 use memory::{Buffers, Gpa, GpaRange, Ram};
 
 use super::Image;
-use crate::geometry::{SectorRange, Sectors};
+use crate::contract::{DiskError, Durability, Operation, SectorRange, Sectors, Unmap};
 use crate::kernel::recorder::{self, Deed};
 use crate::options::{Allowed, DiskOptions, Format};
-use crate::request::{DiskError, Durability, Operation, Unmap};
 use crate::threads::{Moved, Work};
 
 /// Bytes of every disk: no whole number of clusters.

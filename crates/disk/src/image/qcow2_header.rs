@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::features::{self, Field};
+use super::unfit::Unfit;
 use crate::options::Format;
 
 /// Bytes of a header of version 2, and of the part that every version has.
@@ -31,29 +32,6 @@ pub(super) const DATA_IS_RAW: u64 = 1 << 1;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const DATA_FILE_NAME: u32 = 0x4441_5441;
 const FEATURE_NAMES: u32 = 0x6803_f857;
-
-/// Why an image cannot be used, and what to do about it.
-#[derive(PartialEq, Eq, Debug)]
-pub(super) struct Unfit {
-    pub(super) what: String,
-    pub(super) hint: &'static str,
-}
-
-impl Unfit {
-    pub(super) fn damaged(what: impl Into<String>) -> Unfit {
-        Unfit {
-            what: what.into(),
-            hint: "Repair the image with `qemu-img check -r all`, or take it from a copy.",
-        }
-    }
-
-    pub(super) fn no_image(format: Format) -> Unfit {
-        Unfit {
-            what: format!("it cannot be used as a {format} image: it does not begin like one"),
-            hint: "Say with `format` which format it has.",
-        }
-    }
-}
 
 /// A table in the image file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

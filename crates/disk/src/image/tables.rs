@@ -9,9 +9,10 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use imago::io_buffers::{IoBuffer, IoVector, IoVectorMut};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::qcow2_header::{Header, Layout, MARKS};
 use crate::kernel::Handle;
@@ -316,7 +317,7 @@ impl Tables {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

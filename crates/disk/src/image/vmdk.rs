@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::qcow2_header::{Unfit, unaligned};
-use crate::geometry::Sectors;
+use super::qcow2_header::unaligned;
+use super::unfit::Unfit;
+use crate::contract::Sectors;
 use crate::kernel::Handle;
 use crate::options::Format;
 

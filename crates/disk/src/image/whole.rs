@@ -7,7 +7,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::counts::{LONGEST_TABLE, entries};
-use super::qcow2_header::{Header, LONGEST_CLUSTER_TABLE, Table, Unfit, unaligned};
+use super::qcow2_header::{Header, LONGEST_CLUSTER_TABLE, Table, unaligned};
+use super::unfit::Unfit;
 use crate::kernel::Handle;
 
 /// Bytes of tables that are looked through at a start.
@@ -162,8 +163,8 @@ mod tests {
 
     use super::super::qcow2_header::Layout;
     use super::*;
-    use crate::DiskOptions;
     use crate::kernel::{self, FileOptions};
+    use crate::options::DiskOptions;
 
     /// As many blocks of counts as a table has room for, none of which counts anything, of 2 MiB each.
     #[test]

@@ -7,12 +7,11 @@ use std::sync::atomic::Ordering;
 
 use memory::Buffers;
 
-use crate::counters::Bounced;
-use crate::geometry::{SectorRange, Sectors};
-use crate::kernel::bounce::{BOUNCE_SIZE, BounceBuffer};
-use crate::kernel::slot::{LONGEST_STEP, MOST_PIECES, Way, cut, ways};
-use crate::kernel::{Handle, Kind};
-use crate::request::{DiskError, Durability, Operation};
+use super::bounce::{BOUNCE_SIZE, BounceBuffer};
+use super::facts::Kind;
+use super::handle::Handle;
+use super::slot::{LONGEST_STEP, MOST_PIECES, Way, ways};
+use crate::contract::{Bounced, DiskError, Durability, Operation, SectorRange, Sectors, cut};
 use crate::threads::{Moved, Work};
 
 /// `linux/fs.h`

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use io_uring::{IoUring, types};
 use memory::Buffers;
 
-use crate::geometry::{Geometry, SectorRange, Sectors};
-use crate::kernel::slot::{Way, change_range};
-use crate::kernel::{Handle, Kind};
-use crate::request::{DiskError, Operation};
+use super::facts::Kind;
+use super::handle::Handle;
+use super::slot::{Way, change_range};
+use crate::contract::{DiskError, Geometry, Operation, SectorRange, Sectors};
 use crate::threads::{Direct, Moved, Work};
 
 /// A block device on which threads discard, and the ring does the rest.
@@ -63,11 +63,11 @@ fn ring_discards(handle: &Handle) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Durability;
+    use crate::contract::Durability;
 
     #[test]
     fn what_is_no_block_device_has_no_command_to_discard() {
-        let (handle, geometry) = crate::kernel::in_memory(Sectors(8)).unwrap();
+        let (handle, geometry) = super::super::open::in_memory(Sectors(8)).unwrap();
         assert!(!ring_discards(&handle).unwrap());
         // Files are punched, which rings of all kernels do.
         assert!(DiscardsByThreads::where_needed(&handle, &geometry).unwrap().is_none());
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn threads_get_discards_and_nothing_else() {
-        let (handle, _) = crate::kernel::in_memory(Sectors(8)).unwrap();
+        let (handle, _) = super::super::open::in_memory(Sectors(8)).unwrap();
         let work = DiscardsByThreads(handle);
         let at = Sectors(5);
         for (operation, to) in [

@@ -6,8 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::geometry::{Access, AfterDiscard, Discard, Geometry, Sectors, WriteCache, WriteZeroes};
-use crate::kernel::{Alignment, Kind};
+use crate::contract::{Access, AfterDiscard, Discard, Geometry, Sectors, WriteCache, WriteZeroes};
 
 /// `linux/fs.h`; libc has not all of them.
 const BLKROGET: libc::c_ulong = 0x125e;
@@ -22,6 +21,30 @@ const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 const LONGEST_RANGE: u64 = 1 << 30;
 /// A disk that is sent its zeroes gets them in smaller portions still.
 const LONGEST_WRITTEN_RANGE: u64 = 32 << 20;
+
+/// What lies behind the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    BlockDevice,
+    File,
+}
+
+/// Which memory the kernel takes for direct I/O.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Alignment {
+    /// Every piece starts at a multiple of this many bytes, a power of two.
+    pub(crate) address: u32,
+    /// Every piece is a multiple of this many bytes long, a power of two.
+    pub(crate) length: u32,
+}
+
+impl Alignment {
+    pub(super) fn allows(self, pieces: &[libc::iovec]) -> bool {
+        // Bits that must be 0: there is a division less for each piece.
+        let (address, length) = (self.address as usize - 1, self.length as usize - 1);
+        pieces.iter().all(|piece| piece.iov_base as usize & address == 0 && piece.iov_len & length == 0)
+    }
+}
 
 type Fact<T> = Result<T, (&'static str, io::Error)>;
 

@@ -8,14 +8,15 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 
 use host::{Host, Openers};
 
-use crate::geometry::Access;
-use crate::kernel::Kind;
-use crate::kernel::open::{FileOptions, OpenError, overridden};
-use crate::options::Claim;
+use super::facts::Kind;
+use super::file_options::FileOptions;
+use crate::contract::Access;
+use crate::options::{Claim, OpenError};
 
 /// So often a lock is tried for that nobody who still runs seems to hold, and how long to wait in between.
 const LOCK_TRIES: usize = 20;
@@ -188,6 +189,13 @@ pub(super) fn lock(file: &File, kind: Kind, options: &FileOptions) -> Result<Opt
 
 /// A file system without locks cannot be asked who else uses the file. Whoever only reads harms nobody, and who writes
 /// it meanwhile is told.
+pub(super) fn overridden(path: &Path, holders: &str) -> String {
+    format!(
+        "disk {}: force=on overrides that it is in use: {holders}. What both write is lost or mixed up",
+        path.display()
+    )
+}
+
 fn without(options: &FileOptions, cause: io::Error) -> Result<Option<String>, OpenError> {
     let path = options.path.clone();
     match (cause.raw_os_error(), options.access) {

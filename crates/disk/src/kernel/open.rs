@@ -2,260 +2,21 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use host::{Host, Openers};
 
-use crate::geometry::{Access, Geometry};
-use crate::hints::{allowing, as_in_a_flag};
-use crate::image::Role;
-use crate::kernel::lock::lock;
-use crate::kernel::route::Route;
-use crate::kernel::{Bounce, Handle, Kind, facts};
-use crate::options::{Allocation, Claim, DiskOptions};
-
-/// Why a disk could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Nothing is there.
-    #[error(
-        "disk {path}: there is no such file or device. Check the path; `lsblk` and `ls /dev/disk/by-id` show the disks of this host."
-    )]
-    NotFound {
-        /// The path asked for.
-        path: PathBuf,
-    },
-    /// The kernel refused access.
-    #[error("disk {path}: {cause}. {hint}")]
-    Denied {
-        /// The path asked for.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        cause: io::Error,
-        /// What a person can do.
-        hint: &'static str,
-    },
-    /// It is neither a block device nor a file.
-    #[error("disk {path}: this is {what}, not a disk. Give a block device or a raw image file.")]
-    NotADisk {
-        /// The path asked for.
-        path: PathBuf,
-        /// What it is.
-        what: &'static str,
-    },
-    /// There is no room on it.
-    #[error(
-        "disk {path}: it has {bytes} bytes, which is less than one block of {block}. Give the image a size first, for example with `truncate -s 10G`; a device without size may have no medium."
-    )]
-    Empty {
-        /// The path asked for.
-        path: PathBuf,
-        /// Its size in bytes.
-        bytes: u64,
-        /// Its block in bytes.
-        block: u32,
-    },
-    /// Somebody else uses it.
-    #[error(
-        "disk {path}: it is in use: {holders}. Free it first (umount, swapoff, stop the array or the VM that uses it)."
-    )]
-    Busy {
-        /// The path asked for.
-        path: PathBuf,
-        /// Who, as far as can be seen.
-        holders: String,
-    },
-    /// Something about it could not be learned.
-    #[error(
-        "disk {path}: cannot read its {what}: {cause}. Look into the kernel's log (dmesg) for errors of the device."
-    )]
-    Unreadable {
-        /// The path asked for.
-        path: PathBuf,
-        /// What was asked.
-        what: &'static str,
-        /// The kernel's answer.
-        #[source]
-        cause: io::Error,
-    },
-    /// There is no room for all of it on its file system.
-    #[error(
-        "disk {path}: there is no room for its {bytes} bytes: {cause}. Free some on that file system, {}",
-        OpenError::ROOM_LATER
-    )]
-    NoRoom {
-        /// The path asked for.
-        path: PathBuf,
-        /// The file's size.
-        bytes: u64,
-        /// The kernel's answer.
-        #[source]
-        cause: io::Error,
-    },
-    /// It looks like an image, and nobody said that it is one.
-    #[error("disk {path}: the file looks like {looks}, and no format was given. {hint}")]
-    Unsaid {
-        /// The path asked for.
-        path: PathBuf,
-        /// What it looks like, with an article.
-        looks: &'static str,
-        /// What a person can do.
-        hint: &'static str,
-    },
-    /// It is not what its format says, or of a kind that cannot be used.
-    #[error("disk {path}: {what}. {hint}")]
-    Format {
-        /// The path asked for.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-        /// What a person can do.
-        hint: &'static str,
-    },
-    /// An image names another file, which nobody but the image asked for.
-    #[error(
-        "disk {}: its header says that {role} is {name:?}, and no file is opened only because an image names it. If it is \
-         the right one, add this to the disk: {}",
-        image.display(),
-        allowing(*beside, target, &as_in_a_flag)
-    )]
-    NotAllowed {
-        /// The image.
-        image: PathBuf,
-        /// What it wants the file for.
-        role: Role,
-        /// The file, as the image names it.
-        name: String,
-        /// Whether it is in the folder of the image.
-        beside: bool,
-        /// The file's own path.
-        target: PathBuf,
-    },
-    /// An image names something that is no file.
-    #[error(
-        "disk {}: its header says that {role} is {name:?}, which is an address for a driver of QEMU and no path of a file. \
-         If it is on this host, {}.",
-        image.display(),
-        role.rename()
-    )]
-    Driver {
-        /// The image.
-        image: PathBuf,
-        /// What it wants it for.
-        role: Role,
-        /// What the image names.
-        name: String,
-    },
-    /// A file that belongs to an image is not there.
-    #[error(
-        "disk {}: {role} is lost: there is no such file as {}. Put it there, or {}.",
-        image.display(),
-        path.display(),
-        role.rename()
-    )]
-    Lost {
-        /// The image.
-        image: PathBuf,
-        /// What it wants the file for.
-        role: Role,
-        /// Where it is looked for.
-        path: PathBuf,
-    },
-    /// An image stands on itself, by way of others or none.
-    #[error(
-        "disk {}: it stands on itself: {role} is {}, which is part of the same chain already. If that is a mistake, {}.",
-        image.display(),
-        path.display(),
-        role.rename()
-    )]
-    Loop {
-        /// The image.
-        image: PathBuf,
-        /// What it wants the file for.
-        role: Role,
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another file, which belongs to an image, cannot be opened.
-    #[error("disk {}: {role} cannot be used: {cause}", image.display())]
-    Wanted {
-        /// The image.
-        image: PathBuf,
-        /// What it wants the file for.
-        role: Role,
-        /// Why not.
-        #[source]
-        cause: Box<OpenError>,
-    },
-    /// The options do not go with this disk.
-    #[error("disk {disk}: {what}. {hint}")]
-    Options {
-        /// The disk asked for.
-        disk: String,
-        /// What does not fit.
-        what: String,
-        /// What a person can do.
-        hint: &'static str,
-    },
-    /// A server did not give it.
-    #[error(transparent)]
-    Nbd(#[from] crate::nbd::NbdError),
-    /// It cannot be opened for another reason.
-    #[error("disk {path}: cannot open it: {cause}.{}", hint(cause))]
-    Failed {
-        /// The path asked for.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        cause: io::Error,
-    },
-}
-
-impl OpenError {
-    /// What a person can do when a file has no room for all of it.
-    pub(crate) const ROOM_LATER: &str = "or let the file get its room as the guest writes: preallocate=off.";
-}
-
-/// At whose word a file is opened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Named {
-    /// The user has given this path; it may lead anywhere, and be a device.
-    ByTheUser,
-    /// An image has this name in it: it must be a file, and no link to one.
-    ByAnImage,
-}
-
-/// How to open one file or device.
-#[derive(Clone, Debug)]
-pub(crate) struct FileOptions {
-    pub(crate) path: PathBuf,
-    pub(crate) named: Named,
-    pub(crate) access: Access,
-    pub(crate) bounce: Bounce,
-    pub(crate) allocation: Allocation,
-    pub(crate) claim: Claim,
-    /// Whether to go past the host's page cache where that is possible.
-    pub(crate) direct: bool,
-}
-
-impl FileOptions {
-    pub(crate) fn new(path: &Path, options: &DiskOptions) -> FileOptions {
-        FileOptions {
-            path: path.to_owned(),
-            named: Named::ByTheUser,
-            access: options.access,
-            bounce: options.bounce,
-            allocation: options.allocation,
-            claim: options.claim,
-            direct: true,
-        }
-    }
-}
+use super::facts::{self, Kind};
+use super::file_options::{FileOptions, Named};
+use super::handle::{CopyPolicy, Handle};
+use super::lock::{lock, overridden};
+use super::route::Route;
+use crate::contract::{Access, Geometry, Sectors, WriteCache};
+use crate::options::{Allocation, Bounce, Claim, OpenError};
 
 /// A file or device that is open and claimed.
 pub(crate) struct Opened {
@@ -320,13 +81,6 @@ pub(crate) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
         geometry,
         remarks,
     })
-}
-
-pub(super) fn overridden(path: &Path, holders: &str) -> String {
-    format!(
-        "disk {}: force=on overrides that it is in use: {holders}. What both write is lost or mixed up",
-        path.display()
-    )
 }
 
 /// Opens it past the page cache if that is asked for and possible.
@@ -406,21 +160,6 @@ pub(crate) fn first_bytes<const N: usize>(options: &FileOptions) -> Option<[u8; 
     Some(bytes)
 }
 
-/// What a person can do about a cause of [`OpenError::Failed`]. The kernel's log has something only about devices that
-/// fail.
-fn hint(cause: &io::Error) -> &'static str {
-    match cause.raw_os_error() {
-        Some(libc::EIO | libc::ENXIO | libc::ENODEV | libc::EREMOTEIO | libc::ETIMEDOUT) => {
-            " Look into the kernel's log (dmesg) for errors of the device."
-        }
-        Some(libc::EMFILE | libc::ENFILE) => " Raise the limit of open files (`ulimit -n`).",
-        Some(libc::ENOSPC | libc::EDQUOT) => " Make room on its file system.",
-        Some(libc::ELOOP) => " Give the path of the file itself, without links that lead in a circle.",
-        Some(libc::ENAMETOOLONG) => " Write a shorter path.",
-        _ => "",
-    }
-}
-
 fn refusal(options: &FileOptions, cause: io::Error) -> OpenError {
     let path = options.path.clone();
     match cause.raw_os_error() {
@@ -444,20 +183,52 @@ fn refusal(options: &FileOptions, cause: io::Error) -> OpenError {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_device_that_fails_sends_people_to_the_kernels_log() {
-        let said = |cause: io::Error| OpenError::Failed { path: "/d".into(), cause }.to_string();
-        assert!(said(io::Error::from_raw_os_error(libc::EIO)).contains("dmesg"));
-        let others = [libc::ENOENT, libc::ENOTDIR, libc::EMFILE, libc::ENOSPC, libc::EINVAL];
-        for cause in others.map(io::Error::from_raw_os_error) {
-            let text = said(cause);
-            assert!(!text.contains("dmesg"), "{text}");
+/// A disk of the host's kernel in memory: a file that is in no folder.
+pub(crate) fn in_memory(size: Sectors) -> io::Result<(Arc<Handle>, Geometry)> {
+    // SAFETY: a constant name that ends in zero; a new descriptor is returned, which nobody else has.
+    let file = unsafe {
+        let fd = libc::memfd_create(c"skep-disk".as_ptr(), libc::MFD_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
         }
-        let no_folder = io::Error::new(io::ErrorKind::NotFound, "no folder /t. Make it");
-        assert_eq!(said(no_folder), "disk /d: cannot open it: no folder /t. Make it.");
-    }
+        File::from_raw_fd(fd)
+    };
+    file.set_len(size.bytes().ok_or(io::ErrorKind::FileTooLarge)?)?;
+    let (mut geometry, _) = facts::read(&file, Kind::File, Access::ReadWrite).map_err(|(_, cause)| cause)?;
+    // There is no storage that anything could be brought to, so there is nothing to be lost before that either.
+    geometry.write_cache = WriteCache::WriteThrough;
+    geometry.logical_block = Sectors::SIZE as u32;
+    let handle = Handle {
+        file,
+        kind: Kind::File,
+        copies: CopyPolicy::InPageCache,
+        longest: u64::MAX,
+        untold: AtomicBool::default(),
+    };
+    Ok((Arc::new(handle), geometry))
+}
+
+/// A temporary file of our own, and what a person should know of it.
+pub(crate) fn temporary(
+    file: File,
+    name: &Path,
+    bounce: Bounce,
+) -> io::Result<(Arc<Handle>, Option<String>)> {
+    let (geometry, alignment) =
+        facts::read(&file, Kind::File, Access::ReadWrite).map_err(|(_, cause)| cause)?;
+    let longest = facts::longest_transfer(&file, Kind::File, geometry.logical_block);
+    let route = if set_direct(&file).is_ok() { Route::Direct } else { Route::DirectRefused };
+    let remark = route.remark(&file, name, Access::ReadWrite, bounce);
+    let copies = route.copies(bounce, alignment);
+    Ok((Arc::new(Handle { file, kind: Kind::File, copies, longest, untold: AtomicBool::default() }), remark))
+}
+
+/// Goes past the page cache from now on, if the file system can.
+fn set_direct(file: &File) -> io::Result<()> {
+    // SAFETY: our own descriptor; no memory is involved.
+    let status = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_DIRECT)
+    };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -12,14 +12,11 @@ use std::sync::Arc;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::backend::{Engine, Patience};
-use crate::counters::QueueCounters;
-use crate::kernel::Handle;
-use crate::kernel::bounce::{BounceRoom, Loans};
-use crate::kernel::slot::{Next, Slot, Start};
-use crate::queue::Event;
-use crate::registered::{BufferTable, Follower};
-use crate::request::Request;
+use super::bounce::{BounceRoom, Loans};
+use super::handle::Handle;
+use super::slot::{Next, Slot, Start};
+use crate::contract::{Engine, Event, Patience, QueueCounters, Request};
+use crate::registered::{BufferTable, RingBuffers};
 
 /// Marks answers that belong to no slot.
 const CANCEL: u64 = u64::MAX;
@@ -46,7 +43,7 @@ pub(crate) struct Ring {
     bell: Option<EventFd>,
     /// Where guest RAM is registered; the ring takes part in it from its start on.
     buffers: Option<Arc<BufferTable>>,
-    registered: Option<Follower>,
+    registered: Option<RingBuffers>,
     /// The kernel refused to take entries, which are lost; the ring cannot go on.
     lost: Option<io::Error>,
     /// Numbers of the failures that were brought last, by tag.
@@ -110,7 +107,7 @@ impl Ring {
         let eventfd = match mark {
             WATCH => self.watched.as_ref(),
             BELL => self.bell.as_ref(),
-            _ => self.registered.as_ref().map(Follower::bell),
+            _ => self.registered.as_ref().map(RingBuffers::eventfd),
         };
         if let Some(eventfd) = eventfd {
             // Multishot: one answer for every write to the eventfd, which therefore nobody needs to read.
@@ -206,7 +203,7 @@ impl Ring {
         match &mut self.registered {
             Some(registered) if nothing_noted => registered.follow(&self.ring),
             // The kernel takes no more just now. Another time, which is soon.
-            Some(registered) => registered.ring_again(),
+            Some(registered) => registered.wake_again(),
             None => {}
         }
         Ok(())
@@ -265,7 +262,7 @@ impl Engine for Ring {
             other => other?,
         }
         if let Some(buffers) = &self.buffers {
-            self.registered = Some(Follower::of(buffers, &self.ring)?);
+            self.registered = Some(RingBuffers::of(buffers, &self.ring)?);
             self.start_watching(BUFFERS);
         }
         Ok(())
@@ -294,7 +291,7 @@ impl Engine for Ring {
         if let Some(error) = &self.lost {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
-        if self.registered.as_ref().is_some_and(Follower::is_behind) {
+        if self.registered.as_ref().is_some_and(RingBuffers::is_behind) {
             self.follow()?;
         }
         let before = events.len();
@@ -370,11 +367,10 @@ fn build(entries: u32) -> io::Result<IoUring> {
 mod tests {
     use memory::{Buffers, Gpa, GpaRange, Ram};
 
+    use super::super::file_options::FileOptions;
     use super::*;
-    use crate::geometry::Sectors;
-    use crate::kernel::FileOptions;
+    use crate::contract::{Durability, Operation, Sectors};
     use crate::options::DiskOptions;
-    use crate::request::{Durability, Operation};
 
     fn bounced(ring: &Ring) -> usize {
         ring.slots.iter().map(Slot::lent).sum()
@@ -401,8 +397,8 @@ mod tests {
         let path = folder.path().join("disk.raw");
         std::fs::File::create(&path).unwrap().set_len(32 << 20).unwrap();
         // The user's wish makes copies even where the file system has no rule of alignment.
-        let options = DiskOptions { bounce: crate::Bounce::Always, ..DiskOptions::new(&path) };
-        let disk = crate::kernel::open(&FileOptions::new(&path, &options)).unwrap().handle;
+        let options = DiskOptions { bounce: crate::options::Bounce::Always, ..DiskOptions::new(&path) };
+        let disk = super::super::open::open(&FileOptions::new(&path, &options)).unwrap().handle;
         let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());
         let room = Arc::<BounceRoom>::default();
         let mut rings = [0; 4].map(|_| full(&disk, &ram, 20, &room));

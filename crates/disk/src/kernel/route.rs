@@ -4,8 +4,10 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use crate::geometry::Access;
-use crate::kernel::{Alignment, Bounce, CopyPolicy};
+use super::facts::Alignment;
+use super::handle::CopyPolicy;
+use crate::contract::Access;
+use crate::options::Bounce;
 
 /// `linux/magic.h`: file systems in memory, which libc has not all of.
 const IN_MEMORY: [i64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];

@@ -1,9 +1,9 @@
 //! Blocks of a disk in memory of our own.
 
-use crate::geometry::{SectorRange, Sectors};
-use crate::kernel::bounce::BounceBuffer;
-use crate::kernel::{Handle, kind_of};
-use crate::request::{DiskError, Durability};
+use super::blocking::kind_of;
+use super::bounce::BounceBuffer;
+use super::handle::Handle;
+use crate::contract::{DiskError, Durability, SectorRange, Sectors};
 
 /// Memory that whole blocks of a disk are read into and written from.
 pub(crate) struct Scratch(BounceBuffer);

@@ -3,12 +3,13 @@
 use io_uring::{opcode, squeue, types};
 use memory::Buffers;
 
-use crate::counters::{Bounced, QueueCounters};
-use crate::geometry::{SectorRange, Sectors};
-use crate::kernel::bounce::BounceBuffer;
-use crate::kernel::{Handle, Kind};
-use crate::registered::Follower;
-use crate::request::{DiskError, Durability, Operation, Request, Unmap};
+use super::bounce::BounceBuffer;
+use super::facts::Kind;
+use super::handle::Handle;
+use crate::contract::{
+    Bounced, DiskError, Durability, Operation, QueueCounters, Request, SectorRange, Sectors, Unmap, cut,
+};
+use crate::registered::RingBuffers;
 
 /// The kernel moves no more than this at once (MAX_RW_COUNT).
 pub(super) const LONGEST_STEP: u64 = 0x7fff_f000;
@@ -17,7 +18,7 @@ pub(super) const MOST_PIECES: usize = 1024;
 /// So many parts of a long transfer are under way at once.
 const MOST_PARTS: u16 = 8;
 /// So often the kernel may say "again" to one request before that is its error.
-const PATIENCE: u8 = 32;
+const AGAIN_LIMIT: u8 = 32;
 
 const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
@@ -225,7 +226,7 @@ impl Slot {
         &mut self,
         part: u16,
         handle: &Handle,
-        registered: Option<&Follower>,
+        registered: Option<&RingBuffers>,
     ) -> Option<squeue::Entry> {
         let request = self.request.as_ref()?;
         let file = types::Fixed(u32::from(self.file));
@@ -247,7 +248,7 @@ impl Slot {
         part: u16,
         at: Sectors,
         write: Option<Durability>,
-        registered: Option<&Follower>,
+        registered: Option<&RingBuffers>,
     ) -> squeue::Entry {
         let buffers = &self.request.as_ref().expect("step() found a request").buffers;
         let part = &mut self.parts[usize::from(part)];
@@ -331,7 +332,7 @@ impl Slot {
 
     fn failed(&mut self, part: u16, errno: i32, operation: Operation, handle: &Handle) -> Next {
         let slot = &mut self.parts[usize::from(part)];
-        if matches!(errno, libc::EAGAIN | libc::EINTR) && slot.retries < PATIENCE {
+        if matches!(errno, libc::EAGAIN | libc::EINTR) && slot.retries < AGAIN_LIMIT {
             slot.retries += 1;
             return Next::Step(part);
         }
@@ -406,21 +407,6 @@ pub(super) fn change_range(file: types::Fixed, way: Way, range: SectorRange) -> 
     }
 }
 
-/// What lies from byte `from` to byte `end` of the pieces.
-pub(crate) fn cut(pieces: &[libc::iovec], from: u64, end: u64, into: &mut Vec<libc::iovec>) {
-    into.clear();
-    let mut at = 0;
-    for piece in pieces {
-        let len = piece.iov_len as u64;
-        let (first, last) = (from.clamp(at, at + len) - at, end.clamp(at, at + len) - at);
-        if first < last {
-            let iov_base = piece.iov_base.cast::<u8>().wrapping_add(first as usize).cast();
-            into.push(libc::iovec { iov_base, iov_len: (last - first) as usize });
-        }
-        at += len;
-    }
-}
-
 /// Which buffers a request in a slot has; for tests and messages.
 impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -434,8 +420,9 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
+    use super::super::facts::Alignment;
+    use super::super::handle::CopyPolicy;
     use super::*;
-    use crate::kernel::{Alignment, CopyPolicy};
     use memory::{Gpa, GpaRange, Ram};
     use proptest::prelude::*;
 
@@ -483,8 +470,10 @@ mod tests {
     fn a_slot_keeps_no_list_of_a_request_that_is_done() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 20).unwrap();
-        let options = crate::DiskOptions::new(file.path());
-        let opened = crate::kernel::open(&crate::kernel::FileOptions::new(file.path(), &options)).unwrap();
+        let options = crate::options::DiskOptions::new(file.path());
+        let opened =
+            super::super::open::open(&super::super::file_options::FileOptions::new(file.path(), &options))
+                .unwrap();
         let mut handle = Arc::into_inner(opened.handle).unwrap();
         handle.longest = 4096;
         let ram = Arc::new(Ram::new(&[GpaRange::new(Gpa(0), 1 << 20).unwrap()]).unwrap());

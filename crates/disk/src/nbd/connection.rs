@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
 use std::hash::BuildHasher;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::end::End;
 use super::socket::{MayGoOn, Socket};
 use super::under_way::UnderWay;
 use super::wire::{self, Command};
-use crate::request::DiskError;
+use crate::contract::DiskError;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// A server owes no more answers than this at once; what would be more waits.
 const MOST_OWED: usize = 4096;
@@ -81,12 +82,12 @@ impl Connection {
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger.lock()
     }
 
     /// The right to send, for a whole request.
     pub(super) fn sender(&self) -> Sender<'_> {
-        Sender { connection: self, _alone: self.sending.lock().unwrap_or_else(PoisonError::into_inner) }
+        Sender { connection: self, _alone: self.sending.lock() }
     }
 
     /// The part that is answered under this cookie. From here on it is the receiver's alone.
@@ -170,8 +171,7 @@ impl Sender<'_> {
                 drop(ledger);
                 return Err(self.connection.hang_up(late.into()).error());
             }
-            let room = &self.connection.room;
-            ledger = room.wait_timeout(ledger, TICK).unwrap_or_else(PoisonError::into_inner).0;
+            self.connection.room.wait_for(&mut ledger, TICK);
         }
     }
 }

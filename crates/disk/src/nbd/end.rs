@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use crate::request::DiskError;
+use crate::contract::DiskError;
 
 /// Why a connection ended.
 #[derive(Debug)]

@@ -7,11 +7,8 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::link::Link;
-use crate::backend::{Engine, Patience};
-use crate::counters::QueueCounters;
-use crate::queue::Event;
-use crate::request::{DiskError, Durability, Operation, Request};
-use crate::threads::{Done, Job, Mailbox, Sleeper};
+use crate::contract::{DiskError, Durability, Engine, Event, Operation, Patience, QueueCounters, Request};
+use crate::threads::{Done, Job, Mailbox, Waiter};
 
 /// What was asked for, whatever has become of it for the server.
 struct Asked {
@@ -23,7 +20,7 @@ pub(super) struct NbdEngine {
     link: Arc<Link>,
     fua: bool,
     mailbox: Arc<Mailbox>,
-    sleeper: Sleeper,
+    waiter: Waiter,
     counters: Arc<QueueCounters>,
     noted: Vec<Request>,
     /// Requests under way by the tag that they have on the link.
@@ -34,12 +31,12 @@ pub(super) struct NbdEngine {
 impl NbdEngine {
     pub(super) fn new(link: Arc<Link>, fua: bool, counters: Arc<QueueCounters>) -> io::Result<NbdEngine> {
         let mailbox = Mailbox::new()?;
-        let sleeper = Sleeper::new(mailbox.bell())?;
+        let waiter = Waiter::new(mailbox.bell())?;
         Ok(NbdEngine {
             link,
             fua,
             mailbox: Arc::new(mailbox),
-            sleeper,
+            waiter,
             counters,
             noted: Vec::new(),
             under_way: HashMap::new(),
@@ -88,7 +85,7 @@ impl Engine for NbdEngine {
     }
 
     fn watch(&mut self, eventfd: &EventFd) -> io::Result<()> {
-        self.sleeper.watch(eventfd)
+        self.waiter.watch(eventfd)
     }
 
     fn cause(&self, error: DiskError) -> Option<Arc<str>> {
@@ -107,7 +104,7 @@ impl Engine for NbdEngine {
         }
         self.collect(events);
         let patience = if events.len() > before { Patience::Poll } else { patience };
-        if self.sleeper.sleep(patience)? {
+        if self.waiter.sleep(patience)? {
             events.push(Event::Wake);
         }
         self.collect(events);

@@ -7,21 +7,20 @@
 
 use std::cell::Cell;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::NbdError;
 use super::connection::{Connection, Part, Question};
 use super::end::End;
+use super::error::NbdError;
 use super::socket::{Socket, in_time};
 use super::under_way::{Promises, UnderWay};
 use super::url::NbdUrl;
 use super::wire::{self, Command, Export, FUA, NO_HOLE, flag};
-use crate::geometry::Sectors;
-use crate::kernel::cut;
-use crate::request::{DiskError, Durability, Operation, Unmap};
+use crate::contract::{DiskError, Durability, Operation, Sectors, Unmap, cut};
 use crate::threads::{Done, Job, Moved};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// So often the thread looks whether the server is late, whatever arrives meanwhile.
 const TICK: Duration = Duration::from_millis(250);
@@ -150,7 +149,7 @@ fn question(operation: Operation, bytes: u64) -> (Command, u16, u64, u64) {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn add(&self, Job { request, mailbox }: Job) {
@@ -240,8 +239,8 @@ impl Shared {
 
     /// False when there shall be no further attempt.
     fn wait_for_next_attempt(&self) -> bool {
-        let waited = self.news.wait_timeout_while(self.lock(), AGAIN, |state| !state.closing);
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        self.news.wait_while_for(&mut state, |state| !state.closing, AGAIN);
         state.phase = Phase::Connecting;
         !state.closing
     }

@@ -3,21 +3,24 @@
 mod connection;
 mod end;
 mod engine;
+mod error;
 mod link;
 mod socket;
 mod under_way;
 mod url;
 mod wire;
 
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+pub use error::NbdError;
+pub(crate) use error::ONLY_READ;
+use parking_lot::Mutex;
 pub use url::{BadNbdUrl, NbdServer, NbdUrl};
 
-use crate::backend::{Backend, Engine};
-use crate::counters::QueueCounters;
-use crate::disk::QueueError;
-use crate::geometry::{Access, AfterDiscard, Discard, Geometry, Sectors, WriteCache, WriteZeroes};
+use crate::contract::{
+    Access, AfterDiscard, Backend, Discard, Engine, Geometry, QueueCounters, QueueError, Sectors, WriteCache,
+    WriteZeroes,
+};
 use engine::NbdEngine;
 use link::Link;
 use under_way::Promises;
@@ -29,52 +32,6 @@ const MOST_LINKS: usize = 8;
 const LONGEST_RANGE: u64 = 1 << 30;
 /// Such a range makes no more requests of the server than this, however short its longest transfer is.
 const MOST_PARTS_OF_RANGE: u64 = 1024;
-
-/// What a person can do when a server lets nobody write.
-pub(crate) const ONLY_READ: &str = "Use readonly=on.";
-
-/// Why a disk cannot be had from a server.
-#[derive(Debug, thiserror::Error)]
-pub enum NbdError {
-    /// It could not be reached, or hung up.
-    #[error(
-        "disk {url}: cannot talk to the server: {cause}. Check that it runs, listens there, and can be reached."
-    )]
-    Connection {
-        /// The disk.
-        url: NbdUrl,
-        /// The kernel's answer.
-        #[source]
-        cause: io::Error,
-    },
-    /// It did not agree.
-    #[error("disk {url}: the server does not give it: {what}. `nbdinfo --list` shows what a server offers.")]
-    Protocol {
-        /// The disk.
-        url: NbdUrl,
-        /// What happened.
-        what: String,
-    },
-    /// It is only for reading.
-    #[error("disk {url}: the server lets nobody write to it. {}", ONLY_READ)]
-    ReadOnly {
-        /// The disk.
-        url: NbdUrl,
-    },
-    /// It is too small to be a disk.
-    #[error(
-        "disk {url}: the server says that it has {bytes} bytes, which is less than one block of {block}. Offer \
-         another one."
-    )]
-    Size {
-        /// The disk.
-        url: NbdUrl,
-        /// Its size.
-        bytes: u64,
-        /// Its block in bytes.
-        block: u32,
-    },
-}
 
 /// A disk on a server.
 pub(crate) struct NbdDisk {
@@ -102,7 +59,7 @@ impl NbdDisk {
 
     /// A connection that no queue has, if there can be several and a further one can be made.
     fn link(&self) -> Arc<Link> {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.links.lock();
         if let Some(unused) = links.iter().find(|link| Arc::strong_count(link) == 1) {
             return unused.clone();
         }

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::NbdError;
+use super::error::NbdError;
 use super::url::{NbdServer, NbdUrl};
 
 /// How long it may take until a server has accepted a connection, where the address gives no shorter time.

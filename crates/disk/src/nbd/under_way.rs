@@ -1,15 +1,15 @@
 //! A request that a server has, or is about to get.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use memory::Buffers;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::socket::in_time;
-use crate::counters::Bounced;
-use crate::request::{DiskError, Durability, Operation, Request};
+use crate::contract::{Bounced, DiskError, Durability, Operation, Request};
 use crate::threads::{Done, Mailbox, Moved};
 
 /// What completed writes and flushes say about what a server may lose, over all connections of a disk.
@@ -127,14 +127,13 @@ impl UnderWay {
     }
 
     fn outcome(&self) -> MutexGuard<'_, Outcome> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+        self.outcome.lock()
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let Outcome { missing, failure, tally } =
-            self.outcome.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let Outcome { missing, failure, tally } = self.outcome.get_mut();
         let result = match failure {
             Some(why) => Err(*why),
             None if *missing > 0 => Err(DiskError::Gone),

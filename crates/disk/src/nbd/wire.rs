@@ -5,11 +5,10 @@ use std::fmt;
 use std::io;
 use std::time::Instant;
 
-use super::NbdError;
+use super::error::NbdError;
 use super::socket::{Socket, in_time};
 use super::url::NbdUrl;
-use crate::geometry::Sectors;
-use crate::request::DiskError;
+use crate::contract::{DiskError, Sectors};
 
 const GREETING: [u8; 8] = *b"NBDMAGIC";
 const OPTION: [u8; 8] = *b"IHAVEOPT";

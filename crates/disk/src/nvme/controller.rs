@@ -2,21 +2,22 @@
 
 mod end;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use dma::Domain;
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::NvmeOptions;
-use super::admin::Admin;
+use super::admin::{Admin, Target};
 use super::error::NvmeError;
 use super::function::Function;
+use super::options::NvmeOptions;
 use super::ring::Place;
-use super::spec::{Capabilities, Command, Configuration, ControllerStatus, PAGE, register};
 use super::trouble::{NvmeTrouble, TroubleKind};
+use nvme_spec::{Capabilities, Command, Configuration, ControllerStatus, PAGE, register};
 
 /// A controller in use. Dropped last of all that uses it, it is shut down, if it was not before.
 pub(super) struct Controller {
@@ -96,7 +97,7 @@ impl Controller {
         let mut admin = self.lock();
         let admin = admin.as_mut().expect("there from the beginning");
         let granted = self.start(admin)?;
-        let mut queues = lock(&self.queues);
+        let mut queues = self.queues.lock();
         queues.all = granted;
         queues.free = (1..=granted).rev().collect();
         Ok(())
@@ -156,19 +157,19 @@ impl Controller {
 
     /// How many I/O queues it grants.
     pub fn granted(&self) -> u16 {
-        lock(&self.queues).all
+        self.queues.lock().all
     }
 
     /// A number for a new I/O queue.
     pub fn take_queue(&self) -> Result<u16, NvmeError> {
-        let mut queues = lock(&self.queues);
+        let mut queues = self.queues.lock();
         let queue = queues.free.pop();
         queue.ok_or_else(|| NvmeError::NoQueue { device: self.name().to_owned(), queues: queues.all })
     }
 
     /// The number is free again; the controller knows no such queue any more.
     pub fn return_queue(&self, queue: u16) {
-        lock(&self.queues).free.push(queue);
+        self.queues.lock().free.push(queue);
     }
 
     /// Runs an admin command. A controller that does not answer is reset.
@@ -242,12 +243,44 @@ impl Controller {
     /// Resets the controller, unless somebody has since it was in generation `seen`. Afterwards it has no I/O
     /// queues, and nothing of what was under way is.
     pub fn recover(&self, seen: u64, why: &str) {
-        let mut admin = self.lock();
-        if let Some(admin) = admin.as_mut()
+        self.recover_with(&mut self.lock(), seen, why);
+    }
+
+    /// As [`recover`](Self::recover), unless somebody is at the admin queues just now: not to be waited for, and to be
+    /// asked for again.
+    pub fn recover_if_free(&self, seen: u64, why: &str) {
+        if let Some(mut admin) = self.try_lock() {
+            self.recover_with(&mut admin, seen, why);
+        }
+    }
+
+    fn recover_with(&self, admin: &mut Option<Admin>, seen: u64, why: &str) {
+        if let Some(admin) = admin
             && self.generation() == seen
         {
             self.reset(admin, why);
         }
+    }
+
+    /// Asks for a command of generation `seen` to be aborted and does not wait for the answer. `false` when it has to be asked
+    /// for later: somebody is at the admin queues, or too many abortions are under way.
+    pub fn abort(&self, seen: u64, of: Target) -> bool {
+        let Some(mut admin) = self.try_lock() else { return false };
+        admin.as_mut().is_none_or(|admin| {
+            self.is_lost() || self.generation() == seen && admin.abort(&*self.function, of)
+        })
+    }
+
+    /// Whether the controller may still abort the command that it was asked to. One that does not answer in the time of admin
+    /// commands is reset.
+    pub fn is_aborting(&self, of: Target) -> bool {
+        let Some(mut admin) = self.try_lock() else { return true };
+        let Some(admin) = admin.as_mut().filter(|_| !self.is_lost()) else { return false };
+        let aborting = admin.is_aborting(&*self.function, of);
+        if aborting && admin.is_late(self.options.admin_timeout) {
+            self.reset(admin, "it does not answer an abortion");
+        }
+        aborting
     }
 
     /// Gives the controller up.
@@ -364,7 +397,12 @@ impl Controller {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Admin>> {
-        lock(&self.admin)
+        self.admin.lock()
+    }
+
+    /// `None` while somebody is at the admin queues, which can take as long as a controller is given to answer.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Option<Admin>>> {
+        self.admin.try_lock()
     }
 }
 
@@ -390,8 +428,4 @@ fn examine(function: &dyn Function) -> Result<Capabilities, NvmeError> {
         return unfit("the doorbells of an I/O queue are out of reach");
     }
     Ok(capabilities)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

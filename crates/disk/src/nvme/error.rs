@@ -6,7 +6,8 @@ use dma::DomainError;
 use dma::vfio::VfioError;
 
 use super::function::FunctionError;
-use super::spec::{Refusal, Status};
+use super::identify::Refusal;
+use nvme_spec::Status;
 
 /// Why a controller or a namespace cannot be used.
 #[derive(Debug, thiserror::Error)]

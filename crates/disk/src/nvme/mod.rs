@@ -16,18 +16,19 @@ mod admin;
 mod controller;
 mod error;
 mod function;
+mod identify;
+mod meaning;
 #[cfg(any(test, feature = "fake"))]
 pub mod model;
 mod namespace;
+mod options;
 mod queue;
 mod ring;
-mod spec;
 mod transfer;
 mod trouble;
 mod vfio;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use dma::Domain;
 use dma::vfio::VfioDevice;
@@ -35,37 +36,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub use error::NvmeError;
 pub use function::{Function, FunctionError};
+pub use identify::{ControllerData, Refusal};
 pub use namespace::Namespace;
-pub use spec::{ControllerData, Refusal, Status};
+pub use nvme_spec::Status;
+pub use options::NvmeOptions;
 pub use trouble::{Direction, NvmeTrouble, ReportTrouble, TroubleKind};
 
 use controller::Controller;
-use namespace::Facts;
-
-/// How a controller is driven.
-#[derive(Clone)]
-pub struct NvmeOptions {
-    /// I/O queues at most, for all namespaces together; each queue of each device model takes one.
-    pub queues: u16,
-    /// How long an admin command may take, and writing the cache out at the end.
-    pub admin_timeout: Duration,
-    /// How long a request may take before it is aborted.
-    pub io_timeout: Duration,
-    /// Where troubles go.
-    pub on_trouble: ReportTrouble,
-}
-
-impl NvmeOptions {
-    /// Up to 64 queues, 10 s for admin commands and 30 s for requests.
-    pub fn new(on_trouble: ReportTrouble) -> NvmeOptions {
-        NvmeOptions {
-            queues: 64,
-            admin_timeout: Duration::from_secs(10),
-            io_timeout: Duration::from_secs(30),
-            on_trouble,
-        }
-    }
-}
+use nvme_spec::cns;
 
 /// A controller that skep drives. It is shut down when this and all its namespaces and their queues are gone.
 pub struct NvmeController {
@@ -84,14 +62,14 @@ impl NvmeController {
         NvmeController::over(Box::new(vfio::VfioFunction::new(device)?), domain, options)
     }
 
-    /// The same over any function, such as the [`model`].
+    /// The same over any function, such as the `model` of tests.
     pub fn over(
         function: Box<dyn Function>,
         domain: &Arc<Domain>,
         options: NvmeOptions,
     ) -> Result<NvmeController, NvmeError> {
         let controller = Arc::new(Controller::new(function, domain.clone(), options)?);
-        let data = ControllerData::read(&*controller.identify("identify itself", 1, 0)?);
+        let data = ControllerData::read(&*controller.identify("identify itself", cns::CONTROLLER, 0)?);
         Ok(NvmeController { controller, data })
     }
 
@@ -141,7 +119,7 @@ impl NvmeController {
 
     /// The numbers of its active namespaces.
     pub fn namespaces(&self) -> Result<Vec<u32>, NvmeError> {
-        let list = self.controller.identify("list its namespaces", 2, 0)?;
+        let list = self.controller.identify("list its namespaces", cns::ACTIVE_NAMESPACES, 0)?;
         let numbers =
             list.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
         Ok(numbers.take_while(|number| *number != 0).collect())

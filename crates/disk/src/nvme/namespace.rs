@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use super::controller::Controller;
 use super::error::NvmeError;
-use super::queue::{BOUNCE_SIZE, NvmeQueue};
-use super::spec::{Command, ControllerData, NamespaceData, Refusal};
+use super::identify::{ControllerData, NamespaceData, Refusal};
+use super::queue::{BOUNCE_SIZE, Facts, NvmeQueue};
 use super::transfer::{LONGEST, Limits};
-use crate::backend::{Backend, Engine};
-use crate::counters::QueueCounters;
-use crate::disk::QueueError;
-use crate::geometry::{Access, AfterDiscard, Discard, Geometry, Sectors, WriteCache, WriteZeroes};
-use crate::spin::Poll;
+use crate::contract::{
+    Access, AfterDiscard, Backend, Discard, Engine, Geometry, Poll, QueueCounters, QueueError, Sectors,
+    WriteCache, WriteZeroes,
+};
+use nvme_spec::{Command, cns};
 
 /// Blocks that one write of zeroes covers at most: its field has 16 bits.
 const MOST_ZEROED: u64 = 1 << 16;
@@ -26,19 +26,6 @@ pub struct Namespace {
     facts: Facts,
 }
 
-/// What a queue has to know of its namespace.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Facts {
-    /// Its number.
-    pub namespace: u32,
-    /// Bytes of a logical block.
-    pub block: u32,
-    /// What commands may carry.
-    pub limits: Limits,
-    /// Whether queues look for completions before they sleep.
-    pub poll: Poll,
-}
-
 impl Namespace {
     pub(super) fn open(
         controller: Arc<Controller>,
@@ -50,7 +37,7 @@ impl Namespace {
         if number == 0 || number > data.namespaces {
             return Err(refuse(Refusal::Absent));
         }
-        let page = controller.identify("identify a namespace", 0, number)?;
+        let page = controller.identify("identify a namespace", cns::NAMESPACE, number)?;
         let namespace = NamespaceData::read(&page).map_err(refuse)?;
         let cache = data.volatile_cache && write_cache_is_on(&controller)?;
         let block = u64::from(namespace.block);

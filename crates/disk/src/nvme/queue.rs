@@ -4,6 +4,7 @@
 //! have to be copied. Submitting writes entries to memory and, once for all of them, a doorbell; completions are
 //! read from memory. The kernel is entered only to sleep.
 
+mod abort;
 mod begin;
 mod cancel;
 mod end;
@@ -20,17 +21,13 @@ use dma::Reach;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Facts;
 use super::controller::Controller;
 use super::error::NvmeError;
 use super::function::QueueMemory;
 use super::ring::{Place, Ring};
-use super::transfer::LIST_SIZE;
-use crate::backend::{Engine, Patience};
-use crate::counters::QueueCounters;
-use crate::queue::Event;
-use crate::request::{DiskError, Request};
-use crate::spin::Poll;
+use super::transfer::{LIST_SIZE, Limits};
+use crate::contract::{DiskError, Engine, Event, Patience, Poll, QueueCounters, Request};
+use abort::Abortions;
 use flight::{Flight, UnderWay};
 use late::Clock;
 
@@ -55,6 +52,19 @@ const WATCH: u64 = 0;
 const INTERRUPT: u64 = 1;
 const REMOVAL: u64 = 2;
 
+/// What a queue has to know of its namespace.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    /// Its number.
+    pub namespace: u32,
+    /// Bytes of a logical block.
+    pub block: u32,
+    /// What commands may carry.
+    pub limits: Limits,
+    /// Whether queues look for completions before they sleep.
+    pub poll: Poll,
+}
+
 pub(super) struct NvmeQueue {
     controller: Arc<Controller>,
     facts: Facts,
@@ -74,6 +84,7 @@ pub(super) struct NvmeQueue {
     free_bounces: Vec<u16>,
     /// Commands that failed for the moment and are sent again, the first first.
     held: VecDeque<u16>,
+    abortions: Abortions,
     /// The controller's generation that knows the queue.
     generation: u64,
     epoll: Epoll,
@@ -111,7 +122,7 @@ impl NvmeQueue {
         let entries = depth.saturating_add(1).max(FEWEST_ENTRIES).min(most);
         let (submissions, completions) = Place::sizes(entries);
         let lists = submissions + completions;
-        let bounces = (lists + u64::from(entries) * LIST_SIZE).next_multiple_of(super::spec::PAGE);
+        let bounces = (lists + u64::from(entries) * LIST_SIZE).next_multiple_of(nvme_spec::PAGE);
         let what = format!("queue {queue} of {}", controller.name());
         let memory = controller.domain().map_own(&what, bounces + u64::from(BOUNCES) * BOUNCE_SIZE)?;
         let memory = QueueMemory::new(memory);
@@ -151,6 +162,7 @@ impl NvmeQueue {
             waiting: VecDeque::new(),
             free_bounces: (0..BOUNCES).collect(),
             held: VecDeque::new(),
+            abortions: Abortions::default(),
             generation,
             epoll,
             watched: None,
@@ -186,7 +198,9 @@ impl NvmeQueue {
         let queue = self.ring.place().queue;
         let rest = self.next_due().map(|due| due.saturating_duration_since(Instant::now()));
         let interrupts = self.facts.poll != Poll::On && self.controller.vector(queue).is_some();
-        let limit = if interrupts { self.clock.tick } else { Duration::from_millis(1) };
+        // The answers to abortions interrupt others.
+        let limit =
+            if interrupts && self.abortions.is_empty() { self.clock.tick } else { Duration::from_millis(1) };
         Some(rest.map_or(limit, |rest| limit.min(rest.max(Duration::from_millis(1)))))
     }
 }
@@ -231,6 +245,7 @@ impl Engine for NvmeQueue {
                 self.rejoin(events);
             }
             self.send_rested();
+            self.look_at_abortions();
             self.ring.ring(self.controller.function());
             self.reap(events);
             self.ring.ring(self.controller.function());
@@ -275,6 +290,7 @@ impl Drop for NvmeQueue {
             }
             events.clear();
         }
+        self.settle_abortions();
         let queue = self.ring.place().queue;
         if !self.controller.is_lost() && self.generation == self.controller.generation() {
             self.controller.delete(queue);

@@ -1,7 +1,7 @@
-//! A submission queue and its completion queue in memory (Base 1.4, 4.1).
+//! A submission queue and its completion queue in memory (NVM Express Base Specification 1.4, 4.1).
 
 use super::function::{Function, QueueMemory};
-use super::spec::{Command, Completion};
+use nvme_spec::{Command, Completion, PAGE};
 
 const COMMAND: u64 = size_of::<Command>() as u64;
 const COMPLETION: u64 = size_of::<Completion>() as u64;
@@ -39,7 +39,7 @@ pub(super) struct Ring {
 impl Place {
     /// Pages of memory, in bytes, for the submission queue and then the completion queue.
     pub fn sizes(entries: u16) -> (u64, u64) {
-        let pages = |bytes: u64| bytes.next_multiple_of(super::spec::PAGE);
+        let pages = |bytes: u64| bytes.next_multiple_of(PAGE);
         (pages(u64::from(entries) * COMMAND), pages(u64::from(entries) * COMPLETION))
     }
 }
@@ -73,7 +73,7 @@ impl Ring {
         }
         self.tail = self.tail.checked_sub(1).unwrap_or(self.place.entries - 1);
         let command: Command = memory.get(self.place.submissions + u64::from(self.tail) * COMMAND);
-        Some(command.id)
+        Some(command.cid.get())
     }
 
     /// Tells the controller of all commands pushed, by one write.

@@ -5,7 +5,7 @@
 
 use memory::{Buffers, GpaRange};
 
-use super::spec::PAGE;
+use nvme_spec::PAGE;
 
 /// PRP entries in a command's list: 2 KiB, so that lists do not cross pages.
 pub(super) const LIST_ENTRIES: usize = 256;

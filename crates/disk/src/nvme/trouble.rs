@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use dma::Iova;
 
-use super::spec::Status;
-use crate::request::Operation;
+use crate::contract::Operation;
+use nvme_spec::Status;
 
 /// Where troubles go. Called on the thread that met the trouble; it should return soon.
 pub type ReportTrouble = Arc<dyn Fn(&NvmeTrouble) + Send + Sync>;

@@ -5,99 +5,55 @@
 //! pinned for devices anyway, and takes from other RAM that the host could use for something else what the guest never
 //! touched. Nothing may punch holes into RAM that is registered, for the kernel would go on using the old pages.
 //!
-//! RAM is registered with one ring, the keeper, which never carries a request out. The rings of queues have clones of
+//! RAM is registered with one ring, the master, which never carries a request out. The rings of queues have clones of
 //! its table (Linux 6.12), so RAM is pinned, and counted against the limit on locked memory, once, however many queues
 //! and disks there are. A ring takes its clone on its own thread, for the kernel lets no other change anything about it;
-//! it is rung for, and a change waits for all rings to have followed.
+//! it is woken for that, and a change waits for all rings to have followed.
 
-mod follower;
-mod keeper;
+mod error;
+mod master_ring;
+mod ring_buffers;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use memory::{Change, Contents, Difference, Mirror, MirrorError, Segment};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-pub(crate) use follower::Follower;
-use follower::Seat;
-use keeper::Keeper;
+pub use error::BufferTableError;
+use error::FOLLOW_LIMIT;
+use master_ring::MasterRing;
+pub(crate) use ring_buffers::RingBuffers;
+use ring_buffers::RingState;
 use table::Table;
-
-/// A ring whose thread does not follow a change within this time is stuck.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Why guest RAM cannot be registered.
-#[derive(Debug, thiserror::Error)]
-pub enum BufferTableError {
-    /// The kernel makes no ring for it.
-    #[error("cannot make a ring of io_uring to register guest RAM with: {cause}. {hint}")]
-    Ring {
-        /// The kernel's answer.
-        #[source]
-        cause: io::Error,
-        /// What a person can do.
-        hint: &'static str,
-    },
-    /// The kernel has no clones of tables.
-    #[error(
-        "this kernel cannot share registered buffers between the queues of disks: {0}. Use Linux 6.12 or later, or set `buffers` of the disks to plain."
-    )]
-    NoClones(#[source] io::Error),
-    /// It did not take a part of RAM.
-    #[error(
-        "the kernel registers no {bytes} bytes of guest RAM at {at} with io_uring: {cause}. Raise the limit of locked memory (ulimit -l unlimited, or LimitMEMLOCK=infinity in a unit), or set `buffers` of the disks to plain."
-    )]
-    Refused {
-        /// The first byte.
-        at: memory::Gpa,
-        /// How many bytes.
-        bytes: u64,
-        /// The kernel's answer.
-        #[source]
-        cause: io::Error,
-    },
-    /// There is more RAM than a table has places for.
-    #[error(
-        "guest RAM is more than skep registers with io_uring: {} GiB. Set `buffers` of the disks to plain, or give the VM less `memory`.",
-        (u64::from(table::PLACES) * table::LONGEST_BUFFER as u64) >> 30
-    )]
-    Full,
-    /// A queue still uses RAM that is to go.
-    #[error(
-        "a disk's queue did not let go of guest RAM within {} s: its thread is stuck. Look into the kernel's log (dmesg) for a disk that does not answer.",
-        PATIENCE.as_secs()
-    )]
-    Stuck,
-}
 
 /// Guest RAM that the kernel has pinned for disks. Attach it to a VM's [`memory::MemoryMap`], and give it to disks
 /// ([`crate::Disk::use_buffers`]).
 pub struct BufferTable {
-    keeper: Keeper,
+    master: MasterRing,
     state: Mutex<State>,
     /// A ring has followed.
     followed: Condvar,
-    /// The version of what the keeper has, for rings to see without a lock that they are behind.
+    /// The version of what the master has, for rings to see without a lock that they are behind.
     version: AtomicU64,
 }
 
 struct State {
     table: Arc<Table>,
-    seats: Vec<Weak<Seat>>,
+    rings: Vec<Weak<RingState>>,
 }
 
 impl BufferTable {
     /// A table without any RAM yet.
     pub fn new() -> Result<BufferTable, BufferTableError> {
-        let keeper = Keeper::new()?;
-        let state = State { table: Arc::default(), seats: Vec::new() };
+        let master = MasterRing::new()?;
+        let state = State { table: Arc::default(), rings: Vec::new() };
         Ok(BufferTable {
-            keeper,
+            master,
             state: Mutex::new(state),
             followed: Condvar::new(),
             version: AtomicU64::new(0),
@@ -113,8 +69,8 @@ impl BufferTable {
         let mut state = self.state();
         let entries = state.table.places_for(segment).ok_or(BufferTableError::Full)?;
         for (done, entry) in entries.iter().enumerate() {
-            if let Err(cause) = self.keeper.set(entry) {
-                entries[..done].iter().for_each(|entry| self.keeper.clear(entry));
+            if let Err(cause) = self.master.set(entry) {
+                entries[..done].iter().for_each(|entry| self.master.clear(entry));
                 let offset = entry.start as u64 - segment.host_address().as_ptr() as u64;
                 let at = memory::Gpa(segment.range().start().0 + offset);
                 return Err(BufferTableError::Refused { at, bytes: entry.len as u64, cause });
@@ -130,15 +86,15 @@ impl BufferTable {
     fn remove(&self, segment: &Arc<Segment>) -> Result<(), BufferTableError> {
         let mut state = self.state();
         let (next, gone) = state.table.without(segment);
-        // First, for rings take all that the keeper has.
-        gone.iter().for_each(|entry| self.keeper.clear(entry));
+        // First, for rings take all that the master has.
+        gone.iter().for_each(|entry| self.master.clear(entry));
         self.publish(&mut state, next);
         let mut state = self.wait(state);
         if state.late().next().is_none() {
             return Ok(());
         }
         // What cannot be had again is missing, which an audit shows; nothing uses it.
-        let back = gone.into_iter().filter(|entry| self.keeper.set(entry).is_ok()).collect();
+        let back = gone.into_iter().filter(|entry| self.master.set(entry).is_ok()).collect();
         let next = state.table.with(back);
         self.publish(&mut state, next);
         Err(BufferTableError::Stuck)
@@ -148,35 +104,35 @@ impl BufferTable {
         let next = next.numbered(state.table.version + 1);
         self.version.store(next.version, Ordering::Release);
         state.table = Arc::new(next);
-        state.seats.retain(|seat| seat.strong_count() > 0);
-        state.seats().for_each(|seat| seat.ring());
+        state.rings.retain(|ring| ring.strong_count() > 0);
+        state.rings().for_each(|ring| ring.wake());
     }
 
     /// Waits until all rings have followed, or have had time enough.
     fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + FOLLOW_LIMIT;
         while state.late().next().is_some()
             && let Some(left) = end.checked_duration_since(Instant::now())
         {
-            state = self.followed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.followed.wait_for(&mut state, left);
         }
         state
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
 impl State {
-    fn seats(&self) -> impl Iterator<Item = Arc<Seat>> {
-        self.seats.iter().filter_map(Weak::upgrade)
+    fn rings(&self) -> impl Iterator<Item = Arc<RingState>> {
+        self.rings.iter().filter_map(Weak::upgrade)
     }
 
     /// Rings that hold another version.
-    fn late(&self) -> impl Iterator<Item = Arc<Seat>> {
+    fn late(&self) -> impl Iterator<Item = Arc<RingState>> {
         let version = self.table.version;
-        self.seats().filter(move |seat| seat.version() != version)
+        self.rings().filter(move |ring| ring.version() != version)
     }
 }
 
@@ -202,7 +158,7 @@ impl Mirror for BufferTable {
         if late > 0 {
             differences.push(format!("{late} queues of disks hold an older table"));
         }
-        differences.extend(state.seats().filter_map(|seat| seat.refusal()));
+        differences.extend(state.rings().filter_map(|ring| ring.refusal()));
         if differences.is_empty() { Ok(()) } else { Err(Difference { mirror: self.name(), differences }) }
     }
 }

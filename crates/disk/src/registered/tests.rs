@@ -1,3 +1,5 @@
+use std::io;
+
 use super::*;
 
 use memory::{Buffers, Gpa, GpaRange, MemoryMap, Ram};
@@ -130,11 +132,11 @@ fn a_request_that_was_noted_before_its_ram_went_is_carried_out() {
 fn a_ring_that_could_not_follow_is_rung_again() {
     let Some((_map, table)) = mirrored() else { return };
     let ring = io_uring::IoUring::builder().setup_single_issuer().build(2).unwrap();
-    let mut follower = Follower::of(&table, &ring).unwrap();
-    assert!(follower.bell().read().is_err());
+    let mut buffers = RingBuffers::of(&table, &ring).unwrap();
+    assert!(buffers.eventfd().read().is_err());
     // The kernel lets no other thread change anything about such a ring.
-    std::thread::scope(|scope| scope.spawn(|| follower.follow(&ring)).join().unwrap());
-    assert_eq!(follower.bell().read().unwrap(), 1);
+    std::thread::scope(|scope| scope.spawn(|| buffers.follow(&ring)).join().unwrap());
+    assert_eq!(buffers.eventfd().read().unwrap(), 1);
 }
 
 #[test]

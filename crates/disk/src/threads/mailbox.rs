@@ -1,12 +1,12 @@
 //! Where other threads leave what they have done for a queue.
 
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::Moved;
-use crate::request::{DiskError, Request};
+use super::work::Moved;
+use crate::contract::{DiskError, Request};
 
 /// A request that is done.
 pub(crate) struct Done {
@@ -46,11 +46,12 @@ impl Mailbox {
 
     /// Everything that is there, of which there is something when this returns.
     pub(crate) fn wait(&self) -> Vec<Done> {
-        let there = self.arrived.wait_while(self.lock(), |done| done.is_empty());
-        std::mem::take(&mut *there.unwrap_or_else(PoisonError::into_inner))
+        let mut done = self.lock();
+        self.arrived.wait_while(&mut done, |done| done.is_empty());
+        std::mem::take(&mut *done)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Done>> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+        self.done.lock()
     }
 }

@@ -1,62 +1,15 @@
 //! Requests that threads carry out: where the kernel has no ring for us, or where a disk needs more for a request
 //! than to be asked for it.
 //!
-//! A [`Crew`] is the threads of one disk, a [`Mailbox`] the place where a queue finds what they have done, and
-//! [`Hybrid`] the engine that hands each request to the ring or to the crew.
+//! A [`Pool`] is the threads of one disk, [`Work`] what they do for it, and a [`Mailbox`] the place where a queue finds
+//! what they have done.
 
-mod crew;
-mod hybrid;
 mod mailbox;
-mod sleeper;
+mod pool;
+mod waiter;
+mod work;
 
-pub(crate) use crew::{Crew, Job};
-pub(crate) use hybrid::{Direct, Hybrid};
 pub(crate) use mailbox::{Done, Mailbox};
-pub(crate) use sleeper::Sleeper;
-
-use memory::Buffers;
-
-use crate::counters::{Bounced, QueueCounters};
-use crate::request::{DiskError, Operation};
-
-/// What a crew does for a disk. The calling thread waits until it is done.
-pub(crate) trait Work: Send + Sync {
-    /// Carries out an operation that has been checked against the disk's geometry.
-    fn execute(&self, operation: Operation, buffers: &Buffers, tally: &mut Moved) -> Result<(), DiskError>;
-
-    /// Where the ring can take the request to on its own, if it can. What is returned is given to
-    /// [`Work::ended`] once the request is done.
-    fn direct(&self, _operation: Operation, _bytes: u64) -> Option<Direct> {
-        None
-    }
-
-    /// A request that went to the ring is done.
-    fn ended(&self, _direct: &Direct) {}
-}
-
-/// What a thread moved for one request, to be counted by the queue that it belongs to.
-#[derive(Default, Debug)]
-pub(crate) struct Moved {
-    moved: Vec<(Option<Bounced>, u64)>,
-    read_modify_writes: u64,
-}
-
-impl Moved {
-    /// `bytes` went without a copy, or with one for the given reason.
-    pub(crate) fn moved(&mut self, bytes: u64, bounced: Option<Bounced>) {
-        match self.moved.iter_mut().find(|(reason, _)| *reason == bounced) {
-            Some((_, sum)) => *sum += bytes,
-            None => self.moved.push((bounced, bytes)),
-        }
-    }
-
-    /// A write of less than a block read it first.
-    pub(crate) fn read_modify_write(&mut self) {
-        self.read_modify_writes += 1;
-    }
-
-    pub(crate) fn count_in(&self, counters: &QueueCounters) {
-        self.moved.iter().for_each(|(reason, bytes)| counters.moved(*bytes, *reason));
-        counters.read_modify_write(self.read_modify_writes);
-    }
-}
+pub(crate) use pool::{Job, Pool};
+pub(crate) use waiter::Waiter;
+pub(crate) use work::{Direct, Moved, Work};

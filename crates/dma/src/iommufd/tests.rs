@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use memory::{Gpa, GpaRange, Ram, Segment};
+use parking_lot::{Mutex, MutexGuard};
 use proptest::prelude::*;
 
 use super::kernel::{IoasId, Kernel};
@@ -47,7 +48,7 @@ fn error<T>(code: i32) -> io::Result<T> {
 
 impl Fake {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        self.state.lock()
     }
 
     /// Bytes pinned: those of all pages, each once.

@@ -5,8 +5,9 @@ use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use vfio_bindings::bindings::vfio::{
     vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt,
 };
@@ -155,7 +156,7 @@ impl BoundCdev {
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().expect("no code panics with this lock held")
+        self.place.lock()
     }
 }
 

@@ -4,8 +4,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use own::{OwnError, holders};
+
 use crate::in_use::Reason;
-use crate::own::{OwnError, holders};
 use crate::{HostError, PciAddress};
 
 /// Why a device could not be taken or given back.

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::console::{Console, SILENCE, emulator_says, last_lines, patience};
-use super::emulator::{Running, Watch, hint, lock, spawn};
+use super::emulator::{Deadline, Running, Watch, hint, lock, spawn};
 use super::nudge::Nudge;
 use super::{Event, Outcome, Stream};
 use crate::compile::Library;
@@ -41,15 +41,6 @@ const GRACE: Duration = Duration::from_secs(5);
 /// ciphers, and make terminals of an old kind.
 const QUICK_BOOT: [&str; 4] =
     ["mitigations=off", "cryptomgr.notests", "initcall_blacklist=crypto_kdf108_init", "pty.legacy_count=0"];
-
-/// When the time is over, where there is a limit.
-#[derive(Clone, Copy)]
-pub struct Deadline {
-    /// The moment.
-    pub at: Instant,
-    /// How much there was.
-    pub given: Duration,
-}
 
 /// Why a boot did not end with the command's status.
 pub enum Failed {
@@ -146,7 +137,7 @@ impl Boot {
         silence: Option<Duration>,
         on_event: &mut impl FnMut(Event<'_>),
     ) -> Result<Outcome, Failed> {
-        let watch = deadline.map(|deadline| Watch::set(&self.qemu, deadline.at));
+        let watch = deadline.map(|deadline| Watch::set(&self.qemu, deadline));
         let mut kernel = None;
         let mut boot = None;
         let mut last_frame = self.started;
@@ -233,7 +224,7 @@ impl Boot {
                 });
             }
             _ if timed_out => {
-                let after = deadline.map_or(Duration::ZERO, |deadline| deadline.given);
+                let after = deadline.map_or(Duration::ZERO, |deadline| deadline.limit.time());
                 LabError::TimedOut { after, during, console: shown }
             }
             End::Silent(silence) => LabError::Silent { silence, during, console: shown },

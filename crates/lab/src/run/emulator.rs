@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::description::Limit;
 use crate::{LabError, process};
 
 /// Starts it with these files open under the numbers they have here, and with a library before its own if there is one.
@@ -21,6 +22,8 @@ pub fn spawn(
 ) -> Result<Child, LabError> {
     let mut command = Command::new(qemu);
     command.envs(preloaded.map(|library| ("LD_PRELOAD", library)));
+    // Its tables of translations are large, and looked up after each exit of a guest: some in a hundred faster in huge pages.
+    command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let fds: Vec<i32> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
     // SAFETY: the closure runs in the child between fork and exec and calls only fcntl, which is
@@ -70,20 +73,37 @@ impl Running {
     }
 }
 
+/// When the time is over, where there is a limit.
+#[derive(Clone, Copy)]
+pub struct Deadline {
+    /// The moment.
+    pub at: Instant,
+    /// How much time there was, and of what.
+    pub limit: Limit,
+}
+
 /// Kills the emulator when the time is over, whatever everybody else does. Dropped, it lets it live.
 pub struct Watch(Arc<(Mutex<bool>, Condvar)>);
 
 impl Watch {
     /// From now on.
-    pub fn set(qemu: &Arc<Mutex<Running>>, at: Instant) -> Watch {
+    pub fn set(qemu: &Arc<Mutex<Running>>, deadline: Deadline) -> Watch {
         let off = Arc::new((Mutex::new(false), Condvar::new()));
         let (qemu, watched) = (Arc::clone(qemu), Arc::clone(&off));
+        let id = lock(&qemu).child.id();
         thread::spawn(move || {
-            let left = at.saturating_duration_since(Instant::now());
-            let (flag, changed) = &*watched;
-            let result = changed.wait_timeout_while(lock(flag), left, |off| !*off);
-            if *result.unwrap_or_else(PoisonError::into_inner).0 {
-                return;
+            let mut until = deadline.at;
+            while until > Instant::now() {
+                let left = until.saturating_duration_since(Instant::now());
+                let (flag, changed) = &*watched;
+                let result = changed.wait_timeout_while(lock(flag), left, |off| !*off);
+                if *result.unwrap_or_else(PoisonError::into_inner).0 {
+                    return;
+                }
+                until = match deadline.limit {
+                    Limit::Clock(_) => deadline.at,
+                    Limit::OwnTime(_) => deadline.at + waited(id),
+                };
             }
             let mut qemu = lock(&qemu);
             if !qemu.reaped {
@@ -100,6 +120,17 @@ impl Drop for Watch {
         *lock(&self.0.0) = true;
         self.0.1.notify_all();
     }
+}
+
+/// How long a process has waited for a CPU of this machine, by that of its threads which waited longest (proc(5),
+/// /proc/PID/schedstat).
+fn waited(process: u32) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let waited = threads.filter_map(|thread| {
+        let numbers = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        numbers.split_whitespace().nth(1)?.parse().ok()
+    });
+    Duration::from_nanos(waited.max().unwrap_or(0))
 }
 
 /// Locks, also after a thread panicked: what is locked here is never left half done.
@@ -132,6 +163,26 @@ pub fn hint(message: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_shares_its_cpu_has_waited_for_it() {
+        let own = std::process::id();
+        let before = waited(own);
+        let begin = Instant::now();
+        // More threads than CPUs.
+        let threads = 4 * thread::available_parallelism().unwrap().get();
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while begin.elapsed() < Duration::from_millis(300) {}
+                    // They are to be there still.
+                    thread::sleep(Duration::from_millis(100));
+                });
+            }
+            thread::sleep(Duration::from_millis(350));
+            assert!(waited(own) > before + Duration::from_millis(50), "{before:?}, {:?}", waited(own));
+        });
+    }
 
     #[test]
     fn a_qemu_without_plugins_is_said_to_be_one() {

@@ -15,7 +15,7 @@ use pci::{Address, Bus, DeviceNumber, Function, PciError};
 use virtio::{Message, Report, VirtioPci};
 
 use super::resizes::{Listener, tell_people};
-use super::seats::{SataController, Seat};
+use super::sata_port::{SataController, SataPort};
 use super::{Model, OpenDisk, Place};
 use crate::error::StartError;
 use crate::uefi::{BootKind, Bootable};
@@ -172,21 +172,21 @@ fn add_port(controllers: &mut Vec<Controller>, wanted: Option<ControllerName>, p
 
 /// What came of putting controllers on the bus.
 #[derive(Default)]
-pub(super) struct Put {
+pub(super) struct Attached {
     /// Notified when a disk has another size.
     pub listeners: Vec<Listener>,
     /// Where SATA disks and the discs of drives are.
-    pub seats: Vec<(Arc<Disk>, Seat)>,
+    pub sata_ports: Vec<(Arc<Disk>, SataPort)>,
     /// The SATA controllers.
     pub sata: Vec<SataController>,
     /// What can be booted, with its place in the description.
     pub bootable: Vec<(usize, Bootable)>,
 }
 
-impl Put {
-    pub fn add(&mut self, other: Put) {
+impl Attached {
+    pub fn add(&mut self, other: Attached) {
         self.listeners.extend(other.listeners);
-        self.seats.extend(other.seats);
+        self.sata_ports.extend(other.sata_ports);
         self.sata.extend(other.sata);
         self.bootable.extend(other.bootable);
     }
@@ -194,7 +194,7 @@ impl Put {
 
 impl Controller {
     /// Puts it on the bus.
-    pub fn put_on(self, place: Place<'_>) -> Result<Put, StartError> {
+    pub fn put_on(self, place: Place<'_>) -> Result<Attached, StartError> {
         let Place { bus, ram, services, events } = place;
         let at = bus.free_address(DeviceNumber::Shared)?;
         let (ram, services, windows) = (ram.clone(), services.clone(), bus.windows());
@@ -210,7 +210,7 @@ impl Controller {
                 add(bus, at, Arc::new(function.map_err(PciError::from)?))?;
                 let listeners = vec![Listener::new(&disk, move || notice.send())?];
                 let bootable = vec![described.bootable(at, BootKind::VirtioBlk)];
-                Ok(Put { listeners, bootable, ..Put::default() })
+                Ok(Attached { listeners, bootable, ..Attached::default() })
             }
             Controller::Nvme { options, disks, .. } => {
                 let bootable = (1..)
@@ -225,7 +225,7 @@ impl Controller {
                     Listener::new(disk, move || nvme.namespace_changed(nsid))
                 });
                 let listeners = listeners.collect::<Result<_, _>>()?;
-                Ok(Put { listeners, bootable, ..Put::default() })
+                Ok(Attached { listeners, bootable, ..Attached::default() })
             }
             Controller::Ahci { name, mut ports } => {
                 ports.resize_with(with_spare(ports.len()), || (AhciPort::Empty, Described::LAST));
@@ -251,8 +251,9 @@ impl Controller {
                 let there: Vec<(Arc<Disk>, u8)> = there.collect();
                 let ahci = Arc::new(Ahci::new(ports, at, ram, services, windows, report)?);
                 add(bus, at, ahci.clone())?;
-                let seats = there.into_iter().map(|(disk, port)| (disk, Seat::new(&ahci, port))).collect();
-                Ok(Put { listeners, seats, sata: vec![SataController { name, ahci }], bootable })
+                let sata_ports =
+                    there.into_iter().map(|(disk, port)| (disk, SataPort::new(&ahci, port))).collect();
+                Ok(Attached { listeners, sata_ports, sata: vec![SataController { name, ahci }], bootable })
             }
         }
     }

@@ -3,16 +3,17 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use config::OnError;
 use devices::ahci::AhciError;
 use disk::{Disk, DiskOptions, OpenError, Tally};
+use parking_lot::{Mutex, MutexGuard};
 
-use super::closing::let_go;
-use super::seats::Seat;
+use super::close::let_go;
+use super::sata_port::SataPort;
+use crate::disks::failures;
 use crate::events::{Event, Events};
-use crate::failures;
 
 /// Discs of a drive whose tallies are kept, the one that is in it included.
 const KEPT: usize = 64;
@@ -101,7 +102,7 @@ pub fn open(path: &Path) -> Result<Disk, OpenError> {
 /// A CD drive of the VM.
 pub struct Drive {
     name: String,
-    seat: Seat,
+    at: SataPort,
     on_error: Option<OnError>,
     events: Events,
     /// Of discs that are or were in it, the latest last; held while a disc is changed.
@@ -112,12 +113,12 @@ impl Drive {
     /// A drive with a disc in it.
     pub(super) fn new(
         name: String,
-        seat: Seat,
+        at: SataPort,
         on_error: Option<OnError>,
         disc: Tally,
         events: Events,
     ) -> Drive {
-        Drive { name, seat, on_error, events, tallies: Mutex::new([disc].into()) }
+        Drive { name, at, on_error, events, tallies: Mutex::new([disc].into()) }
     }
 
     /// What it is called.
@@ -126,14 +127,14 @@ impl Drive {
     }
 
     /// Where it is.
-    pub(super) fn seat(&self) -> &Seat {
-        &self.seat
+    pub(super) fn at(&self) -> &SataPort {
+        &self.at
     }
 
     /// What is in it; the guest may have ejected it.
     pub fn disc(&self) -> Option<Arc<Disk>> {
         // The port has had a drive from the start, and drives are not unplugged.
-        self.seat.controller.disc(self.seat.port).ok().flatten()
+        self.at.controller.disc(self.at.number).ok().flatten()
     }
 
     /// Whether a disc of this name is in it.
@@ -173,7 +174,7 @@ impl Drive {
         if disc.is_none() && before.is_none() {
             return Ok(self.read());
         }
-        let (Seat { controller, port }, force) = (&self.seat, tray == TrayLock::Overridden);
+        let (SataPort { controller, number: port }, force) = (&self.at, tray == TrayLock::Overridden);
         let done = match &disc {
             Some(disc) => controller.insert_disc(*port, disc.clone(), force),
             None => controller.eject_disc(*port, force),
@@ -196,7 +197,7 @@ impl Drive {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Tally>> {
-        self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tallies.lock()
     }
 }
 

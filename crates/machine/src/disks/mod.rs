@@ -1,14 +1,17 @@
 //! Disks: opened, shown to the guest on controllers ([`controllers`]), watched for other sizes ([`resizes`]), and kept
-//! ([`shelf`]). While the VM runs, SATA disks come and go ([`plug`]), and discs in CD drives are changed ([`drives`]).
+//! in a list ([`list`]). While the VM runs, SATA disks come and go ([`plug`]), and discs in CD drives are changed ([`drives`]).
 
-mod closing;
+mod close;
 mod controllers;
 pub mod drives;
+pub mod failures;
+pub mod host_nvme;
+mod list;
 mod plug;
+pub mod registered;
 mod resizes;
 mod same;
-mod seats;
-mod shelf;
+mod sata_port;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,15 +23,15 @@ use disk::{Allocation, Allowed, Bounce, Claim, Disk, DiskOptions, Format, NbdUrl
 use memory::Ram;
 use pci::{Bus, Services};
 
-use crate::buffers::Choice;
+use crate::disks::registered::Choice;
 use crate::error::StartError;
 use crate::events::Events;
 
 pub use controllers::{controllers_of, settled};
 pub use drives::{DriveError, DriveReading, TrayLock};
+pub use list::{Disks, DisksOutside};
 pub use plug::{Letting, PlugError, Plugged, UnplugError, Unplugged};
 pub use same::{on_controllers, same_as};
-pub use shelf::{Disks, DisksOutside};
 
 /// Queue pairs that an NVMe controller has at least, which firmware relies on.
 const LEAST_NVME_QUEUES: u16 = 2;

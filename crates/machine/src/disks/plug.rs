@@ -3,12 +3,12 @@
 use config::{ControllerName, DiskModel, DiskSource, ModelName};
 use devices::ahci::AhciError;
 
-use super::closing::let_go;
-use super::shelf::DisksOutside;
+use super::close::let_go;
+use super::list::DisksOutside;
 use super::{CheckedDisk, check};
+use crate::disks::failures;
 use crate::error::StartError;
 use crate::events::Event;
-use crate::failures;
 
 /// A disk that was plugged in.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -159,7 +159,7 @@ impl DisksOutside {
     /// Opens a disk, which claims it, and plugs it in: on the first free port of the controller that its description names,
     /// or of the first controller that has one.
     pub fn plug(&self, description: &config::Disk) -> Result<Plugged, PlugError> {
-        let shelf = self.shelf().ok_or(PlugError::Ending)?;
+        let list = self.list().ok_or(PlugError::Ending)?;
         if description.model != DiskModel::Ahci {
             return Err(PlugError::Model(description.model.name()));
         }
@@ -170,33 +170,33 @@ impl DisksOutside {
             return Err(PlugError::BootIndex);
         }
         // Nothing is claimed in vain where no port is free.
-        shelf.contents().free_seat(description.controller.as_ref())?;
+        list.inner().free_port(description.controller.as_ref())?;
         let open = match check(description, config::Cpus::default())? {
             CheckedDisk::Open(open) => open,
             CheckedDisk::Driven(_) => return Err(PlugError::Driven),
         };
         let name = open.disk.name().to_owned();
-        open.remarks().iter().for_each(|remark| shelf.events.trouble(remark.clone()));
+        open.remarks().iter().for_each(|remark| list.events.trouble(remark.clone()));
         // Before its queue is prepared.
-        failures::watch(&open.disk, open.on_error, &shelf.events);
-        let seat = shelf.contents().plug(open, &shelf.events)?;
-        Ok(Plugged { name, place: seat.to_string() })
+        failures::watch(&open.disk, open.on_error, &list.events);
+        let at = list.inner().plug(open, &list.events)?;
+        Ok(Plugged { name, place: at.to_string() })
     }
 
     /// Unplugs the SATA disk of this name, even if the guest uses it. Returns when it is closed, or has taken
     /// long.
     pub fn unplug(&self, name: &str) -> Result<Unplugged, UnplugError> {
-        let shelf = self.shelf().ok_or(UnplugError::Ending)?;
-        let (disk, seat) = shelf.contents().take(name)?;
+        let list = self.list().ok_or(UnplugError::Ending)?;
+        let (disk, at) = list.inner().take(name)?;
         // Nothing repeats held requests from here on, and the port would wait for them.
         disk.failures().give_up();
-        match seat.controller.unplug(seat.port) {
+        match at.controller.unplug(at.number) {
             // The guest has lost it in either case.
             Ok(()) | Err(AhciError::Leaving { .. }) => {}
             Err(why) => return Err(why.into()),
         }
         let name = disk.name().to_owned();
-        shelf.events.send(Event::DisksChanged(format!("disk {name} was unplugged ({seat})")));
+        list.events.send(Event::DisksChanged(format!("disk {name} was unplugged ({at})")));
         let state = if let_go(disk).is_some() { Letting::Open } else { Letting::Closed };
         Ok(Unplugged { name, state })
     }

@@ -4,10 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use devices::tpm::{HEADER, TpmBackEnd, TpmFailed};
+use parking_lot::Mutex;
 
+use super::start_up::StartUp;
 use super::{Tell, TpmError};
 
 /// What Linux's driver has room for.
@@ -43,38 +45,46 @@ fn refused(path: &Path, cause: io::Error) -> TpmError {
 /// A TPM of this host. It cannot be switched off: its PCRs stay as they are when the guest is reset.
 pub struct HostTpm {
     path: PathBuf,
+    start_up: StartUp,
     /// None after a failure.
     device: Mutex<Option<Arc<File>>>,
     tell: Tell,
 }
 
 impl HostTpm {
-    /// Opens it, so that nobody else has it.
-    pub fn open(path: &Path, tell: Tell) -> Result<HostTpm, TpmError> {
-        let device = Mutex::new(Some(Arc::new(open(path)?)));
-        Ok(HostTpm { path: path.to_path_buf(), device, tell })
+    /// Opens it, so that nobody else has it, and starts it up.
+    pub fn open(path: &Path, start_up: StartUp, tell: Tell) -> Result<HostTpm, TpmError> {
+        let tpm = HostTpm { path: path.to_path_buf(), start_up, device: Mutex::default(), tell };
+        tpm.switch_on()?;
+        Ok(tpm)
     }
 
-    fn device(&self) -> std::sync::MutexGuard<'_, Option<Arc<File>>> {
-        self.device.lock().expect("no code panics with this lock held")
+    fn switch_on(&self) -> Result<(), TpmError> {
+        let opened = self.device();
+        let device = opened.map_or_else(|| open(&self.path).map(Arc::new), Ok)?;
+        let ready = self.start_up.carry_out(|command| exchange(&*device, command));
+        *self.device.lock() = ready.is_ok().then_some(device);
+        ready.map_err(|cause| TpmError::NotReady { path: self.path.clone(), cause })
+    }
+
+    fn device(&self) -> Option<Arc<File>> {
+        self.device.lock().clone()
     }
 }
 
 impl TpmBackEnd for HostTpm {
     fn power_on(&self) -> Result<(), TpmFailed> {
-        let mut device = self.device();
-        if device.is_none() {
-            let opened = open(&self.path).map_err(|error| (self.tell)(error.to_string()));
-            *device = Some(Arc::new(opened.map_err(|()| TpmFailed)?));
-        }
-        Ok(())
+        self.switch_on().map_err(|error| {
+            (self.tell)(error.to_string());
+            TpmFailed
+        })
     }
 
     fn execute(&self, command: &[u8]) -> Result<Vec<u8>, TpmFailed> {
-        let device = self.device().clone().ok_or(TpmFailed)?;
+        let device = self.device().ok_or(TpmFailed)?;
         // Each within the kernel's own time-outs.
         exchange(&*device, command).map_err(|cause| {
-            *self.device() = None;
+            *self.device.lock() = None;
             (self.tell)(format!("the TPM {} does not execute a command: {cause}", self.path.display()));
             TpmFailed
         })

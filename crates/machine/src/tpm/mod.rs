@@ -1,24 +1,27 @@
 //! A VM's TPM: what executes its commands, found and checked before anything is touched.
 
 mod host;
-mod started;
+mod start_up;
 mod state;
 mod swtpm;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use boot::platform::mmio;
 use config::{TpmSource, VmName};
 use devices::Tpm;
 use devices::tpm::TpmBackEnd;
 
+use crate::error::StartError;
 use crate::kept;
+use crate::start::steps::Steps;
 use host::HostTpm;
-use started::Started;
+pub use start_up::StartUp;
 use state::State;
-use swtpm::Swtpm;
+use swtpm::{NotOn, SWITCH_ON_LIMIT, Swtpm};
 
 /// Gets a sentence about a TPM that has failed. It does so once, until the TPM is switched on again.
 pub type Tell = Arc<dyn Fn(String) + Send + Sync>;
@@ -38,10 +41,26 @@ pub enum TpmError {
         .0.display()
     )]
     InUse(PathBuf),
+    /// Another swtpm has it, and does not let go.
+    #[error(
+        "the TPM's state {} is still in use by {holder}: probably the swtpm of a VM that was killed, which ends by itself once \
+         the disk below that folder answers (`dmesg`). End it, or wait until it has ended, then start the VM again. Nothing is \
+         wrong with the state.",
+        .state.display()
+    )]
+    StillInUse {
+        /// Its state.
+        state: PathBuf,
+        /// The process that has it.
+        holder: String,
+    },
     /// The state.
-    #[error("cannot {what} the TPM's state {}: {cause}. Such a state is a folder that only its owner reads.", .path.display())]
+    #[error(
+        "cannot {what} the TPM's state {}: {cause}. Such a state is a folder that only its owner, or root, may use.{}",
+        .path.display(), by_root(.path, .cause)
+    )]
     State {
-        /// What could not be done: "make", "lock".
+        /// What could not be done: "make", "trust", "lock".
         what: &'static str,
         /// The folder.
         path: PathBuf,
@@ -67,6 +86,21 @@ pub enum TpmError {
         state: PathBuf,
         /// What it said.
         why: String,
+    },
+    /// swtpm started, and did not answer.
+    #[error(
+        "swtpm did not switch on the TPM with the state {} within {} s{last_words}. Look whether the disk below that folder \
+         answers and has space (`ls`, `df`, `dmesg`), then start the VM again. If the state is damaged, bring it back from a \
+         backup, or move it away for a new TPM, which opens nothing that this one has sealed.",
+        .state.display(), .limit.as_secs_f32()
+    )]
+    Silent {
+        /// Its state.
+        state: PathBuf,
+        /// How long it could take.
+        limit: Duration,
+        /// What it said.
+        last_words: String,
     },
     /// A TPM of the host that is not there.
     #[error(
@@ -104,10 +138,13 @@ pub enum TpmError {
         version: String,
     },
     /// It does not do what every TPM does first.
-    #[error(
-        "the TPM is not ready for a guest: {0}. Restart what it belongs to: this host, or swtpm with another state."
-    )]
-    NotReady(String),
+    #[error("the TPM {} is not ready for a guest: {cause}. Restart this host, or emulate one: --tpm on.", .path.display())]
+    NotReady {
+        /// Its device file.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
     /// A thread.
     #[error("cannot start the TPM's thread: {0}. This host is short of memory or threads.")]
     Thread(io::Error),
@@ -122,13 +159,21 @@ pub enum CheckedTpm {
     Host(PathBuf),
 }
 
+/// What an ordinary user can do, whom no folder of root's lets in.
+fn by_root(path: &Path, cause: &io::Error) -> String {
+    if cause.kind() != io::ErrorKind::PermissionDenied {
+        return String::new();
+    }
+    format!(" For another user root makes it: install -d -m 700 -o USER {}.", path.display())
+}
+
 impl CheckedTpm {
     /// Finds and checks what a TPM is made of, for a VM of this name.
     pub fn check(source: &TpmSource, name: &VmName) -> Result<CheckedTpm, TpmError> {
         match source {
             TpmSource::Emulated => {
                 let program = swtpm::find().ok_or(TpmError::NoSwtpm)?;
-                let state = State::check(&kept::folder(name).join("tpm2"))?;
+                let state = State::check(&kept::folder(name).join(kept::TPM))?;
                 Ok(CheckedTpm::Emulated { program, state })
             }
             TpmSource::Passthrough(path) => {
@@ -148,22 +193,20 @@ impl CheckedTpm {
         }
     }
 
-    /// Starts it and puts it on the memory bus, `ready` for an operating system if no firmware sees to that.
-    pub fn start(&self, ready: bool, tell: &Tell) -> Result<Tpm, TpmError> {
-        let back_end = match self {
+    /// Switches it on and puts it on the memory bus. If the start is cancelled meanwhile, it ends swtpm.
+    pub fn start(&self, start_up: StartUp, tell: &Tell, steps: &Steps) -> Result<Tpm, StartError> {
+        let back_end: Arc<dyn TpmBackEnd> = match self {
             CheckedTpm::Emulated { program, state } => {
-                made(Swtpm::start(program, state.take()?, tell.clone())?, ready, tell)?
+                let swtpm = Swtpm::new(program, state.take()?, start_up, SWITCH_ON_LIMIT, tell.clone());
+                let on = steps.wait(|| swtpm.switch_on(), || swtpm.abort());
+                on.map_err(TpmError::Thread)?.map_err(|why| match why {
+                    NotOn::Aborted => StartError::Cancelled,
+                    NotOn::Failed(error) => error.into(),
+                })?;
+                Arc::new(swtpm)
             }
-            CheckedTpm::Host(path) => made(HostTpm::open(path, tell.clone())?, ready, tell)?,
+            CheckedTpm::Host(path) => Arc::new(HostTpm::open(path, start_up, tell.clone())?),
         };
-        Tpm::new(mmio::TPM, back_end).map_err(TpmError::Thread)
+        Ok(Tpm::new(mmio::TPM, back_end).map_err(TpmError::Thread)?)
     }
-}
-
-fn made(
-    back_end: impl TpmBackEnd + 'static,
-    ready: bool,
-    tell: &Tell,
-) -> Result<Arc<dyn TpmBackEnd>, TpmError> {
-    if ready { Ok(Arc::new(Started::new(back_end, tell.clone())?)) } else { Ok(Arc::new(back_end)) }
 }

@@ -1,11 +1,16 @@
 //! Where an emulated TPM keeps what it must not forget.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, DirBuilder, File, Metadata, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{FcntlArg, fcntl};
+
 use super::TpmError;
+
+/// The file of a state that swtpm locks with its first INIT, until it ends.
+pub const LOCK: &str = ".lock";
 
 /// A folder with a TPM's state, or where it will be.
 #[derive(Debug)]
@@ -15,8 +20,13 @@ impl State {
     /// Looks at the folder, if it is there.
     pub fn check(path: &Path) -> Result<State, TpmError> {
         match fs::metadata(path) {
-            Ok(_) => drop(lock(path)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(facts) => {
+                drop(lock(path)?);
+                own(&facts).map_err(|cause| failed("trust", path, cause))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                host::may_make(path).map_err(|cause| failed("make", path, cause))?;
+            }
             Err(cause) => return Err(failed("open", path, cause)),
         }
         Ok(State(path.to_path_buf()))
@@ -47,10 +57,46 @@ impl Taken {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// The process that has swtpm's own lock of the state, if one has. One that cannot be asked for is swtpm's to tell of.
+    pub fn holder(&self) -> Option<String> {
+        let file = File::open(self.path.join(LOCK)).ok()?;
+        let (whole, nobody) = (0, 0);
+        let mut lock = libc::flock {
+            l_type: libc::F_WRLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: 0,
+            l_len: whole,
+            l_pid: nobody,
+        };
+        fcntl(&file, FcntlArg::F_GETLK(&mut lock)).ok()?;
+        if lock.l_type == libc::F_UNLCK as libc::c_short {
+            return None;
+        }
+        // One of another container has no number here.
+        if lock.l_pid <= 0 {
+            return Some("another process".into());
+        }
+        let name = fs::read_to_string(format!("/proc/{}/comm", lock.l_pid)).unwrap_or_default();
+        Some(format!("process {} ({})", lock.l_pid, name.trim()))
+    }
 }
 
 fn failed(what: &'static str, path: &Path, cause: io::Error) -> TpmError {
     TpmError::State { what, path: path.to_path_buf(), cause }
+}
+
+/// Whether nobody but root and who starts this can reach what the TPM keeps secret.
+fn own(facts: &Metadata) -> io::Result<()> {
+    let (mode, owner) = (facts.mode() & 0o777, facts.uid());
+    if mode & 0o077 != 0 {
+        return Err(io::Error::other(format!("its mode is {mode:04o}, so others can reach it (chmod 700)")));
+    }
+    let user = nix::unistd::geteuid();
+    if !user.is_root() && owner != user.as_raw() {
+        return Err(io::Error::other(format!("it belongs to user {owner}")));
+    }
+    Ok(())
 }
 
 fn lock(path: &Path) -> Result<File, TpmError> {
@@ -84,6 +130,9 @@ mod tests {
         }
         drop(taken);
         State::check(&path).unwrap().take().unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o750)).unwrap();
+        let error = State::check(&path).unwrap_err().to_string();
+        assert!(error.contains("its mode is 0750") && error.contains("chmod 700"), "{error}");
     }
 
     #[test]
@@ -93,7 +142,10 @@ mod tests {
         fs::write(&path, "text").unwrap();
         let error = State::check(&path).unwrap_err().to_string();
         assert!(error.contains("cannot open the TPM's state"), "{error}");
-        assert!(State::check(&path.join("below")).is_err());
+        for below in ["below", "far/below"] {
+            let error = State::check(&path.join(below)).unwrap_err().to_string();
+            assert!(error.contains("Not a directory"), "{error}");
+        }
         assert_eq!(fs::read(&path).unwrap(), b"text");
     }
 }

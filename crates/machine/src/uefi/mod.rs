@@ -1,29 +1,42 @@
 //! UEFI firmware in a VM: its files, checked before anything is touched, and the flash memory and the configuration device
 //! that it finds.
 
+mod files;
 mod order;
 mod variables;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boot::firmware::{self, Code, EfiKernel, EfiKernelError, FindError, FirmwareError, Keys, Part, Template};
+use boot::firmware::{self, Damaged, EfiKernel, EfiKernelError, FindError, FirmwareError, Part, SecureBoot};
 use boot::platform::Platform;
 use boot::{Initrd, InitrdError, LoadError};
-use config::{BootFirmware, FirmwareImage, FwCfgContent, FwCfgFile, FwCfgName, Once, VmName};
+use config::{BootFirmware, FwCfgContent, FwCfgFile, FwCfgName, Once, VmName};
 use devices::fw_cfg::{Content, Items, NameError, key};
 use devices::{Flash, FwCfg, Store};
 use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Ram, RegisterPages};
 
 use crate::events::Events;
-use crate::kept;
 
+use files::Files;
+
+pub use boot::firmware::templates;
+pub use files::variables_of;
 pub use order::{BootKind, Bootable, assigned};
-pub use variables::{Variables, VariablesError};
+use variables::Origin;
+pub use variables::VariablesError;
 
 /// Where flash memory ends.
 const END: u64 = 1 << 32;
+
+/// With less RAM, OVMF ends in a triple fault: it does with 24 MiB, and with 32 it does not.
+const LEAST_RAM: u64 = 32 << 20;
+
+/// Whether firmware can start in so many bytes of RAM.
+pub fn enough_ram(bytes: u64) -> Result<(), UefiError> {
+    if bytes >= LEAST_RAM { Ok(()) } else { Err(UefiError::TooLittleRam { bytes }) }
+}
 
 /// How long a menu is shown.
 const MENU: Duration = Duration::from_secs(5);
@@ -39,18 +52,45 @@ pub enum UefiError {
     File(#[from] FirmwareError),
     /// There is no template of variables beside the code.
     #[error(
-        "there is no variable store for the firmware {}: no file beside it is named like it. Name one: --firmware {},vars=PATH.",
+        "there is no template of variables for the firmware {}, which this VM's would be copied from: no file beside it is named like \
+         it. Name one: --firmware {},vars=PATH.",
         .0.display(), .0.display()
     )]
     NoTemplate(PathBuf),
+    /// There is none that turns Secure Boot on.
+    #[error(
+        "there is no template of variables with keys for Secure Boot beside the firmware {} (OVMF_VARS.ms.fd for OVMF_CODE.fd, say), \
+         which this VM's would be copied from. Name one: --firmware {},vars=PATH; Debian's OVMF_VARS_4M.ms.fd fits each code of \
+         3653632 bytes. Or leave --secure-boot out.",
+        .0.display(), .0.display()
+    )]
+    NoTemplateWithKeys(PathBuf),
     /// Secure Boot is to be on, and is not.
     #[error(
-        "the firmware's variables {} do not turn Secure Boot on: they have no platform key, or SecureBootEnable is off. A VM's are \
-         made at its first start: remove the VM's file, and it is made anew from one with keys (what was set is lost), or leave \
-         --secure-boot out.",
+        "the firmware's variables {} do not turn Secure Boot on: they have no platform key, or SecureBootEnable is off. Start once without \
+         --secure-boot and enrol keys or turn it on in the firmware's own settings; or remove the file, and it is made anew (what was \
+         set is lost) from a template with keys.",
         .0.display()
     )]
     NoKeys(PathBuf),
+    /// Secure Boot is to be on, and new variables would not turn it on.
+    #[error(
+        "the variables {} that this VM's would be copied from do not turn Secure Boot on: they have no platform key. Name some that \
+         have (--firmware CODE,vars=PATH; Debian's package ovmf has OVMF_VARS_4M.ms.fd), or leave --secure-boot out.",
+        .0.display()
+    )]
+    TemplateWithoutKeys(PathBuf),
+    /// Secure Boot is to be on, and nobody can say whether it is.
+    #[error(
+        "whether {} turns Secure Boot on is not to be seen: {damaged}. Put a copy of the file in its place, or leave --secure-boot out.",
+        .path.display()
+    )]
+    DamagedKeys {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        damaged: Damaged,
+    },
     /// The variables.
     #[error(transparent)]
     Variables(#[from] VariablesError),
@@ -74,6 +114,15 @@ pub enum UefiError {
     /// The same.
     #[error("the firmware's configuration: {0}. This is a fault in skep.")]
     Name(#[from] NameError),
+    /// The guest's.
+    #[error(
+        "UEFI firmware needs at least 32 MiB of RAM for itself, and this VM has {bytes} bytes: it would crash before its first word. Give \
+         it more (--memory), and what it boots as well."
+    )]
+    TooLittleRam {
+        /// What it has.
+        bytes: u64,
+    },
     /// Memory for the flash.
     #[error("cannot allocate flash memory: {0}. This host is short of memory.")]
     Memory(std::io::Error),
@@ -82,9 +131,7 @@ pub enum UefiError {
 /// A firmware whose files are what they should be.
 #[derive(Debug)]
 pub struct Firmware {
-    code: Code,
-    variables: Variables,
-    secure_boot: bool,
+    own: Files,
     menu: bool,
     once: Option<Once>,
     files: Vec<GuestFile>,
@@ -125,7 +172,7 @@ impl Firmware {
     /// Finds and checks the files of a firmware, for a VM of this name.
     pub fn check(described: &BootFirmware, name: &VmName) -> Result<Firmware, Vec<UefiError>> {
         let (mut files, mut wrong) = (Vec::new(), Vec::new());
-        let own = own(described, name).map_err(|error| wrong.push(error));
+        let own = Files::check(described, name).map_err(|errors| wrong.extend(errors));
         for file in &described.files {
             match GuestFile::open(file) {
                 Ok(file) => files.push(file),
@@ -133,9 +180,9 @@ impl Firmware {
             }
         }
         match own {
-            Ok((code, variables, secure_boot)) if wrong.is_empty() => {
+            Ok(own) if wrong.is_empty() => {
                 let BootFirmware { menu, once, .. } = *described;
-                Ok(Firmware { code, variables, secure_boot, menu, once, files })
+                Ok(Firmware { own, menu, once, files })
             }
             _ => Err(wrong),
         }
@@ -143,9 +190,28 @@ impl Firmware {
 
     /// What to tell people about it.
     pub fn said(&self) -> String {
-        let secure_boot = if self.secure_boot { ", Secure Boot" } else { "" };
-        let (code, variables) = (self.code.path().display(), self.variables.path().display());
+        let (code, variables) = (self.own.code.path().display(), self.own.variables.path().display());
+        let secure_boot = match &self.own.secure_boot {
+            Ok(SecureBoot::Off) => "",
+            Ok(SecureBoot::On) => ", Secure Boot",
+            Ok(SecureBoot::ByTestKey) => {
+                ", Secure Boot by a test key that is published: anybody can sign what it starts"
+            }
+            Err(damaged) => {
+                return format!(
+                    "firmware {code}, its variables {variables}: {damaged}; the firmware may lose some of them, or all"
+                );
+            }
+        };
         format!("firmware {code}{secure_boot}, its variables {variables}")
+    }
+
+    /// What to tell people about variables that this start makes: where they are from now on.
+    pub fn new_variables(&self) -> Option<String> {
+        let variables = &self.own.variables;
+        let (path, template) = (variables.path().display(), variables.store().path().display());
+        let said = format!("the firmware's variables of this VM are new: {path}, copied from {template}");
+        (variables.origin() == Origin::Template).then_some(said)
     }
 
     /// The configuration device, with what it asks for. `bootable` are the disks in the order in which they are described, and
@@ -182,8 +248,8 @@ impl Firmware {
 
     /// Puts it into flash memory, which the guest reads as memory; its variables it also writes.
     pub fn flash(&self, map: &Arc<MemoryMap>, events: &Events) -> Result<Vec<Flash>, UefiError> {
-        let (store, variables) = self.variables.take()?;
-        let code = self.code.read()?;
+        let (store, variables) = self.own.variables.take()?;
+        let code = self.own.code.read()?;
         let code_at = Gpa(END - code.len() as u64);
         let variables_at = Gpa(code_at.0 - variables.len() as u64);
         let store: Box<dyn Store> = Box::new(store);
@@ -192,49 +258,6 @@ impl Firmware {
             chip("firmware code", code_at, &code, None, map, events)?,
         ])
     }
-}
-
-/// A firmware's own files, and whether it will start only what is signed.
-fn own(firmware: &BootFirmware, name: &VmName) -> Result<(Code, Variables, bool), UefiError> {
-    let keys = if firmware.secure_boot { Keys::Enrolled } else { Keys::None };
-    let (code, template) = match &firmware.image {
-        FirmwareImage::Installed => {
-            let found = firmware::find(keys)?;
-            (found.code, found.vars)
-        }
-        FirmwareImage::Files { code, variables: Some(variables) } => {
-            (code.as_path().to_path_buf(), variables.as_path().to_path_buf())
-        }
-        FirmwareImage::Files { code, variables: None } => {
-            let code = code.as_path().to_path_buf();
-            let beside = beside(&code, keys).ok_or_else(|| UefiError::NoTemplate(code.clone()))?;
-            (code, beside)
-        }
-    };
-    let (code, template) = (Code::open(&code)?, Template::open(&template)?);
-    firmware::together(&code, &template)?;
-    let path = firmware
-        .variables
-        .as_ref()
-        .map_or_else(|| kept::folder(name).join("firmware-vars.fd"), |path| path.as_path().to_path_buf());
-    let variables = Variables::check(&path, template)?;
-    let secure_boot = variables.secure_boot()?;
-    if firmware.secure_boot && !secure_boot {
-        return Err(UefiError::NoKeys(variables.origin().to_path_buf()));
-    }
-    Ok((code, variables, secure_boot))
-}
-
-/// The variables beside a code: `…VARS…` for `…CODE…`, `vars` for `code`. Those with keys have ".ms" (Microsoft) in their names.
-fn beside(code: &Path, keys: Keys) -> Option<PathBuf> {
-    let name = code.file_name()?.to_str()?;
-    let with_keys = |name: String| match (keys, name.rsplit_once('.')) {
-        (Keys::Enrolled, Some((name, extension))) => format!("{name}.ms.{extension}"),
-        _ => name,
-    };
-    let names = [name.replace("CODE", "VARS"), name.replace("code", "vars")].map(with_keys);
-    let mut paths = names.into_iter().filter(|other| other != name).map(|other| code.with_file_name(other));
-    paths.find(|path| path.is_file())
 }
 
 fn chip(
@@ -300,4 +323,16 @@ fn give(items: &mut Items, size: u16, key: u16, part: Part) {
     let Part { file, offset, len } = part;
     items.set(size, len.to_le_bytes().to_vec());
     items.set(key, Content::File { file, offset, len });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_ram_for_firmware_is_a_finding_and_what_suffices_is_not() {
+        assert!(enough_ram(32 << 20).is_ok());
+        let error = enough_ram((32 << 20) - 4096).unwrap_err().to_string();
+        assert!(error.contains("33550336 bytes") && error.contains("--memory"), "{error}");
+    }
 }

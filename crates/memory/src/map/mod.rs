@@ -9,10 +9,11 @@ mod error;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 pub use device::DeviceMemory;
 pub use error::{ChangeError, Difference, MirrorError, Stuck};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::address::{Gpa, GpaRange};
 use crate::ram::Ram;
@@ -258,7 +259,7 @@ impl MemoryMap {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no code panics with this lock held")
+        self.state.lock()
     }
 }
 

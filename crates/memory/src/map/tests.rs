@@ -15,7 +15,7 @@ impl Fake {
     }
 
     fn held(&self) -> Vec<GpaRange> {
-        let mut held = self.held.lock().unwrap().clone();
+        let mut held = self.held.lock().clone();
         held.sort_by_key(|range| range.start());
         held
     }
@@ -27,12 +27,12 @@ impl Mirror for Fake {
     }
 
     fn prepare(&self, change: &Change) -> Result<(), MirrorError> {
-        let mut calls = self.calls.lock().unwrap();
+        let mut calls = self.calls.lock();
         *calls += 1;
         if self.fail.contains(&(*calls - 1)) {
             return Err("out of order".into());
         }
-        let mut held = self.held.lock().unwrap();
+        let mut held = self.held.lock();
         match change {
             Change::AddRam(_) | Change::AddDevice(_) => held.push(change.range()),
             Change::RemoveRam(_) | Change::RemoveDevice(_) => {
@@ -110,7 +110,7 @@ fn a_change_that_does_not_fit_the_map_reaches_no_mirror() {
     assert!(map.apply(&Change::RemoveDevice(bar(0x8000, 0x1000))).is_err());
     // As large and as high as what is there, but another.
     assert!(map.apply(&Change::RemoveRam(segment(0x10000, 0x2000))).is_err());
-    assert_eq!(*fake.calls.lock().unwrap(), 2);
+    assert_eq!(*fake.calls.lock(), 2);
 }
 
 #[test]

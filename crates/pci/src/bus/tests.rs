@@ -1,4 +1,3 @@
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -7,6 +6,7 @@ use super::*;
 use crate::bar::{BarKind, ROM};
 use crate::config_space::{ConfigSpace, Identity};
 use crate::register;
+use parking_lot::Mutex;
 use proptest::prelude::*;
 
 pub(super) struct Probe {
@@ -60,12 +60,12 @@ impl Probe {
 
     /// Where its BARs are, decoding or not.
     fn places(&self) -> Vec<u64> {
-        let space = self.space.lock().unwrap();
+        let space = self.space.lock();
         space.bars().iter().map(|bar| space.bar_address(*bar)).collect()
     }
 
     fn outcome(&self, what: &str) -> Result<(), PciError> {
-        let broken = *self.broken.lock().unwrap();
+        let broken = *self.broken.lock();
         let error = || PciError::Function { function: format!("probe {}", self.tag), what: what.to_owned() };
         if broken { Err(error()) } else { Ok(()) }
     }
@@ -80,20 +80,20 @@ impl Function for Probe {
     }
     fn read_config(&self, offset: u16, data: &mut [u8]) {
         self.reads.fetch_add(1, Ordering::SeqCst);
-        self.space.lock().unwrap().read(offset, data);
+        self.space.lock().read(offset, data);
     }
     fn write_config(&self, offset: u16, data: &[u8]) -> Result<(), PciError> {
         self.writes.fetch_add(1, Ordering::SeqCst);
         if offset == register::COMMAND {
-            drop(self.late.lock().unwrap());
+            drop(self.late.lock());
         }
-        let mut space = self.space.lock().unwrap();
-        let _wait = self.slow.lock().unwrap();
+        let mut space = self.space.lock();
+        let _wait = self.slow.lock();
         space.write(offset, data);
         self.outcome("write")
     }
     fn decoded(&self) -> Decoded {
-        self.space.lock().unwrap().decoded()
+        self.space.lock().decoded()
     }
     fn read_bar(&self, _: usize, offset: u64, data: &mut [u8]) {
         data.fill(self.tag.wrapping_add(offset as u8));
@@ -102,13 +102,13 @@ impl Function for Probe {
         Ok(())
     }
     fn bar_moved(&self, bar: usize, at: Option<DecodedAt>) -> Result<(), PciError> {
-        let mut seen = self.seen.lock().unwrap();
+        let mut seen = self.seen.lock();
         assert!(seen[bar].is_none() || at.is_none(), "moved without being taken away first");
         seen[bar] = at;
         self.outcome("move")
     }
     fn reset(&self) -> Result<(), PciError> {
-        self.space.lock().unwrap().reset();
+        self.space.lock().reset();
         Ok(())
     }
 }
@@ -192,7 +192,7 @@ fn bars_are_found_by_their_registers_and_placed_without_overlap() {
     let (bus, probes) = bus(2);
     for (address, probe) in &probes {
         bus.place_bars(*address).unwrap();
-        let space = probe.space.lock().unwrap();
+        let space = probe.space.lock();
         let bars = space.bars();
         assert!(
             bars.iter().all(|bar| space.bar_address(*bar) != 0 && space.bar_address(*bar) % bar.size() == 0)
@@ -201,7 +201,7 @@ fn bars_are_found_by_their_registers_and_placed_without_overlap() {
     }
     for (address, probe) in &probes {
         bus.write_config(*address, 4, &[3, 0]).unwrap();
-        assert_eq!(probe.seen.lock().unwrap().iter().flatten().count(), 3);
+        assert_eq!(probe.seen.lock().iter().flatten().count(), 3);
     }
 }
 
@@ -210,7 +210,7 @@ fn bars_that_decode_while_they_are_placed_are_reached_at_their_new_places() {
     let (bus, probes) = bus(1);
     bus.write_config(probes[0].0, 4, &[3, 0]).unwrap();
     bus.place_bars(probes[0].0).unwrap();
-    assert_eq!(*probes[0].1.seen.lock().unwrap(), probes[0].1.decoded());
+    assert_eq!(*probes[0].1.seen.lock(), probes[0].1.decoded());
     assert_eq!(probes[0].1.decoded().iter().flatten().count(), 3);
 }
 
@@ -229,7 +229,7 @@ fn after_a_reset_nothing_decodes() {
     let (bus, probes) = bus(2);
     bus.write_config(probes[0].0, 4, &[3, 0]).unwrap();
     assert!(bus.reset().is_empty());
-    assert_eq!(*probes[0].1.seen.lock().unwrap(), Decoded::default());
+    assert_eq!(*probes[0].1.seen.lock(), Decoded::default());
     assert!(!bus.read_memory(Gpa(0x10_0000_0000), &mut [0]));
 }
 
@@ -289,7 +289,7 @@ fn after_a_reset_bars_are_where_they_were_placed_whatever_the_guest_did() {
 #[test]
 fn of_many_failures_of_one_write_none_is_lost() {
     let (bus, probes) = bus(2);
-    *probes[0].1.broken.lock().unwrap() = true;
+    *probes[0].1.broken.lock() = true;
     let error = bus.write_config(probes[0].0, 4, &[3, 0]).unwrap_err().to_string();
     assert_eq!(error, "probe 0: write\nprobe 0: move\nprobe 0: move\nprobe 0: move");
     assert!(bus.read_memory(Gpa(0x10_0000_0000), &mut [0]), "a failure keeps no BAR from its claim");
@@ -307,7 +307,7 @@ proptest! {
         for (which, offset, value) in writes {
             let value = if offset == 4 { value & 0x407 } else { value };
             bus.write_config(probes[which].0, offset, &value.to_le_bytes()[..if offset == 4 { 2 } else { 4 }]).unwrap();
-            let claims = bus.claims.read().unwrap();
+            let claims = bus.claims.read();
             for map in [&claims.memory, &claims.ports] {
                 for ((start, claim), (next, _)) in map.iter().zip(map.iter().skip(1)) {
                     prop_assert!(start + claim.len <= *next);
@@ -316,7 +316,7 @@ proptest! {
             for (start, claim) in &claims.memory {
                 prop_assert!(windows().memory(*start, claim.len).is_some());
             }
-            let told: usize = probes.iter().map(|(_, p)| p.seen.lock().unwrap().iter().flatten().count()).sum();
+            let told: usize = probes.iter().map(|(_, p)| p.seen.lock().iter().flatten().count()).sum();
             prop_assert_eq!(told, claims.memory.len() + claims.ports.len());
         }
     }
@@ -345,14 +345,14 @@ fn what_finds_no_place_is_known_without_a_bus_and_is_what_the_bus_says() {
 fn a_function_whose_write_takes_long_holds_up_no_other_function_whatever_becomes_of_both() {
     let (bus, probes) = bus(2);
     let [(slow, probe), (other, _)] = &probes[..] else { panic!("two functions") };
-    let waits = probe.slow.lock().unwrap();
+    let waits = probe.slow.lock();
     let reads = probe.reads.load(Ordering::SeqCst);
     std::thread::scope(|scope| {
         let bus = &bus;
         let writer = scope.spawn(|| bus.write_config(*slow, register::COMMAND, &[3, 0]));
         scope.spawn(|| {
             // Until that write is under way.
-            while probe.space.try_lock().is_ok() {
+            while probe.space.try_lock().is_some() {
                 std::thread::yield_now();
             }
             bus.read_config(*slow, 0, &mut [0; 4]);
@@ -385,7 +385,7 @@ fn a_reset_that_overtakes_a_write_leaves_the_bus_with_what_the_function_decodes(
     let [(at, probe)] = &probes[..] else { panic!("one function") };
     bus.write_config(*at, register::COMMAND, &[3, 0]).unwrap();
     let writes = probe.writes.load(Ordering::SeqCst);
-    let waits = probe.late.lock().unwrap();
+    let waits = probe.late.lock();
     std::thread::scope(|scope| {
         // It decodes already, and would have been left alone.
         let writer = scope.spawn(|| bus.write_config(*at, register::COMMAND, &[3, 0]));

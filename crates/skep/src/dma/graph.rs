@@ -1,6 +1,6 @@
 //! Devices, domains and memory as boxes and lines, for whoever draws them.
 
-use control::api::{Audit, Count, Dma, Domain, Mapping, Target};
+use control::api::{Audit, Count, Dma, Domain, Mapping, Permission, Target};
 
 use super::text;
 use crate::table::bytes;
@@ -150,7 +150,7 @@ fn edge(from: usize, to: usize, mapping: &Mapping) -> Edge {
     if !whole {
         said.push(format!("IOVA {}", mapping.iova));
     }
-    if mapping.permission != "read, write" {
+    if mapping.permission == Permission::Read {
         said.push(format!("{} only", mapping.permission));
     }
     let detail = format!("IOVA {} to {} ({})", mapping.iova, text::memory(mapping), mapping.permission);
@@ -178,7 +178,7 @@ mod tests {
         let mut dma = sample::dma();
         let row = &mut dma.domains[0].mappings[0];
         row.iova = Range { first: Address(0), last: Address(0xfff) };
-        row.permission = "read".into();
+        row.permission = Permission::Read;
         assert_eq!(Graph::of(&dma).mappings[0].label, "IOVA 0x0-0xfff, read only");
     }
 }

@@ -1,6 +1,8 @@
 //! Domains for tests, and what they are to look like.
 
-use control::api::{Address, Audit, Count, Dma, Domain, Mapping, P2p, Range, Target};
+use control::api::{
+    Address, Audit, BackEnd, Count, Dma, Domain, DomainKind, Mapping, P2p, Permission, Range, Target,
+};
 
 fn range(first: u64, last: u64) -> Range {
     Range { first: Address(first), last: Address(last) }
@@ -13,7 +15,7 @@ pub fn dma() -> Dma {
         target: Target::Ram { gpa: range(first, last), segment: Some(number) },
         offset: Address(0),
         page_size: Some(2 << 20),
-        permission: "read, write".into(),
+        permission: Permission::ReadWrite,
     };
     let ram = || vec![ram(0, 0, 0xbfff_ffff), ram(1, 0x1_0000_0000, 0x1_bfff_ffff)];
     let bar = Mapping {
@@ -21,19 +23,19 @@ pub fn dma() -> Dma {
         target: Target::Device { owner: "0000:01:00.0 BAR 0".into(), gpa: range(0xc000_0000, 0xc000_3fff) },
         offset: Address(0),
         page_size: None,
-        permission: "read, write".into(),
+        permission: Permission::ReadWrite,
     };
     let queues = Mapping {
         iova: range(0x7f_ffff_e000, 0x7f_ffff_ffff),
         target: Target::Own { what: "NVMe <queues> & lists".into() },
         offset: Address(0),
         page_size: Some(4096),
-        permission: "read, write".into(),
+        permission: Permission::ReadWrite,
     };
     let guest = Domain {
         name: "guest".into(),
-        kind: "guest".into(),
-        back_end: "iommufd".into(),
+        kind: DomainKind::Guest,
+        back_end: BackEnd::Iommufd,
         groups: vec![12, 13],
         devices: vec!["0000:01:00.0".into(), "0000:02:00.0".into()],
         mappings: [ram(), vec![bar]].concat(),
@@ -46,7 +48,7 @@ pub fn dma() -> Dma {
     };
     let host = Domain {
         name: "host".into(),
-        kind: "host".into(),
+        kind: DomainKind::Host,
         groups: vec![14],
         devices: vec!["0000:03:00.0".into()],
         mappings: [ram(), vec![queues]].concat(),

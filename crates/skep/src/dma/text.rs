@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use control::api::{Audit, Count, Dma, Domain, Mapping, Target};
+use control::api::{Audit, Count, Dma, Domain, DomainKind, Mapping, Target};
 
 use crate::table::{Side, Table, bytes, plain};
 
@@ -55,7 +55,7 @@ fn paragraph(domain: &Domain) -> String {
             memory(mapping),
             bytes(mapping.iova.bytes()),
             mapping.page_size.map_or("-".to_owned(), bytes),
-            mapping.permission.clone(),
+            mapping.permission.to_string(),
         ]);
     }
     if domain.mappings.is_empty() { text + "  nothing is mapped\n" } else { text + &table.to_string() }
@@ -63,10 +63,10 @@ fn paragraph(domain: &Domain) -> String {
 
 /// What kind of domain it is, in words.
 pub fn sort(domain: &Domain) -> String {
-    let whose = match domain.kind.as_str() {
-        "guest" => "devices assigned to the guest",
-        "host" => "devices that skep drives",
-        other => other,
+    let whose = match domain.kind {
+        DomainKind::Guest => "devices assigned to the guest",
+        DomainKind::Host => "devices that skep drives",
+        DomainKind::Unknown => "devices of a kind that this skep does not know",
     };
     format!("{whose}, by {}", domain.back_end)
 }

@@ -15,7 +15,7 @@ const CHUNK: usize = 1 << 20;
 /// Zeroes of this length, aligned, are not written.
 const BLOCK: usize = 4096;
 /// Whoever waits longer than this is told how far it is.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 
 /// Writes all RAM to a new file, each byte at its guest address. On failure there is no file.
 pub fn dump(image: &Image, path: &Path) -> Result<(), Failure> {
@@ -97,8 +97,8 @@ impl Progress {
     }
 
     fn show(&mut self, done: u64, total: u64) {
-        let often = self.shown.is_some_and(|shown| shown.elapsed() < PATIENCE / 5);
-        if self.since.elapsed() < PATIENCE || often || !io::stderr().is_terminal() {
+        let often = self.shown.is_some_and(|shown| shown.elapsed() < PROGRESS_AFTER / 5);
+        if self.since.elapsed() < PROGRESS_AFTER || often || !io::stderr().is_terminal() {
             return;
         }
         self.shown = Some(Instant::now());

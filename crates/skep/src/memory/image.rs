@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use control::Client;
-use control::api::Memory;
+use control::api::MemoryFiles;
 
 use crate::ask::Failure;
 
@@ -37,8 +37,8 @@ pub struct Piece {
 impl Image {
     /// Asks the VM for its RAM.
     pub fn of(client: &mut Client) -> Result<Image, Failure> {
-        let (Memory { segments, .. }, fds) = client.memory_fds()?;
-        let segments = segments.into_iter().zip(fds).map(|(segment, fd)| Segment {
+        let MemoryFiles { memory, files } = client.memory_fds()?;
+        let segments = memory.segments.into_iter().zip(files).map(|(segment, fd)| Segment {
             start: segment.gpa.first.0,
             len: segment.gpa.bytes(),
             file: fd.into(),

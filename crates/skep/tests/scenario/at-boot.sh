@@ -1,12 +1,23 @@
-# What the installed system does at each boot by firmware: without its boot entry, it makes one, as an installer does, writes
-# a file and reboots; with it, it looks for both, and switches off.
+# What the installed system does at each boot by firmware: without its boot entry, it makes one, as an installer does, and writes
+# a file; with it, it looks for both. It reboots after one boot and switches off after the next.
 # It starts few programs, which take long there.
 [ -d /sys/firmware/efi ] || exit 0
 state=$(systemctl is-system-running --wait)
 exec > /dev/ttyS0 2>&1
-# The prompt of the login is there, on a line that does not end.
-echo
 say() { echo "guest: $*"; }
+# systemd counts a login as there before it has its terminal. It waits for a name, in read or select, once its prompt is out.
+at_its_prompt() {
+    getty=$(pidof agetty) && read -r call rest < "/proc/$getty/syscall"
+    case $call in 0 | 23 | 270) ;; *) return 1 ;; esac
+}
+tries=0
+until at_its_prompt; do
+    tries=$((tries + 1))
+    [ $tries -lt 120 ] || { say "no login waits for a name: ${getty:-none} is in ${call:-no call}" && break; }
+    sleep 1
+done
+# The prompt is on a line that does not end.
+echo
 read -r up idle < /proc/uptime
 say "state $state"
 say "up for $up s"
@@ -24,7 +35,6 @@ case $entries in
         number=${number##*Boot}
         case $entries in *"BootCurrent: $number"*) say booted by its entry ;; esac
         read -r words < /var/lib/written && say "found the file: $words"
-        systemctl poweroff
         ;;
     *)
         disk=${root%2}
@@ -36,6 +46,13 @@ case $entries in
         umount /boot/efi
         efibootmgr -q -c -L kept -d "$disk" -p 1 -l "$loader" || say 'no entry was made'
         echo 'by the first boot' > /var/lib/written
-        systemctl reboot
         ;;
 esac
+# What a terminal has not sent yet is lost when systemd takes it from the login: this waits until all is out.
+stty -F /dev/ttyS0 intr ^C
+if rm /var/lib/rebooted 2> /dev/null; then
+    systemctl poweroff
+else
+    : > /var/lib/rebooted
+    systemctl reboot
+fi

@@ -81,7 +81,7 @@ struct Ask {
 impl Ask {
     /// Hosts that are described alike are the same host.
     fn host(&self) -> String {
-        format!("{:?} {:?}", self.faults, self.lab.clone().timeout(PATIENCE).build())
+        format!("{:?} {:?}", self.faults, self.lab.clone().own_time(PATIENCE).build())
     }
 
     fn answer(self, seen: Result<Outcome, String>) {
@@ -159,7 +159,7 @@ fn note(name: &'static str, well: bool, failed: &mut Vec<&'static str>) {
 fn in_one_host(asks: Vec<Ask>) -> Vec<Ask> {
     let scripts: Vec<&str> = asks.iter().map(|ask| ask.script.as_str()).collect();
     let whole = super::whole_of_all(&scripts);
-    let lab = asks[0].lab.clone().timeout(PATIENCE * asks.len() as u32).build();
+    let lab = asks[0].lab.clone().own_time(PATIENCE * asks.len() as u32).build();
     let (mut output, mut errors, mut log) = (String::new(), String::new(), false);
     let outcome = lab.run(&["sh", "-c", &whole], |line| {
         log = (log || line.text == super::LOG) && !line.text.starts_with(ENDS);

@@ -1,8 +1,9 @@
 //! A guest that talks to a virtio function through the bus.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use memory::{Gpa, GpaRange, Ram};
+use parking_lot::Mutex;
 use pci::fake::FakeServices;
 use pci::{Address, Bus, DeviceNumber, Windows};
 
@@ -50,7 +51,7 @@ impl Guest {
         let services = Arc::new(FakeServices::default());
         let reports: Arc<Mutex<Vec<String>>> = Arc::default();
         let sink = reports.clone();
-        let report = Arc::new(move |report: crate::Message| sink.lock().unwrap().push(report.to_string()));
+        let report = Arc::new(move |report: crate::Message| sink.lock().push(report.to_string()));
         let bus = Bus::new(&windows);
         let address = bus.free_address(DeviceNumber::Shared).unwrap();
         let function =
@@ -139,6 +140,6 @@ impl Guest {
 
     /// What was reported to people so far.
     pub fn reports(&self) -> Vec<String> {
-        self.reports.lock().unwrap().clone()
+        self.reports.lock().clone()
     }
 }

@@ -27,10 +27,10 @@ const DRIVER_OK: u8 = 4;
 const NEEDS_RESET: u8 = 64;
 
 /// How long all queues together may take to end what is under way when the device goes.
-const LAST_PATIENCE: Duration = Duration::from_secs(5);
+const REMOVAL_LIMIT: Duration = Duration::from_secs(5);
 /// How long a driver is made to wait that writes before the status reads 0. Longer than a disk in order takes, and short
 /// enough for a vCPU of a guest whose disk is not.
-const DRIVER_PATIENCE: Duration = Duration::from_secs(1);
+const STATUS_WRITE_LIMIT: Duration = Duration::from_secs(1);
 /// How often to look whether threads have ended.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -410,7 +410,7 @@ impl Common {
     /// for a moment; then what it writes goes nowhere, for the device is not its to steer until it has been reset.
     fn takes_writes(&mut self) -> bool {
         let Phase::Resetting(since) = self.phase else { return true };
-        let until = since + DRIVER_PATIENCE;
+        let until = since + STATUS_WRITE_LIMIT;
         let drained = self.drain_within(until.saturating_duration_since(Instant::now())).is_ok();
         self.finish_reset_if_drained();
         drained
@@ -459,10 +459,10 @@ impl Drop for Common {
     /// whose requests are not answered in that time are left behind, with their share in RAM and in what they work for.
     fn drop(&mut self) {
         self.queues.iter_mut().for_each(Slot::stop);
-        let Err(stuck) = self.drain_within(LAST_PATIENCE) else { return };
+        let Err(stuck) = self.drain_within(REMOVAL_LIMIT) else { return };
         self.shared.reports().host(&format_args!(
             "{stuck} not ended in {} s what is under way. What serves them is left behind; see the host's log for what it waits for.",
-            LAST_PATIENCE.as_secs()
+            REMOVAL_LIMIT.as_secs()
         ));
         for slot in &mut self.queues {
             if let Activity::Stopping(worker) = std::mem::replace(&mut slot.activity, Activity::Off) {

@@ -8,7 +8,7 @@ mod layout;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::pci::{
@@ -16,6 +16,7 @@ use ::pci::{
     capability, register,
 };
 use memory::{Gpa, Ram};
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::device::VirtioDevice;
@@ -26,7 +27,7 @@ use common::Common;
 use layout::{MSIX_BAR, VIRTIO_BAR, Window};
 
 /// How long queues may take to end what is under way when the machine is reset.
-const PATIENCE: Duration = Duration::from_secs(30);
+const RESET_LIMIT: Duration = Duration::from_secs(30);
 
 /// Features of the transport itself.
 const TRANSPORT: Features = Features(Features::VERSION_1.0 | Features::RING_RESET.0);
@@ -115,7 +116,7 @@ impl VirtioPci {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no code panics with this lock held")
+        self.state.lock()
     }
 
     fn kick(&self, queue: u64) {
@@ -252,7 +253,7 @@ impl VirtioPci {
 
     fn take_doorbells_away(&self) -> Vec<PciError> {
         let mut errors = Vec::new();
-        let mut doorbells = self.doorbells.lock().expect("no code panics with this lock held");
+        let mut doorbells = self.doorbells.lock();
         doorbells.retain(|(queue, at)| {
             let kick = &self.kicks[*queue];
             let removed = self.services.remove_doorbell(self.address, *at, layout::DOORBELL_WIDTH, kick);
@@ -264,7 +265,7 @@ impl VirtioPci {
     fn add_doorbells(&self, bar: Gpa) -> Result<(), PciError> {
         for (queue, kick) in self.kicks.iter().enumerate() {
             let at = Gpa(bar.0 + Window::Notify.start() + queue as u64 * layout::NOTIFY_MULTIPLIER);
-            let mut doorbells = self.doorbells.lock().expect("no code panics with this lock held");
+            let mut doorbells = self.doorbells.lock();
             // One that could not be removed from here serves on.
             if doorbells.contains(&(queue, at)) {
                 continue;
@@ -363,6 +364,6 @@ impl Function for VirtioPci {
     }
 
     fn reset(&self) -> Result<(), PciError> {
-        self.reset_within(PATIENCE)
+        self.reset_within(RESET_LIMIT)
     }
 }

@@ -1,8 +1,9 @@
 //! The tray: what host and guest both reach for.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use disk::{Disk, PreparedQueue};
+use parking_lot::{Mutex, MutexGuard};
 
 /// What the host did and the drive has not noticed yet.
 pub(in crate::ahci) enum Handling {
@@ -98,7 +99,7 @@ impl Tray {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -4,12 +4,13 @@ mod engine;
 mod state;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use disk::PreparedQueue;
 use memory::Ram;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use virtio::Worker;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
@@ -21,7 +22,7 @@ use engine::PortEngine;
 pub(super) use state::{Ending, PortState, Taken};
 
 /// How long a disk may take to end what is under way when its device goes.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const REMOVAL_LIMIT: Duration = Duration::from_secs(5);
 
 /// What vCPUs and a port's thread share.
 pub(super) struct PortShared {
@@ -88,7 +89,7 @@ impl PortShared {
     }
 
     fn state(&self) -> MutexGuard<'_, PortState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -175,9 +176,8 @@ impl Port {
     #[must_use]
     pub fn power_on(&self, patience: Duration) -> bool {
         self.reset();
-        let state = self.shared.state();
-        let waited = self.shared.idle.wait_timeout_while(state, patience, |state| !state.is_idle());
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.shared.state();
+        self.shared.idle.wait_while_for(&mut state, |state| !state.is_idle(), patience);
         let idle = state.is_idle();
         drop(state);
         if idle {
@@ -224,7 +224,7 @@ impl Port {
 
     /// Takes the device away, and waits for what is under way, but not for ever.
     pub fn unplug(&self) -> Unplugged {
-        self.unplug_within(PATIENCE)
+        self.unplug_within(REMOVAL_LIMIT)
     }
 
     fn unplug_within(&self, patience: Duration) -> Unplugged {
@@ -276,14 +276,14 @@ impl Port {
     }
 
     fn seat(&self) -> MutexGuard<'_, Seat> {
-        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seat.lock()
     }
 }
 
 impl Drop for Port {
     /// Of a controller that was never made; others have ended their ports ([`Port::end`]).
     fn drop(&mut self) {
-        self.end(PATIENCE);
+        self.end(REMOVAL_LIMIT);
     }
 }
 

@@ -11,12 +11,6 @@ use crate::nvme::namespace::Attached;
 use crate::nvme::spec::{Command, DatasetRange, Status, io};
 use crate::scratch::{SCRATCH, Scratch};
 
-/// Write and write zeroes: the data is on stable storage when the command completes (FUA).
-const FUA: u32 = 1 << 30;
-/// Write zeroes: the blocks may be deallocated (DEAC).
-const DEAC: u32 = 1 << 25;
-/// Dataset management: deallocate (AD).
-const DEALLOCATE: u32 = 1 << 2;
 /// Logical blocks are protected (PRINFO); there is no metadata here.
 const PROTECTION: u32 = 0xf << 26;
 
@@ -102,7 +96,8 @@ impl Planner<'_> {
             }
             io::WRITE_ZEROES => {
                 let left = self.range(command)?;
-                let unmap = if command.cdw12.get() & DEAC != 0 { Unmap::Allowed } else { Unmap::Forbidden };
+                let unmap =
+                    if command.cdw12.get() & Command::DEAC != 0 { Unmap::Allowed } else { Unmap::Forbidden };
                 let by_writing = self.namespace.geometry().write_zeroes.is_none();
                 let end = match self.durability(command) {
                     Durability::Stable => End::Flushed,
@@ -123,7 +118,7 @@ impl Planner<'_> {
     }
 
     fn durability(&self, command: &Command) -> Durability {
-        if command.cdw12.get() & FUA != 0 && self.namespace.caches() {
+        if command.cdw12.get() & Command::FUA != 0 && self.namespace.caches() {
             return Durability::Stable;
         }
         self.durability
@@ -131,7 +126,7 @@ impl Planner<'_> {
 
     /// All but "deallocate" is advice that does not matter here (6.7).
     fn dataset_management(&self, command: &Command) -> Result<Planned, Status> {
-        if command.cdw11.get() & DEALLOCATE == 0 {
+        if command.cdw11.get() & Command::AD == 0 {
             return Ok(Planned::Done);
         }
         let count = (command.cdw10.get() & 0xff) as usize + 1;

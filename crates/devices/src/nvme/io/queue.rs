@@ -10,14 +10,14 @@ use disk::{PreparedQueue, QueueError, WaitError};
 use pci::Pass;
 
 use super::executor::{Answers, Executor};
-use super::lane::Lane;
+use super::namespace_worker::NamespaceWorker;
 use crate::aside::Then;
 use crate::nvme::abort::{Wish, Wishes};
-use crate::nvme::bell::Bell;
 use crate::nvme::completion::CompletionQueue;
 use crate::nvme::ring::SubmissionQueue;
 use crate::nvme::shared::Shared;
 use crate::nvme::spec::{Command, Status};
+use crate::nvme::waker::Waker;
 
 /// How a queue's threads are to end.
 #[derive(Default)]
@@ -59,7 +59,7 @@ pub(crate) struct IoQueue {
     completions: u16,
     stop: Arc<Stop>,
     wishes: Arc<Wishes>,
-    bell: Bell,
+    waker: Waker,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -70,8 +70,8 @@ impl IoQueue {
         // Never longer than 1024.
         let depth = queue.entries() as u16;
         let prepared = first.disk.prepare_queue(depth)?;
-        let (stop, bell) = (Arc::<Stop>::default(), shared.doorbells.bell(id).another()?);
-        let pass = shared.gate.pass(bell.eventfd())?;
+        let (stop, waker) = (Arc::<Stop>::default(), shared.doorbells.waker(id).another()?);
+        let pass = shared.gate.pass(waker.eventfd())?;
         let served = completions.id();
         let to = Answers { sq: id, head: Arc::new(AtomicU16::new(0)), queue: completions };
         let wishes = Arc::<Wishes>::default();
@@ -82,7 +82,7 @@ impl IoQueue {
                 shared.fatal(&why);
             }
         })?;
-        Ok(IoQueue { completions: served, stop, wishes, bell, thread: Some(thread) })
+        Ok(IoQueue { completions: served, stop, wishes, waker, thread: Some(thread) })
     }
 
     /// The completion queue that it reports to.
@@ -93,19 +93,19 @@ impl IoQueue {
     /// Asks for a command's early end. The queue's thread answers the controller's.
     pub(crate) fn abort(&self, wish: Wish) {
         self.wishes.leave(wish);
-        self.bell.ring();
+        self.waker.wake();
     }
 
     /// Asks the threads to end without waiting; what is under way is not answered.
     pub(crate) fn abandon(&self) {
         self.stop.0.store(Stop::ABANDON, Ordering::SeqCst);
-        self.bell.ring();
+        self.waker.wake();
     }
 
     /// Asks the threads to end when what is under way is done and answered, without waiting.
     pub(crate) fn stop_taking(&self) {
         self.stop.0.store(Stop::FINISH, Ordering::SeqCst);
-        self.bell.ring();
+        self.waker.wake();
     }
 
     /// Waits until everything under way is done and answered, as far as the driver leaves room for answers.
@@ -115,7 +115,7 @@ impl IoQueue {
     }
 
     fn join(&mut self) {
-        self.bell.ring();
+        self.waker.wake();
         if let Some(thread) = self.thread.take() {
             // A thread that panicked has ended, and said so.
             thread.join().ok();
@@ -163,8 +163,8 @@ struct Served<'a> {
     /// For the first namespace.
     executor: Executor,
     /// For others, by their number.
-    lanes: BTreeMap<u32, Lane>,
-    /// Taken from the queue, for a lane that has no room.
+    workers: BTreeMap<u32, NamespaceWorker>,
+    /// Taken from the queue, for a worker that has no room.
     held: Option<Command>,
 }
 
@@ -177,17 +177,18 @@ impl Served<'_> {
         wishes: &Wishes,
     ) -> Result<(), WaitError> {
         let first = shared.namespaces[0].clone();
-        let wake = shared.doorbells.bell(to.sq).eventfd();
+        let wake = shared.doorbells.waker(to.sq).eventfd();
         let executor = Executor::start(shared.clone(), first, prepared, depth, to.clone(), wake)?;
-        let lanes = BTreeMap::new();
-        let mut served = Served { shared, queue, depth, pass, to, stop, wishes, executor, lanes, held: None };
+        let workers = BTreeMap::new();
+        let mut served =
+            Served { shared, queue, depth, pass, to, stop, wishes, executor, workers, held: None };
         let outcome = served.serve();
         if outcome.is_err() {
             stop.0.store(Stop::ABANDON, Ordering::SeqCst);
         }
         served.grant();
-        // Lanes end with `served`, each as `stop` says, and none after the other.
-        served.lanes.values().for_each(Lane::wake);
+        // Workers end with `served`, each as `stop` says, and none after the other.
+        served.workers.values().for_each(NamespaceWorker::wake);
         outcome
     }
 
@@ -210,7 +211,7 @@ impl Served<'_> {
             self.queue.disarm();
             self.executor.reap();
             self.executor.post();
-            self.lanes.values().for_each(Lane::pass_on);
+            self.workers.values().for_each(NamespaceWorker::pass_on);
         }
     }
 
@@ -224,7 +225,7 @@ impl Served<'_> {
     fn grant(&mut self) {
         for Wish { cid, abort } in self.wishes.take() {
             let held = self.held.take_if(|held| held.cid.get() == cid).is_some();
-            if held || self.lanes.values().any(|lane| lane.take_back(cid)) {
+            if held || self.workers.values().any(|worker| worker.take_back(cid)) {
                 self.executor.answer(cid, Status::ABORT_REQUESTED);
                 self.executor.post();
                 self.shared.fulfilled(abort, true);
@@ -278,13 +279,13 @@ impl Served<'_> {
             self.executor.begin(command);
             return true;
         }
-        if let Some(lane) = self.lanes.get(&nsid) {
-            return lane.send(command);
+        if let Some(worker) = self.workers.get(&nsid) {
+            return worker.send(command);
         }
-        match self.open_lane(nsid) {
-            Ok(Some(lane)) => {
-                let sent = lane.send(command);
-                self.lanes.insert(nsid, lane);
+        match self.start_worker(nsid) {
+            Ok(Some(worker)) => {
+                let sent = worker.send(command);
+                self.workers.insert(nsid, worker);
                 return sent;
             }
             Ok(None) => self.executor.answer(command.cid.get(), Status::INVALID_NAMESPACE),
@@ -296,10 +297,10 @@ impl Served<'_> {
         true
     }
 
-    fn open_lane(&self, nsid: u32) -> Result<Option<Lane>, NotStarted> {
+    fn start_worker(&self, nsid: u32) -> Result<Option<NamespaceWorker>, NotStarted> {
         let Some(namespace) = self.shared.namespace(nsid) else { return Ok(None) };
         let prepared = namespace.disk.prepare_queue(self.depth)?;
         let (shared, to, stop) = (self.shared.clone(), self.to.clone(), self.stop.clone());
-        Ok(Some(Lane::start(shared, namespace.clone(), prepared, self.depth, to, stop)?))
+        Ok(Some(NamespaceWorker::start(shared, namespace.clone(), prepared, self.depth, to, stop)?))
     }
 }

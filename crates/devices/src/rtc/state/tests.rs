@@ -216,3 +216,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_reset_takes_flags_and_interrupts_away_and_the_divider_sets_the_periodic_flag_again() {
+    let mut guest = Guest::new();
+    guest.write(REGISTER_B, HOURS_24 | 0x40);
+    guest.later(MILLI);
+    assert!(guest.state.interrupts());
+    guest.state.reset(guest.now);
+    assert_eq!((guest.state.interrupts(), guest.read(0x0c)), (false, 0));
+    guest.later(MILLI);
+    assert_eq!((guest.state.interrupts(), guest.read(0x0c)), (false, 0x40));
+}

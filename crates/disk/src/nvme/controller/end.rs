@@ -2,10 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Controller, lock};
+use super::Controller;
 use crate::nvme::error::NvmeError;
-use crate::nvme::spec::{Configuration, ControllerStatus, register};
 use crate::nvme::trouble::TroubleKind;
+use nvme_spec::{Configuration, ControllerStatus, register};
 
 impl Controller {
     /// Nothing more is asked of the controller, and it must not reach memory any more.
@@ -19,7 +19,7 @@ impl Controller {
         if self.holds_on() {
             self.report(TroubleKind::NotShutDown { why: failed.join(". ") });
         }
-        *lock(&self.unfinished) = failed;
+        *self.unfinished.lock() = failed;
         self.lost.store(true, Ordering::Release);
         self.forgotten();
         self.report(TroubleKind::Lost { why: why.to_owned() });
@@ -30,7 +30,7 @@ impl Controller {
     pub fn end(&self) -> Result<(), NvmeError> {
         let mut admin = self.lock();
         let Some(admin) = admin.take() else { return Ok(()) };
-        let mut failed = std::mem::take(&mut *lock(&self.unfinished));
+        let mut failed = std::mem::take(&mut *self.unfinished.lock());
         if !self.is_lost() {
             failed = self.let_go();
             self.lost.store(true, Ordering::Release);

@@ -4,26 +4,24 @@
 mod media;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use dma::Iova;
 use dma::fake::FakeIommu;
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::function::{Function, FunctionError};
-use super::spec::{Command, Completion, PAGE, admin, register};
 use media::Media;
 pub use media::Namespace;
+use nvme_spec::{
+    Capabilities, Command, Completion, Configuration, ControllerStatus, PAGE, Status, admin, register,
+};
 
-const SUCCESS: u16 = 0;
-const INVALID_OPCODE: u16 = 0x01;
-const INVALID_FIELD: u16 = 0x02;
-const DATA_TRANSFER_ERROR: u16 = 0x04;
-const ABORTED: u16 = 0x07;
-const INVALID_NAMESPACE: u16 = 0x0b;
-const INVALID_PRP_OFFSET: u16 = 0x13;
-const INVALID_QUEUE: u16 = 0x101;
+/// 1024 entries at most, contiguous, 500 ms.
+const CAPABILITIES: u64 =
+    0x3ff | Capabilities::CONTIGUOUS | 1 << Capabilities::TIMEOUT_SHIFT | Capabilities::NVM;
 
 /// What goes wrong with the next I/O command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,7 +32,7 @@ pub enum Fault {
     Status(u16),
     /// It is never answered, but can be aborted.
     Silence,
-    /// It is never answered, and neither is its abortion.
+    /// It is never answered, and cannot be aborted.
     Deafness,
     /// These bytes are the completion, but for the phase tag.
     Garbage([u8; 16]),
@@ -53,6 +51,8 @@ pub struct Defects {
     pub never_stops: bool,
     /// It does not answer this admin opcode.
     pub ignores: Option<u8>,
+    /// It carries this admin opcode out and does not answer it.
+    pub conceals: Option<u8>,
     /// It refuses these admin opcodes.
     pub refuses: &'static [u8],
     /// It grants no more I/O queues than this, when it is not 0.
@@ -194,7 +194,7 @@ impl Model {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -211,10 +211,9 @@ impl Function for Model {
         let state = self.state();
         match offset {
             _ if state.gone || state.blind => u32::MAX,
-            // 1024 entries at most, contiguous, 500 ms.
-            0 => 0x0101_03ff,
-            4 => 1 << 5,
-            8 => 0x0001_0400,
+            register::CAP => CAPABILITIES as u32,
+            _ if offset == register::CAP + 4 => (CAPABILITIES >> 32) as u32,
+            register::VS => 0x0001_0400,
             register::CC => state.cc,
             register::CSTS => state.csts,
             other => state.registers.get(&other).copied().unwrap_or(0),
@@ -276,13 +275,16 @@ impl Function for Model {
 impl State {
     fn configure(&mut self, value: u32) {
         let before = std::mem::replace(&mut self.cc, value);
-        if value & 1 == 0 && !self.defects.never_stops {
+        if value & Configuration::ENABLED == 0 && !self.defects.never_stops {
             self.forget();
         }
-        if before & 1 == 0 && value & 1 == 1 && !self.defects.never_ready {
+        if before & Configuration::ENABLED == 0
+            && value & Configuration::ENABLED != 0
+            && !self.defects.never_ready
+        {
             self.seen.enabled += 1;
             self.counted = !self.vectors.is_empty();
-            self.csts = 1;
+            self.csts = ControllerStatus::READY;
             let word = |at: u64| u64::from(self.registers.get(&at).copied().unwrap_or(0));
             let sizes = word(register::AQA) as u32;
             let (asq, acq) = (
@@ -295,9 +297,12 @@ impl State {
             let entries = (sizes >> 16 & 0xfff) as u16 + 1;
             self.completions.insert(0, Completions { at: acq, entries, tail: 0, phase: 1, vector: Some(0) });
         }
-        if value >> 14 & 3 != 0 && self.csts & 1 == 1 && !self.defects.never_shuts_down {
+        if value & Configuration::SHUTDOWN != 0
+            && self.csts & ControllerStatus::READY != 0
+            && !self.defects.never_shuts_down
+        {
             self.seen.shutdowns += 1;
-            self.csts |= 2 << 2;
+            self.csts |= ControllerStatus::SHUT_DOWN;
         }
     }
 
@@ -311,11 +316,14 @@ impl State {
 
     fn doorbell(&mut self, number: u64, tail: u16) {
         // Completion doorbells: the model never fills a queue, for drivers have fewer commands under way.
-        if !number.is_multiple_of(2) || self.csts & 1 == 0 || !self.bus_master {
+        let queue = (number / 2) as u16;
+        if !number.is_multiple_of(2) {
             return;
         }
-        let queue = (number / 2) as u16;
         self.seen.doorbells += u64::from(queue > 0);
+        if self.csts & ControllerStatus::READY == 0 || !self.bus_master {
+            return;
+        }
         while let Some(submission) = self.submissions.get_mut(&queue)
             && !self.gone
             && submission.head != tail
@@ -325,7 +333,7 @@ impl State {
             submission.head = (submission.head + 1) % submission.entries;
             let mut bytes = [0; 64];
             if self.iommu.read(Iova(at), &mut bytes).is_err() {
-                self.csts |= 2;
+                self.csts |= ControllerStatus::FATAL;
                 return;
             }
             let command = Command::read_from_bytes(&bytes).expect("64 bytes");
@@ -337,50 +345,61 @@ impl State {
         if self.defects.ignores == Some(command.opcode) {
             return;
         }
-        let (queue, low, high) = (command.words[0] as u16, command.words[0] >> 16, command.words[1] >> 16);
+        let (cdw10, cdw11, at) = (command.cdw10.get(), command.cdw11.get(), command.dptr[0].get());
+        let (queue, low, high) = (cdw10 as u16, cdw10 >> 16, cdw11 >> 16);
         let entries = low as u16 + 1;
         let mut result = 0;
         let status = match command.opcode {
-            refused if self.defects.refuses.contains(&refused) => INVALID_FIELD,
-            admin::IDENTIFY => match self.media.identify(command.words[0] as u8, command.namespace) {
-                Some(page) if self.iommu.write(Iova(command.prp1), &page).is_err() => DATA_TRANSFER_ERROR,
-                Some(_) => SUCCESS,
-                None => INVALID_FIELD,
+            refused if self.defects.refuses.contains(&refused) => Status::INVALID_FIELD,
+            admin::IDENTIFY => match self.media.identify(cdw10 as u8, command.nsid.get()) {
+                Some(page) if self.iommu.write(Iova(at), &page).is_err() => Status::DATA_TRANSFER_ERROR,
+                Some(_) => Status::SUCCESS,
+                None => Status::INVALID_FIELD,
             },
             admin::SET_FEATURES => {
                 let most = self.defects.grants.checked_sub(1).unwrap_or(u16::MAX);
                 let grant = |wanted: u32| wanted.min(most.into());
-                result = grant(command.words[1] & 0xffff) | grant(command.words[1] >> 16) << 16;
-                SUCCESS
+                result = grant(cdw11 & 0xffff) | grant(cdw11 >> 16) << 16;
+                Status::SUCCESS
             }
             admin::GET_FEATURES => {
                 result = 1;
-                SUCCESS
+                Status::SUCCESS
             }
             admin::CREATE_CQ => {
-                let vector = (command.words[1] & 2 != 0).then_some(high as u16);
-                let made = Completions { at: command.prp1, entries, tail: 0, phase: 1, vector };
-                if self.completions.insert(queue, made).is_some() { INVALID_QUEUE } else { SUCCESS }
+                let vector = (cdw11 & 2 != 0).then_some(high as u16);
+                let made = Completions { at, entries, tail: 0, phase: 1, vector };
+                if self.completions.insert(queue, made).is_some() {
+                    Status::QUEUE_ID
+                } else {
+                    Status::SUCCESS
+                }
             }
             admin::CREATE_SQ if self.completions.contains_key(&(high as u16)) => {
-                let made = Submission { at: command.prp1, entries, head: 0, completions: high as u16 };
-                if self.submissions.insert(queue, made).is_some() { INVALID_QUEUE } else { SUCCESS }
+                let made = Submission { at, entries, head: 0, completions: high as u16 };
+                if self.submissions.insert(queue, made).is_some() {
+                    Status::QUEUE_ID
+                } else {
+                    Status::SUCCESS
+                }
             }
-            admin::DELETE_SQ if self.submissions.remove(&queue).is_some() => SUCCESS,
-            admin::DELETE_CQ if self.completions.remove(&queue).is_some() => SUCCESS,
-            admin::CREATE_SQ | admin::DELETE_SQ | admin::DELETE_CQ => INVALID_QUEUE,
+            admin::DELETE_SQ if self.submissions.remove(&queue).is_some() => Status::SUCCESS,
+            admin::DELETE_CQ if self.completions.remove(&queue).is_some() => Status::SUCCESS,
+            admin::CREATE_SQ | admin::DELETE_SQ | admin::DELETE_CQ => Status::QUEUE_ID,
             admin::ABORT => {
                 self.seen.aborts += 1;
                 let which = |pending: &(u16, u16, bool)| *pending == (queue, low as u16, true);
                 if let Some(at) = self.pending.iter().position(which) {
                     self.pending.remove(at);
-                    self.complete(queue, low as u16, ABORTED, 0);
+                    self.complete(queue, low as u16, Status::ABORT_REQUESTED, 0);
                 }
-                SUCCESS
+                Status::SUCCESS
             }
-            _ => INVALID_OPCODE,
+            _ => Status::INVALID_OPCODE,
         };
-        self.complete(0, command.id, status, result);
+        if self.defects.conceals != Some(command.opcode) {
+            self.complete(0, command.cid.get(), status, result);
+        }
     }
 
     fn io(&mut self, queue: u16, command: &Command) {
@@ -388,11 +407,11 @@ impl State {
         match self.faults.pop_front().unwrap_or(Fault::None) {
             Fault::None => {
                 let status = self.media.run(&self.iommu, command);
-                self.complete(queue, command.id, status, 0);
+                self.complete(queue, command.cid.get(), status, 0);
             }
-            Fault::Status(status) => self.complete(queue, command.id, status, 0),
-            Fault::Silence => self.pending.push((queue, command.id, true)),
-            Fault::Deafness => self.pending.push((queue, command.id, false)),
+            Fault::Status(status) => self.complete(queue, command.cid.get(), Status(status), 0),
+            Fault::Silence => self.pending.push((queue, command.cid.get(), true)),
+            Fault::Deafness => self.pending.push((queue, command.cid.get(), false)),
             Fault::Garbage(bytes) => {
                 let completion = Completion::read_from_bytes(&bytes).expect("16 bytes");
                 self.post(queue, completion);
@@ -402,16 +421,18 @@ impl State {
         }
     }
 
-    fn complete(&mut self, queue: u16, id: u16, status: u16, result: u32) {
-        let (sq_id, status) = (queue, status << 1);
-        self.post(queue, Completion { result, sq_id, id, status, ..Completion::default() });
+    fn complete(&mut self, queue: u16, cid: u16, status: Status, result: u32) {
+        let (result, sq_id, cid) = (result.into(), queue.into(), cid.into());
+        let status = (status.0 << 1).into();
+        self.post(queue, Completion { result, sq_id, cid, status, ..Completion::default() });
     }
 
     fn post(&mut self, queue: u16, completion: Completion) {
         let completions = self.submissions.get(&queue).map(|submission| submission.completions);
         let Some(target) = completions.and_then(|number| self.completions.get_mut(&number)) else { return };
         let at = target.at + 16 * u64::from(target.tail);
-        let completion = Completion { status: completion.status & !1 | target.phase, ..completion };
+        let completion =
+            Completion { status: (completion.status.get() & !1 | target.phase).into(), ..completion };
         // The phase tag last, as a device does it.
         let bytes = completion.as_bytes();
         let done =
@@ -424,7 +445,7 @@ impl State {
                 vector.write(1).expect("an eventfd takes one more");
             }
             (Ok(()), _) => {}
-            (Err(_), _) => self.csts |= 2,
+            (Err(_), _) => self.csts |= ControllerStatus::FATAL,
         }
     }
 }

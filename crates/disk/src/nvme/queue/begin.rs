@@ -1,12 +1,10 @@
 //! Requests become commands.
 
 use super::flight::{Data, Flight, Stage, UnderWay};
-use super::{BOUNCE_SIZE, NvmeQueue, copy};
-use crate::geometry::Sectors;
-use crate::nvme::namespace::Facts;
-use crate::nvme::spec::{Command, DeallocateRange};
+use super::{BOUNCE_SIZE, Facts, NvmeQueue, copy};
+use crate::contract::{Durability, Operation, Request, Sectors, Unmap};
 use crate::nvme::transfer::{LIST_ENTRIES, LIST_SIZE, Share, pages_of, prps};
-use crate::request::{Durability, Operation, Request};
+use nvme_spec::{Command, DatasetRange};
 
 impl NvmeQueue {
     /// Begins as many commands of a flight as there is room for; returns whether these were all.
@@ -36,7 +34,15 @@ impl NvmeQueue {
             Operation::Discard(range) => (range.start, Some(Command::deallocate(namespace, 0))),
             Operation::WriteZeroes(range, unmap) => {
                 let count = blocks(range.count) as u32;
-                (range.start, Some(Command::write_zeroes(namespace, blocks(range.start), count, unmap)))
+                (
+                    range.start,
+                    Some(Command::write_zeroes(
+                        namespace,
+                        blocks(range.start),
+                        count,
+                        unmap == Unmap::Allowed,
+                    )),
+                )
             }
             Operation::Read { at } | Operation::Write { at, .. } => (at, None),
         };
@@ -73,8 +79,10 @@ impl NvmeQueue {
                 if let Operation::Discard(range) = request.operation {
                     let block = u64::from(self.facts.block) / Sectors::SIZE;
                     let (first, blocks) = (range.start.0 / block, (range.count.0 / block) as u32);
-                    memory.put(at, &DeallocateRange { attributes: 0, blocks, at: first });
-                    return Command { prp1: list_at, ..command };
+                    let range =
+                        DatasetRange { attributes: 0.into(), blocks: blocks.into(), lba: first.into() };
+                    memory.put(at, &range);
+                    return Command { dptr: [list_at.into(), 0.into()], ..command };
                 }
                 return command;
             }
@@ -93,7 +101,7 @@ impl NvmeQueue {
         if entries > 0 {
             memory.put(at, &list[..entries]);
         }
-        Command { prp1, prp2, ..command }
+        Command { dptr: [prp1.into(), prp2.into()], ..command }
     }
 
     /// Puts a command into the ring.
@@ -101,7 +109,7 @@ impl NvmeQueue {
         let command = self.commands[usize::from(id)].as_mut().expect("it is under way");
         command.since = self.clock.now;
         command.stage = Stage::Sent;
-        let entry = Command { id, ..command.command };
+        let entry = Command { cid: id.into(), ..command.command };
         self.ring.push(self.memory.as_ref().expect("there until dropped"), &entry);
     }
 }

@@ -2,8 +2,7 @@
 
 use super::NvmeQueue;
 use super::flight::Stage;
-use crate::nvme::spec::Command;
-use crate::request::DiskError;
+use crate::contract::DiskError;
 
 impl NvmeQueue {
     /// Ends at once what is not with the controller, and asks the controller to abort the rest. A command that it does
@@ -34,24 +33,15 @@ impl NvmeQueue {
     }
 
     fn abort_sent(&mut self) {
-        let mut sent = Vec::new();
+        let now = self.clock.now;
         for (id, command) in (0..).zip(&mut self.commands) {
             if let Some(command) = command
                 && matches!(command.stage, Stage::Sent | Stage::Aborted(_))
             {
-                command.stage = Stage::Cancelled;
-                sent.push(id);
+                command.stage = Stage::Cancelled(now);
+                self.abortions.want(id);
             }
         }
-        let queue = self.ring.place().queue;
-        for id in sent {
-            // A controller that is lost or was reset meanwhile has no such command any more, which the next look at it
-            // deals with. One that refuses may have its reasons: too many abortions at once.
-            if self.generation != self.controller.generation()
-                || self.controller.run("abort a command", &Command::abort(queue, id)).is_err()
-            {
-                return;
-            }
-        }
+        self.look_at_abortions();
     }
 }

@@ -4,12 +4,11 @@ use dma::{Iova, IovaRange};
 
 use super::flight::{Data, Stage};
 use super::{BOUNCE_SIZE, BOUNCES, NvmeQueue, TRIES, copy, create};
-use crate::counters::Bounced;
+use crate::contract::{Bounced, DiskError, Event, Operation, Request};
 use crate::nvme::error::NvmeError;
-use crate::nvme::spec::{Completion, Meaning, Status};
+use crate::nvme::meaning::Meaning;
 use crate::nvme::trouble::{Direction, TroubleKind};
-use crate::queue::Event;
-use crate::request::{DiskError, Operation, Request};
+use nvme_spec::{Completion, Status};
 
 /// Completions for commands that are not under way, until the controller is reset.
 const STRAYS: u32 = 16;
@@ -33,13 +32,13 @@ impl NvmeQueue {
     }
 
     pub(super) fn complete(&mut self, completion: &Completion, events: &mut Vec<Event>) {
-        let (id, status) = (completion.id, completion.status());
+        let (id, status) = (completion.cid.get(), completion.status());
         let known = self.commands.get_mut(usize::from(id)).and_then(Option::as_mut);
         let Some(command) = known.filter(|command| !matches!(command.stage, Stage::Held(_))) else {
             return self.stray(id, status);
         };
-        let cancelled = command.stage == Stage::Cancelled;
-        let result = match status.meaning() {
+        let cancelled = matches!(command.stage, Stage::Cancelled(_));
+        let result = match Meaning::of(status) {
             Meaning::Success => Ok(()),
             // Aborted, as a rule; be it for another reason, it is not asked for again.
             Meaning::Passing(_) | Meaning::Failure(DiskError::TimedOut) if cancelled => {
@@ -52,7 +51,7 @@ impl NvmeQueue {
             Meaning::Passing(error) | Meaning::Failure(error) => Err(error),
             Meaning::BlockedDma => {
                 let flight = self.flights[usize::from(command.flight)].as_ref();
-                let first = command.command.prp1;
+                let first = command.command.dptr[0].get();
                 let last = first.saturating_add(command.data.bytes().saturating_sub(1));
                 if let (Some(flight), Some(range)) = (flight, IovaRange::inclusive(Iova(first), Iova(last))) {
                     self.report_blocked(flight.request.operation, range);
@@ -97,8 +96,11 @@ impl NvmeQueue {
 
     /// A command is done; the request is when it was the last.
     pub(super) fn end_command(&mut self, id: u16, result: Result<(), DiskError>, events: &mut Vec<Event>) {
-        let Some(command) = self.commands[usize::from(id)].take() else { return };
-        self.free_commands.push(id);
+        // The number may be one that the controller made up.
+        let Some(command) = self.commands.get_mut(usize::from(id)).and_then(Option::take) else { return };
+        if !self.abortions.keeps(id) {
+            self.free_commands.push(id);
+        }
         let flight = self.flights[usize::from(command.flight)].as_mut().expect("its command was under way");
         flight.open -= 1;
         let reading = matches!(flight.request.operation, Operation::Read { .. });
@@ -155,9 +157,10 @@ impl NvmeQueue {
 
     pub(super) fn ask_again(&mut self, events: &mut Vec<Event>) {
         self.held.clear();
+        self.forget_abortions();
         for id in 0..self.commands.len() as u16 {
             let Some(command) = &mut self.commands[usize::from(id)] else { continue };
-            if command.stage == Stage::Cancelled {
+            if matches!(command.stage, Stage::Cancelled(_)) {
                 self.end_command(id, Err(DiskError::Cancelled), events);
             } else if command.tries >= TRIES {
                 self.end_command(id, Err(DiskError::TimedOut), events);
@@ -170,8 +173,12 @@ impl NvmeQueue {
 
     /// The controller is lost, and has let go of everything unless nothing could stop it.
     pub(super) fn end_all(&mut self, events: &mut Vec<Event>) {
+        // What it was not told of, it is not told of any more: it might do it, if nothing could stop it.
+        let memory = self.memory.as_ref().expect("there until dropped");
+        while self.ring.take_back(memory).is_some() {}
         self.waiting.clear();
         self.held.clear();
+        self.forget_abortions();
         for id in 0..self.commands.len() as u16 {
             if self.commands[usize::from(id)].take().is_some() {
                 self.free_commands.push(id);

@@ -2,10 +2,9 @@
 
 use std::time::Instant;
 
-use crate::nvme::spec::Command;
+use crate::contract::{DiskError, Event, Operation, Request};
 use crate::nvme::transfer::Cursor;
-use crate::queue::Event;
-use crate::request::{DiskError, Operation, Request};
+use nvme_spec::Command;
 
 /// A request under way.
 pub(crate) struct Flight {
@@ -93,8 +92,8 @@ pub(crate) enum Stage {
     Sent,
     /// With the controller, which was told to abort it in this tick.
     Aborted(u32),
-    /// With the controller, which was asked to abort it, for nobody wants it any more.
-    Cancelled,
+    /// With the controller, which is asked to abort it, for nobody wants it any more, since this tick.
+    Cancelled(u32),
     /// Here: it failed for the moment, and is sent again then.
     Held(Instant),
 }

@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use super::NvmeQueue;
 use super::flight::{Stage, UnderWay};
+use crate::contract::Operation;
 use crate::nvme::error::NvmeError;
-use crate::nvme::spec::Command;
 use crate::nvme::trouble::TroubleKind;
-use crate::request::Operation;
 
 /// Ticks in the time that a command has, and for its abortion.
-const PATIENCE: u32 = 8;
-const GRACE: u32 = 2;
+const IO_TICKS: u32 = 8;
+const ABORT_TICKS: u32 = 2;
 
 /// How long a command rests at most before it is sent again.
 const LONGEST_REST: Duration = Duration::from_millis(100);
@@ -26,7 +25,7 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn new(limit: Duration) -> Clock {
-        let tick = (limit / PATIENCE).clamp(Duration::from_millis(2), Duration::from_secs(60));
+        let tick = (limit / IO_TICKS).clamp(Duration::from_millis(2), Duration::from_secs(60));
         Clock { tick, next: Instant::now() + tick, now: 0 }
     }
 
@@ -62,7 +61,7 @@ impl NvmeQueue {
         // All rest equally long, so the first is the next.
         match self.commands[usize::from(*self.held.front()?)].as_ref()?.stage {
             Stage::Held(due) => Some(due),
-            Stage::Sent | Stage::Aborted(_) | Stage::Cancelled => None,
+            Stage::Sent | Stage::Aborted(_) | Stage::Cancelled(_) => None,
         }
     }
 
@@ -70,6 +69,8 @@ impl NvmeQueue {
     pub(super) fn send_rested(&mut self) {
         while let Some(due) = self.next_due()
             && due <= Instant::now()
+            // The answer to its abortion is still to come, and would be for what is sent now.
+            && !self.held.front().is_some_and(|id| self.abortions.keeps(*id))
             && let Some(id) = self.held.pop_front()
         {
             self.push(id);
@@ -93,36 +94,31 @@ impl NvmeQueue {
         {
             match error {
                 NvmeError::Gone { .. } => self.controller.give_up(&error.to_string()),
-                _ => self.controller.recover(self.generation, &error.to_string()),
+                _ => self.controller.recover_if_free(self.generation, &error.to_string()),
             }
             return;
         }
         match command.stage {
-            Stage::Aborted(when) if now.wrapping_sub(when) > GRACE => {
-                self.controller.recover(self.generation, "a command that was aborted did not end");
+            Stage::Aborted(when) if now.wrapping_sub(when) > ABORT_TICKS => {
+                self.controller.recover_if_free(self.generation, "a command that was aborted did not end");
             }
-            Stage::Cancelled if age(command) > PATIENCE => {
-                self.controller.recover(self.generation, "a command that was cancelled did not end");
+            Stage::Cancelled(when) if now.wrapping_sub(when) > IO_TICKS => {
+                self.controller.recover_if_free(self.generation, "a command that was cancelled did not end");
             }
-            Stage::Sent if age(command) > PATIENCE => {
+            Stage::Sent if age(command) > IO_TICKS => {
                 let operation =
                     self.flights[usize::from(command.flight)].as_ref().map(|f| f.request.operation);
                 self.controller.report(TroubleKind::TimedOut {
                     queue,
                     operation: operation.unwrap_or(Operation::Flush),
                     after: self.controller.options().io_timeout,
-                    iova: dma::Iova(command.command.prp1),
+                    iova: dma::Iova(command.command.dptr[0].get()),
                 });
                 let id: u16 = id;
                 if let Some(command) = &mut self.commands[usize::from(id)] {
                     command.stage = Stage::Aborted(now);
                 }
-                // A controller that does not even abort in time has been reset by this call.
-                if let Err(error @ NvmeError::Refused { .. }) =
-                    self.controller.run("abort a command", &Command::abort(queue, id))
-                {
-                    self.controller.recover(self.generation, &error.to_string());
-                }
+                self.abortions.want(id);
             }
             _ => {}
         }

@@ -35,7 +35,7 @@ const MOST_VCPUS_OF_QEMU: u32 = 16;
 const MUCH_SWAP: u64 = 128 << 20;
 
 /// How long a guest may take for one step. An emulated host that counts is slow.
-const PATIENCE: Duration = Duration::from_secs(600);
+const STEP_LIMIT: Duration = Duration::from_secs(600);
 
 /// A monitor that started has nothing left to do after so long; then its memory is looked at.
 const SETTLED: Duration = Duration::from_millis(100);
@@ -129,7 +129,7 @@ fn starts(rounds: u32, few: bool) -> io::Result<()> {
 /// A guest that says that it lives: what that took, and the monitor's memory then.
 fn start(vmm: Vmm, shape: &Shape<'_>) -> io::Result<Value> {
     let mut guest = Guest::start(marked(vmm.bare(shape)))?;
-    let line = guest.wait_for("lab: init", PATIENCE)?;
+    let line = guest.wait_for("lab: init", STEP_LIMIT)?;
     thread::sleep(SETTLED);
     let memory = host::beside_ram(guest.id())?;
     let place = if vmm == Vmm::Skep { Some(host::place(guest.id(), "skep")?) } else { None };
@@ -158,7 +158,7 @@ fn loads(vmm: Vmm, hardware: &Hardware<'_>) -> io::Result<Value> {
     }
     let words = format!("lab.run={}", crate::loads::encode(script.as_bytes()));
     let mut guest = Guest::start(marked(vmm.command(hardware, &words)))?;
-    let end = guest.wait_for("lab: exit", PATIENCE)?;
+    let end = guest.wait_for("lab: exit", STEP_LIMIT)?;
     if !end.text.contains("lab: exit 0") {
         return Err(io::Error::other(format!("a load failed: {}", end.text)));
     }
@@ -183,7 +183,7 @@ fn marked(mut command: Command) -> Command {
 fn warm_up(vmm: Vmm, shape: &Shape<'_>) {
     let warm = || {
         let mut guest = Guest::start(vmm.bare(shape))?;
-        guest.wait_for("lab: init", PATIENCE)?;
+        guest.wait_for("lab: init", STEP_LIMIT)?;
         let files = vmm::files(guest.id())?;
         // A program that runs may not be written to.
         drop(guest);

@@ -10,7 +10,7 @@ use crate::host::{self, Bound};
 use crate::vmm::{Hardware, Model, Vmm};
 
 /// How long a guest may take for one step.
-const PATIENCE: Duration = Duration::from_secs(120);
+const STEP_LIMIT: Duration = Duration::from_secs(120);
 
 /// How often each load runs in one guest.
 const TIMES: u32 = 2;
@@ -47,7 +47,7 @@ pub fn measure(vmm: Vmm, hardware: &Hardware<'_>, seconds: f64) -> io::Result<Ve
     let script = encode(script(&targets, seconds).as_bytes());
     let mut guest = Guest::start(vmm.command(hardware, &format!("lab.run={script}")))?;
     let mut samples = Vec::new();
-    guest.wait_for("MARK ready", PATIENCE)?;
+    guest.wait_for("MARK ready", STEP_LIMIT)?;
     if matches!(hardware.disk, Some((_, Model::VirtioBlk))) {
         samples.push(Sample::new("memory beside RAM, KiB", host::beside_ram(guest.id())?.resident as f64));
     }
@@ -65,8 +65,8 @@ pub fn measure(vmm: Vmm, hardware: &Hardware<'_>, seconds: f64) -> io::Result<Ve
             }
         }
     }
-    guest.wait_for("lab: exit 0", PATIENCE)?;
-    guest.end(PATIENCE)?;
+    guest.wait_for("lab: exit 0", STEP_LIMIT)?;
+    guest.end(STEP_LIMIT)?;
     drop(bound);
     device.map_or(Ok(()), host::settle)?;
     Ok(samples)
@@ -97,9 +97,9 @@ struct Window {
 }
 
 fn window(guest: &mut Guest) -> io::Result<Window> {
-    let begin = guest.wait_for("MARK begin", PATIENCE)?;
-    let result = guest.wait_for("read /dev/", PATIENCE)?;
-    let end = guest.wait_for("MARK end", PATIENCE)?;
+    let begin = guest.wait_for("MARK begin", STEP_LIMIT)?;
+    let result = guest.wait_for("read /dev/", STEP_LIMIT)?;
+    let end = guest.wait_for("MARK end", STEP_LIMIT)?;
     Ok(Window { exits: end.exits.saturating_sub(begin.exits), result: result.text })
 }
 

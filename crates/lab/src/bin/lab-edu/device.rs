@@ -26,7 +26,7 @@ const OWN: u64 = 0x4_0000;
 const START: u64 = 1;
 const TO_MEMORY: u64 = 2;
 /// A command takes 100 ms by the device's own clock.
-const PATIENCE: Duration = Duration::from_secs(20);
+const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
 /// Which way the data goes.
 #[derive(Clone, Copy)]
@@ -115,8 +115,8 @@ impl Edu {
         self.set(COMMAND, command);
         let start = Instant::now();
         while self.get(COMMAND) & START != 0 {
-            if start.elapsed() > PATIENCE {
-                return Err(format!("the device is still busy after {} s", PATIENCE.as_secs()));
+            if start.elapsed() > COMMAND_LIMIT {
+                return Err(format!("the device is still busy after {} s", COMMAND_LIMIT.as_secs()));
             }
             std::thread::sleep(Duration::from_millis(1));
         }

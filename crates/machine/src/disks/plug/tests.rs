@@ -9,7 +9,7 @@ use pci::fake::FakeServices;
 use pci::{Bus, Services, Windows};
 
 use super::*;
-use crate::buffers::Registered;
+use crate::disks::registered::Registered;
 use crate::disks::{Disks, OpenDisk, Place, settled};
 use crate::events::{Inbox, events};
 use crate::uefi::{BootKind, Bootable};
@@ -235,11 +235,11 @@ fn once_the_vm_is_taken_apart_nothing_is_plugged_in_and_everything_is_closed() {
     assert_eq!(machine.tallies(), ["a", "b"]);
     let (outside, disk) = (machine.disks.outside(), machine.folder.described("a"));
     // Somebody looks while it ends.
-    let shelf = outside.shelf().unwrap();
+    let list = outside.list().unwrap();
     let Machine { disks, bus, folder, .. } = machine;
     drop((bus, disks));
     assert!(["a", "b"].into_iter().all(|name| folder.open(name).capacity().0 == 2048));
-    drop(shelf);
+    drop(list);
     assert!(matches!(outside.plug(&disk), Err(PlugError::Ending)));
     assert!(matches!(outside.unplug("a"), Err(UnplugError::Ending)));
     assert!(outside.read().is_empty());

@@ -23,7 +23,7 @@ fn the_end_waits_once_for_all_queues_that_hang_and_says_which_are_left_behind() 
     drop(guest);
     let took = begin.elapsed();
     assert!((Duration::from_secs(5)..Duration::from_secs(8)).contains(&took), "{took:?}");
-    let reports = reports.lock().unwrap().clone();
+    let reports = reports.lock().clone();
     assert!(reports[0].starts_with("virtio-echo e0: queues 0, 1 have not ended in 5 s"), "{reports:?}");
     assert!(ram.upgrade().is_some(), "those that are left have guest memory until they end");
     hold.store(false, Ordering::SeqCst);

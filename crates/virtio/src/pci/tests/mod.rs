@@ -48,7 +48,7 @@ impl VirtioDevice for Echo {
     }
 
     fn attach(&mut self, change: ConfigChange) {
-        *self.change.lock().unwrap() = Some(change);
+        *self.change.lock() = Some(change);
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -428,7 +428,7 @@ fn without_bus_mastering_no_chain_is_taken_and_no_message_sent() {
     driver.want_interrupt(0);
     let head = driver.add(&[Piece { gpa: Gpa(0x8000), len: 5 }], &[], Layout::Direct).unwrap();
     guest.kick(0);
-    guest.change.lock().unwrap().as_ref().unwrap().notify();
+    guest.change.lock().as_ref().unwrap().notify();
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(driver.take_used(), None);
     assert_eq!((guest.services.messages(), guest.services.raised(queue)), (vec![None, None], 0));
