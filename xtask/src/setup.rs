@@ -27,8 +27,8 @@ const LAB: [Package; 2] = [package("qemu-system-x86", "qemu-system-x86_64"), pac
 const BUSYBOX: Package = package("busybox-static", "busybox-static");
 
 /// What guests of the tests run to try their disks, what their host looks at the disks with afterwards, what makes
-/// installed systems, discs and compressed kernels, and what emulates TPMs.
-const FOR_TESTS: [Package; 18] = [
+/// installed systems, discs and compressed kernels, what emulates TPMs, and what reads ACPI tables.
+const FOR_TESTS: [Package; 19] = [
     package("fio", "fio"),
     package("nvme-cli", "nvme"),
     package("smartmontools", "smartctl"),
@@ -47,6 +47,7 @@ const FOR_TESTS: [Package; 18] = [
     package("xorriso", "xorriso"),
     package("xz-utils", "xz"),
     package("zstd", "zstd"),
+    package("acpica-tools", "iasl"),
 ];
 
 /// Gets what the tests need: the lab, and the programs that they and its guests run.
