@@ -13,7 +13,7 @@ const LOOKS: usize = 200;
 /// Each of the guest's variables with how many lines it has.
 const WRITTEN: [(&str, usize); 3] = [("Small", 2), ("Middle", 30), ("Large", 250)];
 
-/// Writes three variables over and over, or says what they hold.
+/// Says what three variables hold, and then writes them over and over, if it is to.
 const GUEST: &str = r#"
     guid=cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0
     vars=/sys/firmware/efi/efivars
@@ -24,9 +24,14 @@ const GUEST: &str = r#"
         dd if=/tmp/value of=$vars/$1-$guid bs=64k 2> /dev/null
     }
     echo
+    n=1000001
+    for name in Small Middle Large; do
+        set -- $(dd if=$vars/$name-$guid bs=4 skip=1 2> /dev/null | sort | uniq -c)
+        echo "guest: $name $*"
+        [ ${2:-0} -lt $n ] || n=$(($2 + 1))
+    done
     if grep -q step=write /proc/cmdline; then
         echo "guest: writes"
-        n=1000001
         while :; do
             write Small $n 2
             write Middle $n 30
@@ -34,10 +39,6 @@ const GUEST: &str = r#"
             n=$((n + 1))
         done
     fi
-    for name in Small Middle Large; do
-        set -- $(dd if=$vars/$name-$guid bs=4 skip=1 2> /dev/null | sort | uniq -c)
-        echo "guest: $name $*"
-    done
     echo "guest: read"
 "#;
 
@@ -137,6 +138,72 @@ fn variables_are_old_or_new_and_never_half_whenever_skep_is_killed_while_they_ar
         let whole = seen.lines().filter(|line| line.starts_with(&format!("guest: {name} {lines} ")));
         assert_eq!(whole.count(), 2, "{name}\n{seen}");
     }
+}
+
+/// How often skep is killed by each of the two hosts below.
+const KILLS: usize = 100;
+
+/// Kills one skep after the other at some moment while its guest writes. Each starts with the variables that the kill before left.
+fn kills(seed: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    put(&[CODE, VARS], folder.path());
+    let seen =
+        Scenario::new().patience(EACH_START * KILLS as u32 / 4).guest_firmware().share(folder.path()).run(
+            &host(
+                &r#"
+            for n in $(seq KILLS); do
+                ( uefi /tmp/vars write ) > /tmp/out &
+                wait_for 380 grep -q "guest: writes" /tmp/out || { cat /tmp/out; exit 1; }
+                sleep $(((n * 7919 + SEED) % 4)).$(((n * 104729 + SEED) % 10))
+                kill -9 $(pidof skep)
+                wait $! || true
+                cp /tmp/vars /share/killed-$n
+                say start $n
+                grep "^guest:" /tmp/out
+            done
+            say start $((n + 1))
+            ( uefi /tmp/vars read )
+            "#
+                .replace("KILLS", &KILLS.to_string())
+                .replace("SEED", &seed.to_string()),
+            ),
+        );
+    let lines: Vec<&str> = seen.lines().collect();
+    let of_start = |n: usize| {
+        let begins = format!("host: start {n}");
+        let at = lines.iter().position(|line| *line == begins).unwrap_or_else(|| panic!("{begins}\n{seen}"));
+        let end = lines[at + 1..].iter().position(|line| line.starts_with("host: start"));
+        &lines[at + 1..end.map_or(lines.len(), |end| at + 1 + end)]
+    };
+    let mut before = [None; 3];
+    for n in 1..=KILLS {
+        let store = fs::read(folder.path().join(format!("killed-{n}"))).unwrap();
+        let now = rounds(&store, WRITTEN).unwrap_or_else(|why| panic!("kill {n}: {why}"));
+        assert!(
+            now.iter().zip(&before).all(|(now, before)| now >= before),
+            "kill {n}: {now:?} after {before:?}"
+        );
+        before = now;
+        // The firmware, and the guest behind it, at the next start.
+        let read = of_start(n + 1);
+        for ((name, lines), round) in WRITTEN.iter().zip(now) {
+            let wanted = match round {
+                Some(round) => format!("guest: {name} {lines} {round}"),
+                None => format!("guest: {name}"),
+            };
+            assert!(read.contains(&wanted.as_str()), "after kill {n}: no line {wanted:?} in {read:?}");
+        }
+    }
+    println!("{KILLS} kills, rounds at the end: {before:?}");
+}
+
+#[test]
+#[ignore = "takes half an hour"]
+fn the_firmware_accepts_two_hundred_stores_that_kills_left_with_each_variable_old_or_new() {
+    std::thread::scope(|scope| {
+        scope.spawn(|| kills(1));
+        scope.spawn(|| kills(2));
+    });
 }
 
 /// OVMF of 2 MiB, whose store is four times smaller than that of 4 MiB and takes as much less time to clear up.
