@@ -1,9 +1,14 @@
 //! Dates as a clock shows them.
 
-/// A date and time of the proleptic Gregorian calendar.
+use jiff::civil::{Date, DateTime, Time, date};
+use jiff::{SignedDuration, ToSpan};
+
+const EPOCH: DateTime = date(1970, 1, 1).at(0, 0, 0, 0);
+
+/// A date and time of the proleptic Gregorian calendar, field by field: what a guest writes need not be one.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 pub struct Civil {
-    pub year: i64,
+    pub year: i16,
     pub month: u8,
     pub day: u8,
     pub hour: u8,
@@ -12,42 +17,41 @@ pub struct Civil {
 }
 
 impl Civil {
-    /// So many seconds after 1970 began.
+    /// So many seconds after 1970 began. The calendar ends with the year 9999.
     pub fn from_seconds(seconds: i64) -> Civil {
-        let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-        // Years begin in March here, so that the leap day is the last of its year.
-        let shifted = days + 719_468;
-        let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-        let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let month = (5 * of_year + 2) / 153;
+        let time = EPOCH.saturating_add(SignedDuration::from_secs(seconds));
         Civil {
-            year: era * 400 + year_of_era + i64::from(month >= 10),
-            month: (if month < 10 { month + 3 } else { month - 9 }) as u8,
-            day: (of_year - (153 * month + 2) / 5 + 1) as u8,
-            hour: (rest / 3600) as u8,
-            minute: (rest / 60 % 60) as u8,
-            second: (rest % 60) as u8,
+            year: time.year(),
+            month: time.month().cast_unsigned(),
+            day: time.day().cast_unsigned(),
+            hour: time.hour().cast_unsigned(),
+            minute: time.minute().cast_unsigned(),
+            second: time.second().cast_unsigned(),
         }
     }
 
-    fn days(&self) -> i64 {
-        let year = self.year - i64::from(self.month <= 2);
-        let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-        let month = (i64::from(self.month) + 9) % 12;
-        let of_year = (153 * month + 2) / 5 + i64::from(self.day) - 1;
-        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + of_year - 719_468
+    /// Fields beyond their range count on: 31 February is 3 March.
+    fn time(&self) -> DateTime {
+        let year = self.year.clamp(Date::MIN.year(), Date::MAX.year());
+        let beyond_the_first = |field: u8| i64::from(field) - 1;
+        Date::new(year, 1, 1)
+            .unwrap_or_default()
+            .saturating_add(beyond_the_first(self.month).months())
+            .saturating_add(beyond_the_first(self.day).days())
+            .to_datetime(Time::midnight())
+            .saturating_add(i64::from(self.hour).hours())
+            .saturating_add(i64::from(self.minute).minutes())
+            .saturating_add(i64::from(self.second).seconds())
     }
 
-    /// Seconds since 1970 began. Fields beyond their range count on: 31 February is 3 March.
+    /// Seconds since 1970 began.
     pub fn seconds(&self) -> i64 {
-        let clock = i64::from(self.hour) * 3600 + i64::from(self.minute) * 60 + i64::from(self.second);
-        self.days() * 86_400 + clock
+        self.time().duration_since(EPOCH).as_secs()
     }
 
     /// 0 is Sunday.
     pub fn weekday(&self) -> u8 {
-        (self.days() + 4).rem_euclid(7) as u8
+        self.time().weekday().to_sunday_zero_offset().cast_unsigned()
     }
 }
 
@@ -63,5 +67,17 @@ mod tests {
         }
         let leap = Civil::from_seconds(1_709_164_800);
         assert_eq!((leap.year, leap.month, leap.day, leap.weekday()), (2024, 2, 29, 4));
+    }
+
+    #[test]
+    fn fields_beyond_their_range_count_on_to_the_calendars_end() {
+        let of = |year, month, day| Civil { year, month, day, hour: 0, minute: 0, second: 0 };
+        assert_eq!(of(2023, 2, 31).seconds(), of(2023, 3, 3).seconds());
+        assert_eq!(of(2023, 0, 0).seconds(), of(2022, 11, 30).seconds());
+        assert_eq!(of(2023, 99, 99).seconds(), of(2031, 6, 7).seconds());
+        for end in [of(i16::MAX, 255, 255).seconds(), i64::MAX] {
+            let end = Civil::from_seconds(end);
+            assert_eq!((end.year, end.month, end.day), (9999, 12, 31));
+        }
     }
 }

@@ -168,8 +168,8 @@ impl State {
             4 => time.hour = self.decode_hour(byte),
             7 => time.day = value,
             8 => time.month = value,
-            9 => time.year = time.year / 100 * 100 + i64::from(value),
-            CENTURY => time.year = i64::from(value) * 100 + time.year % 100,
+            9 => time.year = time.year / 100 * 100 + i16::from(value),
+            CENTURY => time.year = i16::from(value) * 100 + time.year % 100,
             index => self.memory[usize::from(index)] = byte,
         }
         match self.index {
