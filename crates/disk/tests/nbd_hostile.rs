@@ -283,6 +283,7 @@ fn no_cookie_comes_twice_and_one_of_a_connection_that_ended_is_nothing_on_the_ne
         tell.send(()).unwrap();
         let asked = peer.asked().unwrap();
         assert!(seen.insert(asked.cookie) && asked.cookie != open);
+        tell.send(()).unwrap();
         peer.send(&data(open, &[THEIRS; 512])).unwrap();
         peer.is_closed()
     });
@@ -295,10 +296,17 @@ fn no_cookie_comes_twice_and_one_of_a_connection_that_ended_is_nothing_on_the_ne
     assert_eq!(guest.ended(1), [(1, Err(DiskError::Gone))]);
     guest.was_told("the disk is gone (the server closed the connection)");
     old.recv().unwrap();
-    // The new connection is the disk's in a moment.
-    std::thread::sleep(Duration::from_millis(200));
-    guest.begin(2, read(0), 4096, 512);
-    assert_eq!(guest.ended(1), [(2, Err(DiskError::Gone))]);
+    // The new connection is the disk's in a moment. Until then it has none.
+    for tag in 2.. {
+        guest.begin(tag, read(0), 4096, 512);
+        assert_eq!(guest.ended(1), [(tag, Err(DiskError::Gone))]);
+        guest.reuse(4096, 512);
+        if old.try_recv().is_ok() {
+            break;
+        }
+        assert!(tag < 1000, "the new connection is never used");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     assert!(thread.join().unwrap());
     assert!(guest.holds(0, RAM, OURS));
 }

@@ -14,6 +14,9 @@ CMDLINE='root=LABEL=root rw console=ttyS0 quiet no_timer_check panic=-1'
 CMDLINE="$CMDLINE mitigations=off cryptomgr.notests pty.legacy_count=0"
 CMDLINE="$CMDLINE initcall_blacklist=crypto_kdf108_init,init_kprobe_trace"
 
+# On a machine that does other things too, systemd's 90 seconds for a device can be too few.
+CMDLINE="$CMDLINE systemd.default_timeout_start_sec=900 systemd.default_device_timeout_sec=900"
+
 # In MiB.
 ESP=64
 ROOT=1000

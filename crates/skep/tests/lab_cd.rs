@@ -45,8 +45,8 @@ fn a_disc_is_changed_from_outside_and_the_file_that_was_there_is_closed() {
             wait_for 60 test -b /dev/sr0
             # Just after a change a read may fail, which is no sum.
             sum() { sha256sum < /dev/sr0 > /tmp/sum && cut -c 1-16 /tmp/sum; }
-            say "first $(sum)"
             A=$(sum)
+            say "first $A"
             other() { B=$(sum) && [ "$B" != "$A" ]; }
             same() { [ "$(sum)" = "$1" ]; }
             readable() { dd if=/dev/sr0 of=/dev/null bs=2048 count=1 iflag=direct; }

@@ -13,7 +13,7 @@ fn asked(flags: &str) -> Seen {
         "ASSIGNED=$(function_of $(disk_of NVME0))
         DRIVEN=$(function_of $(disk_of NVME1))
         MEMORY=1536M start 'say up; sleep 1000' --name shown --disk nvme=$DRIVEN,namespace=1 --assign $ASSIGNED {flags} > /tmp/console 2> /tmp/errors & vm=$!
-        wait_for 120 grep -q 'guest: up' /tmp/console || {{ cat /tmp/console /tmp/errors; false; }}
+        wait_for 400 grep -q 'guest: up' /tmp/console || {{ cat /tmp/console /tmp/errors; false; }}
         skep dma shown --json > /tmp/dma
         say dma $(tr -d ' \\n' < /tmp/dma)
         skep dma shown

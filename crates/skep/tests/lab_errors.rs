@@ -253,6 +253,7 @@ fn disks_that_hang_hold_up_neither_the_vms_end_nor_the_return_of_its_devices() {
         A=$(hung 0) B=$(hung 1) C=$(hung 2)
         start '{SATA}
             for disk in /dev/vda /dev/$SATA $(ls /dev/nvme*n1); do
+                dd if=$disk of=/dev/null bs=4k count=1 iflag=direct 2> /dev/null
                 while dd if=$disk of=/dev/null bs=4k count=4096 iflag=direct 2> /dev/null; do :; done &
             done
             say go
@@ -260,8 +261,15 @@ fn disks_that_hang_hold_up_neither_the_vms_end_nor_the_return_of_its_devices() {
         ' --name hung --disk $A --disk $B,model=ahci --disk $C,model=nvme --assign $ASSIGNED \\
             > /tmp/console 2> /tmp/errors & vm=$!
         wait_for 300 grep -q 'guest: go' /tmp/console || {{ cat /tmp/console /tmp/errors; false; }}
+        # Each is read from by now.
+        reads() {{ cut -d ' ' -f 1-3 /sys/block/$(basename $1)/stat | tr -d ' '; }}
+        for disk in $A $B $C; do
+            before=$(reads $disk)
+            grew() {{ [ $(reads $disk) != $before ]; }}
+            wait_for 60 grew
+        done
         for n in 0 1 2; do lab-io dm hung$n suspend > /dev/null; done
-        sleep 1
+        sleep 5
         begin=$(cut -d . -f 1 /proc/uptime)
         skep stop --now hung
         over() {{ ! skep list | grep -q hung; }}

@@ -97,7 +97,7 @@ fn four_disks_as(model: &str, scale: u32) -> Seen {
     let (disk, files) = (32 * scale, 32 * scale * 4 + 32);
     let seen = Scenario::new()
         .programs()
-        .patience(Duration::from_secs(600 * u64::from(scale)))
+        .patience(Duration::from_secs(1500 * u64::from(scale)))
         .memory(lab::Size::mib(1792))
         // Not on AHCI: QEMU's own loses a command now and then.
         .disk(&format!("virtio:{disk}M,serial=BLOCK"))

@@ -15,9 +15,9 @@ fn what_a_killed_skep_left_is_listed_and_given_back_on_request() {
          umask 0
          try skep host
          skep run --memory 64M --kernel /tmp/deaf --assign $NVME < /dev/null &
-         wait_for 20 test -e /run/skep/vfio-$NVME.json
-         wait_for 20 eval '[ $(driver $NVME) = vfio-pci ]'
-         wait_for 20 grep -q skep_ /sys/kernel/tracing/kprobe_events
+         wait_for 120 test -e /run/skep/vfio-$NVME.json
+         wait_for 120 eval '[ $(driver $NVME) = vfio-pci ]'
+         wait_for 120 grep -q skep_ /sys/kernel/tracing/kprobe_events
          # A VM that lives has left nothing.
          try skep host give-back
          say while it lives: driver $(driver $NVME)
@@ -31,7 +31,7 @@ fn what_a_killed_skep_left_is_listed_and_given_back_on_request() {
          # takes it away.
          mkdir -p /tmp/elsewhere
          unshare -m sh -c \"mount -t tmpfs none /run/skep; exec skep run --name other --memory 64M --kernel /tmp/deaf --assign $NVME\" < /dev/null &
-         wait_for 30 sh -c 'ls -l /proc/[0-9]*/fd 2> /dev/null | grep -q \"/dev/vfio/[0-9d]\"'
+         wait_for 120 sh -c 'ls -l /proc/[0-9]*/fd 2> /dev/null | grep -q \"/dev/vfio/[0-9d]\"'
          begin=$(cut -d . -f 1 /proc/uptime)
          try skep run --memory 64M --kernel /tmp/crash
          took=$(($(cut -d . -f 1 /proc/uptime) - begin))

@@ -31,7 +31,9 @@ fn says(name: &str, lines: &[&str], what: &str, times: usize) {
 fn boots_from(host: Scenario, folder: &Path, disk: &InstalledDisk, places: &[Place]) {
     put(&[CODE, VARS], folder);
     let mut script = String::from(
-        "boot() {
+        "# Firmware and system, twice.
+        PATIENCE=2400
+        boot() {
             name=$1
             shift
             began=$(cut -d . -f 1 /proc/uptime)

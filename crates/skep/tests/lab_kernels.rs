@@ -107,7 +107,7 @@ const TELL: &str = r#"
     # lives NAME FILE COMMAND_LINE TEXT
     lives() {
         begin "$@"
-        wait_for 100 grep -q -a "$4" /tmp/console && say "$1 lives" || { cat /tmp/said; tail -c 2000 /tmp/console; }
+        wait_for 400 grep -q -a "$4" /tmp/console && say "$1 lives" || { cat /tmp/said; tail -c 2000 /tmp/console; }
         end
     }
     written() { printf "$(sed -n 's/.*pio_write at 0xe9 .* val 0x\(..\) *$/\\x\1/p' $trace/trace | tr -d '\n')"; }
@@ -118,7 +118,7 @@ const TELL: &str = r#"
         mkdir $trace
         echo 1 > $trace/events/kvm/kvm_pio/enable
         begin "$1" $2 ''
-        wait_for 30 wrote "$3" && say "$1 lives" || { cat /tmp/said; tail $trace/trace; }
+        wait_for 120 wrote "$3" && say "$1 lives" || { cat /tmp/said; tail $trace/trace; }
         end
         echo 0 > $trace/events/kvm/kvm_pio/enable
         rmdir $trace

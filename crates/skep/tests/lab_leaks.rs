@@ -20,7 +20,7 @@ fn cycles(count: u32) {
          }}
          cycle() {{ skep run --memory 64M --kernel /tmp/crash --assign $NVME --disk /dev/sda < /dev/null > /dev/null 2>&1 || [ $? = 3 ]; }}
          skep run --memory 64M --kernel /tmp/deaf --assign $NVME < /dev/null & vm=$!
-         wait_for 60 eval '[ $(pinned) -gt 0 ]'
+         wait_for 60 eval '[ $(pinned) -ge 16384 ]'
          state while
          kill -KILL $vm
          wait $vm || true

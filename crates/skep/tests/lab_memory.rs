@@ -118,7 +118,7 @@ fn a_device_that_the_host_wants_back_is_told_of_once_and_ends_the_vm_only_if_it_
          # The kernel asks again every ten seconds.
          for answer in report stop; do
              skep run --memory 64M --kernel /tmp/deaf --assign $NVME,on-request=$answer > /tmp/tried 2>&1 < /dev/null & vm=$!
-             wait_for 20 eval '[ -S /run/skep/vm/vm.sock ] && skep list | grep -q running'
+             wait_for 120 eval '[ -S /run/skep/vm/vm.sock ] && skep list | grep -q running'
              echo $NVME > /sys/bus/pci/drivers/vfio-pci/unbind & unbind=$!
              [ $answer = stop ] || {{ sleep 25; skep events vm > /tmp/events; skep stop --now vm; }}
              wait $vm && ended=0 || ended=$?

@@ -89,8 +89,7 @@ fn two_vms_cannot_have_the_same_device_or_disk() {
          {deaf}
          {crash}
          skep run --name first --memory 64M --kernel /tmp/deaf --assign $NVME --disk /dev/sda < /dev/null &
-         wait_for 30 test -e /sys/bus/pci/drivers/vfio-pci/$NVME
-         sleep 1
+         wait_for 120 runs first
          say the first is $!
          try skep run --name other --memory 64M --kernel /tmp/crash --assign $NVME
          try skep run --name other --memory 64M --kernel /tmp/crash --disk /dev/sda

@@ -180,7 +180,7 @@ fn what_a_guest_flushed_is_there_when_the_host_is_reset() {
         sleep 2
         for disk in $NAMES; do say told $disk $(told $disk); done
         # What was said is out before the reset.
-        sleep 1
+        sleep 5
         echo b > /proc/sysrq-trigger
         sleep 100"
     ));

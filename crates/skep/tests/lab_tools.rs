@@ -32,6 +32,13 @@ fn says(seen: &Seen, name: &str, lines: &[&str]) {
 }
 
 #[test]
+fn what_the_host_says_in_the_middle_of_a_guests_line_does_not_cut_it() {
+    let seen = "guest: sehost: opened a\nhost: b 1\nond one\nhost: said skep: host: x\nguest: hahost: skep ended with 5\nguest: a";
+    let whole = "host: opened a\nhost: b 1\nguest: second one\nhost: said skep: host: x\nguest: ha\nhost: skep ended with 5\nguest: a\n";
+    assert_eq!(scenario::in_one_piece(seen), whole);
+}
+
+#[test]
 fn tools_know_disks_of_all_controllers_by_model_serial_size_and_abilities() {
     // Another kernel has other words for the same.
     let seen = Scenario::new().programs().memory(lab::Size::mib(1536)).run(&format!(

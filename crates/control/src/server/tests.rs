@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use config::VmName;
@@ -169,12 +170,15 @@ fn the_files_of_the_segments_come_over_and_are_the_guests_ram() {
 fn whoever_waits_for_events_gets_the_next_one_and_then_the_end() {
     let mut vm = running();
     let (mut client, journal) = (vm.client(), vm.vm.journal());
+    let (tell, told) = mpsc::channel();
     let waiting = std::thread::spawn(move || {
         let first = client.events(&after(0, 30)).unwrap();
+        tell.send(()).unwrap();
         (first.events[0].text.clone(), client.events(&after(1, 30)))
     });
     std::thread::sleep(Duration::from_millis(50));
     journal.record(EventKind::Trouble, "A disk is slow.");
+    told.recv().unwrap();
     std::thread::sleep(Duration::from_millis(50));
     let before = Instant::now();
     vm.server = None;
@@ -196,12 +200,14 @@ fn while_the_vm_is_taken_apart_its_events_are_told_and_nothing_of_it_is_handed_o
     assert!(matches!(refused, ClientError::Refused { status: 409, .. }), "{refused}");
     assert!(client.memory_fds().is_err() && client.pause().is_err());
     assert_eq!(client.info().unwrap().name, "web");
+    let (tell, told) = mpsc::channel();
     let waiting = std::thread::spawn(move || {
         let last = client.events(&after(0, 30)).unwrap();
+        tell.send(()).unwrap();
         (last.events[0].text.clone(), client.events(&after(1, 30)).unwrap().ended)
     });
     journal.record(EventKind::Trouble, "0000:01:00.0 cannot be given back.");
-    std::thread::sleep(Duration::from_millis(50));
+    told.recv().unwrap();
     vm.server = None;
     assert_eq!(waiting.join().unwrap(), ("0000:01:00.0 cannot be given back.".to_owned(), true));
 }

@@ -36,7 +36,7 @@ fn difference(before: &[u8], after: &[u8]) -> Option<Gpa> {
 /// Waits until the disk has so many requests.
 fn reaches_the_disk(late: &late::Ledger, count: usize) {
     let begin = Instant::now();
-    while late.under_way() < count {
+    while late.begun() < count {
         assert!(begin.elapsed() < Duration::from_secs(10), "the reads do not begin");
         sleep(Duration::from_millis(1));
     }

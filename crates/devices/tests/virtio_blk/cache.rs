@@ -90,7 +90,7 @@ fn a_cache_that_is_switched_off_is_flushed_first_and_what_is_under_way_when_it_e
     let (head, _) = queue.send(1, 0, &[piece(DATA, 4096)], &[], Layout::Direct).unwrap();
     queue.kick();
     let begin = Instant::now();
-    while ledger.under_way() == 0 {
+    while ledger.begun() == 0 {
         assert!(begin.elapsed() < Duration::from_secs(10));
     }
     guest.write(Guest::DEVICE + 32, [0]);

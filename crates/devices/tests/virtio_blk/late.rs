@@ -23,6 +23,7 @@ pub const CONTENTS: u8 = 0x5c;
 pub struct Ledger {
     /// Every operation, in the order in which it was done.
     done: Arc<Mutex<Vec<Operation>>>,
+    begun: Arc<AtomicUsize>,
     under_way: Arc<AtomicUsize>,
 }
 
@@ -30,6 +31,11 @@ impl Ledger {
     /// Every operation since the last time this was asked, in the order in which it was done.
     pub fn take(&self) -> Vec<Operation> {
         std::mem::take(&mut self.done.lock().unwrap())
+    }
+
+    /// Requests that have ever come.
+    pub fn begun(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
     }
 
     /// Requests that have guest memory now.
@@ -136,6 +142,7 @@ impl Engine for LateEngine {
 
     fn submit(&mut self, request: Request) {
         self.ledger.under_way.fetch_add(1, Ordering::SeqCst);
+        self.ledger.begun.fetch_add(1, Ordering::SeqCst);
         self.requests.as_ref().unwrap().send(request).unwrap();
     }
 

@@ -201,7 +201,7 @@ fn with_reads_under_way(delay: Duration) -> (Guest, Ledger) {
         guest.kick(index);
     }
     let begin = Instant::now();
-    while ledger.under_way() < 3 {
+    while ledger.begun() < 3 {
         assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", guest.reports());
         std::thread::sleep(Duration::from_millis(1));
     }

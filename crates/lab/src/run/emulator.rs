@@ -162,6 +162,8 @@ pub fn hint(message: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     #[test]
@@ -169,18 +171,23 @@ mod tests {
         let own = std::process::id();
         let before = waited(own);
         let begin = Instant::now();
+        // They are to be there still when it is looked.
+        let looked = AtomicBool::new(false);
         // More threads than CPUs.
         let threads = 4 * thread::available_parallelism().unwrap().get();
         thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
                     while begin.elapsed() < Duration::from_millis(300) {}
-                    // They are to be there still.
-                    thread::sleep(Duration::from_millis(100));
+                    while !looked.load(Ordering::Relaxed) {
+                        thread::sleep(Duration::from_millis(10));
+                    }
                 });
             }
             thread::sleep(Duration::from_millis(350));
-            assert!(waited(own) > before + Duration::from_millis(50), "{before:?}, {:?}", waited(own));
+            let after = waited(own);
+            looked.store(true, Ordering::Relaxed);
+            assert!(after > before + Duration::from_millis(50), "{before:?}, {after:?}");
         });
     }
 

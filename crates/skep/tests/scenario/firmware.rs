@@ -10,11 +10,11 @@ use super::packages;
 pub const EACH_START: Duration = Duration::from_secs(400);
 
 /// Defines `uefi ARGUMENTS...`: skep with the firmware in `/share`, and how it ended. A VM that does not end, as at a prompt
-/// of firmware, is stopped in time.
+/// of firmware, is stopped in time: `PATIENCE` seconds, by the clock, so a multiple of what it takes on a bad day.
 pub const UEFI: &str = r#"
     uefi() {
         skep run --name uefi --memory 512M --firmware /share/OVMF_CODE_4M.fd "$@" < /dev/null & VM=$!
-        { sleep ${PATIENCE:-700}; echo "host: it does not end"; kill $VM; sleep 5; kill $VM; } & LIMIT=$!
+        { sleep ${PATIENCE:-1200}; echo "host: it does not end"; kill $VM; sleep 5; kill $VM; } & LIMIT=$!
         wait $VM && ended=0 || ended=$?
         kill $LIMIT
         say "skep ended with $ended"

@@ -43,6 +43,9 @@ fio() { outer env LD_LIBRARY_PATH=$(cat /share/unused.path) fio "$@"; }
 # The PCI function that a disk hangs on.
 function_of() { readlink -f /sys/block/$1 | grep -o '[0-9a-f:]*\.[0-7]/\(ata\|nvme\)' | cut -d / -f 1; }
 
+# A VM of this name has all it needs, and its vCPUs run.
+runs() { skep list | grep -q "^$1 .*running"; }
+
 # The driver of a PCI function, or none.
 driver() {
     link=$(readlink /sys/bus/pci/devices/$1/driver) || link=none

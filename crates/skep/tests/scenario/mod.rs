@@ -181,7 +181,9 @@ impl Scenario {
     }
 
     fn tell(self, faults: Faults, script: &str) -> Seen {
-        let seen = Seen(together::shared(&self.0, faults, script).unwrap_or_else(|| alone(&self.0, script)));
+        let mut outcome = together::shared(&self.0, faults, script).unwrap_or_else(|| alone(&self.0, script));
+        outcome.output = in_one_piece(&outcome.output);
+        let seen = Seen(outcome);
         assert_eq!(seen.0.boots, 1, "the host came up only at the second try\n{seen}");
         assert_eq!(seen.0.status, 0, "the script in the host failed\n{seen}");
         seen.log_is_without(&HURT);
@@ -227,11 +229,39 @@ fn stories(scripts: &[&str]) -> String {
     all
 }
 
-/// What was seen of a scenario.
-pub struct Seen(Outcome);
-
 /// What a line of the host begins with. It may come in the middle of one that a guest's console is just writing.
 const OF_HOST: &str = "host: ";
+/// What lines of guests begin with.
+const OF_GUESTS: [&str; 2] = ["guest: ", "lab: "];
+
+/// The output with the lines of guests in one piece again, behind those that the host said in the middle of them.
+pub fn in_one_piece(output: &str) -> String {
+    let (mut all, mut begun) = (String::new(), String::new());
+    for line in output.lines() {
+        let in_the_middle = OF_GUESTS.iter().any(|start| line.starts_with(start)) || !begun.is_empty();
+        match line.find(OF_HOST) {
+            Some(at) if at > 0 && in_the_middle => begun.push_str(&line[..at]),
+            Some(0) => {}
+            _ => {
+                all.extend([&*std::mem::take(&mut begun), line, "\n"]);
+                continue;
+            }
+        }
+        let of_host = &line[line.find(OF_HOST).unwrap_or_default()..];
+        // The guest will not end its line.
+        if of_host.starts_with("host: skep ended with") && !begun.is_empty() {
+            all.extend([&*std::mem::take(&mut begun), "\n"]);
+        }
+        all.extend([of_host, "\n"]);
+    }
+    if !begun.is_empty() {
+        all.extend([&*begun, "\n"]);
+    }
+    all
+}
+
+/// What was seen of a scenario.
+pub struct Seen(Outcome);
 
 impl Seen {
     /// The lines of the host and of its guests, without the console's carriage returns.

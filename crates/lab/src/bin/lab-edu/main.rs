@@ -93,10 +93,10 @@ fn storm(way: &str, address: &str) -> Result<String, String> {
 fn series(way: &str, address: &str, count: &str, seconds: &str) -> Result<String, String> {
     let (direction, at, count, apart) = (way.parse()?, number(address)?, number(count)?, number(seconds)?);
     let mut edu = Edu::open()?;
-    let start = Instant::now();
     for index in 0..count {
-        let due = Duration::from_secs(apart.saturating_mul(index));
-        std::thread::sleep(due.saturating_sub(start.elapsed()));
+        if index > 0 {
+            thread::sleep(Duration::from_secs(apart));
+        }
         edu.dma(direction, at, 4)?;
     }
     Ok(format!("series {way} {at:#x} {count} done"))

@@ -6,7 +6,6 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -190,14 +189,10 @@ fn to_pipes(words: &[String], port: &Port) -> io::Result<i32> {
         Ok(child) => child,
         Err(error) => return Ok(not_started(&error, words, port)),
     };
-    let (done, ended) = channel();
-    let stdout = child.stdout.take().map(|s| pump(s.into(), Frame::Stdout, port, done.clone()));
-    let stderr = child.stderr.take().map(|s| pump(s.into(), Frame::Stderr, port, done));
+    let stdout = child.stdout.take().map(|s| Pump::start(s.into(), Frame::Stdout, port)).transpose()?;
+    let stderr = child.stderr.take().map(|s| Pump::start(s.into(), Frame::Stderr, port)).transpose()?;
     let status = reap_until(child.id())?;
-    // What the command wrote is in the pipes. Whoever it left behind may hold them open for ever.
-    for _ in stdout.into_iter().chain(stderr) {
-        let _late = ended.recv_timeout(Duration::from_millis(500));
-    }
+    stdout.into_iter().chain(stderr).for_each(|pump| pump.wait_until_empty());
     Ok(status)
 }
 
@@ -216,10 +211,11 @@ fn at_a_terminal(words: &[String], screen: &Screen, port: &Port) -> io::Result<i
     let (keys, from) =
         (other_end.try_clone()?, port.lock().unwrap_or_else(PoisonError::into_inner).try_clone()?);
     thread::spawn(move || pty::pass_on(from, keys));
-    let (done, ended) = channel();
-    pump(other_end.into(), Frame::Stdout, port, done);
+    let pump = Pump::start(other_end.into(), Frame::Stdout, port)?;
     let status = reap_until(child.id())?;
-    let _late = ended.recv_timeout(Duration::from_millis(500));
+    // A terminal passes on with a delay of its own what was written to it.
+    thread::sleep(Duration::from_millis(100));
+    pump.wait_until_empty();
     Ok(status)
 }
 
@@ -243,24 +239,67 @@ fn not_started(error: &io::Error, words: &[String], port: &Port) -> i32 {
     if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
 }
 
-/// Passes on what is written to a pipe, until its end.
-fn pump(pipe: OwnedFd, frame: fn(Vec<u8>) -> Frame, port: &Port, done: Sender<()>) -> thread::JoinHandle<()> {
-    let port = Arc::clone(port);
-    thread::spawn(move || {
-        let mut pipe = File::from(pipe);
+/// How long what a command wrote may take to be passed on once it has ended.
+const PUMP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Passes on what is written to a pipe or terminal, until its end.
+struct Pump {
+    pipe: File,
+    /// Held from before something is taken out of the pipe until it is passed on.
+    turn: Arc<Mutex<()>>,
+}
+
+impl Pump {
+    fn start(pipe: OwnedFd, frame: fn(Vec<u8>) -> Frame, port: &Port) -> io::Result<Pump> {
+        let pipe = File::from(pipe);
         grow(&pipe);
-        let mut bytes = vec![0; 1 << 16];
-        loop {
-            match pipe.read(&mut bytes) {
-                Ok(0) => break,
-                Ok(n) => say(&port, &frame(bytes[..n].to_vec())),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break,
+        let (mut from, turn, port) = (pipe.try_clone()?, Arc::<Mutex<()>>::default(), Arc::clone(port));
+        let pump = Pump { pipe, turn: turn.clone() };
+        thread::spawn(move || {
+            let mut bytes = vec![0; 1 << 16];
+            loop {
+                wait_for_bytes(&from);
+                let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                match from.read(&mut bytes) {
+                    Ok(0) => break,
+                    Ok(n) => say(&port, &frame(bytes[..n].to_vec())),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => break,
+                }
             }
+        });
+        Ok(pump)
+    }
+
+    /// Waits until what was written is passed on. Whoever the command left behind may hold the pipe open for ever.
+    fn wait_until_empty(&self) {
+        let begin = Instant::now();
+        while begin.elapsed() < PUMP_LIMIT {
+            let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            if bytes_in(&self.pipe) == 0 {
+                return;
+            }
+            drop(turn);
+            thread::sleep(Duration::from_millis(5));
         }
-        // The command may have ended long ago, and nobody waits any more.
-        let _unheard = done.send(());
-    })
+    }
+}
+
+/// Waits until there is something to read, or nobody who could write.
+fn wait_for_bytes(pipe: &File) {
+    let mut poll = libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one structure of ours.
+    while unsafe { libc::poll(&raw mut poll, 1, -1) } == -1
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
+}
+
+/// How many bytes wait to be read; none if that cannot be known.
+fn bytes_in(pipe: &File) -> libc::c_int {
+    let mut bytes = 0;
+    // SAFETY: FIONREAD writes one int, which is ours.
+    unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    bytes
 }
 
 /// Gives a pipe more room, so that the command waits less.
