@@ -16,6 +16,10 @@ const LEN: usize = 16 << 10;
 struct Kept(Arc<Mutex<Vec<u8>>>, Arc<AtomicBool>);
 
 impl Store for Kept {
+    fn name(&self) -> String {
+        "the variables".to_owned()
+    }
+
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if self.1.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::StorageFull.into());
@@ -42,6 +46,7 @@ fn flash(store: Option<Kept>, shown: &Arc<AtomicBool>) -> Flash {
         Ok(())
     });
     Flash::new(range, pages, store.map(|store| Box::new(store) as Box<dyn Store>), show, Box::new(|_| {}))
+        .expect("it is shown")
 }
 
 /// Runs one input.

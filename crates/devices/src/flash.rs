@@ -36,6 +36,8 @@ mod command {
 
 /// Where what is written lasts.
 pub trait Store: Send {
+    /// What people call it, as in "the firmware's variables /var/lib/skep/vm/firmware-vars.fd".
+    fn name(&self) -> String;
     /// Writes bytes at an offset. Whatever was written and synced before is there before these.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Returns when all that was written lasts.
@@ -96,14 +98,15 @@ enum Mode {
 
 impl Flash {
     /// Flash that holds `pages` at `range`, of the same length. With a `store`, the guest can write it. `show` is called
-    /// with true when the guest may read it as memory, from now on, and with false when it may not any more.
+    /// with true when the guest may read it as memory, from now on, and with false when it may not any more. Fails when it cannot be
+    /// shown at first: no CPU starts in flash that is trapped.
     pub fn new(
         range: GpaRange,
         pages: Arc<RegisterPages>,
         store: Option<Box<dyn Store>>,
         show: Show,
         report: Report,
-    ) -> Flash {
+    ) -> io::Result<Flash> {
         let registers = Registers::default();
         let flash = Flash {
             range,
@@ -118,8 +121,8 @@ impl Flash {
             show,
             report,
         };
-        flash.shown(true);
-        flash
+        (flash.show)(true)?;
+        Ok(flash)
     }
 
     /// Its addresses.
@@ -170,12 +173,27 @@ impl Flash {
     /// Returns to power-on. What is stored stays, and what was interrupted is finished.
     pub fn reset(&self) {
         let mut state = self.state();
-        self.sync(&mut state);
+        // Blocks that are erased wait for what they lack: without it they could cost all that the store holds.
+        let lasts = self.sync_written(&mut state);
+        self.reported(&mut state, &lasts);
         self.finish(&mut state);
+        self.sync(&mut state);
         let before = std::mem::take(&mut state.registers);
         if before.mode != Mode::Array {
             self.shown(true);
         }
+    }
+
+    /// The VM ends: makes what still waits last, unless the guest is in the middle of a step, which the next start takes back or
+    /// finishes. The error says what is lost.
+    pub fn end(&self) -> Result<(), String> {
+        let mut state = self.state();
+        if state.registers.mode != Mode::Array {
+            return Ok(());
+        }
+        let name = state.name();
+        let lost = |error| format!("the last changes of {name} are lost: {error}.");
+        self.try_sync(&mut state).map_err(lost)
     }
 
     /// Does what was interrupted, as far as it can: no step without those before it.
@@ -201,7 +219,7 @@ impl Flash {
             let noted = if waits || written.is_err() { &mut state.unwritten } else { &mut state.unsynced };
             (offset / BLOCK..end.div_ceil(BLOCK)).for_each(|block| note(noted, block));
             self.pages.store_bytes(offset as usize, bytes);
-            written.inspect_err(|error| self.not_written(error)).is_ok()
+            written.inspect_err(|error| self.not_written(state, error)).is_ok()
         });
         state.registers.finish(done, PROGRAM_FAILED);
         done
@@ -220,7 +238,7 @@ impl Flash {
             if state.unwritten.is_empty()
                 && let Err(error) = self.write_lost(state)
             {
-                self.not_written(&error);
+                self.not_written(state, &error);
             }
             note(&mut state.unwritten, block);
             self.pages.store_bytes((block * BLOCK) as usize, &[0xff; BLOCK as usize]);
@@ -228,16 +246,26 @@ impl Flash {
         state.registers.finish(fits, ERASE_FAILED);
     }
 
-    fn not_written(&self, error: &io::Error) {
-        (self.report)(format!("the firmware's variables cannot be written: {error}"));
+    fn not_written(&self, state: &State, error: &io::Error) {
+        (self.report)(format!(
+            "{} cannot be written: {error}. It is tried again at the end of the guest's step.",
+            state.name()
+        ));
     }
 
     /// The firmware ends each of its steps by reading the array again, and relies on that a step lasts before the next.
     fn sync(&self, state: &mut State) -> bool {
         let synced = self.try_sync(state);
-        if let Err(error) = &synced {
+        self.reported(state, &synced)
+    }
+
+    fn reported(&self, state: &mut State, synced: &io::Result<()>) -> bool {
+        if let Err(error) = synced {
             state.registers.status |= PROGRAM_FAILED;
-            (self.report)(format!("the firmware's variables may be lost when this host fails: {error}"));
+            (self.report)(format!(
+                "{} may be lost when this host fails: {error}. It is tried again when the guest writes the next one, is reset, or ends.",
+                state.name()
+            ));
         }
         synced.is_ok()
     }
@@ -250,6 +278,12 @@ impl Flash {
             note(&mut state.unsynced, block);
             state.unwritten.remove(0);
         }
+        self.sync_written(state)
+    }
+
+    /// Makes what was written last, and nothing that waits.
+    fn sync_written(&self, state: &mut State) -> io::Result<()> {
+        self.write_lost(state)?;
         if state.unsynced.is_empty() {
             return Ok(());
         }
@@ -298,6 +332,10 @@ impl Flash {
 }
 
 impl State {
+    fn name(&self) -> String {
+        self.store.as_ref().map_or_else(|| "flash memory".to_owned(), |store| store.name())
+    }
+
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.store.as_mut().map_or(Ok(()), |store| store.write(offset, bytes))
     }
@@ -352,16 +390,23 @@ mod tests {
 
     use super::*;
 
-    /// The bytes, the number of syncs, and whether writes and syncs fail.
+    /// The bytes, the number of syncs, whether writes and syncs fail, and the second byte of each block that was written.
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>, Arc<AtomicUsize>, Arc<AtomicBool>, Arc<AtomicBool>);
+    struct Kept(Arc<Mutex<Vec<u8>>>, Arc<AtomicUsize>, Arc<AtomicBool>, Arc<AtomicBool>, Arc<Mutex<Vec<u8>>>);
 
     impl Store for Kept {
+        fn name(&self) -> String {
+            "the variables".to_owned()
+        }
+
         fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
             if self.2.load(Ordering::SeqCst) {
                 return Err(io::Error::from_raw_os_error(libc::ENOSPC));
             }
             self.0.lock()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+            if bytes.len() as u64 == BLOCK {
+                self.4.lock().push(bytes[1]);
+            }
             Ok(())
         }
 
@@ -370,12 +415,15 @@ mod tests {
             if self.3.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
         }
 
-        /// An exclamation mark at the beginning asks for the copy of a byte, and then goes.
+        /// An exclamation mark in the second block asks for the copy of a byte, and then goes.
         fn unfinished(&self, contents: &[u8]) -> Vec<(u64, Vec<u8>)> {
-            let copy = || vec![(1, contents[5000..5001].to_vec()), (0, vec![0])];
-            (contents[0] == b'!').then(copy).unwrap_or_default()
+            let copy = || vec![(1, contents[5000..5001].to_vec()), (MARK, vec![0])];
+            (contents[MARK as usize] == b'!').then(copy).unwrap_or_default()
         }
     }
+
+    /// Where it is.
+    const MARK: u64 = 4100;
 
     struct Bench {
         flash: Flash,
@@ -400,7 +448,8 @@ mod tests {
                 Ok(())
             }),
             Box::new(move |what| report.lock().push(what)),
-        );
+        )
+        .unwrap();
         Bench { flash, kept, shown, reports }
     }
 
@@ -530,6 +579,21 @@ mod tests {
     }
 
     #[test]
+    fn what_still_waits_when_the_vm_ends_is_stored_or_said_to_be_lost_and_half_a_step_is_not_stored() {
+        let bench = flash(true);
+        bench.kept.2.store(true, Ordering::SeqCst);
+        bench.write(&[(0, 0x10), (0, b'x'), (0, 0xff)]);
+        let lost = bench.flash.end().unwrap_err();
+        assert!(lost.contains("the last changes of the variables are lost: No space left"), "{lost}");
+        bench.kept.2.store(false, Ordering::SeqCst);
+        assert_eq!(bench.flash.end(), Ok(()));
+        assert_eq!(bench.kept.0.lock()[0], b'x');
+        bench.write(&[(0, 0x20), (0, 0xd0)]);
+        assert_eq!(bench.flash.end(), Ok(()));
+        assert_eq!(bench.kept.0.lock()[0], b'x');
+    }
+
+    #[test]
     fn a_reset_ends_a_command_and_keeps_what_is_stored() {
         let bench = flash(true);
         bench.write(&[(0, 0x10), (0, b'S'), (1, 0x10)]);
@@ -542,10 +606,10 @@ mod tests {
     #[test]
     fn what_was_interrupted_is_finished_at_a_reset_step_by_step() {
         let bench = flash(true);
-        bench.write(&[(5000, 0x10), (5000, b'c'), (0, 0x10), (0, b'!')]);
+        bench.write(&[(5000, 0x10), (5000, b'c'), (MARK, 0x10), (MARK, b'!')]);
         bench.flash.reset();
-        assert_eq!((bench.byte(0), bench.byte(1), bench.shown()), (0, b'c', true));
-        assert_eq!(bench.kept.0.lock()[..2], [0, b'c']);
+        assert_eq!((bench.byte(MARK), bench.byte(1), bench.shown()), (0, b'c', true));
+        assert_eq!([1, MARK as usize].map(|at| bench.kept.0.lock()[at]), [b'c', 0]);
         assert_eq!(bench.kept.1.load(Ordering::SeqCst), 3, "each lasts before the next");
         bench.flash.reset();
         assert_eq!(bench.kept.1.load(Ordering::SeqCst), 3);
@@ -554,15 +618,25 @@ mod tests {
     #[test]
     fn what_was_interrupted_is_not_called_finished_where_its_copy_cannot_be_stored() {
         let bench = flash(true);
-        bench.write(&[(5000, 0x10), (5000, b'c'), (0, 0x10), (0, b'!'), (0, 0xff)]);
+        bench.write(&[(5000, 0x10), (5000, b'c'), (MARK, 0x10), (MARK, b'!'), (0, 0xff)]);
         for fails in [&bench.kept.2, &bench.kept.3] {
             fails.store(true, Ordering::SeqCst);
             bench.flash.reset();
             fails.store(false, Ordering::SeqCst);
-            assert_eq!(bench.kept.0.lock()[0], b'!', "the mark that it is to be done");
+            assert_eq!(bench.kept.0.lock()[MARK as usize], b'!', "the mark that it is to be done");
         }
         bench.flash.reset();
-        assert_eq!(bench.kept.0.lock()[..2], [0, b'c']);
+        assert_eq!([1, MARK as usize].map(|at| bench.kept.0.lock()[at]), [b'c', 0]);
+    }
+
+    #[test]
+    fn a_block_that_a_reset_finds_erased_is_stored_with_what_finishes_it_and_never_empty() {
+        let bench = flash(true);
+        bench.write(&[(5000, 0x10), (5000, b'c'), (MARK, 0x10), (MARK, b'!'), (0, 0xff)]);
+        bench.write(&[(0, 0x20), (0, 0xd0)]);
+        bench.flash.reset();
+        assert_eq!(*bench.kept.4.lock(), [b'c']);
+        assert_eq!((bench.byte(1), bench.byte(MARK)), (b'c', 0));
     }
 
     proptest! {

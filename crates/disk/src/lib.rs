@@ -72,6 +72,7 @@ pub use contract::{
 };
 pub use disk::{Disk, Reading, Tally};
 pub use failure::{Answer, ErrorPolicy, Failure, Failures, OnError, TellFailure, Waiting};
+pub use kernel::lock_file;
 pub use nbd::{BadNbdUrl, NbdError, NbdServer, NbdUrl};
 pub use options::{
     Allocation, Allowed, Bounce, Changes, Claim, DiskOptions, Format, OpenError, Role, Source, UnknownFormat,

@@ -369,6 +369,7 @@ impl Vm {
             let stopped = wait_for(&what, inbox.reporter(), || device.shut_down());
             troubles.extend(stopped.err().map(|error| error.to_string()));
         }
+        troubles.extend(board.flash.iter().filter_map(|flash| flash.end().err()));
         let bus = board.bus.clone();
         // Of the devices at fixed places only the TPM can take long to go.
         wait_for("its TPM", inbox.reporter(), || drop(board));

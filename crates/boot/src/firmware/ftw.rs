@@ -11,7 +11,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::volume::{BLOCK, volume_len};
+use super::volume::BLOCK;
 
 /// EFI_FAULT_TOLERANT_WORKING_BLOCK_HEADER: EDKII_WORKING_BLOCK_SIGNATURE_GUID, the sum of the header, WorkingBlockValid (that bit
 /// is clear), and how many bytes of writes follow. All that are so long have the same one.
@@ -48,9 +48,9 @@ struct Interrupted {
 }
 
 /// The write that was interrupted in a store with this file's bytes. The working block has one place, for what a guest writes into
-/// a variable may look like one.
+/// a variable may look like one. The volume's header may be what is torn, so the length is the file's.
 fn interrupted(file: &[u8]) -> Option<Interrupted> {
-    let half = usize::try_from(volume_len(file)? / 2).ok()?;
+    let half = file.len() / 2;
     let first = file.get(..half)?;
     let working = half.checked_sub(BLOCK)?;
     if !first[working..].starts_with(&HEADER) {
@@ -183,6 +183,15 @@ pub(super) mod tests {
         let log = &file[HALF - BLOCK + HEADER.len()..];
         assert_eq!((log[0], log[WRITE]), (0xf8, 0xf9));
         assert_eq!(unfinished(&file), []);
+    }
+
+    #[test]
+    fn it_is_finished_also_where_the_first_block_is_still_erased() {
+        let mut file = volume(&[(0xfc, &[0xfd])]);
+        let whole = file.clone();
+        file[HALF..][..2 * BLOCK].copy_from_slice(&whole[..2 * BLOCK]);
+        file[..BLOCK].fill(0xff);
+        assert_eq!(finished(&file)[..2 * BLOCK], whole[..2 * BLOCK]);
     }
 
     #[test]

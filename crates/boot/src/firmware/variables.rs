@@ -117,7 +117,9 @@ pub fn variables(file: &[u8]) -> Result<Vec<Variable>, Damaged> {
         let body = body.ok_or(damaged(at, "a variable ends behind the store"))?;
         let (name, data) = body.split_at(name_len);
         if let ADDED | REPLACED = header.state {
-            let name = text(name).ok_or(damaged(at, "a name is no text that ends with a zero"))?;
+            // Two names may look the same: a guest can write what is no UTF-16.
+            let shown = text(name).ok_or(damaged(at, "a name is no text that ends with a zero"))?;
+            let name = (name, shown);
             if header.state == REPLACED {
                 replaced.push(((name, header.vendor), (at, data)));
             } else if there.insert((name, header.vendor), (at, data)).is_some() {
@@ -133,7 +135,7 @@ pub fn variables(file: &[u8]) -> Result<Vec<Variable>, Damaged> {
     let mut all: Vec<_> = there.into_iter().collect();
     all.sort_by_key(|(_, (at, _))| *at);
     let variable =
-        |((name, vendor), (_, data)): (_, (_, &[u8]))| Variable { name, vendor, data: data.to_vec() };
+        |(((_, name), vendor), (_, data)): (_, (_, &[u8]))| Variable { name, vendor, data: data.to_vec() };
     Ok(all.into_iter().map(variable).collect())
 }
 
@@ -152,7 +154,7 @@ fn text(name: &[u8]) -> Option<String> {
     let units: Vec<u16> = name.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
     let (zero, text) = units.split_last()?;
     let ends = *zero == 0 && !text.is_empty() && !text.contains(&0) && name.len().is_multiple_of(2);
-    if ends { String::from_utf16(text).ok() } else { None }
+    ends.then(|| String::from_utf16_lossy(text))
 }
 
 fn header(bytes: &[u8]) -> Option<(&Header, &[u8])> {
@@ -293,6 +295,21 @@ mod tests {
         let mut nameless = store(&[key]);
         nameless[100 + 36..100 + 40].copy_from_slice(&2u32.to_le_bytes());
         assert!(why(&nameless).contains("a name is no text"));
+    }
+
+    #[test]
+    fn a_guest_may_name_a_variable_by_what_is_no_utf_16_and_two_such_are_two() {
+        let mut file = store(&[("a", GUID, ADDED, &[1]), ("b", GUID, ADDED, &[2])]);
+        for name in [*b"a\0\0\0", *b"b\0\0\0"] {
+            let at = file.windows(4).position(|part| part == name).unwrap();
+            // Halves of a surrogate pair, alone.
+            file[at..at + 2].copy_from_slice(&[name[0], 0xd8]);
+        }
+        let found = variables(&file).unwrap();
+        assert_eq!(
+            found.iter().map(|one| (&*one.name, one.data[0])).collect::<Vec<_>>(),
+            [("\u{fffd}", 1), ("\u{fffd}", 2)]
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use host::{Host, Openers};
 use super::facts::Kind;
 use super::file_options::FileOptions;
 use crate::contract::Access;
-use crate::options::{Claim, OpenError};
+use crate::options::{Claim, DiskOptions, OpenError};
 
 /// So often a lock is tried for that nobody who still runs seems to hold, and how long to wait in between.
 const LOCK_TRIES: usize = 20;
@@ -185,6 +185,12 @@ pub(super) fn lock(file: &File, kind: Kind, options: &FileOptions) -> Result<Opt
         },
         Claim::Exclusive => Err(OpenError::Busy { path, holders }),
     }
+}
+
+/// Locks a file that is no disk as one that this process alone writes, against VMs and QEMU alike. The lock belongs to the open file
+/// and goes with it. Where the file system has no locks there is none.
+pub fn lock_file(file: &File, path: &Path) -> Result<(), OpenError> {
+    lock(file, Kind::File, &FileOptions::new(path, &DiskOptions::new(path))).map(drop)
 }
 
 /// A file system without locks cannot be asked who else uses the file. Whoever only reads harms nobody, and who writes

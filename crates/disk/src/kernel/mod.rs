@@ -23,6 +23,7 @@ pub(crate) use bounce::BounceRoom;
 pub(crate) use discards::DiscardsByThreads;
 pub(crate) use file_options::{FileOptions, Named};
 pub(crate) use handle::Handle;
+pub use lock::lock_file;
 pub(crate) use open::{Opened, first_bytes, in_memory, open, temporary};
 pub(crate) use ring::Ring;
 pub(crate) use scratch::Scratch;

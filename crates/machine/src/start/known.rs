@@ -128,14 +128,13 @@ fn uefi(error: &UefiError) -> Known {
         | UefiError::TemplateWithoutKeys(_)
         | UefiError::DamagedKeys { .. } => Before("Firmware::check"),
         UefiError::TooLittleRam { .. } => Before("uefi::enough_ram"),
-        UefiError::Kernel(_) | UefiError::Initrd(_) => Before("uefi::Kernel::check"),
-        UefiError::Part { .. } => Later("a file of 4 GiB that becomes larger meanwhile"),
-        UefiError::Variables(VariablesError::Host { what: "repair", .. }) => KERNEL,
+        UefiError::Kernel(_) | UefiError::Initrd(_) | UefiError::Part { .. } => Before("uefi::Kernel::check"),
+        UefiError::Shown(_) | UefiError::Variables(VariablesError::Host { what: "repair", .. }) => KERNEL,
         UefiError::Variables(VariablesError::Changed(_)) => Later("only who writes the file meanwhile knows"),
         UefiError::Variables(_) => Before("Variables::there"),
         UefiError::Tables(error) => load(error),
         UefiError::Name(_) => Later("a fault in skep: the names are its own"),
-        UefiError::Memory(_) => SHORTAGE,
+        UefiError::Memory(_) | UefiError::Descriptor(_) => SHORTAGE,
     }
 }
 

@@ -68,7 +68,11 @@ pub enum TpmError {
         cause: io::Error,
     },
     /// swtpm did not start.
-    #[error("cannot start {}: {cause}.", .program.display())]
+    #[error(
+        "cannot start {}: {cause}. Install swtpm anew (Debian: apt-get install --reinstall swtpm), or look why this host does not run \
+         the file (`ls -l`, `findmnt -T`).",
+        .program.display()
+    )]
     Start {
         /// The program.
         program: PathBuf,
@@ -77,8 +81,10 @@ pub enum TpmError {
     },
     /// swtpm started, and would not work.
     #[error(
-        "swtpm does not work with the TPM's state {}: {why}. Bring the state back from a backup, or move it away for a new \
-         TPM, which opens nothing that this one has sealed.",
+        "swtpm does not work with the TPM's state {}: {why}. Look first for what keeps swtpm from the folder: space (`df`), or \
+         AppArmor or SELinux (`dmesg`; AppArmor's profile of swtpm takes more folders in /etc/apparmor.d/local/usr.bin.swtpm). Only \
+         if the state itself is damaged, bring it back from a backup, or move it away for a new TPM, which opens nothing that this \
+         one has sealed.",
         .state.display()
     )]
     Refused {

@@ -156,7 +156,8 @@ impl Paths<'_> {
 fn beside(code: &Path, keys: Keys) -> Option<PathBuf> {
     let name = code.file_name()?.to_str()?;
     let with_keys = |name: String| match (keys, name.rsplit_once('.')) {
-        (Keys::Enrolled, Some((stem, extension))) if !stem.ends_with(".ms") => {
+        // openSUSE's have "-ms-" before the rest.
+        (Keys::Enrolled, Some((stem, extension))) if !stem.ends_with(".ms") && !stem.contains("-ms-") => {
             format!("{stem}.ms.{extension}")
         }
         _ => name,
@@ -261,8 +262,14 @@ mod tests {
     #[test]
     fn variables_are_found_beside_their_code_by_the_names_that_distributions_use() {
         let folder = tempfile::tempdir().unwrap();
-        let names =
-            ["edk2-i386-vars.fd", "OVMF_VARS_4M.fd", "OVMF_VARS_4M.ms.fd", "edk2-vars.fd", "OVMF_VARS.4m.fd"];
+        let names = [
+            "edk2-i386-vars.fd",
+            "OVMF_VARS_4M.fd",
+            "OVMF_VARS_4M.ms.fd",
+            "edk2-vars.fd",
+            "OVMF_VARS.4m.fd",
+            "ovmf-x86_64-ms-4m-vars.bin",
+        ];
         names.into_iter().for_each(|name| std::fs::write(folder.path().join(name), "").unwrap());
         let beside = |code: &str, keys| {
             let path = beside(&folder.path().join(code), keys)?;
@@ -276,6 +283,7 @@ mod tests {
             ("edk2-code.fd", Keys::None, Some("edk2-vars.fd")),
             ("edk2-x86_64-code.fd", Keys::None, Some("edk2-i386-vars.fd")),
             ("OVMF_CODE.4m.fd", Keys::None, Some("OVMF_VARS.4m.fd")),
+            ("ovmf-x86_64-ms-4m-code.bin", Keys::Enrolled, Some("ovmf-x86_64-ms-4m-vars.bin")),
             ("OVMF.fd", Keys::None, None),
         ] {
             assert_eq!(beside(code, keys).as_deref(), variables, "{code} {keys:?}");

@@ -12,7 +12,7 @@ use std::time::Duration;
 use boot::firmware::{self, Damaged, EfiKernel, EfiKernelError, FindError, FirmwareError, Part, SecureBoot};
 use boot::platform::Platform;
 use boot::{Initrd, InitrdError, LoadError};
-use config::{BootFirmware, FwCfgContent, FwCfgFile, FwCfgName, Once, VmName};
+use config::{BootFirmware, FwCfgContent, FwCfgFile, FwCfgName, HostPath, Once, VmName};
 use devices::fw_cfg::{Content, Items, NameError, key};
 use devices::{Flash, FwCfg, Store};
 use memory::{Change, DeviceMemory, Gpa, GpaRange, MemoryMap, Ram, RegisterPages};
@@ -101,10 +101,12 @@ pub enum UefiError {
     #[error(transparent)]
     Initrd(#[from] InitrdError),
     /// One of the two cannot be given to it.
-    #[error("the firmware cannot be given the {what}: {cause}. It takes files of less than 4 GiB.")]
+    #[error("the firmware cannot be given the {what} {file}: {cause}. It takes files of less than 4 GiB.")]
     Part {
-        /// "kernel", "initrd" or "fw-cfg file".
+        /// "kernel" or "initrd".
         what: &'static str,
+        /// Its path.
+        file: String,
         /// Why.
         cause: std::io::Error,
     },
@@ -126,6 +128,14 @@ pub enum UefiError {
     /// Memory for the flash.
     #[error("cannot allocate flash memory: {0}. This host is short of memory.")]
     Memory(std::io::Error),
+    /// The flash in the guest's memory.
+    #[error(
+        "KVM does not show the firmware to the guest as memory: {0}. Look into the kernel's log (`dmesg`)."
+    )]
+    Shown(std::io::Error),
+    /// Another descriptor of a file.
+    #[error("cannot have one more open file: {0}. Raise the limit of open files (ulimit -n).")]
+    Descriptor(std::io::Error),
 }
 
 /// A firmware whose files are what they should be.
@@ -159,10 +169,7 @@ impl GuestFile {
     fn give(&self, items: &mut Items) -> Result<(), UefiError> {
         let content = match &self.1 {
             GuestContent::Text(text) => Content::from(text.clone().into_bytes()),
-            GuestContent::File(Part { file, offset, len }) => {
-                let failed = |cause| UefiError::Part { what: "fw-cfg file", cause };
-                Content::File { file: file.try_clone().map_err(failed)?, offset: *offset, len: *len }
-            }
+            GuestContent::File(part) => content(part)?,
         };
         Ok(items.add(self.0.as_str(), content)?)
     }
@@ -282,35 +289,46 @@ fn chip(
         map.apply(&change).map_err(std::io::Error::other)
     });
     let events = events.clone();
-    Ok(Flash::new(range, pages, store, show, Box::new(move |what| events.provoked(what))))
+    Flash::new(range, pages, store, show, Box::new(move |what| events.provoked(what)))
+        .map_err(UefiError::Shown)
 }
 
 /// A kernel that firmware starts, with all that it gets.
 pub struct Kernel {
-    kernel: EfiKernel,
-    initrd: Option<Initrd>,
+    /// Its setup part and the rest.
+    kernel: [Part; 2],
+    initrd: Option<Part>,
     command_line: String,
 }
 
 impl Kernel {
     /// Opens and checks the files.
     pub fn check(linux: &config::Linux) -> Result<Kernel, Vec<UefiError>> {
-        let kernel = EfiKernel::open(linux.kernel.as_path()).map_err(UefiError::from);
-        let initrd = linux.initrd.as_ref().map(|path| Initrd::open(path.as_path())).transpose();
+        let refused = |what, path: &HostPath| {
+            let file = path.to_string();
+            move |cause| UefiError::Part { what, file, cause }
+        };
+        let kernel = EfiKernel::open(linux.kernel.as_path())
+            .map_err(UefiError::from)
+            .and_then(|kernel| kernel.parts().map_err(refused("kernel", &linux.kernel)));
+        let initrd = linux.initrd.as_ref().map(|path| {
+            Initrd::open(path.as_path())
+                .map_err(UefiError::from)
+                .and_then(|initrd| initrd.part().map_err(refused("initrd", path)))
+        });
         let command_line = linux.cmdline.as_str().to_owned();
-        match (kernel, initrd.map_err(UefiError::from)) {
+        match (kernel, initrd.transpose()) {
             (Ok(kernel), Ok(initrd)) => Ok(Kernel { kernel, initrd, command_line }),
             (kernel, initrd) => Err(kernel.err().into_iter().chain(initrd.err()).collect()),
         }
     }
 
     fn give(&self, items: &mut Items) -> Result<(), UefiError> {
-        let failed = |what| move |cause| UefiError::Part { what, cause };
-        let [setup, rest] = self.kernel.parts().map_err(failed("kernel"))?;
-        give(items, key::SETUP_SIZE, key::SETUP, setup);
-        give(items, key::KERNEL_SIZE, key::KERNEL, rest);
+        let [setup, rest] = &self.kernel;
+        give(items, key::SETUP_SIZE, key::SETUP, setup)?;
+        give(items, key::KERNEL_SIZE, key::KERNEL, rest)?;
         if let Some(initrd) = &self.initrd {
-            give(items, key::INITRD_SIZE, key::INITRD, initrd.part().map_err(failed("initrd"))?);
+            give(items, key::INITRD_SIZE, key::INITRD, initrd)?;
         }
         let line = [self.command_line.as_bytes(), &[0]].concat();
         items.set(key::COMMAND_LINE_SIZE, (line.len() as u32).to_le_bytes().to_vec());
@@ -319,15 +337,37 @@ impl Kernel {
     }
 }
 
-fn give(items: &mut Items, size: u16, key: u16, part: Part) {
+fn give(items: &mut Items, size: u16, key: u16, part: &Part) -> Result<(), UefiError> {
+    items.set(size, part.len.to_le_bytes().to_vec());
+    items.set(key, content(part)?);
+    Ok(())
+}
+
+fn content(part: &Part) -> Result<Content, UefiError> {
     let Part { file, offset, len } = part;
-    items.set(size, len.to_le_bytes().to_vec());
-    items.set(key, Content::File { file, offset, len });
+    Ok(Content::File { file: file.try_clone().map_err(UefiError::Descriptor)?, offset: *offset, len: *len })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_initrd_of_4_gib_is_found_with_the_kernel_and_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let initrd = folder.path().join("initrd");
+        std::fs::File::create(&initrd).unwrap().set_len(1 << 32).unwrap();
+        let path = |path: &std::path::Path| path.to_str().unwrap().parse().unwrap();
+        let linux = config::Linux {
+            kernel: path(&folder.path().join("none")),
+            initrd: Some(path(&initrd)),
+            cmdline: config::Cmdline::default(),
+        };
+        let found: Vec<String> =
+            Kernel::check(&linux).err().unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[1].contains(&format!("the initrd {}", initrd.display())), "{found:?}");
+    }
 
     #[test]
     fn too_little_ram_for_firmware_is_a_finding_and_what_suffices_is_not() {

@@ -5,7 +5,7 @@
 //! guest goes on: whenever skep is killed or the host loses power, the file is what flash memory would be. What the firmware would
 //! finish at its next start only after it has read the variables, skep finishes before (boot::firmware::unfinished).
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use boot::firmware::{self, Damaged, FirmwareError, SecureBoot, VariableStore};
 use devices::Store;
+use disk::OpenError;
 use tempfile::NamedTempFile;
 
 /// Why a VM cannot have its variables.
@@ -47,11 +48,16 @@ pub enum VariablesError {
     Changed(PathBuf),
     /// Another VM runs with it.
     #[error(
-        "the firmware's variables {} are in use by another process, probably a VM. Stop it, or give this VM another file \
+        "the firmware's variables {} are in use: {holders}. Stop that VM or program, or give this VM another file \
          (--firmware-vars).",
-        .0.display()
+        .path.display()
     )]
-    InUse(PathBuf),
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// Who, as far as can be seen.
+        holders: String,
+    },
     /// The host refuses.
     #[error("cannot {what} the firmware's variables {}: {cause}. They can lie elsewhere (--firmware-vars FILE).", .path.display())]
     Host {
@@ -142,8 +148,12 @@ impl Variables {
         let file = lock(open(&self.path)?, &self.path)?;
         // Looked at again: it may have changed since.
         let store = VariableStore::of_vm(&self.path)?;
+        let of_file = |facts: io::Result<fs::Metadata>| facts.map(|facts| (facts.dev(), facts.ino())).ok();
+        if of_file(file.metadata()) != of_file(fs::metadata(&self.path)) {
+            return Err(VariablesError::Changed(self.path.clone()));
+        }
         as_long_as(&store, self.store.len())?;
-        let (mut taken, mut bytes) = (Taken(file), store.read()?);
+        let (mut taken, mut bytes) = (Taken { file, path: self.path.clone() }, store.read()?);
         if bytes != self.bytes {
             return Err(VariablesError::Changed(self.path.clone()));
         }
@@ -197,26 +207,36 @@ fn open(path: &Path) -> Result<File, VariablesError> {
 }
 
 fn lock(file: File, path: &Path) -> Result<File, VariablesError> {
-    match file.try_lock() {
+    match disk::lock_file(&file, path) {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(VariablesError::InUse(path.to_path_buf())),
-        Err(TryLockError::Error(cause)) => {
-            Err(VariablesError::Host { what: "lock", path: path.to_path_buf(), cause })
-        }
+        Err(OpenError::Busy { path, holders }) => Err(VariablesError::InUse { path, holders }),
+        Err(OpenError::Failed { path, cause }) => Err(VariablesError::Host { what: "lock", path, cause }),
+        Err(other) => Err(VariablesError::Host {
+            what: "lock",
+            path: path.to_path_buf(),
+            cause: io::Error::other(other),
+        }),
     }
 }
 
 /// Variables that this VM uses and no other.
 #[derive(Debug)]
-pub struct Taken(File);
+pub struct Taken {
+    file: File,
+    path: PathBuf,
+}
 
 impl Store for Taken {
+    fn name(&self) -> String {
+        format!("the firmware's variables {}", self.path.display())
+    }
+
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn unfinished(&self, contents: &[u8]) -> Vec<(u64, Vec<u8>)> {
@@ -305,10 +325,22 @@ pub(super) mod tests {
         let variables = folder.check("vars").unwrap();
         let taken = variables.take().unwrap();
         for error in [folder.check("vars").unwrap_err(), variables.take().unwrap_err()] {
-            assert!(error.to_string().contains("in use by another process"), "{error}");
+            assert!(error.to_string().contains("are in use: "), "{error}");
         }
         drop(taken);
         folder.check("vars").unwrap().take().unwrap();
+    }
+
+    #[test]
+    fn a_disk_of_another_vm_is_seen_to_be_in_use_and_so_are_they_by_it() {
+        let folder = Folder::new();
+        drop(folder.check("vars").unwrap().take().unwrap());
+        let disk = || disk::Disk::open(&disk::DiskOptions::new(folder.path("vars")));
+        let open = disk().unwrap();
+        assert!(folder.check("vars").unwrap_err().to_string().contains("are in use: "));
+        drop(open);
+        let _taken = folder.check("vars").unwrap().take().unwrap();
+        assert!(matches!(disk(), Err(OpenError::Busy { .. })));
     }
 
     #[test]
