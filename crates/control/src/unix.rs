@@ -6,11 +6,11 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use nix::sys::socket::{getsockopt, sockopt};
 use own::own_user;
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, fchmod};
-use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, bind, recvmsg,
@@ -29,7 +29,7 @@ const BACKLOG: i32 = 128;
 /// Who is at the other end of a connection; for a client, who listened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// The process.
+    /// The process; 0 if it is in another PID namespace, as that of a container.
     pub pid: u32,
     /// Its effective user.
     pub uid: u32,
@@ -38,8 +38,9 @@ pub struct Peer {
 impl Peer {
     /// The peer of a connection, as it was when the connection was made (SO_PEERCRED).
     pub fn of(stream: &UnixStream) -> io::Result<Peer> {
-        let peer = socket_peercred(stream)?;
-        Ok(Peer { pid: peer.pid.as_raw_nonzero().get().cast_unsigned(), uid: peer.uid.as_raw() })
+        // Not by rustix, in which a process of another PID namespace has no number that can be.
+        let peer = getsockopt(stream, sockopt::PeerCredentials)?;
+        Ok(Peer { pid: peer.pid().cast_unsigned(), uid: peer.uid() })
     }
 
     /// Whether it may use a VM of this process's user: that user and root may.

@@ -71,6 +71,8 @@ struct State {
     unsynced: Vec<u64>,
     /// Blocks that the last sync failed for: the host may have lost what was written of them.
     lost: Vec<u64>,
+    /// Why the last step does not last, if it does not.
+    failed: Option<String>,
 }
 
 /// What the guest has commanded.
@@ -117,6 +119,7 @@ impl Flash {
                 unwritten: Vec::new(),
                 unsynced: Vec::new(),
                 lost: Vec::new(),
+                failed: None,
             }),
             show,
             report,
@@ -188,12 +191,18 @@ impl Flash {
     /// finishes. The error says what is lost.
     pub fn end(&self) -> Result<(), String> {
         let mut state = self.state();
-        if state.registers.mode != Mode::Array {
-            return Ok(());
-        }
         let name = state.name();
-        let lost = |error| format!("the last changes of {name} are lost: {error}.");
-        self.try_sync(&mut state).map_err(lost)
+        if state.registers.mode != Mode::Array {
+            let failed = state.failed.take();
+            return failed
+                .map_or(Ok(()), |error| Err(format!("the last changes of {name} are lost: {error}.")));
+        }
+        let lost = |error| {
+            format!("the last changes of {name} are lost, and what is stored may be damaged: {error}.")
+        };
+        let stored = self.try_sync(&mut state).map_err(lost);
+        state.failed = stored.clone().err();
+        stored
     }
 
     /// Does what was interrupted, as far as it can: no step without those before it.
@@ -260,6 +269,7 @@ impl Flash {
     }
 
     fn reported(&self, state: &mut State, synced: &io::Result<()>) -> bool {
+        state.failed = synced.as_ref().err().map(ToString::to_string);
         if let Err(error) = synced {
             state.registers.status |= PROGRAM_FAILED;
             (self.report)(format!(
@@ -295,12 +305,14 @@ impl Flash {
         synced
     }
 
-    /// Makes what is lost last, so that nothing that comes later lasts before it.
+    /// Makes what is lost last, so that nothing that comes later lasts before it; but for blocks that were erased since, which go as a
+    /// whole at the end of the step.
     fn write_lost(&self, state: &mut State) -> io::Result<()> {
         if state.lost.is_empty() {
             return Ok(());
         }
-        for block in state.lost.clone() {
+        let erased = |block: &u64| state.unwritten.contains(block);
+        for block in state.lost.iter().copied().filter(|block| !erased(block)).collect::<Vec<_>>() {
             self.write_block(state, block)?;
         }
         state.sync()?;
@@ -584,13 +596,39 @@ mod tests {
         bench.kept.2.store(true, Ordering::SeqCst);
         bench.write(&[(0, 0x10), (0, b'x'), (0, 0xff)]);
         let lost = bench.flash.end().unwrap_err();
-        assert!(lost.contains("the last changes of the variables are lost: No space left"), "{lost}");
+        assert!(
+            lost.contains("the last changes of the variables are lost") && lost.contains("No space left"),
+            "{lost}"
+        );
         bench.kept.2.store(false, Ordering::SeqCst);
         assert_eq!(bench.flash.end(), Ok(()));
         assert_eq!(bench.kept.0.lock()[0], b'x');
         bench.write(&[(0, 0x20), (0, 0xd0)]);
         assert_eq!(bench.flash.end(), Ok(()));
         assert_eq!(bench.kept.0.lock()[0], b'x');
+        bench.kept.2.store(true, Ordering::SeqCst);
+        bench.write(&[(0, 0xff), (1, 0x10), (1, b'y')]);
+        assert!(bench.flash.end().unwrap_err().contains("No space left"), "in the middle of the next step");
+    }
+
+    #[test]
+    fn a_block_that_a_sync_lost_and_that_was_erased_since_is_not_stored_before_what_finishes_it() {
+        let bench = flash(true);
+        bench.write(&[
+            (5000, 0x10),
+            (5000, b'c'),
+            (MARK, 0x10),
+            (MARK, b'!'),
+            (0, 0xff),
+            (0, 0x10),
+            (0, b'x'),
+        ]);
+        bench.kept.3.store(true, Ordering::SeqCst);
+        bench.write(&[(0, 0xff), (0, 0x20), (0, 0xd0)]);
+        bench.kept.3.store(false, Ordering::SeqCst);
+        bench.kept.4.lock().clear();
+        bench.flash.reset();
+        assert_eq!(*bench.kept.4.lock(), [b'c']);
     }
 
     #[test]

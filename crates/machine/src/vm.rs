@@ -369,7 +369,8 @@ impl Vm {
             let stopped = wait_for(&what, inbox.reporter(), || device.shut_down());
             troubles.extend(stopped.err().map(|error| error.to_string()));
         }
-        troubles.extend(board.flash.iter().filter_map(|flash| flash.end().err()));
+        let stored = || board.flash.iter().filter_map(|flash| flash.end().err()).collect::<Vec<_>>();
+        troubles.extend(wait_for("its firmware's variables to be stored", inbox.reporter(), stored));
         let bus = board.bus.clone();
         // Of the devices at fixed places only the TPM can take long to go.
         wait_for("its TPM", inbox.reporter(), || drop(board));

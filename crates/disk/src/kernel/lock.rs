@@ -188,9 +188,15 @@ pub(super) fn lock(file: &File, kind: Kind, options: &FileOptions) -> Result<Opt
 }
 
 /// Locks a file that is no disk as one that this process alone writes, against VMs and QEMU alike. The lock belongs to the open file
-/// and goes with it. Where the file system has no locks there is none.
+/// and goes with it. A file system without locks is an error.
 pub fn lock_file(file: &File, path: &Path) -> Result<(), OpenError> {
-    lock(file, Kind::File, &FileOptions::new(path, &DiskOptions::new(path))).map(drop)
+    match lock(file, Kind::File, &FileOptions::new(path, &DiskOptions::new(path)))? {
+        None => Ok(()),
+        Some(_) => {
+            let cause = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+            Err(OpenError::Failed { path: path.to_owned(), cause })
+        }
+    }
 }
 
 /// A file system without locks cannot be asked who else uses the file. Whoever only reads harms nobody, and who writes

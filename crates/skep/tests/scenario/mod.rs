@@ -238,7 +238,12 @@ const OF_GUESTS: [&str; 2] = ["guest: ", "lab: "];
 pub fn in_one_piece(output: &str) -> String {
     let (mut all, mut begun) = (String::new(), String::new());
     for line in output.lines() {
-        let in_the_middle = OF_GUESTS.iter().any(|start| line.starts_with(start)) || !begun.is_empty();
+        let begins = line == LOG || OF_GUESTS.iter().any(|start| line.starts_with(start));
+        // Its guest was killed.
+        if begins && !begun.is_empty() {
+            all.extend([&*std::mem::take(&mut begun), "\n"]);
+        }
+        let in_the_middle = begins || !begun.is_empty();
         match line.find(OF_HOST) {
             Some(at) if at > 0 && in_the_middle => begun.push_str(&line[..at]),
             Some(0) => {}

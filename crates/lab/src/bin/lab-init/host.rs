@@ -275,11 +275,9 @@ impl Pump {
     fn wait_until_empty(&self) {
         let begin = Instant::now();
         while begin.elapsed() < PUMP_LIMIT {
-            let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            if bytes_in(&self.pipe) == 0 {
+            if self.turn.try_lock().is_ok_and(|_turn| bytes_in(&self.pipe) == 0) {
                 return;
             }
-            drop(turn);
             thread::sleep(Duration::from_millis(5));
         }
     }
