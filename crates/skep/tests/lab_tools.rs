@@ -33,7 +33,7 @@ fn says(seen: &Seen, name: &str, lines: &[&str]) {
 
 #[test]
 fn what_the_host_says_in_the_middle_of_a_guests_line_does_not_cut_it() {
-    let seen = "guest: sehost: opened a\nhost: b 1\nond one\nhost: said skep: host: x\nguest: hahost: skep ended with 5\nguest: hihost: x\nguest: a";
+    let seen = "guest: sechost: opened a\nhost: b 1\nond one\nhost: said skep: host: x\nguest: hahost: skep ended with 5\nguest: hihost: x\nguest: a";
     let whole = "host: opened a\nhost: b 1\nguest: second one\nhost: said skep: host: x\nguest: ha\nhost: skep ended with 5\nhost: x\nguest: hi\nguest: a\n";
     assert_eq!(scenario::in_one_piece(seen), whole);
 }
