@@ -3,12 +3,23 @@
 use std::time::SystemTime;
 
 use jiff::Timestamp;
+use jiff::tz::Offset;
 
 /// A time as RFC 3339 writes it, in UTC, with milliseconds: `2026-11-22T20:30:55.123Z`. A time that has no such form is written as the
 /// beginning of 1970.
 pub fn rfc3339(time: SystemTime) -> String {
-    let milliseconds = Timestamp::try_from(time).map_or(0, Timestamp::as_millisecond);
-    format!("{:.3}", Timestamp::from_millisecond(milliseconds).unwrap_or_default())
+    let time = Offset::UTC.to_datetime(Timestamp::try_from(time).unwrap_or_default());
+    // By hand: jiff's printer for all forms is more code than all else that a start uses of it.
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        time.year(),
+        time.month(),
+        time.day(),
+        time.hour(),
+        time.minute(),
+        time.second(),
+        time.millisecond()
+    )
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Dates as a clock shows them.
 
-use jiff::civil::{Date, DateTime, Time, date};
-use jiff::{SignedDuration, ToSpan};
+use jiff::Timestamp;
+use jiff::civil::{Date, DateTime, Time};
+use jiff::tz::Offset;
 
-const EPOCH: DateTime = date(1970, 1, 1).at(0, 0, 0, 0);
+const DAY: i64 = 86_400;
 
 /// A date and time of the proleptic Gregorian calendar, field by field: what a guest writes need not be one.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
@@ -17,9 +18,10 @@ pub struct Civil {
 }
 
 impl Civil {
-    /// So many seconds after 1970 began. The calendar ends with the year 9999.
+    /// So many seconds after 1970 began. The calendar ends with the year 9999, a day before its end.
     pub fn from_seconds(seconds: i64) -> Civil {
-        let time = EPOCH.saturating_add(SignedDuration::from_secs(seconds));
+        let seconds = seconds.clamp(Timestamp::MIN.as_second(), Timestamp::MAX.as_second());
+        let time = Offset::UTC.to_datetime(Timestamp::from_second(seconds).unwrap_or_default());
         Civil {
             year: time.year(),
             month: time.month().cast_unsigned(),
@@ -30,28 +32,28 @@ impl Civil {
         }
     }
 
-    /// Fields beyond their range count on: 31 February is 3 March.
-    fn time(&self) -> DateTime {
-        let year = self.year.clamp(Date::MIN.year(), Date::MAX.year());
-        let beyond_the_first = |field: u8| i64::from(field) - 1;
-        Date::new(year, 1, 1)
-            .unwrap_or_default()
-            .saturating_add(beyond_the_first(self.month).months())
-            .saturating_add(beyond_the_first(self.day).days())
-            .to_datetime(Time::midnight())
-            .saturating_add(i64::from(self.hour).hours())
-            .saturating_add(i64::from(self.minute).minutes())
-            .saturating_add(i64::from(self.second).seconds())
+    /// Days since 1970 began. Fields beyond their range count on: 31 February is 3 March.
+    fn days(&self) -> i64 {
+        let months = i16::from(self.month) - 1;
+        // Before its last day, so that what follows from it is in range.
+        let year =
+            self.year.saturating_add(months.div_euclid(12)).clamp(Date::MIN.year() + 1, Date::MAX.year());
+        let month = months.rem_euclid(12) as i8 + 1;
+        let first = DateTime::from_parts(Date::new(year, month, 1).unwrap_or_default(), Time::midnight());
+        let seconds = Offset::UTC.to_timestamp(first).map_or(0, Timestamp::as_second);
+        seconds / DAY + i64::from(self.day) - 1
     }
 
     /// Seconds since 1970 began.
     pub fn seconds(&self) -> i64 {
-        self.time().duration_since(EPOCH).as_secs()
+        let clock = i64::from(self.hour) * 3600 + i64::from(self.minute) * 60 + i64::from(self.second);
+        self.days() * DAY + clock
     }
 
     /// 0 is Sunday.
     pub fn weekday(&self) -> u8 {
-        self.time().weekday().to_sunday_zero_offset().cast_unsigned()
+        // 1970 began with a Thursday.
+        (self.days() + 4).rem_euclid(7) as u8
     }
 }
 
@@ -75,9 +77,9 @@ mod tests {
         assert_eq!(of(2023, 2, 31).seconds(), of(2023, 3, 3).seconds());
         assert_eq!(of(2023, 0, 0).seconds(), of(2022, 11, 30).seconds());
         assert_eq!(of(2023, 99, 99).seconds(), of(2031, 6, 7).seconds());
-        for end in [of(i16::MAX, 255, 255).seconds(), i64::MAX] {
+        for end in [of(i16::MAX, 12, 255).seconds(), i64::MAX] {
             let end = Civil::from_seconds(end);
-            assert_eq!((end.year, end.month, end.day), (9999, 12, 31));
+            assert_eq!((end.year, end.month, end.day), (9999, 12, 30));
         }
     }
 }
