@@ -200,9 +200,8 @@ impl Flash {
         let lost = |error| {
             format!("the last changes of {name} are lost, and what is stored may be damaged: {error}.")
         };
-        let stored = self.try_sync(&mut state).map_err(lost);
-        state.failed = stored.clone().err();
-        stored
+        state.failed = None;
+        self.try_sync(&mut state).map_err(lost)
     }
 
     /// Does what was interrupted, as far as it can: no step without those before it.

@@ -66,7 +66,7 @@ struct Header {
 /// A variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Variable {
-    /// Its name.
+    /// Its name; U+FFFD stands for what is no UTF-16 in it.
     pub name: String,
     /// Whose it is: a GUID, as it is in memory.
     pub vendor: [u8; 16],

@@ -18,7 +18,7 @@ pub struct Civil {
 }
 
 impl Civil {
-    /// So many seconds after 1970 began. The calendar ends with the year 9999, a day before its end.
+    /// So many seconds after 1970 began. The calendar ends on 30 December 9999, where jiff's timestamps do.
     pub fn from_seconds(seconds: i64) -> Civil {
         let seconds = seconds.clamp(Timestamp::MIN.as_second(), Timestamp::MAX.as_second());
         let time = Offset::UTC.to_datetime(Timestamp::from_second(seconds).unwrap_or_default());
@@ -35,7 +35,7 @@ impl Civil {
     /// Days since 1970 began. Fields beyond their range count on: 31 February is 3 March.
     fn days(&self) -> i64 {
         let months = i16::from(self.month) - 1;
-        // Before its last day, so that what follows from it is in range.
+        // Timestamps lack the first day of their first year.
         let year =
             self.year.saturating_add(months.div_euclid(12)).clamp(Date::MIN.year() + 1, Date::MAX.year());
         let month = months.rem_euclid(12) as i8 + 1;

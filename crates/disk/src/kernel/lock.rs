@@ -16,7 +16,7 @@ use host::{Host, Openers};
 use super::facts::Kind;
 use super::file_options::FileOptions;
 use crate::contract::Access;
-use crate::options::{Claim, DiskOptions, OpenError};
+use crate::options::{Claim, OpenError};
 
 /// So often a lock is tried for that nobody who still runs seems to hold, and how long to wait in between.
 const LOCK_TRIES: usize = 20;
@@ -153,17 +153,37 @@ fn is_held(file: &File, bytes: Bytes) -> io::Result<bool> {
 /// Locks a file or block device against other users; several may read. The locks belong to the open file and go with
 /// it. What was overridden by force is returned, and that there are no locks.
 pub(super) fn lock(file: &File, kind: Kind, options: &FileOptions) -> Result<Option<String>, OpenError> {
+    let path = options.path.clone();
+    let holders = match try_lock(file, kind, options.access) {
+        Ok(None) => return Ok(None),
+        Ok(Some(holders)) => holders,
+        Err(cause) => return without(options, cause),
+    };
+    match options.claim {
+        Claim::Forced => match take(file, kind, options.access) {
+            Ok(_) => Ok(Some(overridden(&path, &holders))),
+            Err(cause) => without(options, cause),
+        },
+        Claim::Exclusive => Err(OpenError::Busy { path, holders }),
+    }
+}
+
+/// Locks a file that is no disk as one that this process alone writes, against VMs and QEMU alike. The lock belongs to the open file
+/// and goes with it. `None` is that it is locked; otherwise this is who has it. A file system without locks is an error.
+pub fn lock_file(file: &File) -> io::Result<Option<String>> {
+    try_lock(file, Kind::File, Access::ReadWrite)
+}
+
+/// Takes the locks for this access, or says who has them.
+fn try_lock(file: &File, kind: Kind, access: Access) -> io::Result<Option<String>> {
     // A process that has just ended may take a moment to let go of its lock (the kernel tears io_uring down in its
     // own time); one that still runs is not waited for. Nor does one count that is about to run another program: until
     // then it has all that its parent had, and the lock although the parent has let go of it.
     let (host, mut known, mut looks) = (Host::here(), Vec::new(), 0);
     let mut clash = Clash::Whole;
     for _ in 0..LOCK_TRIES {
-        clash = match take(file, kind, options.access) {
-            Ok(None) => return Ok(None),
-            Ok(Some(clash)) => clash,
-            Err(cause) => return without(options, cause),
-        };
+        let Some(found) = take(file, kind, access)? else { return Ok(None) };
+        clash = found;
         // We are none of those who hold locks, and in nobody's way while we wait.
         let released = set(file, EVERYTHING, libc::F_UNLCK);
         let facts = released.and_then(|_| file.metadata());
@@ -175,28 +195,8 @@ pub(super) fn lock(file: &File, kind: Kind, options: &FileOptions) -> Result<Opt
         }
         std::thread::sleep(LOCK_PAUSE);
     }
-    let path = options.path.clone();
     let who = if known.is_empty() { "another program".to_owned() } else { known.join(", ") };
-    let holders = clash.about(&who);
-    match options.claim {
-        Claim::Forced => match take(file, kind, options.access) {
-            Ok(_) => Ok(Some(overridden(&path, &holders))),
-            Err(cause) => without(options, cause),
-        },
-        Claim::Exclusive => Err(OpenError::Busy { path, holders }),
-    }
-}
-
-/// Locks a file that is no disk as one that this process alone writes, against VMs and QEMU alike. The lock belongs to the open file
-/// and goes with it. A file system without locks is an error.
-pub fn lock_file(file: &File, path: &Path) -> Result<(), OpenError> {
-    match lock(file, Kind::File, &FileOptions::new(path, &DiskOptions::new(path)))? {
-        None => Ok(()),
-        Some(_) => {
-            let cause = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
-            Err(OpenError::Failed { path: path.to_owned(), cause })
-        }
-    }
+    Ok(Some(clash.about(&who)))
 }
 
 /// A file system without locks cannot be asked who else uses the file. Whoever only reads harms nobody, and who writes

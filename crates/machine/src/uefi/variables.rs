@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 
 use boot::firmware::{self, Damaged, FirmwareError, SecureBoot, VariableStore};
 use devices::Store;
-use disk::OpenError;
 use tempfile::NamedTempFile;
 
 /// Why a VM cannot have its variables.
@@ -109,8 +108,7 @@ impl Variables {
             Err(cause) => return Err(failed("open", cause)),
         };
         let store = VariableStore::of_vm(path)?;
-        let same = |other: fs::Metadata| (other.dev(), other.ino()) == (facts.dev(), facts.ino());
-        if templates.iter().any(|other| fs::metadata(other).is_ok_and(same)) {
+        if templates.iter().any(|other| fs::metadata(other).is_ok_and(|other| same(&other, &facts))) {
             return Err(VariablesError::Template(path.to_path_buf()));
         }
         drop(lock(open(path)?, path)?);
@@ -146,10 +144,11 @@ impl Variables {
             self.make()?;
         }
         let file = lock(open(&self.path)?, &self.path)?;
-        // Looked at again: it may have changed since.
+        // Looked at again: it may have changed since, and another file may have its name.
         let store = VariableStore::of_vm(&self.path)?;
-        let of_file = |facts: io::Result<fs::Metadata>| facts.map(|facts| (facts.dev(), facts.ino())).ok();
-        if of_file(file.metadata()) != of_file(fs::metadata(&self.path)) {
+        let failed = |cause| VariablesError::Host { what: "open", path: self.path.clone(), cause };
+        let [locked, named] = [file.metadata(), fs::metadata(&self.path)];
+        if !same(&locked.map_err(failed)?, &named.map_err(failed)?) {
             return Err(VariablesError::Changed(self.path.clone()));
         }
         as_long_as(&store, self.store.len())?;
@@ -206,16 +205,16 @@ fn open(path: &Path) -> Result<File, VariablesError> {
     opened.map_err(|cause| VariablesError::Host { what: "write to", path: path.to_path_buf(), cause })
 }
 
+/// Whether these are of one file.
+fn same(one: &fs::Metadata, other: &fs::Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
 fn lock(file: File, path: &Path) -> Result<File, VariablesError> {
-    match disk::lock_file(&file, path) {
-        Ok(()) => Ok(file),
-        Err(OpenError::Busy { path, holders }) => Err(VariablesError::InUse { path, holders }),
-        Err(OpenError::Failed { path, cause }) => Err(VariablesError::Host { what: "lock", path, cause }),
-        Err(other) => Err(VariablesError::Host {
-            what: "lock",
-            path: path.to_path_buf(),
-            cause: io::Error::other(other),
-        }),
+    match disk::lock_file(&file) {
+        Ok(None) => Ok(file),
+        Ok(Some(holders)) => Err(VariablesError::InUse { path: path.to_path_buf(), holders }),
+        Err(cause) => Err(VariablesError::Host { what: "lock", path: path.to_path_buf(), cause }),
     }
 }
 
@@ -340,7 +339,7 @@ pub(super) mod tests {
         assert!(folder.check("vars").unwrap_err().to_string().contains("are in use: "));
         drop(open);
         let _taken = folder.check("vars").unwrap().take().unwrap();
-        assert!(matches!(disk(), Err(OpenError::Busy { .. })));
+        assert!(matches!(disk(), Err(disk::OpenError::Busy { .. })));
     }
 
     #[test]
